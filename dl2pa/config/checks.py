@@ -1,0 +1,159 @@
+"""Checks across fields, once the numbers from the data are known."""
+
+from __future__ import annotations
+
+from dl2pa.config.schema import Config
+from dl2pa.errors import UserError
+
+
+def check_batches(config: Config, world_size: int) -> None:
+    """The global batch splits into its virtual shards and these into the processes.
+
+    Raises:
+        UserError: naming train.batch_size, train.virtual_shards or launch.nproc.
+    """
+    batch, shards = config.train.batch_size, config.virtual_shards
+    if batch % shards:
+        raise UserError(
+            "train.virtual_shards",
+            shards,
+            f"does not divide train.batch_size = {batch}",
+            "Choose a divisor of the batch.",
+        )
+    if shards % world_size:
+        fitting = [n for n in range(1, shards + 1) if shards % n == 0]
+        raise UserError(
+            "launch.nproc",
+            world_size,
+            f"does not divide the batch's {shards} virtual shards (train.batch_size = {batch})",
+            f"Use a number of processes among {fitting}, or set train.batch_size or train.virtual_shards.",
+        )
+
+
+def check_lengths(config: Config, num_train: int) -> None:
+    """At least one global batch an epoch."""
+    if num_train < config.train.batch_size:
+        raise UserError(
+            "train.batch_size",
+            config.train.batch_size,
+            f"larger than the training set of {num_train} images",
+            f"Choose at most {num_train}.",
+        )
+
+
+def check_method(config: Config, num_classes: int) -> None:
+    """Combinations that no method can run.
+
+    Raises:
+        UserError: naming the field at fault.
+    """
+    if num_classes < 2:
+        raise UserError("data.num_classes", num_classes, "a classifier needs two classes", "Add a class.")
+    if config.method.name == "psc":
+        if config.loss != "cross_entropy":
+            raise UserError(
+                "method.loss",
+                config.loss,
+                "the learned classifier psc trains with cross_entropy",
+                "Remove method.loss.",
+            )
+        if config.assignment == "dynamic":
+            raise UserError(
+                "method.assignment",
+                "dynamic",
+                "psc learns its class vectors: there are no fixed prototypes to match",
+                "Use static, or method.name=dl2pa.",
+            )
+    cifar = config.model.backbone in ("resnet8", "resnet14", "resnet20", "resnet32", "resnet44", "resnet56")
+    if config.model.head == "batchnorm":
+        width = config.model.widths[-1]
+        if not cifar or width != config.model.embedding_dim:
+            raise UserError(
+                "model.head",
+                "batchnorm",
+                "takes the backbone's own features, whose dimension must equal model.embedding_dim "
+                f"= {config.model.embedding_dim}",
+                f"Set model.embedding_dim={width} with a CIFAR ResNet, or model.head=linear.",
+            )
+    if config.model.backbone == "swin_t" and config.data.image_size < 32:
+        raise UserError(
+            "data.image_size", config.data.image_size, "too small for swin_t", "Choose at least 32."
+        )
+
+
+def check_loader(config: Config) -> None:
+    """The loader can read the data set, and does what the recipe asks."""
+    arrays = config.data.dataset in ("cifar10", "cifar100", "svhn", "stl10")
+    loader = config.loader
+    if arrays and loader in ("dali", "torchvision"):
+        raise UserError(
+            "data.loader", loader, f"{config.data.dataset} is an array, not image files", "Use resident."
+        )
+    if config.data.dataset != "synthetic" and loader == "synthetic":
+        raise UserError(
+            "data.loader",
+            loader,
+            f"would ignore data.dataset = {config.data.dataset}",
+            "Set data.dataset=synthetic.",
+        )
+    if loader == "resident" and config.data.crop == "random_resized":
+        raise UserError(
+            "data.crop", "random_resized", "resident arrays are cropped by pad or none", "Set data.crop=pad."
+        )
+    if loader in ("dali", "torchvision") and config.data.crop == "pad":
+        raise UserError(
+            "data.crop", "pad", "image files are cropped by random_resized or none", "Set data.loader=resident."
+        )
+    if config.data.dataset == "synthetic" and config.data.num_classes is None:
+        raise UserError(
+            "data.num_classes", None, "synthetic data has no classes of its own", "Set data.num_classes."
+        )
+    low, high = config.data.crop_scale
+    if not 0 < low <= high:
+        raise UserError("data.crop_scale", [low, high], "is not a range in (0, 1]", "Write [low, high].")
+
+
+def warnings(config: Config, num_classes: int) -> list[str]:
+    """Sentences about settings that are legal and pointless."""
+    said: list[str] = []
+    if config.assignment == "dynamic" and config.model.embedding_dim >= num_classes - 1:
+        said.append(
+            f"model.embedding_dim = {config.model.embedding_dim} >= C - 1 = {num_classes - 1}: the prototypes are a "
+            "regular simplex, every permutation of which is an isometry, so matching cannot help; "
+            "method.assignment=static costs less."
+        )
+    said.extend(f"{key} is ignored: {why}." for key, why in _ignored(config) if _was_set(config, key))
+    return said
+
+
+def _ignored(config: Config) -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    if config.assignment == "static":
+        rows.append(("method.match", "method.assignment is static"))
+    if config.method.name == "psc":
+        rows += [("method.prototypes", "psc learns them"), ("method.class_vectors", "psc has no prototypes")]
+    if config.loss != "cross_entropy":
+        rows += [
+            ("method.scale", f"the loss {config.loss} has no scale"),
+            ("method.label_smoothing", f"the loss {config.loss} has no smoothing"),
+        ]
+    if config.optim.schedule != "step":
+        rows.append(("optim.milestones", f"optim.schedule is {config.optim.schedule}"))
+    if config.optim.name == "adamw":
+        rows += [("optim.momentum", "adamw takes optim.betas"), ("optim.nesterov", "adamw has none")]
+    else:
+        rows.append(("optim.betas", "sgd takes optim.momentum"))
+    if config.loader == "resident":
+        rows.append(("data.eval_resize", "resident arrays are not resized"))
+    if not config.tracking.enabled:
+        rows += [(f"tracking.{k}", "tracking.enabled is false") for k in ("uri", "experiment", "run_name")]
+    if config.data.dataset != "imagefolder":
+        rows.append(("data.val_root", f"the data set {config.data.dataset} brings its own validation split"))
+    return rows
+
+
+def _was_set(config: Config, key: str) -> bool:
+    """Whether the user wrote it with a value of its own (a resolved file writes every default)."""
+    section, _, name = key.partition(".")
+    part = getattr(config, section)
+    return name in part.model_fields_set and getattr(part, name) != type(part).model_fields[name].default

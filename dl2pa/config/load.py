@@ -1,0 +1,150 @@
+"""YAML files with `base:` inheritance and `key=value` overrides to one ``Config``."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from dl2pa.config.schema import Config
+from dl2pa.errors import UserError
+
+_SEEN_LIMIT = 16
+# What a run is, as against where and how it is watched: these sections leave its result unchanged.
+_NOT_IDENTITY = ("tracking", "launch", "checkpoint")
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a configuration file, its bases and the command line's overrides.
+
+    Args:
+        path: YAML file; its `base:` names one or several files it builds on, relative to itself.
+        overrides: `section.key=value`, the value written as in YAML.
+
+    Raises:
+        UserError: a missing file, broken YAML, an unknown key (with the nearest name) or a bad value.
+    """
+    tree = _read_with_bases(Path(path), ())
+    for text in overrides:
+        tree = merge(tree, _parse_override(text))
+    return parse_config(tree)
+
+
+def parse_config(tree: Mapping[str, Any]) -> Config:
+    """Validate a nested mapping; ``UserError`` names the first field at fault."""
+    try:
+        return Config.model_validate(dict(tree))
+    except ValidationError as error:
+        raise _explain(error) from None
+
+
+def dump_config(config: Config) -> str:
+    """The resolved configuration as YAML."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=None)
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """Dotted key to value, for comparisons and for MLflow's parameters."""
+    flat: dict[str, Any] = {}
+
+    def walk(prefix: str, node: Any) -> None:
+        if isinstance(node, dict) and prefix != "tracking.tags":
+            for key, value in node.items():
+                walk(f"{prefix}.{key}" if prefix else str(key), value)
+        else:
+            flat[prefix] = node
+
+    walk("", config.model_dump(mode="json"))
+    return flat
+
+
+def fingerprint(config: Config) -> str:
+    """Ten hexadecimal digits over everything that can change a run's result."""
+    tree = {k: v for k, v in config.model_dump(mode="json").items() if k not in _NOT_IDENTITY}
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested mappings merge key by key; anything else in `above` replaces what is below."""
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            merged[key] = merge(old, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    path = path.resolve()
+    if path in seen or len(seen) >= _SEEN_LIMIT:
+        raise UserError("base", str(path), "the configuration inherits from itself", "Remove the circle.")
+    tree = _read_yaml(path)
+    bases = tree.pop("base", [])
+    result: dict[str, Any] = {}
+    for base in [bases] if isinstance(bases, str) else bases:
+        result = merge(result, _read_with_bases(path.parent / str(base), (*seen, path)))
+    return merge(result, tree)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError("config", str(path), "no such file", "Give the path of a YAML configuration file.")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        where = getattr(error, "problem_mark", None)
+        at = f" (line {where.line + 1})" if where is not None else ""
+        raise UserError("config", str(path), f"not readable as YAML{at}", "Correct the file.") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise UserError(
+            "config", str(path), "holds no sections", "Write `section:` with indented `key: value` lines."
+        )
+    return tree
+
+
+def _parse_override(text: str) -> dict[str, Any]:
+    key, sign, value = text.partition("=")
+    parts = key.strip().split(".")
+    if not sign or not all(parts):
+        raise UserError("override", text, "is not of the form key=value", "Write for example train.epochs=5.")
+    try:
+        node: Any = yaml.safe_load(value) if value.strip() else None
+    except yaml.YAMLError:
+        node = value
+    for part in reversed(parts):
+        node = {part: node}
+    return node
+
+
+def _explain(error: ValidationError) -> UserError:
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    field = ".".join(path)
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(path[:-1])
+        near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
+        remedy = f"Did you mean {'.'.join([*path[:-1], near[0]])}?" if near else f"Known: {', '.join(known)}."
+        return UserError(field, first["input"], "unknown key", remedy)
+    message = first["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    return UserError(field, first["input"], message, "See `dl2pa config` for the resolved values.")
+
+
+def _known_keys(path: Sequence[str]) -> list[str]:
+    model: type[BaseModel] = Config
+    for part in path:
+        annotation = model.model_fields[part].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        model = annotation
+    return sorted(model.model_fields)

@@ -1,0 +1,18 @@
+"""Where the class prototypes sit on the sphere: constructions, their certificate, and files."""
+
+from dl2pa.geometry.bounds import max_cosine_bound
+from dl2pa.geometry.certificate import Certificate, certify
+from dl2pa.geometry.files import load_prototypes, save_prototypes
+from dl2pa.geometry.prototypes import CONSTRUCTIONS, Construction, Prototypes, build_prototypes
+
+__all__ = [
+    "CONSTRUCTIONS",
+    "Certificate",
+    "Construction",
+    "Prototypes",
+    "build_prototypes",
+    "certify",
+    "load_prototypes",
+    "max_cosine_bound",
+    "save_prototypes",
+]

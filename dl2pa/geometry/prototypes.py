@@ -1,0 +1,123 @@
+"""Prototypes with their certificate, and the choice of how to make them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from torch import Tensor
+
+from dl2pa.errors import UserError
+from dl2pa.geometry import objectives, simplex
+from dl2pa.geometry.certificate import Certificate, certify
+from dl2pa.geometry.optimise import Progress, minimise_max_cosine, threads_for
+
+Construction = Literal[
+    "auto", "simplex", "blocks", "polygon", "max_cosine", "uniformity", "hpn", "ebv", "kasarla", "etf"
+]
+CONSTRUCTIONS: tuple[Construction, ...] = get_args(Construction)
+
+_Optimiser = Callable[[int, int, int, Progress | None], Tensor]
+_OPTIMISERS: dict[str, _Optimiser] = {
+    "max_cosine": minimise_max_cosine,
+    "uniformity": objectives.uniformity,
+    "hpn": objectives.hpn,
+    "ebv": objectives.ebv,
+}
+
+
+@dataclass(frozen=True)
+class Prototypes:
+    """C unit vectors in R^d and what they are worth.
+
+    Attributes:
+        points: float32 tensor [C, d] with unit rows, on the CPU.
+        certificate: measured on these points.
+    """
+
+    points: Tensor
+    certificate: Certificate
+
+
+def build_prototypes(
+    num_classes: int,
+    dim: int,
+    construction: str = "auto",
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Prototypes:
+    """Place C prototypes on the unit sphere of R^d.
+
+    Args:
+        num_classes: C ≥ 2.
+        dim: d ≥ 1; with d = 1 no more than 2 classes fit.
+        construction: one of ``CONSTRUCTIONS``. ``auto`` takes the optimal closed form where there is one (d
+            ≥ C−1, C ≤ 2d, d = 2) and ``max_cosine`` elsewhere; the certificate names what was taken.
+        seed: of ``max_cosine``, ``uniformity``, ``hpn``, ``ebv`` and ``etf``; the same seed gives the same
+            points on the same machine and thread count (up to C = 512 on any count). The others have nothing
+            random.
+        progress: called as ``progress(done, total)`` by the constructions that iterate.
+
+    Raises:
+        UserError: C or d is out of range, or the construction is unknown or undefined for this C and d.
+    """
+    check_shape(num_classes, dim)
+    if construction not in CONSTRUCTIONS:
+        remedy = f"Choose one of {', '.join(CONSTRUCTIONS)} (default auto)"
+        raise UserError("method.prototypes", construction, "no such construction", remedy)
+    chosen = _best_construction(num_classes, dim) if construction == "auto" else construction
+    _check_defined(chosen, num_classes, dim)
+    started = time.perf_counter()
+    points = _construct(chosen, num_classes, dim, seed, progress)
+    return Prototypes(points, certify(points, chosen, time.perf_counter() - started))
+
+
+def check_shape(num_classes: int, dim: int) -> None:
+    """Raise a UserError unless C distinct unit vectors exist in R^d and C ≥ 2."""
+    if num_classes < 2:
+        raise UserError("num_classes", num_classes, "a classifier needs at least 2 classes", "Give 2 or more")
+    if dim < 1:
+        raise UserError("dim", dim, "the embedding dimension must be positive", "Give 1 or more")
+    if dim == 1 and num_classes > 2:
+        message = f"the sphere of R^1 has 2 points, too few for {num_classes} classes"
+        raise UserError("dim", dim, message, "Choose dim >= 2")
+
+
+def _best_construction(num_classes: int, dim: int) -> str:
+    """The closed form that is optimal for C×d, or ``max_cosine``. Known closed codes would come in here."""
+    if num_classes <= dim + 1:
+        return "simplex"
+    if num_classes <= 2 * dim:
+        return "blocks"
+    return "polygon" if dim == 2 else "max_cosine"
+
+
+def _check_defined(construction: str, num_classes: int, dim: int) -> None:
+    """Raise a UserError where ``construction`` does not exist for C×d."""
+    conditions = {
+        "simplex": (dim >= num_classes - 1, "dim >= num_classes - 1"),
+        "blocks": (dim < num_classes <= 2 * dim, "dim < num_classes <= 2 * dim"),
+        "polygon": (dim == 2, "dim = 2"),
+        "kasarla": (dim == num_classes - 1, "dim = num_classes - 1"),
+        "etf": (dim >= num_classes, "dim >= num_classes"),
+    }
+    defined, condition = conditions.get(construction, (dim >= 2, "dim >= 2"))
+    if not defined:
+        message = f"this construction needs {condition}; got num_classes = {num_classes}, dim = {dim}"
+        remedy = f"Choose auto (here {_best_construction(num_classes, dim)}), or a dim that fits"
+        raise UserError("method.prototypes", construction, message, remedy)
+
+
+def _construct(construction: str, num_classes: int, dim: int, seed: int, progress: Progress | None) -> Tensor:
+    if construction in _OPTIMISERS:
+        with threads_for(num_classes):
+            return _OPTIMISERS[construction](num_classes, dim, seed, progress)
+    if construction == "etf":
+        return simplex.etf(num_classes, dim, seed)
+    if construction == "kasarla":
+        return simplex.kasarla(num_classes)
+    if construction == "polygon":
+        return simplex.polygon(num_classes)
+    return simplex.blocks(num_classes, dim) if construction == "blocks" else simplex.simplex(num_classes, dim)

@@ -1,0 +1,69 @@
+"""The contract between a method and the training loop."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.nn import functional as F
+
+from dl2pa.assignment import Matching
+from dl2pa.methods.targets import Targets
+
+
+class Method(nn.Module):
+    """A classifier over embeddings [B, d]: its loss, its logits and what it learns between gradient steps.
+
+    A method's state dict is complete: with the embedder's it determines every prediction and every later step.
+    """
+
+    def __init__(self, num_classes: int, dim: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.dim = dim
+
+    def loss(self, features: Tensor, targets: Targets) -> Tensor:
+        """Scalar training loss, float32."""
+        raise NotImplementedError
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Scores [B, C] in the order of the labels; a softmax of them is the predicted distribution."""
+        raise NotImplementedError
+
+    def class_vectors(self) -> Tensor:
+        """Unit class vectors [C, d] in force, row c for class c."""
+        raise NotImplementedError
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Told before the first step of an epoch, and again when a run resumes inside it."""
+
+    def observe(self, features: Tensor, targets: Targets) -> None:
+        """Accumulate what a later matching needs; no host sync."""
+
+    def due_after_step(self, epoch: int, global_step: int) -> bool:
+        """Whether ``rematch`` is due after this step."""
+        return False
+
+    def due_after_epoch(self, epoch: int) -> bool:
+        """Whether ``rematch`` is due after this epoch's last step."""
+        return False
+
+    def rematch(self, group: dist.ProcessGroup | None = None) -> Matching | None:
+        """Assign labels to prototypes anew; a collective."""
+        return None
+
+    def gather_state(self) -> None:
+        """Bring parts that the ranks hold separately together on every rank (before a save); a collective."""
+
+    def keep_on_rank_zero(self) -> None:
+        """Undo the doubling of gathered parts: rank 0 keeps them, the others start from nothing."""
+
+    def unsynchronised(self) -> set[str]:
+        """Names of buffers that DDP must leave alone."""
+        return set()
+
+
+def cosines(features: Tensor, weights: Tensor) -> Tensor:
+    """Cosines [B, C] in float32, autocast or not."""
+    with torch.autocast(features.device.type, enabled=False):
+        return F.linear(F.normalize(features.float(), dim=1), weights.float())

@@ -1,0 +1,224 @@
+"""From the spool to the server: in order, in batches; the cursor moves when a batch was accepted."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from dl2pa.tracking.cleaning import redact
+from dl2pa.tracking.files import exclusive
+from dl2pa.tracking.notes import Note, load_note, notes_file, save_note
+from dl2pa.tracking.server import MAX_METRICS, Point, Server
+from dl2pa.tracking.spool import Event, Identity, events_file, load_identity, read_events
+
+_log = logging.getLogger(__name__)
+_MIN_METRICS = 50
+
+
+@dataclass
+class Batch:
+    """What is sent before the cursor moves: points of several events, or one event of another kind."""
+
+    end: int
+    """Byte offset in the spool after it."""
+    start: int
+    events: int = 0
+    points: list[Point] = field(default_factory=lambda: [])
+    event: Event | None = None
+
+
+class NotStarted(RuntimeError):
+    """The run has recorded nothing yet."""
+
+
+class Delivery:
+    """Sends one run's spool to one server. ``send`` may be called again after any failure."""
+
+    def __init__(self, run_dir: Path, uri: str, experiment: str | None = None) -> None:
+        self.run_dir = run_dir
+        self.uri = uri
+        self.events_sent = 0
+        self.points_sent = 0
+        self._experiment = experiment
+        self._note = load_note(run_dir, uri)
+        self._server: Server | None = None
+        self._limit = MAX_METRICS
+        self._durable = 0
+
+    @property
+    def run_id(self) -> str | None:
+        """The run's id on the server, None until it answered."""
+        return self._note.run_id
+
+    @property
+    def cursor(self) -> int:
+        """How much of the spool the server has, in bytes."""
+        return self._note.cursor
+
+    @property
+    def refused(self) -> int:
+        """Entries the server will never take."""
+        return self._note.refused
+
+    def is_done(self, *, with_owed: bool) -> bool:
+        """Whether the server has all of the spool; cheap."""
+        return self._spool_size() == self._note.cursor and not (with_owed and self._note.owed)
+
+    def left(self) -> int:
+        """Events the server does not have."""
+        return count_events(events_file(self.run_dir), self._note.cursor) + len(self._note.owed)
+
+    def send(self, *, with_owed: bool, halt: Callable[[], bool] = lambda: False) -> None:
+        """Send what the server misses until nothing is left or ``halt()`` says so.
+
+        Args:
+            with_owed: try again the artifacts that did not get through.
+            halt: asked before each batch.
+
+        Raises:
+            Busy: another process sends this spool.
+            RunDeleted: the run was deleted on the server.
+            Exception: whatever MLflow raises; what was accepted before is noted.
+        """
+        if self.is_done(with_owed=with_owed):
+            return
+        with exclusive(notes_file(self.run_dir).with_name("mlflow.json.lock")):
+            try:
+                self._send(self._connect(), with_owed, halt)
+            except Exception as error:
+                # A slow server gets smaller batches, so that some arrive in time.
+                self._limit = max(_MIN_METRICS, self._limit // 2)
+                if self._server is not None and self._server.is_gone(error):
+                    self._server = None
+                raise
+
+    def _connect(self) -> Server:
+        """The server with the run on it, and the latest note: another process may have sent meanwhile."""
+        noted = load_note(self.run_dir, self.uri)
+        if noted.run_id == self._note.run_id and noted.cursor < self._note.cursor:
+            noted = self._note
+        if self._server is None:
+            identity = self._identity()
+            self._server = Server(self.uri, identity, noted.run_id)
+        if noted.run_id != self._server.run_id:
+            noted = Note(run_id=self._server.run_id)
+            save_note(self.run_dir, self.uri, noted)
+        if noted.cursor > self._spool_size():
+            # Not the spool that the note is about; sending all again changes nothing that is there.
+            noted.cursor, noted.owed = 0, []
+        self._note = noted
+        return self._server
+
+    def _spool_size(self) -> int:
+        try:
+            return events_file(self.run_dir).stat().st_size
+        except OSError:
+            return 0
+
+    def _identity(self) -> Identity:
+        identity = load_identity(self.run_dir)
+        if identity is None:
+            raise NotStarted(f"{self.run_dir} holds no tracked run")
+        return replace(identity, experiment=self._experiment) if self._experiment else identity
+
+    def _send(self, server: Server, with_owed: bool, halt: Callable[[], bool]) -> None:
+        note = self._note
+        if with_owed:
+            self._retry_owed(server)
+        spool = events_file(self.run_dir)
+        while not halt() and (batch := next(read_batches(spool, note.cursor, self._limit), None)):
+            self._make_durable(batch.end)
+            if batch.points:
+                server.send_points(batch.points)
+            elif batch.event is not None and not self._send_event(server, batch.event):
+                note.owed.append(batch.start)
+            note.refused += server.take_refused()
+            note.cursor = batch.end
+            save_note(self.run_dir, self.uri, note)
+            self.events_sent += batch.events
+            self.points_sent += len(batch.points)
+            self._limit = min(MAX_METRICS, self._limit * 2)
+
+    def _make_durable(self, end: int) -> None:
+        """Wait until the disk holds the spool up to ``end``.
+
+        A machine that fails must not forget points the server has: the next attempt would record them again,
+        with other times. Training does not wait for this.
+        """
+        if end <= self._durable:
+            return
+        size = self._spool_size()
+        with contextlib.suppress(OSError), events_file(self.run_dir).open("rb") as file:
+            os.fdatasync(file.fileno())
+        self._durable = size
+
+    def _send_event(self, server: Server, event: Event) -> bool:
+        """Send an event that is no points; False for an artifact that has to wait."""
+        kind = event["e"]
+        if kind == "start":
+            server.send_start(event)
+        elif kind == "tags":
+            server.send_tags(event["tags"])
+        elif kind == "end":
+            server.send_end(event)
+        elif kind == "artifact":
+            try:
+                server.send_artifact(self.run_dir / event["path"], event["folder"])
+            except Exception as error:
+                # Only the artifact, or the whole server? Points must not queue behind one bad file.
+                server.status()
+                _log.warning(
+                    "artifact %s does not reach MLflow (%s); it is tried again at the end and by sync",
+                    event["path"],
+                    redact(str(error)),
+                )
+                return False
+        return True
+
+    def _retry_owed(self, server: Server) -> None:
+        note = self._note
+        for offset in list(note.owed):
+            entry = next(read_events(events_file(self.run_dir), offset), None)
+            if entry is None or entry.event is None or self._send_event(server, entry.event):
+                note.owed.remove(offset)
+                note.refused += server.take_refused()
+                save_note(self.run_dir, self.uri, note)
+                self.events_sent += 1
+
+
+def read_batches(path: Path, offset: int, limit: int) -> Iterator[Batch]:
+    """The spool from ``offset`` on as batches of at most ``limit`` points (one event may exceed it)."""
+    batch = Batch(start=offset, end=offset)
+    for event, end in read_events(path, offset):
+        points = _points(event) if event is not None and event["e"] == "metrics" else []
+        alone = event is not None and not points
+        if batch.end > batch.start and (alone or len(batch.points) + len(points) > limit):
+            yield batch
+            batch = Batch(start=batch.end, end=batch.end)
+        batch.end = end
+        batch.events += event is not None
+        batch.points += points
+        if alone:
+            batch.event = event
+            yield batch
+            batch = Batch(start=end, end=end)
+    if batch.end > batch.start:
+        yield batch
+
+
+def count_events(path: Path, start: int = 0, end: int | None = None) -> int:
+    """The events of a spool between two offsets."""
+    count = 0
+    for entry in read_events(path, start):
+        if end is not None and entry.end > end:
+            break
+        count += entry.event is not None
+    return count
+
+
+def _points(event: Event) -> list[Point]:
+    return [Point(name, float(value), event["t"], event["step"]) for name, value in event["v"].items()]

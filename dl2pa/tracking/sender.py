@@ -1,0 +1,91 @@
+"""The background thread that brings the spool to the server while training goes on."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+
+from dl2pa.tracking.cleaning import redact
+from dl2pa.tracking.delivery import Delivery
+from dl2pa.tracking.files import Busy
+from dl2pa.tracking.server import RunDeleted
+
+_log = logging.getLogger(__name__)
+
+POLL_SECONDS = 1.0
+MAX_BACKOFF_SECONDS = 60.0
+_MAX_BACKOFF_AT_END = 2.0
+
+
+class Sender(threading.Thread):
+    """Sends every second what came; backs off from 1 to 60 s while the server does not answer.
+
+    A daemon: a hanging server never keeps the process alive. It holds no events itself.
+    """
+
+    def __init__(self, delivery: Delivery) -> None:
+        super().__init__(name="dl2pa-tracking", daemon=True)
+        self._delivery = delivery
+        self._finishing = threading.Event()
+        self._quit = threading.Event()
+        self._over = threading.Event()
+        self._failures = 0
+
+    def finish(self, drain_seconds: float) -> bool:
+        """Let the thread send the rest for at most ``drain_seconds``; whether nothing is left."""
+        self._finishing.set()
+        self._over.wait(drain_seconds)
+        # From here on the thread stays silent: a daemon that logs while Python shuts down can abort it.
+        self._quit.set()
+        return self._delivery.is_done(with_owed=True)
+
+    def run(self) -> None:
+        try:
+            while not self._quit.is_set():
+                finishing = self._finishing.is_set()
+                pause = self._step(finishing)
+                if pause is None:
+                    return
+                (self._quit if finishing else self._finishing).wait(pause)
+        finally:
+            self._over.set()
+
+    def _step(self, finishing: bool) -> float | None:
+        """One attempt; the seconds to wait before the next, None when there will be none."""
+        try:
+            self._delivery.send(with_owed=finishing, halt=self._quit.is_set)
+        except Busy:
+            return POLL_SECONDS
+        except RunDeleted as error:
+            self._warn("%s; events stay in the run directory", error)
+            return None
+        except Exception as error:
+            self._failures += 1
+            if self._failures == 1:
+                self._warn(
+                    "MLflow at %s cannot be reached (%s); training goes on, events wait in %s",
+                    redact(self._delivery.uri),
+                    _brief(error),
+                    self._delivery.run_dir / "events",
+                )
+            return _backoff(self._failures, _MAX_BACKOFF_AT_END if finishing else MAX_BACKOFF_SECONDS)
+        if self._failures and self._delivery.run_id is not None:
+            self._warn("MLflow at %s answers again", redact(self._delivery.uri))
+        self._failures = 0
+        return None if finishing else POLL_SECONDS
+
+    def _warn(self, message: str, *values: object) -> None:
+        if not self._quit.is_set():
+            _log.warning(message, *values)
+
+
+def _backoff(failures: int, longest: float) -> float:
+    seconds = min(longest, 2.0 ** min(failures - 1, 10))
+    return seconds * random.uniform(0.8, 1.0)
+
+
+def _brief(error: Exception) -> str:
+    """The error without secrets, on one line; never its traceback, whose frames may show them."""
+    text = " ".join(redact(f"{type(error).__name__}: {error}").split())
+    return text if len(text) <= 300 else text[:299] + "…"

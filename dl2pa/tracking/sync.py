@@ -1,0 +1,139 @@
+"""Send what a server missed, after the fact: ``dl2pa sync RUN``."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from dl2pa.errors import UserError
+from dl2pa.tracking.cleaning import has_hidden_credentials, redact
+from dl2pa.tracking.delivery import Delivery, count_events
+from dl2pa.tracking.files import Busy, exclusive
+from dl2pa.tracking.notes import last_server, notes_file
+from dl2pa.tracking.server import RunDeleted, set_client_defaults
+from dl2pa.tracking.spool import Spool, events_file, load_identity, read_events
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SyncReport:
+    """What one ``sync`` did."""
+
+    run_dir: Path
+    uri: str
+    """The server, without credentials."""
+    run_id: str | None
+    """MLflow's id; None when the server never answered."""
+    events_sent: int
+    points_sent: int
+    already_there: int
+    """Events the server had before."""
+    left: int
+    """Events it still does not have."""
+    refused: int
+    """Entries it will never take."""
+    error: str | None
+    """Why something is left, without secrets."""
+
+
+def sync(
+    run_dir: Path,
+    uri: str | None = None,
+    experiment: str | None = None,
+    *,
+    alive: bool = True,
+    tries: int = 3,
+) -> SyncReport:
+    """Send a run's spool to a server, only what that server does not have; doing it again sends nothing.
+
+    Args:
+        run_dir: the run directory.
+        uri: the server; by default the one the run was sent to, or ``MLFLOW_TRACKING_URI``.
+        experiment: for a run that is new on the server; by default the run's own.
+        alive: whether the run's process lives. One that is gone without an end is closed as KILLED.
+        tries: how often to try a server that does not answer.
+
+    Raises:
+        UserError: the folder holds no spool, or no server is known.
+    """
+    spool = events_file(run_dir)
+    if not spool.exists():
+        raise UserError(
+            "run", str(run_dir), "holds no tracking events", "Name a run directory of dl2pa train."
+        )
+    uri = _resolve(run_dir, uri)
+    set_client_defaults()
+    if not alive:
+        close_killed(run_dir)
+    delivery = Delivery(run_dir, uri, experiment)
+    already = count_events(spool, end=delivery.cursor)
+    error: str | None = None
+    for attempt in range(tries):
+        if attempt:
+            time.sleep(min(2.0 ** (attempt - 1), 4.0))
+        try:
+            delivery.send(with_owed=True)
+            error = None
+            break
+        except Busy as busy:
+            error = "another process is sending this run"
+            _log.debug("%s: %s", error, busy)
+        except RunDeleted as deleted:
+            error = str(deleted)
+            break
+        except Exception as failure:
+            error = redact(f"{type(failure).__name__}: {failure}")
+    return SyncReport(
+        run_dir=run_dir,
+        uri=redact(uri),
+        run_id=delivery.run_id,
+        events_sent=delivery.events_sent,
+        points_sent=delivery.points_sent,
+        already_there=already,
+        left=delivery.left(),
+        refused=delivery.refused,
+        error=error,
+    )
+
+
+def close_killed(run_dir: Path) -> bool:
+    """Give a run whose process is gone the end event it could not write; whether it lacked one.
+
+    Only for a run that is known to be dead. A later attempt reopens it.
+    """
+    try:
+        with exclusive(notes_file(run_dir).with_name("mlflow.json.lock")):
+            attempt, ended, last_time = 0, True, 0
+            for event, _ in read_events(events_file(run_dir)):
+                if event is not None:
+                    last_time = event["t"]
+                if event is not None and event["e"] in ("start", "end"):
+                    attempt, ended = event["a"], event["e"] == "end"
+            if ended:
+                return False
+            writer = Spool(run_dir, attempt)
+            writer.event("end", t=last_time, status="killed", dropped=0)
+            writer.flush()
+            writer.close()
+            return True
+    except Busy:
+        return False
+
+
+def _resolve(run_dir: Path, uri: str | None) -> str:
+    if load_identity(run_dir) is None:
+        raise UserError("run", str(run_dir), "has lost its identity", "Restore events/run.json.")
+    if uri is not None:
+        return uri
+    noted, ambient = last_server(run_dir), os.environ.get("MLFLOW_TRACKING_URI")
+    if noted is not None and not has_hidden_credentials(noted):
+        return noted
+    if ambient and (noted is None or redact(ambient) == noted):
+        return ambient
+    if noted is not None:
+        raise UserError("uri", noted, "needs credentials, which are never stored", "Give the full --uri.")
+    raise UserError("uri", None, "no tracking server is known for this run", "Give --uri.")

@@ -1,0 +1,73 @@
+"""Training metrics kept on the device between log points, in fixed point so that a resume changes no bit."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from dl2pa.errors import TrainingFailure
+from dl2pa.training.processes import World
+
+_ONE = 2.0**24
+_NEVER = 2**62
+
+
+class TrainMeter:
+    """Mean loss since the last reading, and the first step whose loss was not finite."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._sums = torch.zeros(2, dtype=torch.int64, device=world.device)
+        self._first_bad = torch.full((1,), _NEVER, dtype=torch.int64, device=world.device)
+
+    @torch.no_grad()
+    def add(self, loss: Tensor, step: int) -> None:
+        """Add one step's loss; no host sync."""
+        finite = torch.isfinite(loss)
+        fixed = (torch.where(finite, loss, 0.0).double() * _ONE).round().long()
+        self._sums += torch.stack([fixed, torch.ones_like(fixed)])
+        bad = torch.where(finite, _NEVER, step)
+        self._first_bad = torch.minimum(self._first_bad, bad)
+
+    def check(self, last_good: str) -> None:
+        """Fail if any rank met a loss that is not finite; a collective and a host sync.
+
+        Raises:
+            TrainingFailure: naming the step, the rank and the last good checkpoint.
+        """
+        firsts = [self._first_bad]
+        if self._world.size > 1:
+            firsts = [torch.empty_like(self._first_bad) for _ in range(self._world.size)]
+            dist.all_gather(firsts, self._first_bad)
+        steps = [int(first) for first in firsts]
+        if min(steps) < _NEVER:
+            rank = steps.index(min(steps))
+            raise TrainingFailure(
+                f"the loss became NaN or infinite at step {min(steps)} on rank {rank}; last good checkpoint: "
+                f"{last_good}. Lower optim.lr, set optim.clip_norm, or use another train.precision, then resume."
+            )
+
+    def gather(self) -> None:
+        """Sum the ranks' parts on every rank; a collective."""
+        if self._world.size > 1:
+            dist.all_reduce(self._sums)
+
+    def keep_on_rank_zero(self) -> None:
+        if not self._world.is_main:
+            self._sums.zero_()
+
+    def read(self) -> float:
+        """Mean loss over ranks and steps since the last reading, then start anew; a collective."""
+        self.gather()
+        total, count = self._sums.tolist()
+        self._sums.zero_()
+        return total / _ONE / max(1, count)
+
+    def state(self) -> list[int]:
+        """The reduced sums, after ``gather``."""
+        return self._sums.tolist()
+
+    def load(self, sums: list[int]) -> None:
+        """Rank 0 takes the sums, the others start from zero."""
+        self._sums.copy_(torch.tensor(sums if self._world.is_main else [0, 0]))

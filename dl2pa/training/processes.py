@@ -1,0 +1,110 @@
+"""This process's place among the others: rank, device, threads, process groups."""
+
+from __future__ import annotations
+
+import ctypes
+import datetime
+import os
+import signal
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import distributed as dist
+
+from dl2pa.config import Config
+from dl2pa.errors import UserError
+
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class World:
+    """Ranks, device and the side group on which ranks agree without touching the device."""
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    device: torch.device
+    threads: int
+    side_group: Any = None
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+def inside_torchrun() -> bool:
+    """Whether torchrun (or something that sets the same variables) started this process."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def die_with_parent() -> None:
+    """Ask Linux to kill this process with its parent, so that no orphan writes beside the next attempt."""
+    parent = os.getppid()
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def choose_device(wanted: str, local_rank: int) -> torch.device:
+    """Device of this process.
+
+    Raises:
+        UserError: launch.device=cuda where there is no GPU, or fewer than local processes.
+    """
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted == "cpu":
+        return torch.device("cpu")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if local_rank >= count:
+        raise UserError(
+            "launch.device",
+            wanted,
+            f"local process {local_rank} finds {count} GPU(s)",
+            "Set launch.device=cpu, or start at most as many processes as there are GPUs (--nproc).",
+        )
+    return torch.device("cuda", local_rank)
+
+
+def usable_cores() -> int:
+    """Processor cores this process may run on."""
+    return len(os.sched_getaffinity(0))
+
+
+def join_world(config: Config) -> World:
+    """Join the process group torchrun describes, or stand alone; set threads and device."""
+    env = os.environ
+    rank, size = int(env.get("RANK", "0")), int(env.get("WORLD_SIZE", "1"))
+    local_rank, local_size = int(env.get("LOCAL_RANK", "0")), int(env.get("LOCAL_WORLD_SIZE", "1"))
+    device = choose_device(config.launch.device, local_rank)
+    threads = config.launch.threads or max(1, usable_cores() // local_size)
+    torch.set_num_threads(threads)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    side_group = None
+    if inside_torchrun():
+        die_with_parent()
+        timeout = datetime.timedelta(seconds=config.launch.timeout_s)
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timeout)
+        side_group = dist.new_group(backend="gloo", timeout=timeout)
+    return World(rank, size, local_rank, local_size, device, threads, side_group)
+
+
+def leave_world() -> None:
+    """Leave the process group in good order."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def from_rank_zero(value: Any, world: World) -> Any:
+    """Rank 0's value on every rank; a collective."""
+    if world.size == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0, group=world.side_group)
+    return box[0]

@@ -1,0 +1,1 @@
+"""Any data set to batches on the device, each a pure function of (seed, epoch, step, global batch size)."""

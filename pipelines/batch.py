@@ -1,0 +1,60 @@
+"""What every pipeline yields."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Batch:
+    """One rank's part of a global batch, on the device.
+
+    Attributes:
+        images: float32 [B, 3, H, W], normalised, channels_last.
+        targets: int64 [B].
+        indices: int64 [B], the samples' places in the data set.
+        valid: how many of the B are real; the others are padding at the end (validation only).
+    """
+
+    images: Tensor
+    targets: Tensor
+    indices: Tensor
+    valid: int
+
+
+class Pipeline(Protocol):
+    """Batches of one epoch, from a given step on."""
+
+    @property
+    def num_samples(self) -> int:
+        """Images in the set, over all ranks."""
+        ...
+
+    @property
+    def steps_per_epoch(self) -> int: ...
+
+    def start(self, epoch: int, step: int = 0) -> None:
+        """The next iteration begins at `step` of `epoch`."""
+        ...
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+    def problems(self) -> list[str]:
+        """Paths of unreadable images replaced so far on this rank."""
+        ...
+
+    def close(self) -> None:
+        """End threads and free buffers."""
+        ...
+
+
+def host_to_device(array_or_tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy without waiting for the device: through pinned memory where there is a GPU."""
+    if device.type == "cuda":
+        return array_or_tensor.pin_memory().to(device, non_blocking=True)
+    return array_or_tensor.to(device)

@@ -1,0 +1,97 @@
+"""Data sets small enough to be held whole, as one array of images."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dl2pa.errors import UserError
+
+Split = Literal["train", "val"]
+"""Which half of a data set. Where a data set calls its second half "test", that is ``val`` here."""
+
+
+@dataclass(frozen=True, eq=False)
+class ArrayDataset:
+    """Decoded images with their labels.
+
+    Attributes:
+        images: [N, H, W, 3], RGB.
+        labels: [N], indices into ``classes``.
+        classes: the class names in label order.
+        fingerprint: 16 hexadecimal digits that change with any shape, label or pixel.
+    """
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    classes: tuple[str, ...]
+    fingerprint: str
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def array_dataset(
+    images: NDArray[np.uint8], labels: NDArray[np.int64], classes: tuple[str, ...], source: Path
+) -> ArrayDataset:
+    """Check what a reader found and compute its fingerprint.
+
+    Args:
+        images: [N, H, W, 3] in any memory order.
+        labels: [N].
+        classes: the class names in label order.
+        source: the folder or file read, for the message.
+
+    Raises:
+        UserError: no images, unequal counts, or a label without a class (``data.root``).
+    """
+    if len(images) == 0 or len(images) != len(labels):
+        raise damaged(source, f"it holds {len(images):,} images and {len(labels):,} labels")
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= len(classes):
+        raise damaged(source, f"its labels run from {low} to {high}, but it names {len(classes)} classes")
+    images = np.ascontiguousarray(images, dtype=np.uint8)
+    labels = np.ascontiguousarray(labels, dtype=np.int64)
+    return ArrayDataset(images, labels, classes, _fingerprint(images, labels))
+
+
+def subfolder(root: Path, name: str, archive: str) -> Path:
+    """The folder ``name`` of an unpacked archive: inside ``root``, else ``root`` itself, whatever its name.
+
+    Raises:
+        UserError: ``root`` is not a directory (``data.root``).
+    """
+    if not root.is_dir():
+        problem = "is not a directory" if root.exists() else "does not exist"
+        raise UserError(
+            "data.root", str(root), problem, f"Set data.root to the folder holding {name}/ ({archive})."
+        )
+    inner = root / name
+    return inner if inner.is_dir() else root
+
+
+def require(root: Path, path: Path, archive: str) -> Path:
+    """``path`` if it is a file, else an error that says where the data set comes from."""
+    if not path.is_file():
+        remedy = f"Unpack {archive} there, or set data.root to the folder holding it."
+        raise UserError("data.root", str(root), f"there is no file {path}", remedy)
+    return path
+
+
+def damaged(path: Path, why: str) -> UserError:
+    """The error for a file that is there but cannot be what it should be."""
+    return UserError(
+        "data.root", str(path), f"cannot be used: {why}", "Download and unpack the data set again."
+    )
+
+
+def _fingerprint(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> str:
+    digest = hashlib.sha256(repr((images.shape, labels.shape)).encode())
+    digest.update(labels.astype("<i8").data)
+    digest.update(images.data)
+    return digest.hexdigest()[:16]

@@ -1,0 +1,115 @@
+"""CIFAR-10 and CIFAR-100 from the official Python files (Krizhevsky, 2009).
+
+The files are pickles, which can run any code when loaded; these are loaded with nothing allowed but arrays.
+"""
+
+from __future__ import annotations
+
+import codecs
+import pickle
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.datasets.arrays import ArrayDataset, Split, array_dataset, damaged, require, subfolder
+
+_ROW = 3 * 32 * 32
+_SOURCE = "from https://www.cs.toronto.edu/~kriz/cifar.html"
+_CIFAR10_ARCHIVE = f"cifar-10-python.tar.gz {_SOURCE}"
+_CIFAR100_ARCHIVE = f"cifar-100-python.tar.gz {_SOURCE}"
+
+_RECONSTRUCT = np.empty(0).__reduce__()[0]
+_ALLOWED = {
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+    ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
+    ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
+    # How Python 3 writes bytes at pickle protocol 2, as in files that were saved again.
+    ("_codecs", "encode"): codecs.encode,
+}
+
+
+class _ArraysOnly(pickle.Unpickler):
+    def find_class(self, module_name: str, global_name: str, /) -> Any:
+        allowed = _ALLOWED.get((module_name, global_name))
+        if allowed is None:
+            raise pickle.UnpicklingError(
+                f"it asks to load {module_name}.{global_name}, which no such file needs"
+            )
+        return allowed
+
+
+def load_cifar10(root: Path, split: Split) -> ArrayDataset:
+    """CIFAR-10: 50,000 training and 10,000 test images of 32×32 pixels, 10 classes.
+
+    Args:
+        root: the folder holding ``cifar-10-batches-py``, or that folder.
+        split: ``val`` is the published test set.
+
+    Raises:
+        UserError: a file is missing, damaged, or holds more than arrays (``data.root``).
+    """
+    folder = subfolder(root, "cifar-10-batches-py", _CIFAR10_ARCHIVE)
+    names = [f"data_batch_{i}" for i in range(1, 6)] if split == "train" else ["test_batch"]
+    paths = [require(root, folder / name, _CIFAR10_ARCHIVE) for name in names]
+    meta = require(root, folder / "batches.meta", _CIFAR10_ARCHIVE)
+    return _load(folder, paths, "labels", meta, "label_names")
+
+
+def load_cifar100(root: Path, split: Split) -> ArrayDataset:
+    """CIFAR-100 with its 100 fine labels: 50,000 training and 10,000 test images of 32×32 pixels.
+
+    Args:
+        root: the folder holding ``cifar-100-python``, or that folder.
+        split: ``val`` is the published test set.
+
+    Raises:
+        UserError: a file is missing, damaged, or holds more than arrays (``data.root``).
+    """
+    folder = subfolder(root, "cifar-100-python", _CIFAR100_ARCHIVE)
+    path = require(root, folder / ("train" if split == "train" else "test"), _CIFAR100_ARCHIVE)
+    meta = require(root, folder / "meta", _CIFAR100_ARCHIVE)
+    return _load(folder, [path], "fine_labels", meta, "fine_label_names")
+
+
+def _load(folder: Path, paths: list[Path], label_key: str, meta: Path, names_key: str) -> ArrayDataset:
+    classes = tuple(str(name) for name in _field(meta, _unpickle(meta), names_key))
+    batches = [_batch(path, label_key) for path in paths]
+    images = np.concatenate([rows.reshape(-1, 3, 32, 32) for rows, _ in batches]).transpose(0, 2, 3, 1)
+    labels = np.concatenate([labels for _, labels in batches])
+    return array_dataset(images, labels, classes, folder)
+
+
+def _batch(path: Path, label_key: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """One file's rows [n, 3072] (1,024 red, then green, then blue values) and labels [n]."""
+    content = _unpickle(path)
+    rows: object = _field(path, content, "data")
+    if not isinstance(rows, np.ndarray) or rows.dtype != np.uint8 or rows.shape[1:] != (_ROW,):
+        raise damaged(path, f"its 'data' is not an array of bytes of shape [n, {_ROW}]")
+    found = _field(path, content, label_key)
+    try:
+        labels = np.asarray(found, dtype=np.int64)
+    except (TypeError, ValueError) as error:
+        raise damaged(path, f"its {label_key!r} are not integers") from error
+    if labels.shape != (len(rows),):
+        raise damaged(path, f"it holds {len(rows):,} images and {labels.size:,} labels")
+    return rows, labels
+
+
+def _field(path: Path, content: dict[str, Any], key: str) -> Any:
+    if key not in content:
+        raise damaged(path, f"it has no {key!r}")
+    return content[key]
+
+
+def _unpickle(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            content: object = _ArraysOnly(file, encoding="latin1").load()
+    except Exception as error:  # A damaged pickle can raise almost anything.
+        raise damaged(path, str(error) or type(error).__name__) from error
+    if not isinstance(content, dict):
+        raise damaged(path, f"it holds a {type(content).__name__}, not a dictionary")
+    return cast(dict[str, Any], content)

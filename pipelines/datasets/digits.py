@@ -1,0 +1,124 @@
+"""A small real data set that needs no download: scikit-learn's handwritten digits as JPEG files.
+
+They are 1,797 scans of 8×8 pixels from the test set of Alpaydin and Kaynak's Optical Recognition of
+Handwritten Digits (UCI, 1998).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dl2pa.errors import UserError
+from pipelines.draws import bits
+
+log = logging.getLogger(__name__)
+_MARKER = "digits.json"
+_HELD_OUT = 0.2
+_MAX_VALUE = 16
+_SPLIT_KEY = 0x64696769747300  # Apart from draws.Stream: this draw is made once, when the files are written.
+
+
+def write_digits(root: Path, seed: int = 0, size: int = 32) -> Path:
+    """Write the digits in ImageNet's layout: ``root/train/<class>/NNNN.jpeg``, and the same below ``val``.
+
+    The folder appears whole or not at all, and callers at the same time end with the same one. A folder that
+    is already complete is left as it is.
+
+    Args:
+        root: the folder to make.
+        seed: chooses the fifth of each class that is held out for validation.
+        size: the images' side in pixels, to which the scans are enlarged smoothly.
+
+    Returns:
+        ``root``.
+
+    Raises:
+        UserError: ``root`` holds something else, or cannot be written (``data.root``).
+    """
+    settings = {"seed": seed, "size": size}
+    if has_digits(root):
+        _warn_if_other(root, settings)
+        return root
+    _refuse_if_occupied(root)
+    try:
+        root.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}-") as scratch:
+            # One folder further down, since the temporary folder itself is closed to other users.
+            whole = Path(scratch) / "digits"
+            _write_images(whole, seed, size)
+            (whole / _MARKER).write_text(json.dumps(settings) + "\n", encoding="utf-8")
+            _move_into_place(whole, root)
+    except OSError as error:
+        remedy = "Set data.root to a folder that can be made."
+        raise UserError(
+            "data.root", str(root), f"cannot be written: {error.strerror or error}", remedy
+        ) from error
+    return root
+
+
+def has_digits(root: Path) -> bool:
+    """Whether ``root`` is a folder that ``write_digits`` completed."""
+    return (root / _MARKER).is_file()
+
+
+def held_out(labels: NDArray[np.int64], seed: int) -> NDArray[np.bool_]:
+    """[N], true for the fifth of each class that is for validation: those of the lowest draws."""
+    chosen = np.zeros(len(labels), dtype=np.bool_)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        order = np.argsort(bits(seed, _SPLIT_KEY, members), kind="stable")
+        chosen[members[order[: round(_HELD_OUT * len(members))]]] = True
+    return chosen
+
+
+def _write_images(folder: Path, seed: int, size: int) -> None:
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    digits: Any = load_digits()
+    labels: NDArray[np.int64] = digits.target.astype(np.int64)
+    for split in ("train", "val"):
+        for label in np.unique(labels):
+            (folder / split / str(label)).mkdir(parents=True)
+    for index, (scan, label, val) in enumerate(
+        zip(digits.images, labels, held_out(labels, seed), strict=True)
+    ):
+        scaled = Image.fromarray((scan * (255 / _MAX_VALUE)).astype(np.float32))
+        values = np.asarray(scaled.resize((size, size), Image.Resampling.BICUBIC))
+        image = Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8)).convert("RGB")
+        path = folder / ("val" if val else "train") / str(label) / f"{index:04d}.jpeg"
+        image.save(path, format="JPEG", quality=95)
+
+
+def _move_into_place(whole: Path, root: Path) -> None:
+    try:
+        whole.rename(root)
+    except OSError:
+        # Another process was first; its folder holds the same.
+        if not has_digits(root):
+            raise
+        shutil.rmtree(whole)
+
+
+def _refuse_if_occupied(root: Path) -> None:
+    remedy = "Set data.root to a folder that does not exist yet; the digits are written there."
+    if root.is_dir():
+        # The marker comes with the folder: a second look tells one that has just appeared from a foreign one.
+        if any(root.iterdir()) and not has_digits(root):
+            raise UserError("data.root", str(root), "holds files that are not the digits data set", remedy)
+    elif root.exists() or root.is_symlink():
+        raise UserError("data.root", str(root), "is not a directory", remedy)
+
+
+def _warn_if_other(root: Path, settings: dict[str, int]) -> None:
+    written = json.loads((root / _MARKER).read_text(encoding="utf-8"))
+    if written != settings:
+        log.warning("%s was written with %s and is left as it is; asked for %s", root, written, settings)

@@ -1,0 +1,127 @@
+"""DALI decodes, crops, resamples and mirrors what a ``Plan`` says: on the CPU, or on the GPU where there is one.
+
+Its own readers, shufflers and random operators stay out: they draw from state that no resume can restore.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dl2pa.errors import UserError
+from pipelines.encoded import Encoded
+
+_PREFETCH = 2
+
+
+class DaliDecoder:
+    """Streams of encoded steps in, uint8 images [B, S, S, 3] on the device out."""
+
+    def __init__(self, image_size: int, max_batch: int, threads: int, device: torch.device) -> None:
+        self._size = image_size
+        self._max_batch = max_batch
+        self._threads = threads
+        self._device = device
+        self._source: Iterator[Encoded] = iter(())
+        self._given: deque[Encoded] = deque()
+        self._held: deque[tuple[torch.cuda.Event, Tensor]] = deque()
+        self._pipe: Any = None
+
+    def decode(self, source: Iterator[Encoded]) -> Iterator[tuple[Encoded, Tensor]]:
+        """Images of each step; a decoding error leaves the steps under way in ``in_flight``."""
+        self._source = source
+        self._given.clear()
+        if self._pipe is None:
+            self._pipe = self._build()
+        else:
+            self._pipe.reset()
+        while True:
+            try:
+                (output,) = self._pipe.run()
+            except StopIteration:
+                return
+            except RuntimeError:
+                self._pipe = None
+                raise
+            yield self._given.popleft(), self._as_tensor(output)
+
+    def in_flight(self) -> list[Encoded]:
+        """Steps handed to DALI whose images have not come back."""
+        return list(self._given)
+
+    def close(self) -> None:
+        self._pipe = None
+        self._source = iter(())
+
+    def _next(self) -> tuple[list[Any], ...]:
+        step = next(self._source)
+        self._given.append(step)
+        plan = step.plan
+        anchor, shape = plan.window[:, :2].astype(np.int32), plan.window[:, 2:].astype(np.int32)
+        return (
+            step.data,
+            list(anchor),
+            list(shape),
+            list(plan.resized.astype(np.float32)),
+            list(plan.offset.astype(np.int32)),
+            list(plan.flip.astype(np.int32)),
+        )
+
+    def _build(self) -> Any:
+        try:
+            from nvidia.dali import fn, pipeline_def, types
+        except ImportError:
+            raise UserError(
+                "data.loader", "dali", "DALI is not installed", "Install nvidia-dali, or set data.loader=torchvision."
+            ) from None
+        gpu = self._device.type == "cuda"
+
+        @pipeline_def(  # pyright: ignore[reportCallIssue]
+            batch_size=self._max_batch,
+            num_threads=self._threads,
+            device_id=self._device.index if gpu else None,
+            prefetch_queue_depth=_PREFETCH,
+        )
+        def graph() -> Any:
+            data, anchor, shape, size, offset, mirror = fn.external_source(
+                source=self._next, num_outputs=6, batch=True
+            )
+            images = fn.decoders.image_slice(
+                data,
+                anchor,
+                shape,
+                device="mixed" if gpu else "cpu",
+                axis_names="HW",
+                normalized_anchor=False,
+                normalized_shape=False,
+                # DALI's defaults are the opposite of PIL's on both counts.
+                jpeg_fancy_upsampling=True,
+                adjust_orientation=False,
+                output_type=types.RGB,
+            )
+            images = fn.resize(images, size=size, interp_type=types.INTERP_TRIANGULAR, antialias=True)
+            side = np.array([self._size, self._size], dtype=np.int32)
+            images = fn.slice(images, offset, side, axis_names="HW")
+            return fn.flip(images, horizontal=mirror)
+
+        pipe = graph()
+        pipe.build()
+        return pipe
+
+    def _as_tensor(self, output: Any) -> Tensor:
+        images = torch.from_dlpack(output.as_tensor())
+        if self._device.type == "cuda":
+            # DALI may reuse the buffer once the tensor dies: keep it until the device has read it.
+            while self._held and self._held[0][0].query():
+                self._held.popleft()
+            copy = images.clone()
+            event = torch.cuda.Event()
+            event.record()
+            self._held.append((event, images))
+            return copy
+        return images

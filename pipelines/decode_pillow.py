@@ -1,0 +1,59 @@
+"""The reference: PIL decodes and resamples what a ``Plan`` says, in a pool of threads (PIL frees the GIL)."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from pipelines.encoded import Encoded
+
+
+def decode_image(data: bytes, window: list[int], resized: list[int], offset: list[int], side: int) -> Image.Image:
+    """One image cropped to `window`, resampled to `resized`, cropped to the square at `offset`."""
+    top, left, height, width = window
+    with Image.open(io.BytesIO(data)) as image:
+        cropped = image.convert("RGB").crop((left, top, left + width, top + height))
+    scaled = cropped.resize((resized[1], resized[0]), Image.Resampling.BILINEAR)
+    return scaled.crop((offset[1], offset[0], offset[1] + side, offset[0] + side))
+
+
+class PillowDecoder:
+    """Streams of encoded steps in, uint8 images [B, S, S, 3] on the host out."""
+
+    def __init__(self, image_size: int, threads: int) -> None:
+        self._size = image_size
+        self._pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="dl2pa-decode")
+        self._current: list[Encoded] = []
+
+    def decode(self, source: Iterator[Encoded]) -> Iterator[tuple[Encoded, Tensor]]:
+        """Images of each step; a decoding error leaves the step under way in ``in_flight``."""
+        for step in source:
+            self._current = [step]
+            images = list(self._pool.map(self._one, [step] * len(step.data), range(len(step.data))))
+            yield step, torch.from_numpy(np.stack(images))
+
+    def in_flight(self) -> list[Encoded]:
+        """The step being decoded."""
+        return self._current
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _one(self, step: Encoded, i: int) -> NDArray[np.uint8]:
+        plan = step.plan
+        image = decode_image(
+            step.data[i].tobytes(),
+            plan.window[i].tolist(),
+            plan.resized[i].tolist(),
+            plan.offset[i].tolist(),
+            self._size,
+        )
+        pixels = np.asarray(image)
+        return pixels[:, ::-1] if plan.flip[i] else pixels

@@ -1,0 +1,103 @@
+"""Random erasing (Zhong et al., AAAI 2020) of one rectangle a sample, by torchvision's rule and defaults."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipelines import draws
+from pipelines.batch import host_to_device
+from pipelines.draws import Stream
+
+AREA_RANGE = (0.02, 0.33)
+"""Share of the image that a rectangle covers, before rounding to whole pixels."""
+ASPECT_RANGE = (0.3, 3.3)
+"""Height over width, uniform in its logarithm."""
+NUM_TRIES = 10
+
+_GATE = NUM_TRIES
+"""The word of the key that decides whether a sample is erased; the words below it are its tries."""
+
+
+def draw_erasing(
+    seed: int, epoch: int, indices: NDArray[np.int64], height: int, width: int, probability: float
+) -> NDArray[np.int64]:
+    """Draw a rectangle for the samples ``indices`` [B], keyed by (seed, epoch, sample).
+
+    A rectangle that does not fit into the image is drawn again; after ten tries the sample stays as it is.
+
+    Returns:
+        [B, 4] int64: top, left, height, width; zeros for a sample that is not erased.
+
+    Raises:
+        ValueError: ``probability`` is not between 0 and 1.
+    """
+    if not 0.0 <= probability <= 1.0:
+        raise ValueError(f"the erasing probability is {probability}; choose one between 0 and 1")
+    boxes = np.zeros((len(indices), 4), dtype=np.int64)
+    chosen = np.flatnonzero(draws.uniform(seed, Stream.ERASE, epoch, indices, _GATE) < probability)
+    key = (
+        seed,
+        Stream.ERASE,
+        epoch,
+        indices[chosen, None, None],
+        np.arange(NUM_TRIES)[:, None],
+        np.arange(4),
+    )
+    area, aspect, down, across = np.moveaxis(draws.uniform(*key), -1, 0)
+    area = _between(area, *AREA_RANGE) * (height * width)
+    aspect = np.exp(_between(aspect, math.log(ASPECT_RANGE[0]), math.log(ASPECT_RANGE[1])))
+    box_height = np.rint(np.sqrt(area * aspect))
+    box_width = np.rint(np.sqrt(area / aspect))
+    top = np.floor(down * (height - box_height + 1))
+    left = np.floor(across * (width - box_width + 1))
+    tries = np.stack([top, left, box_height, box_width], axis=-1).astype(np.int64)
+    fits = (box_height < height) & (box_width < width)
+    first = fits.argmax(axis=1)
+    rows = np.arange(len(chosen))
+    boxes[chosen] = np.where(fits[rows, first, None], tries[rows, first], 0)
+    return boxes
+
+
+def apply_erasing(images: Tensor, boxes: NDArray[np.int64]) -> Tensor:
+    """Set the rectangles to 0, which is the mean colour after normalisation.
+
+    Args:
+        images: [B, 3, H, W] normalised floats on any device; they are changed in place.
+        boxes: [B, 4] from ``draw_erasing``.
+
+    Returns:
+        ``images``.
+
+    Raises:
+        ValueError: there is not one box for each image.
+    """
+    if boxes.shape != (len(images), 4):
+        raise ValueError(f"the boxes are {boxes.shape}; {len(images)} images need {(len(images), 4)}")
+    if images.device.type == "cpu":
+        for image in np.flatnonzero(boxes[:, 2:].all(axis=1)):
+            top, left, height, width = (int(edge) for edge in boxes[image])
+            images[image, :, top : top + height, left : left + width] = 0.0
+        return images
+    if not boxes.any():
+        return images
+    mask = box_mask(host_to_device(torch.from_numpy(boxes), images.device), images.shape[2], images.shape[3])
+    return images.masked_fill_(mask, 0.0)
+
+
+def box_mask(boxes: Tensor, height: int, width: int) -> Tensor:
+    """[B, 1, H, W] bool, true inside the boxes [B, 4] (top, left, height, width)."""
+    top, left, box_height, box_width = boxes.view(-1, 4, 1).unbind(1)
+    y = torch.arange(height, device=boxes.device)
+    x = torch.arange(width, device=boxes.device)
+    rows = (y >= top) & (y < top + box_height)
+    columns = (x >= left) & (x < left + box_width)
+    return (rows.unsqueeze(2) & columns.unsqueeze(1)).unsqueeze(1)
+
+
+def _between(share: NDArray[np.float64], low: float, high: float) -> NDArray[np.float64]:
+    return low + share * (high - low)

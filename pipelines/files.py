@@ -1,0 +1,116 @@
+"""Batches from image files: encoded stream, decoder, then augmentation and normalisation on the device."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipelines.batch import Batch, host_to_device
+from pipelines.encoded import Encoded, EncodedStream, ImageReader
+from pipelines.order import EvalOrder, TrainOrder
+from pipelines.recipe import Recipe, finish
+
+log = logging.getLogger(__name__)
+
+
+class Decoder(Protocol):
+    """What turns encoded steps into images."""
+
+    def decode(self, source: Iterator[Encoded]) -> Iterator[tuple[Encoded, Tensor]]: ...
+
+    def in_flight(self) -> list[Encoded]: ...
+
+    def close(self) -> None: ...
+
+
+class ImageFilePipeline:
+    """A ``Pipeline`` over an indexed image folder."""
+
+    def __init__(
+        self,
+        reader: ImageReader,
+        recipe: Recipe,
+        order: TrainOrder | EvalOrder,
+        decoder: Decoder,
+        device: torch.device,
+        threads: int,
+    ) -> None:
+        self._reader = reader
+        self._recipe = recipe
+        self._order = order
+        self._decoder = decoder
+        self._device = device
+        self._stream = EncodedStream(reader, order.indices, order.steps_per_epoch, threads)
+        self._position = (0, 0)
+
+    @property
+    def num_samples(self) -> int:
+        return self._order.num_samples
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self._order.steps_per_epoch
+
+    def start(self, epoch: int, step: int = 0) -> None:
+        self._position = (epoch, step)
+
+    def problems(self) -> list[str]:
+        return [str(self._reader.dataset.path(sample)) for sample in sorted(self._reader.bad)]
+
+    def close(self) -> None:
+        self._stream.close()
+        self._decoder.close()
+
+    def __iter__(self) -> Iterator[Batch]:
+        epoch, step = self._position
+        while step < self.steps_per_epoch:
+            try:
+                for batch in self._batches(epoch, step):
+                    yield batch
+                    step += 1
+            except (RuntimeError, OSError, SyntaxError) as error:
+                self._find_bad(error)
+
+    def _batches(self, epoch: int, step: int) -> Iterator[Batch]:
+        full = (s for s in self._stream.steps(epoch, step) if len(s.samples))
+        expected = step
+        for encoded, images in self._decoder.decode(full):
+            yield self._batch(encoded, images)
+            expected = encoded.step + 1
+        for _ in range(expected, self.steps_per_epoch):
+            yield self._padding()
+
+    def _find_bad(self, error: Exception) -> None:
+        """The decoder gave up on a step: find the images at fault, so that the step can be read again."""
+        before = len(self._reader.bad)
+        for encoded in self._decoder.in_flight():
+            for sample in encoded.samples.tolist():
+                self._reader.verify(sample)
+        if len(self._reader.bad) == before:
+            raise error
+        log.info("decoding again with %d image(s) replaced", len(self._reader.bad) - before)
+
+    def _batch(self, encoded: Encoded, images: Tensor) -> Batch:
+        valid, size = len(encoded.samples), self._order.local_batch
+        samples = np.concatenate([encoded.samples, np.zeros(size - valid, dtype=np.int64)])
+        if valid < size:
+            images = torch.cat([images, images.new_zeros((size - valid, *images.shape[1:]))])
+        images = host_to_device(images, self._device) if images.device != self._device else images
+        labels = self._reader.dataset.labels[samples]
+        return Batch(
+            images=finish(self._recipe, images, self._reader.seed, encoded.epoch, samples),
+            targets=host_to_device(torch.from_numpy(labels), self._device),
+            indices=host_to_device(torch.from_numpy(samples), self._device),
+            valid=valid,
+        )
+
+    def _padding(self) -> Batch:
+        size, side = self._order.local_batch, self._recipe.image_size
+        images = torch.zeros((size, 3, side, side), device=self._device)
+        zeros = torch.zeros(size, dtype=torch.int64, device=self._device)
+        return Batch(images.contiguous(memory_format=torch.channels_last), zeros, zeros.clone(), 0)

@@ -1,0 +1,93 @@
+"""Which samples make up a step: a keyed permutation, cut into global batches, virtual shards and ranks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.draws import Stream, bits
+
+_ROUNDS = 6
+
+
+def permute(positions: NDArray[np.int64], size: int, *key: int) -> NDArray[np.int64]:
+    """Images of positions under a keyed pseudo-random permutation of range(size), without building it.
+
+    A Feistel network over the smallest even number of bits that holds `size`, walked until the value falls
+    inside the range (Black and Rogaway, CT-RSA 2002): a bijection for every size and key.
+    """
+    half = max(1, (max(size - 1, 1).bit_length() + 1) // 2)
+    mask = np.uint64((1 << half) - 1)
+    values = positions.astype(np.uint64)
+    outside = np.ones(values.shape, dtype=bool)
+    while outside.any():
+        left, right = values[outside] >> np.uint64(half), values[outside] & mask
+        for round_number in range(_ROUNDS):
+            left, right = right, left ^ (bits(*key, round_number, right.view(np.int64)) & mask)
+        values[outside] = (left << np.uint64(half)) | right
+        outside = values >= np.uint64(size)
+    return values.astype(np.int64)
+
+
+@dataclass(frozen=True)
+class TrainOrder:
+    """Samples of the training set by (epoch, step, rank).
+
+    Each epoch visits `steps_per_epoch * global_batch` different samples; the N mod B left over are those at the
+    end of that epoch's permutation, so other ones each epoch.
+    """
+
+    num_samples: int
+    global_batch: int
+    seed: int
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        assert self.global_batch % self.world_size == 0, "the world size divides the global batch"
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.num_samples // self.global_batch
+
+    @property
+    def local_batch(self) -> int:
+        return self.global_batch // self.world_size
+
+    @property
+    def positions(self) -> NDArray[np.int64]:
+        """Positions of this rank's samples within the global batch: one contiguous run."""
+        return self.rank * self.local_batch + np.arange(self.local_batch, dtype=np.int64)
+
+    def indices(self, epoch: int, step: int) -> NDArray[np.int64]:
+        """This rank's samples [local_batch] at `step` of `epoch`."""
+        start = step * self.global_batch
+        return permute(start + self.positions, self.num_samples, self.seed, Stream.ORDER, epoch)
+
+
+@dataclass(frozen=True)
+class EvalOrder:
+    """Samples of an evaluation set in their own order, each exactly once over all ranks, equal step counts.
+
+    At the last step a rank may have fewer samples than the others, or none: the rest of its batch is padding.
+    """
+
+    num_samples: int
+    global_batch: int
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def local_batch(self) -> int:
+        return max(1, -(-self.global_batch // self.world_size))
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-self.num_samples // (self.local_batch * self.world_size))
+
+    def indices(self, epoch: int, step: int) -> NDArray[np.int64]:
+        """This rank's samples [<= local_batch] at `step`; the epoch does not matter."""
+        start = (step * self.world_size + self.rank) * self.local_batch
+        return np.arange(start, min(start + self.local_batch, self.num_samples), dtype=np.int64)

@@ -1,0 +1,152 @@
+"""What happens to an image between its file and the batch, and the draws that decide it.
+
+A recipe is turned into a ``Plan`` on the host: numbers alone, a function of (seed, epoch, sample, image size).
+Every loader carries out the same plan, so two loaders differ by their decoder and their resampling only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipelines.batch import host_to_device
+from pipelines.draws import Stream, below, uniform
+from pipelines.erasing import apply_erasing, draw_erasing
+from pipelines.trivial_augment import apply_trivial, draw_trivial
+
+_TRIES = 10
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Augmentation and normalisation of one split."""
+
+    image_size: int
+    train: bool
+    crop: str = "random_resized"
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    eval_resize: int = 256
+    pad: int = 4
+    flip: float = 0.5
+    trivial_augment: bool = False
+    erasing: float = 0.0
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Geometry of B encoded images, in pixels.
+
+    Attributes:
+        window: int64 [B, 4], (top, left, height, width) decoded from the source image.
+        resized: int64 [B, 2], (height, width) the window is resampled to.
+        offset: int64 [B, 2], (top, left) of the final square crop in the resampled window.
+        flip: bool [B], mirrored horizontally.
+    """
+
+    window: NDArray[np.int64]
+    resized: NDArray[np.int64]
+    offset: NDArray[np.int64]
+    flip: NDArray[np.bool_]
+
+
+def draw_plan(
+    recipe: Recipe, seed: int, epoch: int, samples: NDArray[np.int64], sizes: NDArray[np.int64]
+) -> Plan:
+    """Plan for samples [B] whose images measure `sizes` [B, 2] = (height, width)."""
+    count = len(samples)
+    if not recipe.train:
+        return _evaluation_plan(recipe, sizes)
+    if recipe.crop == "random_resized":
+        window = random_resized_windows(recipe, seed, epoch, samples, sizes)
+    else:
+        window = np.concatenate([np.zeros((count, 2), np.int64), sizes], axis=1)
+    square = np.full((count, 2), recipe.image_size, dtype=np.int64)
+    return Plan(window, square, np.zeros((count, 2), np.int64), draw_flips(recipe, seed, epoch, samples))
+
+
+def draw_flips(recipe: Recipe, seed: int, epoch: int, samples: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Whether each sample is mirrored, bool [B]."""
+    return uniform(seed, Stream.FLIP, epoch, samples) < recipe.flip
+
+
+def random_resized_windows(
+    recipe: Recipe, seed: int, epoch: int, samples: NDArray[np.int64], sizes: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Windows [B, 4] of a random resized crop: torchvision's rule, ten tries, then the central fallback."""
+    tries = np.arange(_TRIES)[:, None]
+    height, width = sizes[:, 0].astype(np.float64), sizes[:, 1].astype(np.float64)
+    key = (seed, Stream.CROP, epoch, samples[None, :], tries)
+    low, high = recipe.crop_scale
+    area = height * width * (low + (high - low) * uniform(*key, 0))
+    log_low, log_high = np.log(recipe.crop_ratio[0]), np.log(recipe.crop_ratio[1])
+    ratio = np.exp(log_low + (log_high - log_low) * uniform(*key, 1))
+    w = np.rint(np.sqrt(area * ratio)).astype(np.int64)
+    h = np.rint(np.sqrt(area / ratio)).astype(np.int64)
+    fits = (w > 0) & (w <= sizes[:, 1]) & (h > 0) & (h <= sizes[:, 0])
+    chosen = np.argmax(fits, axis=0)
+    column = np.arange(len(samples))
+    w, h = w[chosen, column], h[chosen, column]
+    top = below(sizes[:, 0] - h + 1, seed, Stream.CROP, epoch, samples, chosen, 2)
+    left = below(sizes[:, 1] - w + 1, seed, Stream.CROP, epoch, samples, chosen, 3)
+    window = np.stack([top, left, h, w], axis=1)
+    return np.where(fits.any(axis=0)[:, None], window, _fallback_windows(recipe, sizes))
+
+
+def _fallback_windows(recipe: Recipe, sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    height, width = sizes[:, 0], sizes[:, 1]
+    low, high = recipe.crop_ratio
+    in_ratio = width / height
+    w = np.where(in_ratio > high, np.rint(height * high), width).astype(np.int64)
+    h = np.where(in_ratio < low, np.rint(width / low), height).astype(np.int64)
+    return np.stack([(height - h) // 2, (width - w) // 2, h, w], axis=1)
+
+
+def _evaluation_plan(recipe: Recipe, sizes: NDArray[np.int64]) -> Plan:
+    """Shorter side to `eval_resize`, centre crop: rounding as torchvision's Resize and CenterCrop."""
+    short = sizes.min(axis=1)
+    target = max(recipe.eval_resize, recipe.image_size)
+    resized = np.where(sizes == short[:, None], target, (target * sizes) // short[:, None])
+    offset = np.rint((resized - recipe.image_size) / 2.0).astype(np.int64)
+    window = np.concatenate([np.zeros_like(sizes), sizes], axis=1)
+    return Plan(window, resized, offset, np.zeros(len(sizes), dtype=bool))
+
+
+def finish(recipe: Recipe, images_bhwc: Tensor, seed: int, epoch: int, samples: NDArray[np.int64]) -> Tensor:
+    """Augment and normalise decoded images on their device.
+
+    Args:
+        images_bhwc: uint8 [B, H, W, 3], already cropped and mirrored.
+        samples: int64 [B], the key of the remaining draws.
+
+    Returns:
+        float32 [B, 3, H, W], channels_last.
+    """
+    images = images_bhwc.permute(0, 3, 1, 2)
+    if recipe.train and recipe.trivial_augment:
+        images = apply_trivial(images, draw_trivial(seed, epoch, samples))
+    device = images.device
+    mean = _constant(recipe.mean, device)
+    scale = _constant(tuple(1 / (255 * s) for s in recipe.std), device)
+    normalised = (images.to(torch.float32) - 255 * mean) * scale
+    if recipe.train and recipe.erasing > 0:
+        boxes = draw_erasing(seed, epoch, samples, recipe.image_size, recipe.image_size, recipe.erasing)
+        normalised = apply_erasing(normalised, boxes)
+    return normalised.contiguous(memory_format=torch.channels_last)
+
+
+_constants: dict[tuple[tuple[float, ...], torch.device], Tensor] = {}
+
+
+def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """A [3, 1, 1] tensor made once a device, so that no step copies it again."""
+    key = (values, device)
+    if key not in _constants:
+        _constants[key] = host_to_device(torch.tensor(values, dtype=torch.float32).view(3, 1, 1), device)
+    return _constants[key]

@@ -1,0 +1,136 @@
+"""Whole data sets that live on the device: a batch is one gather, with crop and flip in its indices."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipelines.batch import Batch, host_to_device
+from pipelines.datasets.arrays import ArrayDataset
+from pipelines.datasets.folder import FolderDataset
+from pipelines.draws import Stream, below
+from pipelines.order import EvalOrder, TrainOrder
+from pipelines.recipe import Recipe, draw_flips, draw_plan, finish
+
+log = logging.getLogger(__name__)
+
+
+def decode_folder(dataset: FolderDataset, image_size: int, threads: int) -> ArrayDataset:
+    """Decode a folder of small images into one array, shorter side and centre crop to `image_size`.
+
+    Raises:
+        UserError: an image that cannot be read; a resident data set has no substitutes.
+    """
+    from dl2pa.errors import UserError
+    from pipelines.decode_pillow import decode_image
+    from pipelines.encoded import BadImage
+    from pipelines.encoded import image_size as size_of
+
+    recipe = Recipe(image_size=image_size, train=False, eval_resize=image_size)
+
+    def one(sample: int) -> NDArray[np.uint8]:
+        try:
+            data = np.frombuffer(dataset.read(sample), dtype=np.uint8)
+            size = np.array([size_of(data)], dtype=np.int64)
+            plan = draw_plan(recipe, 0, 0, np.array([sample]), size)
+            boxes = plan.window[0].tolist(), plan.resized[0].tolist(), plan.offset[0].tolist()
+            return np.asarray(decode_image(data.tobytes(), *boxes, image_size))
+        except (BadImage, OSError, SyntaxError) as error:
+            path = dataset.path(sample)
+            raise UserError("data.root", path, f"cannot be decoded ({error})", "Restore or remove it.") from None
+
+    count = len(dataset.labels)
+    log.info("decoding %d images of %s into memory", count, dataset.root)
+    with ThreadPoolExecutor(max_workers=threads) as pool:
+        images = np.stack(list(pool.map(one, range(count))))
+    return ArrayDataset(images, dataset.labels, dataset.classes, dataset.fingerprint)
+
+
+class ResidentPipeline:
+    """A ``Pipeline`` over arrays held on the device as uint8, bordered by zeros for the random crop."""
+
+    def __init__(
+        self,
+        dataset: ArrayDataset,
+        recipe: Recipe,
+        order: TrainOrder | EvalOrder,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self._recipe = recipe
+        self._order = order
+        self._seed = seed
+        self._device = device
+        self._pad = recipe.pad if recipe.train and recipe.crop == "pad" else 0
+        border = ((0, 0), (self._pad, self._pad), (self._pad, self._pad), (0, 0))
+        images = np.pad(dataset.images, border) if self._pad else dataset.images
+        self._images = torch.from_numpy(np.ascontiguousarray(images)).to(device)
+        self._labels = torch.from_numpy(dataset.labels).to(device)
+        self._side = dataset.images.shape[1]
+        self._span = torch.arange(self._side, device=device)
+        self._position = (0, 0)
+
+    @property
+    def num_samples(self) -> int:
+        return self._order.num_samples
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self._order.steps_per_epoch
+
+    def start(self, epoch: int, step: int = 0) -> None:
+        self._position = (epoch, step)
+
+    def problems(self) -> list[str]:
+        return []
+
+    def close(self) -> None:
+        return None
+
+    def __iter__(self) -> Iterator[Batch]:
+        epoch, first = self._position
+        steps = range(first, self.steps_per_epoch)
+        samples = [self._order.indices(epoch, step) for step in steps]
+        if not samples:
+            return
+        # One copy of the epoch's draws: the step loop then never waits for the host.
+        all_samples = np.concatenate(samples)
+        draws = host_to_device(torch.from_numpy(self._draws(epoch, all_samples)), self._device)
+        at = 0
+        for part in samples:
+            yield self._batch(epoch, part, draws[:, at : at + len(part)])
+            at += len(part)
+
+    def _draws(self, epoch: int, samples: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Rows: sample, top, left, flip."""
+        zeros = np.zeros_like(samples)
+        if not self._recipe.train:
+            return np.stack([samples, zeros, zeros, zeros])
+        top, left = zeros, zeros
+        if self._pad:
+            top = below(2 * self._pad + 1, self._seed, Stream.CROP, epoch, samples, 0)
+            left = below(2 * self._pad + 1, self._seed, Stream.CROP, epoch, samples, 1)
+        flip = draw_flips(self._recipe, self._seed, epoch, samples).astype(np.int64)
+        return np.stack([samples, top, left, flip])
+
+    def _batch(self, epoch: int, samples: NDArray[np.int64], draws_4b: Tensor) -> Batch:
+        valid, size = len(samples), self._order.local_batch
+        if valid < size:
+            draws_4b = torch.cat([draws_4b, draws_4b.new_zeros((4, size - valid))], dim=1)
+            samples = np.concatenate([samples, np.zeros(size - valid, dtype=np.int64)])
+        index, top, left, flip = draws_4b
+        rows = top[:, None] + self._span
+        columns = left[:, None] + torch.where(flip[:, None] > 0, self._side - 1 - self._span, self._span)
+        images = self._images[index[:, None, None], rows[:, :, None], columns[:, None, :]]
+        return Batch(
+            images=finish(self._recipe, images, self._seed, epoch, samples),
+            targets=self._labels[index],
+            indices=index,
+            valid=valid,
+        )

@@ -1,0 +1,65 @@
+"""Batches without data: a small pool of keyed noise images, for benchmarks and rehearsals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from pipelines.batch import Batch, host_to_device
+from pipelines.draws import Stream, bits, uniform
+from pipelines.order import EvalOrder, TrainOrder
+
+_POOL = 32
+
+
+class SyntheticPipeline:
+    """A ``Pipeline`` whose sample i shows image i mod 32 of the pool and has a keyed label."""
+
+    def __init__(
+        self,
+        num_classes: int,
+        image_size: int,
+        order: TrainOrder | EvalOrder,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self._classes = num_classes
+        self._size = image_size
+        self._order = order
+        self._seed = seed
+        self._device = device
+        pixels = np.arange(_POOL * 3 * image_size * image_size)
+        noise = 2 * uniform(seed, Stream.SYNTHETIC, pixels).astype(np.float32) - 1
+        pool = torch.from_numpy(noise.reshape(_POOL, 3, image_size, image_size))
+        self._pool = pool.to(device).contiguous(memory_format=torch.channels_last)
+        self._position = (0, 0)
+
+    @property
+    def num_samples(self) -> int:
+        return self._order.num_samples
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self._order.steps_per_epoch
+
+    def start(self, epoch: int, step: int = 0) -> None:
+        self._position = (epoch, step)
+
+    def problems(self) -> list[str]:
+        return []
+
+    def close(self) -> None:
+        return None
+
+    def __iter__(self) -> Iterator[Batch]:
+        epoch, first = self._position
+        for step in range(first, self.steps_per_epoch):
+            samples = self._order.indices(epoch, step)
+            valid = len(samples)
+            samples = np.concatenate([samples, np.zeros(self._order.local_batch - valid, np.int64)])
+            labels = bits(self._seed, Stream.SYNTHETIC, samples) % np.uint64(self._classes)
+            index = host_to_device(torch.from_numpy(samples), self._device)
+            targets = host_to_device(torch.from_numpy(labels.astype(np.int64)), self._device)
+            yield Batch(self._pool[index % _POOL], targets, index, valid)

@@ -1,0 +1,191 @@
+import itertools
+import json
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dl2pa.tracking.delivery import read_batches
+from dl2pa.tracking.spool import (
+    Identity,
+    SeenPoints,
+    Spool,
+    ensure_identity,
+    events_file,
+    load_identity,
+    read_events,
+)
+
+IDENTITY = Identity("a" * 32, "exp", "name", 1)
+
+
+def events(run: Path) -> list[dict[str, Any]]:
+    return [entry.event for entry in read_events(events_file(run)) if entry.event is not None]
+
+
+def points(run: Path) -> dict[tuple[str, int], Any]:
+    found: dict[tuple[str, int], Any] = {}
+    for event in events(run):
+        for name, value in event.get("v", {}).items():
+            assert (name, event["step"]) not in found
+            found[name, event["step"]] = value
+    return found
+
+
+@contextmanager
+def full_at(size: int) -> Iterator[None]:
+    """No file grows beyond ``size``: a write that crosses it is cut short, the next one fails."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_first_value_of_a_step_wins_within_and_across_attempts(tmp_path: Path) -> None:
+    first = Spool(tmp_path, 1)
+    first.metrics(1, {"loss": 1.0})
+    first.metrics(1, {"loss": 9.0, "lr": 0.1})
+    first.metrics(2, {"loss": 2.0})
+    second = Spool(tmp_path, 2)
+    second.metrics(2, {"loss": 8.0})
+    second.metrics(3, {"loss": 3.0})
+    assert points(tmp_path) == {("loss", 1): 1.0, ("lr", 1): 0.1, ("loss", 2): 2.0, ("loss", 3): 3.0}
+
+
+@pytest.mark.parametrize("cut", [1, 10, 40])
+def test_line_torn_by_a_kill_is_cut_off(tmp_path: Path, cut: int) -> None:
+    spool = Spool(tmp_path, 1)
+    for step in range(3):
+        spool.metrics(step, {"loss": step / 3})
+    content = events_file(tmp_path).read_bytes()
+    events_file(tmp_path).write_bytes(content[:-cut])
+
+    resumed = Spool(tmp_path, 2)
+    for step in range(1, 4):
+        resumed.metrics(step, {"loss": step / 3})
+
+    lines = events_file(tmp_path).read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [0, 1, 2, 3]
+    assert points(tmp_path) == {("loss", step): step / 3 for step in range(4)}
+
+
+def test_reader_leaves_a_line_still_being_written(tmp_path: Path) -> None:
+    Spool(tmp_path, 1).metrics(0, {"loss": 1.0})
+    whole = events_file(tmp_path).stat().st_size
+    with events_file(tmp_path).open("ab") as file:
+        file.write(b'{"e":"metrics","t":1')
+    assert [entry.end for entry in read_events(events_file(tmp_path))] == [whole]
+
+
+def test_damaged_line_is_passed_over(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, 1)
+    spool.metrics(0, {"loss": 1.0})
+    with events_file(tmp_path).open("ab") as file:
+        file.write(b'garbage\n{"e":"metrics","t":1,"a":1}\n[]\n')
+    spool.metrics(1, {"loss": 2.0})
+    Spool(tmp_path, 2).metrics(2, {"loss": 3.0})
+    assert points(tmp_path) == {("loss", 0): 1.0, ("loss", 1): 2.0, ("loss", 2): 3.0}
+    (batch,) = read_batches(events_file(tmp_path), 0, 1000)
+    assert batch.end == events_file(tmp_path).stat().st_size
+    assert batch.events == 3
+
+
+def test_not_a_number_is_kept_as_strict_json(tmp_path: Path) -> None:
+    values = {"nan": float("nan"), "up": float("inf"), "down": float("-inf")}
+    Spool(tmp_path, 1).metrics(0, values)
+    line = events_file(tmp_path).read_text()
+    content = json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert content["v"] == {"nan": "nan", "up": "inf", "down": "-inf"}
+
+
+def test_value_that_is_no_number_costs_only_itself(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    values: dict[str, Any] = {"good": 1, "bad": "text"}
+    spool = Spool(tmp_path, 1)
+    spool.metrics(0, values)
+    assert points(tmp_path) == {("good", 0): 1.0}
+    assert spool.dropped == 1
+    assert "bad" in caplog.text
+
+
+def test_full_disk_drops_points_with_one_warning_and_leaves_whole_lines(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    spool = Spool(tmp_path, 1)
+    spool.start(IDENTITY, {}, {})
+    for step in range(5):
+        spool.metrics(step, {"loss": 1.0})
+    size = events_file(tmp_path).stat().st_size
+    with full_at(size + 20):
+        for step in range(5, 10):
+            spool.metrics(step, {"loss": 1.0})
+        spool.event("tags", tags={"state": "kept until the disk takes it"})
+        assert events_file(tmp_path).stat().st_size == size
+    assert spool.dropped == 5
+    assert len([r for r in caplog.records if "takes no tracking events" in r.message]) == 1
+
+    spool.metrics(9, {"loss": 9.0})
+    assert events(tmp_path)[-2]["tags"] == {"state": "kept until the disk takes it"}
+    assert points(tmp_path) == {("loss", step): 9.0 if step == 9 else 1.0 for step in [0, 1, 2, 3, 4, 9]}
+
+
+def test_spool_that_cannot_be_made_at_all_only_warns(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "events").write_text("a file where the folder should be")
+    identity = ensure_identity(tmp_path, "exp", "name")
+    spool = Spool(tmp_path, 1)
+    spool.start(identity, {}, {})
+    spool.metrics(0, {"loss": 1.0})
+    assert spool.dropped == 1
+
+    (tmp_path / "events").unlink()
+    spool.metrics(1, {"loss": 1.0})
+    assert [event["e"] for event in events(tmp_path)] == ["start", "metrics"]
+    assert load_identity(tmp_path) == identity
+
+
+def test_identity_is_kept_and_recovered_from_the_spool(tmp_path: Path) -> None:
+    identity = ensure_identity(tmp_path, "exp", "name")
+    Spool(tmp_path, 1).start(identity, {}, {})
+    assert ensure_identity(tmp_path, "other", "other") == identity
+    (tmp_path / "events" / "run.json").write_text("")
+    assert ensure_identity(tmp_path, "other", "other") == identity
+    assert load_identity(tmp_path) == identity
+
+
+def test_param_changed_on_resume_becomes_a_tag(tmp_path: Path) -> None:
+    Spool(tmp_path, 1).start(IDENTITY, {"lr": 0.1, "data": {"root": "/d", "classes": 10}}, {})
+    Spool(tmp_path, 2).start(IDENTITY, {"lr": 0.2, "data": {"root": "/d"}, "new": 1}, {})
+    Spool(tmp_path, 3).start(IDENTITY, {"lr": 0.1}, {})
+    first, second, third = events(tmp_path)
+    assert first["params"] == {"lr": "0.1", "data.root": "/d", "data.classes": "10"}
+    assert (second["params"], second["tags"]) == ({"new": "1"}, {"dl2pa.changed.lr": "0.2"})
+    assert (third["params"], third["tags"]) == ({}, {"dl2pa.changed.lr": "0.1"})
+
+
+def test_batches_hold_at_most_the_limit_and_end_where_events_end(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, 1)
+    spool.start(IDENTITY, {}, {})
+    for step in range(10):
+        spool.metrics(step, {"a": 1.0, "b": 1.0, "c": 1.0})
+    spool.metrics(10, {f"class{i}": 1.0 for i in range(25)})
+    spool.event("tags", tags={})
+    batches = list(read_batches(events_file(tmp_path), 0, 10))
+    assert [len(batch.points) for batch in batches] == [0, 9, 9, 9, 3, 25, 0]
+    assert [batch.events for batch in batches] == [1, 3, 3, 3, 1, 1, 1]
+    for batch, after in itertools.pairwise(batches):
+        assert batch.end == after.start
+        assert next(read_batches(events_file(tmp_path), batch.end, 10)).points == after.points
+
+
+def test_seen_points_take_steps_in_any_order() -> None:
+    seen = SeenPoints()
+    for step in [5, 1, 3, 3, 9, 1]:
+        seen.add("loss", step)
+    assert [step for step in range(11) if ("loss", step) in seen] == [1, 3, 5, 9]
+    assert ("lr", 5) not in seen

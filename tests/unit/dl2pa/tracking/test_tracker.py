@@ -1,0 +1,286 @@
+import json
+import logging
+import os
+import resource
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dl2pa.errors import UserError
+from dl2pa.tracking import Tracker, local_uri, sync
+from dl2pa.tracking import server as server_module
+from dl2pa.tracking.delivery import Delivery
+from dl2pa.tracking.files import Busy, exclusive, read_json, write_json
+from dl2pa.tracking.notes import Note, last_server, load_note, save_note
+from dl2pa.tracking.sender import Sender
+from dl2pa.tracking.spool import events_file
+from dl2pa.tracking.sync import close_killed
+
+
+def tracker(run: Path, **changes: Any) -> Tracker:
+    options: dict[str, Any] = {
+        "enabled": True,
+        "uri": None,
+        "experiment": "exp",
+        "run_name": "name",
+        "attempt": 1,
+        "drain_seconds": 0.5,
+    }
+    return Tracker(run, **{**options, **changes})
+
+
+def kinds(run: Path) -> list[str]:
+    return [json.loads(line)["e"] for line in events_file(run).read_text().splitlines()]
+
+
+def test_import_loads_neither_mlflow_nor_torch() -> None:
+    code = "import dl2pa.tracking, sys; assert not {'mlflow', 'torch', 'numpy'} & set(sys.modules)"
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(Path.cwd())}
+    )
+
+
+def test_disabled_tracker_writes_nothing(tmp_path: Path) -> None:
+    off = tracker(tmp_path / "run", enabled=False, uri="http://nowhere")
+    off.start({"lr": 1}, {})
+    off.metrics(1, {"loss": 1.0})
+    off.artifact(tmp_path / "x")
+    off.tags({"a": "b"})
+    off.finish("finished")
+    assert (off.run_uuid, off.mlflow_run_id) == (None, None)
+    assert not (tmp_path / "run").exists()
+
+
+def test_spool_only_run_keeps_everything_and_says_how_to_send_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    on = tracker(tmp_path)
+    on.start({"lr": 0.1}, {"method": "dl2pa"})
+    on.metrics(1, {"loss": 1.0})
+    on.artifact(tmp_path / "curves.png", "plots")
+    on.finish("stopped")
+    assert kinds(tmp_path) == ["start", "metrics", "artifact", "end"]
+    assert on.run_uuid == read_json(tmp_path / "events" / "run.json")["run_uuid"]  # type: ignore[index]
+    assert on.mlflow_run_id is None
+    assert f"dl2pa sync {tmp_path}" in caplog.text
+
+
+def test_no_method_raises_whatever_it_is_given(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    nonsense: Any = object()
+    on = tracker(tmp_path)
+    for _ in range(2):
+        on.start(nonsense, nonsense)
+        on.metrics(nonsense, nonsense)
+        on.artifact(Path("/etc/hostname"))
+        on.tags(nonsense)
+    on.finish("finished")
+    on.metrics(1, {"after": 1.0})
+    assert kinds(tmp_path) == ["end"]
+    assert len([r for r in caplog.records if "tracking failed in" in r.message]) == 4
+
+
+def test_full_disk_never_reaches_training(tmp_path: Path) -> None:
+    on = tracker(tmp_path / "run")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        on.start({"lr": 0.1}, {})
+        on.metrics(1, {"loss": 1.0})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    on.finish("finished")
+    first, last = (json.loads(line) for line in events_file(tmp_path / "run").read_text().splitlines())
+    assert (first["e"], first["run"]["run_uuid"]) == ("start", on.run_uuid)
+    assert (last["e"], last["dropped"]) == ("end", 1)
+
+
+def test_hanging_server_delays_finish_by_no_more_than_the_drain_time(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        on = tracker(tmp_path, uri=f"http://me:s3cret@127.0.0.1:{port}", drain_seconds=1)
+        on.start({"lr": 0.1}, {})
+        connection, _ = silent.accept()
+        began = time.monotonic()
+        on.metrics(1, {"loss": 1.0})
+        assert time.monotonic() - began < 0.5
+        on.finish("finished")
+        assert time.monotonic() - began < 3
+        connection.close()
+    assert on.mlflow_run_id is None
+    assert f"3 events did not reach MLflow; `dl2pa sync {tmp_path}` sends them" in caplog.text
+    for file in (tmp_path / "events").iterdir():
+        assert "s3cret" not in file.read_text()
+
+
+def test_refused_connections_are_reported_once_without_secrets(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        port = gone.getsockname()[1]
+    on = tracker(tmp_path, uri=f"http://me:s3cret@127.0.0.1:{port}", drain_seconds=3)
+    on.start({}, {})
+    on.finish("failed")
+    assert len([r for r in caplog.records if "cannot be reached" in r.message]) == 1
+    assert "s3cret" not in caplog.text
+    report = sync(tmp_path, f"http://me:s3cret@127.0.0.1:{port}", tries=1)
+    assert (report.run_id, report.events_sent, report.left) == (None, 0, 2)
+    assert report.error is not None and "s3cret" not in f"{report}"
+
+
+class FlakyDelivery:
+    """Fails as often as told, then takes everything."""
+
+    uri = "http://server"
+    run_id = "id"
+    run_dir = Path("run")
+
+    def __init__(self, failures: int) -> None:
+        self.failures = failures
+        self.calls = 0
+
+    def send(self, *, with_owed: bool, halt: Callable[[], bool]) -> None:
+        self.calls += 1
+        if self.calls <= self.failures:
+            raise ConnectionError("down")
+
+    def is_done(self, *, with_owed: bool) -> bool:
+        return self.calls > self.failures
+
+
+def test_sender_backs_off_to_a_minute_and_starts_over_after_success(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    delivery: Any = FlakyDelivery(failures=8)
+    sender = Sender(delivery)
+    pauses: list[float] = []
+
+    class Impatient(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            pauses.append(timeout or 0)
+            if len(pauses) == 10:
+                self.set()
+            return self.is_set()
+
+    monkeypatch.setattr(sender, "_finishing", Impatient())
+    sender.start()
+    sender.join(5)
+    assert not sender.is_alive()
+    for failures, pause in enumerate(pauses[:8]):
+        longest = min(60, 2**failures)
+        assert 0.8 * longest <= pause <= longest
+    assert pauses[8:] == [1.0, 1.0]
+    assert [r.message.split()[3:5] for r in caplog.records] == [["cannot", "be"], ["answers", "again"]]
+
+
+def test_lock_excludes_others_and_is_not_kept_by_a_forked_child(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    ready, done = os.pipe(), os.pipe()
+    with exclusive(path):
+        with pytest.raises(Busy), exclusive(path):
+            pass
+        child = os.fork()
+        if child == 0:
+            os.write(ready[1], b".")
+            os.read(done[0], 1)
+            os._exit(0)
+        os.read(ready[0], 1)
+    with exclusive(path):
+        pass
+    os.write(done[1], b".")
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_fork_waits_for_the_import_of_mlflow() -> None:
+    importing, forked = threading.Event(), threading.Event()
+
+    def slow_import() -> None:
+        with server_module._importing:  # pyright: ignore[reportPrivateUsage]
+            importing.set()
+            assert not forked.wait(0.2)
+
+    thread = threading.Thread(target=slow_import)
+    thread.start()
+    importing.wait()
+    child = os.fork()
+    if child == 0:
+        with server_module._importing:  # pyright: ignore[reportPrivateUsage]
+            os._exit(0)
+    forked.set()
+    thread.join()
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_delivery_waits_for_the_process_that_is_sending(tmp_path: Path) -> None:
+    on = tracker(tmp_path)
+    on.start({}, {})
+    on.finish("finished")
+    with exclusive(tmp_path / "events" / "mlflow.json.lock"):
+        with pytest.raises(Busy):
+            Delivery(tmp_path, "http://127.0.0.1:1").send(with_owed=True)
+        report = sync(tmp_path, "http://127.0.0.1:1", tries=1)
+    assert report.error == "another process is sending this run"
+    assert report.left == 2
+
+
+def test_notes_are_kept_per_server_without_credentials(tmp_path: Path) -> None:
+    (tmp_path / "events").mkdir()
+    save_note(tmp_path, "http://me:pw@one", Note("id1", 5))
+    save_note(tmp_path, "http://two", Note("id2", 7, owed=[3]))
+    save_note(tmp_path, "http://me:pw@one", Note("id1", 9))
+    assert load_note(tmp_path, "http://me:other@one") == Note("id1", 9)
+    assert load_note(tmp_path, "http://two") == Note("id2", 7, owed=[3])
+    assert load_note(tmp_path, "http://three") == Note()
+    assert last_server(tmp_path) == "http://***@one"
+    (tmp_path / "events" / "mlflow.json").write_text("{torn")
+    assert load_note(tmp_path, "http://two") == Note()
+
+
+def test_write_json_leaves_the_old_file_when_the_disk_is_full(tmp_path: Path) -> None:
+    path = tmp_path / "note.json"
+    write_json(path, {"a": 1})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4, before[1]))
+    try:
+        with pytest.raises(OSError):
+            write_json(path, {"a": "much more"})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert read_json(path) == {"a": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_killed_run_gets_one_end_at_its_last_event(tmp_path: Path) -> None:
+    tracker(tmp_path).start({}, {})
+    with events_file(tmp_path).open("ab") as file:
+        file.write(b'{"e":"metrics","t":123,"a":1,"step":0,"v":{"loss":1.0}}\n{"e":"met')
+    assert close_killed(tmp_path)
+    assert not close_killed(tmp_path)
+    last = json.loads(events_file(tmp_path).read_text().splitlines()[-1])
+    assert (last["e"], last["status"], last["t"], last["a"]) == ("end", "killed", 123, 1)
+
+
+def test_sync_names_what_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(UserError, match="no tracking events"):
+        sync(tmp_path)
+    tracker(tmp_path).start({}, {})
+    with pytest.raises(UserError, match="--uri"):
+        sync(tmp_path)
+    save_note(tmp_path, "http://me:pw@host", Note("id"))
+    with pytest.raises(UserError, match="credentials"):
+        sync(tmp_path)
+
+
+def test_local_uri_is_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert local_uri(Path("runs")) == f"sqlite:///{tmp_path}/runs/mlflow.db"

@@ -1,0 +1,55 @@
+"""Real data, where the machine has it, and small files in the official formats."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[4] / "../shared/data"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Callable[[str], Path]:
+    """The path of a shared file or folder; the test is skipped where it is absent."""
+
+    def find(name: str) -> Path:
+        if not (SHARED / name).exists():
+            pytest.skip(f"needs real data: there is no {SHARED / name}")
+        return SHARED / name
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def cifar100_root(shared_data: Callable[[str], Path], pytestconfig: pytest.Config) -> Path:
+    """The published CIFAR-100 files, kept in pytest's cache since unpacking them takes most of the time."""
+    script = shared_data("unpack.py")
+    pytest.importorskip("pillow_jxl", reason="unpacking CIFAR-100 needs pillow-jxl-plugin")
+    root = pytestconfig.rootpath / ".pytest_cache" / "d" / "cifar100"
+    if not root.exists():
+        root.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=root.parent) as scratch:
+            subprocess.run([sys.executable, script, Path(scratch) / "whole"], check=True, capture_output=True)
+            if not root.exists():
+                (Path(scratch) / "whole").rename(root)
+    return root
+
+
+@pytest.fixture
+def image_tree(tmp_path: Path) -> Callable[..., Path]:
+    """Write files holding their own names: ``image_tree("data", "cat/1.jpeg", "dog/2.png")``."""
+
+    def write(name: str, *paths: str) -> Path:
+        for path in paths:
+            file = tmp_path / name / path
+            assert file.is_relative_to(tmp_path)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(path.encode())
+        return tmp_path / name
+
+    return write

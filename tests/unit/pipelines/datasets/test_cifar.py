@@ -1,0 +1,131 @@
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dl2pa.errors import UserError
+from pipelines.datasets.cifar import load_cifar10, load_cifar100
+
+
+def rows(count: int, first: int = 0) -> np.ndarray:
+    """Images whose red, green and blue planes are told apart, one value a row of pixels."""
+    planes = np.arange(32, dtype=np.uint8).repeat(32)
+    return np.stack([np.concatenate([planes, planes + 50, planes + 100]) + first + i for i in range(count)])
+
+
+@pytest.fixture
+def cifar10(tmp_path: Path) -> Path:
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    for i, name in enumerate([f"data_batch_{n}" for n in range(1, 6)] + ["test_batch"]):
+        save(folder / name, {"data": rows(2, first=10 * i), "labels": [i, 9], "filenames": ["a", "b"]})
+    save(folder / "batches.meta", {"label_names": [f"class{i}" for i in range(10)]})
+    return folder
+
+
+def save(path: Path, content: Any) -> None:
+    path.write_bytes(pickle.dumps(content, protocol=2))
+
+
+def refused(root: Path, words: str, load: Callable[..., Any] = load_cifar10) -> UserError:
+    with pytest.raises(UserError, match=words) as caught:
+        load(root, "train")
+    assert caught.value.field == "data.root"
+    return caught.value
+
+
+def test_cifar10_joins_its_batches_in_order(cifar10: Path) -> None:
+    dataset = load_cifar10(cifar10.parent, "train")
+    assert dataset.images.shape == (10, 32, 32, 3)
+    assert dataset.labels.tolist() == [0, 9, 1, 9, 2, 9, 3, 9, 4, 9]
+    assert dataset.images[0, 5, 7].tolist() == [5, 55, 105]
+    assert dataset.images[9, 5, 7].tolist() == [46, 96, 146]
+    assert dataset.classes == tuple(f"class{i}" for i in range(10))
+
+
+def test_the_validation_half_is_the_test_batch(cifar10: Path) -> None:
+    dataset = load_cifar10(cifar10, "val")
+    assert dataset.labels.tolist() == [5, 9]
+
+
+class Malicious:
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self):
+        return os.system, (self.command,)
+
+
+def test_a_pickle_that_runs_a_command_is_refused_before_it_runs(cifar10: Path, tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    save(cifar10 / "data_batch_3", {"data": Malicious(f"touch '{trace}'"), "labels": [0]})
+    error = refused(cifar10, r"asks to load (posix|nt)\.system")
+    assert error.value == str(cifar10 / "data_batch_3")
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["builtins eval", "numpy load", "numpy.core.multiarray frombuffer", "_codecs decode"]
+)
+def test_what_the_files_do_not_need_is_refused(cifar10: Path, name: str) -> None:
+    module, function = name.split()
+    (cifar10 / "batches.meta").write_bytes(f"c{module}\n{function}\n(S'1'\ntR.".encode())
+    refused(cifar10, f"asks to load {module}.{function}")
+
+
+def test_files_saved_again_by_python_3_and_numpy_1_can_be_read(cifar10: Path) -> None:
+    path = cifar10 / "test_batch"
+    content = path.read_bytes()
+    assert b"_codecs" in content
+    path.write_bytes(content.replace(b"cnumpy._core.multiarray", b"cnumpy.core.multiarray"))
+    assert load_cifar10(cifar10, "val").images[0, 0, 0].tolist() == [50, 100, 150]
+
+
+def test_damaged_files(cifar10: Path) -> None:
+    path = cifar10 / "data_batch_2"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:1000])
+    assert "Download" in refused(cifar10, "cannot be used").remedy
+    path.write_bytes(b"<html>404</html>")
+    refused(cifar10, "cannot be used")
+    path.write_bytes(b"")
+    refused(cifar10, "cannot be used")
+    for content, words in [
+        ([1, 2], "holds a list"),
+        ({"labels": [0]}, "no 'data'"),
+        ({"data": rows(2)}, "no 'labels'"),
+        ({"data": rows(2), "labels": [0]}, "2 images and 1 labels"),
+        ({"data": rows(2), "labels": ["cat", "dog"]}, "not integers"),
+        ({"data": rows(2).astype(np.float32), "labels": [0, 1]}, "not an array of bytes"),
+        ({"data": rows(2)[:, :100], "labels": [0, 1]}, "not an array of bytes"),
+        ({"data": rows(2), "labels": [0, 10]}, "from 0 to 10"),
+    ]:
+        save(path, content)
+        refused(cifar10, words)
+
+
+def test_missing_files(cifar10: Path, tmp_path: Path) -> None:
+    refused(tmp_path / "absent", "does not exist")
+    refused(cifar10 / "test_batch", "not a directory")
+    (cifar10 / "data_batch_4").unlink()
+    error = refused(tmp_path, "no file .*data_batch_4")
+    assert error.value == str(tmp_path)
+    assert "cifar-10-python.tar.gz" in error.remedy
+    assert "cifar-100-python.tar.gz" in refused(tmp_path, "no file .*train", load_cifar100).remedy
+
+
+def test_the_whole_of_cifar100(cifar100_root: Path, shared_data: Callable[[str], Path]) -> None:
+    train = load_cifar100(cifar100_root, "train")
+    val = load_cifar100(cifar100_root / "cifar-100-python", "val")
+    assert (train.images.shape, val.images.shape) == ((50_000, 32, 32, 3), (10_000, 32, 32, 3))
+    assert np.bincount(train.labels).tolist() == [500] * 100
+    assert np.bincount(val.labels).tolist() == [100] * 100
+    assert train.classes == val.classes == tuple(shared_data("cifar100/classes.txt").read_text().split())
+    assert train.fingerprint != val.fingerprint
+    # The mean colour in every public recipe, which mixed-up planes would not give.
+    mean = train.images.reshape(-1, 3).mean(axis=0) / 255
+    assert mean.round(4).tolist() == [0.5071, 0.4865, 0.4409]

@@ -1,0 +1,147 @@
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dl2pa.errors import UserError
+from pipelines.datasets import ArrayDataset, FolderDataset, check_num_classes, open_dataset
+
+Tree = Callable[..., Path]
+
+
+def refused(words: str, **changes: Any) -> UserError:
+    arguments: dict[str, Any] = {"name": "imagefolder", "root": None, "val_root": None, "classes": None}
+    with pytest.raises(UserError, match=words) as caught:
+        open_dataset(**{**arguments, "split": "train", **changes})
+    return caught.value
+
+
+def folder(dataset: ArrayDataset | FolderDataset) -> FolderDataset:
+    assert isinstance(dataset, FolderDataset)
+    return dataset
+
+
+@pytest.fixture
+def pets(image_tree: Tree) -> Path:
+    return image_tree(
+        "pets", "train/ant/1.png", "train/cat/2.png", "train/dog/3.png", "val/dog/4.png", "val/cat/5.png"
+    )
+
+
+def test_one_root_holds_both_halves(pets: Path) -> None:
+    train, val = (folder(open_dataset("imagefolder", pets, None, None, split)) for split in ("train", "val"))
+    assert (train.root, val.root) == (pets / "train", pets / "val")
+    assert train.classes == val.classes == ("ant", "cat", "dog")
+    assert val.labels.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("below", [("", ""), ("train", ""), ("", "val"), ("train", "val")])
+def test_halves_in_two_places(image_tree: Tree, tmp_path: Path, below: tuple[str, str]) -> None:
+    image_tree(f"here/{below[0]}", "a/1.png", "b/2.png")
+    image_tree(f"there/{below[1]}", "b/3.png")
+    root, val_root = tmp_path / "here", tmp_path / "there"
+    train, val = (
+        folder(open_dataset("imagefolder", root, val_root, None, split)) for split in ("train", "val")
+    )
+    assert (train.root, val.root) == (root / below[0], val_root / below[1])
+    assert (train.labels.tolist(), val.labels.tolist()) == ([0, 1], [1])
+
+
+def test_classes_fix_the_labels_of_both_halves(pets: Path, tmp_path: Path) -> None:
+    file = tmp_path / "order.txt"
+    file.write_text("dog\nunseen\ncat\nant\n")
+    train, val = (folder(open_dataset("imagefolder", pets, None, file, split)) for split in ("train", "val"))
+    assert train.classes == val.classes == ("dog", "unseen", "cat", "ant")
+    assert (train.labels.tolist(), val.labels.tolist()) == ([3, 2, 0], [2, 0])
+    check_num_classes(train, 4)
+
+
+def test_validation_alone_can_be_opened_where_the_classes_are_given(image_tree: Tree) -> None:
+    root = image_tree("only", "val/b/1.png")
+    assert open_dataset("imagefolder", root, None, ["a", "b"], "val").labels.tolist() == [1]
+    assert refused("no folder 'train'", root=root, split="val").field == "data.root"
+
+
+def test_a_validation_class_unknown_in_training(image_tree: Tree) -> None:
+    root, val_root = image_tree("here", "cat/1.png", "dog/2.png"), image_tree("there", "cats/3.png")
+    error = refused(
+        "'cats' in .*not among the 2 classes; the nearest is 'cat'", root=root, val_root=val_root, split="val"
+    )
+    assert (error.field, error.value) == ("data.val_root", str(val_root))
+
+
+def test_what_is_missing_is_named(pets: Path, tmp_path: Path) -> None:
+    error = refused("is not set")
+    assert (error.field, error.value) == ("data.root", None)
+    assert "DL2PA_DATA" in error.remedy
+    error = refused("does not exist", root=tmp_path / "absent")
+    assert error.value == str(tmp_path / "absent")
+    error = refused("holds no folder 'train'", root=pets / "val")
+    assert "data.val_root" in error.remedy
+    error = refused("does not exist", root=pets, val_root=tmp_path / "absent", split="val")
+    assert (error.field, error.value) == ("data.val_root", str(tmp_path / "absent"))
+
+
+def test_an_unknown_data_set() -> None:
+    error = refused("nearest is 'cifar100'", name="cifar-100")
+    assert (error.field, error.value) == ("data.dataset", "cifar-100")
+    assert "tiny_imagenet" in error.remedy
+
+
+@pytest.mark.parametrize("name", ["tiny_imagenet", "cifar10", "cifar100", "svhn", "stl10", "digits"])
+def test_only_image_folders_have_a_second_root(name: str, tmp_path: Path) -> None:
+    assert (
+        refused(f"not used by data.dataset={name}", name=name, root=tmp_path, val_root=tmp_path).field
+        == "data.val_root"
+    )
+    assert refused("is not set", name=name).field == "data.root"
+
+
+@pytest.mark.parametrize("name", ["tiny_imagenet", "cifar10", "cifar100", "svhn", "stl10"])
+def test_an_empty_root_says_which_file_is_missing(name: str, tmp_path: Path) -> None:
+    assert "http" in refused("there is no file", name=name, root=tmp_path).remedy
+
+
+def test_a_folder_closed_to_the_user(pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def deny(self: Path) -> bool:
+        raise PermissionError(13, "Permission denied", os.fspath(self))
+
+    monkeypatch.setattr(Path, "is_dir", deny)
+    error = refused("cannot be read: Permission denied", root=pets)
+    assert (error.field, error.value) == ("data.root", str(pets))
+
+
+def test_digits_are_written_where_absent(tmp_path: Path) -> None:
+    train, val = (
+        folder(open_dataset("digits", tmp_path / "digits", None, None, split)) for split in ("train", "val")
+    )
+    assert len(train) + len(val) == 1797
+    assert train.classes == val.classes == tuple("0123456789")
+
+
+def test_stl10_has_its_own_class_list(tmp_path: Path) -> None:
+    (tmp_path / "class_names.txt").write_text("cat dog")
+    (tmp_path / "train_X.bin").write_bytes(bytes(3 * 96 * 96))
+    (tmp_path / "train_y.bin").write_bytes(bytes([2]))
+    dataset = open_dataset("stl10", tmp_path, None, ["cat", "dog"], "train")
+    assert isinstance(dataset, ArrayDataset)
+    assert dataset.labels.tolist() == [1]
+    assert (
+        refused("not the class list", name="stl10", root=tmp_path, classes=["dog", "cat"]).field
+        == "data.classes"
+    )
+
+
+def test_imagenette_mini(shared_data: Callable[[str], Path]) -> None:
+    root = shared_data("imagenette-mini")
+    synsets = shared_data("semantic/imagenet_synsets.txt")
+    train, val = (folder(open_dataset("imagefolder", root, None, None, split)) for split in ("train", "val"))
+    assert np.bincount(train.labels).tolist() == [60] * 10
+    assert np.bincount(val.labels).tolist() == [20] * 10
+    assert train.classes == val.classes
+    whole = folder(open_dataset("imagefolder", root, None, synsets, "val"))
+    assert list(whole.files) == list(val.files)
+    assert [whole.classes[label] for label in whole.labels] == [val.classes[label] for label in val.labels]

@@ -188,3 +188,13 @@ def _process_runs(pid: int) -> bool:
     except (OSError, IndexError):
         return False
     return state != "Z"
+
+
+def is_owned(run: RunDirectory) -> bool:
+    """Whether a living process owns the directory (as far as this machine can tell)."""
+    try:
+        with (run.root / "owner.lock").open("a+", encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    return False

@@ -1,0 +1,102 @@
+"""The command `dl2pa`: parses, hands over to `dl2pa.commands`, turns errors into messages and exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from dl2pa import __version__
+from dl2pa.errors import EXIT_FAILURE, EXIT_USER_ERROR, TrainingFailure, UserError
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with its errors as ours."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError("command line", " ".join(sys.argv[1:]), message, f"See `{self.prog} --help`.")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and options; imports nothing heavy."""
+    parser = _Parser(prog="dl2pa", description="Train classifiers on fixed hyperspherical prototypes.")
+    parser.add_argument("--version", action="version", version=f"dl2pa {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("--json", action="store_true", help="last line of standard output: one JSON object")
+        return command
+
+    train = add("train", "Train a configuration; the same command on the same directory resumes.")
+    _add_config(train)
+    train.add_argument("--nproc", type=int, metavar="N", help="processes on this machine (launch.nproc)")
+    train.add_argument("--run-dir", type=Path, metavar="DIR", help="default: runs/<config>-<fingerprint>")
+
+    evaluate = add("evaluate", "Validate a run's model: exact counts, top-1, top-5, calibration.")
+    evaluate.add_argument("run", type=Path, help="run directory")
+    evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="for example data.val_root=DIR")
+    evaluate.add_argument(
+        "--checkpoint", choices=("final", "latest", "best"), default="final", help="which weights (default: final)"
+    )
+
+    sync = add("sync", "Send a run's spooled tracking events to MLflow, once each.")
+    sync.add_argument("run", type=Path, nargs="+", help="run directory")
+    sync.add_argument("--uri", help="MLflow server or store; default: the run's own")
+
+    predict = add("predict", "Classify images with a finished run, an export or a model file.")
+    predict.add_argument("model", type=Path, help="run directory, export or model.safetensors")
+    predict.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
+    predict.add_argument("--top", type=int, default=5, metavar="K", help="classes shown an image (default 5)")
+
+    export = add("export", "Write a run's model so that it stands alone.")
+    export.add_argument("run", type=Path, help="run directory")
+    export.add_argument("--out", type=Path, metavar="DIR", help="default: RUN/export")
+    export.add_argument("--checkpoint", choices=("final", "latest", "best"), default="final")
+
+    prototypes = add("prototypes", "Place prototypes on the sphere and write them with their certificate.")
+    prototypes.add_argument("--num-classes", "--num_centroids", type=int, required=True, metavar="C")
+    prototypes.add_argument("--dim", "--space_dim", type=int, required=True, metavar="D")
+    prototypes.add_argument("--construction", default="auto", help="default: the best known for C and D")
+    prototypes.add_argument("--seed", type=int, default=0)
+    prototypes.add_argument("--out", type=Path, metavar="FILE", help=".safetensors or .npy; default: not written")
+    prototypes.add_argument("--batch_size", type=int, help=argparse.SUPPRESS)
+    prototypes.add_argument("--num_epoch", type=int, help=argparse.SUPPRESS)
+
+    _add_config(add("config", "Print a configuration with everything resolved."))
+    add("doctor", "Check versions, devices, DALI, SLURM, MLflow and write access.")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        args = build_parser().parse_args(arguments)
+        command = importlib.import_module(f"dl2pa.commands.{args.command}")
+        return int(command.run(args))
+    except UserError as error:
+        return _report(error.as_dict(), str(error), "--json" in arguments, EXIT_USER_ERROR)
+    except (TrainingFailure, OSError) as error:
+        fields = {"field": None, "value": None, "message": str(error), "remedy": None}
+        return _report(fields, str(error), "--json" in arguments, EXIT_FAILURE)
+    except KeyboardInterrupt:
+        return 130
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", type=Path, help="YAML configuration")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.epochs=5")
+
+
+def _report(fields: dict[str, Any], text: str, as_json: bool, code: int) -> int:
+    print(f"dl2pa: {text}", file=sys.stderr)
+    if as_json:
+        print(json.dumps({"error": fields}), flush=True)
+    return code

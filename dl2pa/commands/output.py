@@ -1,0 +1,31 @@
+"""How commands speak: a table for people, one JSON line for machines."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+
+def say(result: Mapping[str, Any], as_json: bool, title: str) -> None:
+    """Print a result: JSON as the last line of standard output, or a two-column table."""
+    if as_json:
+        print(json.dumps(result), flush=True)  # noqa: T201
+        return
+    width = max(len(key) for key in result)
+    lines = [title, *(f"  {key:<{width}}  {_short(value)}" for key, value in result.items())]
+    print("\n".join(lines), flush=True)  # noqa: T201
+
+
+def note(text: str) -> None:
+    """A line for people, on standard error so that it never mixes with a result."""
+    print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.1f}"
+    if isinstance(value, list) and len(value) > 12:
+        return f"{', '.join(str(v) for v in value[:12])}, … ({len(value)} in all)"
+    return ", ".join(str(v) for v in value) if isinstance(value, list) else str(value)

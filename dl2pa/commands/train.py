@@ -1,0 +1,138 @@
+"""`dl2pa train`: check everything, then run here, under torchrun, or as the rank torchrun started."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from dl2pa.commands.output import note, say
+from dl2pa.config import Config, fingerprint, load_config, merge, parse_config
+from dl2pa.errors import EXIT_DONE, EXIT_FAILURE, EXIT_STOPPED, EXIT_USER_ERROR, UserError
+
+
+def run(args: argparse.Namespace) -> int:
+    config = load_config(args.config, args.overrides)
+    if args.nproc is not None:
+        config = parse_config(merge(config.model_dump(mode="json"), {"launch": {"nproc": args.nproc}}))
+    name = args.config.stem
+    run_dir: Path = (args.run_dir or Path("runs") / f"{name}-{fingerprint(config)}").absolute()
+
+    from dl2pa.training.processes import inside_torchrun
+
+    if inside_torchrun():
+        from dl2pa.training.run import train
+
+        return train(config, run_dir, name)
+    if _already_finished(config, run_dir):
+        note(f"{run_dir} is finished; for another run give another --run-dir or configuration")
+        _report(run_dir, args.json)
+        return EXIT_DONE
+    code = _launch(args, config, run_dir, name)
+    if code == EXIT_DONE:
+        _report(run_dir, args.json)
+    elif code == EXIT_STOPPED:
+        status = _status(run_dir)
+        note(f"stopped at step {status.get('step')}; the same command goes on from there")
+        if args.json:
+            stopped = {"stopped": True, "step": status.get("step"), "run_dir": str(run_dir)}
+            print(json.dumps(stopped), flush=True)  # noqa: T201
+    return code
+
+
+def _launch(args: argparse.Namespace, config: Config, run_dir: Path, name: str) -> int:
+    """Check what can be checked before any process starts, then start it or them."""
+    from dl2pa.training.data import open_data
+    from dl2pa.training.processes import choose_device
+    from dl2pa.training.rundir import Ownership, RunDirectory
+
+    choose_device(config.launch.device, config.launch.nproc - 1)
+    if config.launch.nproc == 1:
+        from dl2pa.training.run import train
+
+        return train(config, run_dir, name)
+    data = open_data(config, config.launch.nproc)
+    _check_prototypes(config, len(data.classes))
+    directory = RunDirectory(run_dir)
+    directory.create()
+    owner = Ownership(directory)
+    owner.acquire()
+    try:
+        directory.clear_errors()
+        directory.stop_file.unlink(missing_ok=True)
+        attempt = directory.status().get("attempt", 0)
+    finally:
+        owner.release()
+    return _launch_torchrun(args, config, directory, attempt)
+
+
+def _launch_torchrun(args: argparse.Namespace, config: Config, directory: object, attempt: int) -> int:
+    from dl2pa.training.rundir import RunDirectory
+    from launcher.local import run_local
+
+    assert isinstance(directory, RunDirectory)
+    arguments = ["train", str(args.config), *args.overrides, "--nproc", str(config.launch.nproc)]
+    arguments += ["--run-dir", str(directory.root)]
+    code = run_local(
+        config.launch.nproc, "dl2pa", arguments, directory.stop_file, {"DL2PA_LAUNCHED": "1"}
+    )
+    errors = directory.errors()
+    if errors:
+        return _retell(errors[0])
+    status = directory.status()
+    if code == 0 and status.get("attempt", 0) > attempt:
+        return {"finished": EXIT_DONE, "stopped": EXIT_STOPPED}.get(str(status.get("state")), EXIT_FAILURE)
+    note(f"the processes ended with code {code} before the run did; see {directory.logs}. The same command resumes.")
+    return EXIT_FAILURE
+
+
+def _retell(report: dict[str, object]) -> int:
+    """Raise a worker's user error as our own; show any other with its traceback."""
+    error = report.get("error")
+    if isinstance(error, dict):
+        raise UserError(error["field"], error["value"], error["message"], error["remedy"])
+    if report.get("traceback"):
+        note(str(report["traceback"]).rstrip())
+    note(f"dl2pa: rank {report['rank']}: {report['message']}")
+    return int(str(report["exit_code"])) if report.get("exit_code") != EXIT_USER_ERROR else EXIT_FAILURE
+
+
+def _check_prototypes(config: Config, num_classes: int) -> None:
+    """A file of prototypes or class vectors that does not fit is refused before any process starts."""
+    from dl2pa.training.model import find_prototypes, load_class_vectors
+
+    source = config.method.prototypes
+    if config.method.name == "psc":
+        return
+    if Path(source).suffix:
+        find_prototypes(source, num_classes, config.model.embedding_dim, config.method.prototype_seed)
+    if config.method.class_vectors is not None:
+        load_class_vectors(config.method.class_vectors, num_classes)
+
+
+def _status(run_dir: Path) -> dict[str, object]:
+    from dl2pa.training.rundir import RunDirectory
+
+    return RunDirectory(run_dir).status()
+
+
+def _already_finished(config: Config, run_dir: Path) -> bool:
+    """Finished, and the configuration asks for nothing beyond what it was finished under."""
+    status = _status(run_dir)
+    return (
+        status.get("state") == "finished"
+        and status.get("fingerprint") == fingerprint(config)
+        and (run_dir / "model.safetensors").exists()
+    )
+
+
+def _report(run_dir: Path, as_json: bool) -> None:
+    from dl2pa.training.rundir import read_json
+
+    result = read_json(run_dir / "result.json")
+    say(result, as_json, "finished:")
+    if not as_json:
+        uri = f"sqlite:///{run_dir.parent / 'mlflow.db'}"
+        if (run_dir.parent / "mlflow.db").exists():
+            sys.stdout.write(f"\nsee it in MLflow:  mlflow ui --backend-store-uri {uri}\n")

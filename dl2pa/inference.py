@@ -1,0 +1,141 @@
+"""The trained model on its own: one safetensors file that needs neither its run nor its data to predict."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dl2pa.backbones import Embedder, build_embedder
+from dl2pa.config import Config
+from dl2pa.errors import UserError
+from dl2pa.methods.base import cosines
+from dl2pa.methods.prototypical import PrototypeMethod
+from dl2pa.methods.psc import Psc
+from dl2pa.training.model import Trainee
+
+_FORMAT = "dl2pa-model-1"
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """Embedder, class vectors [C, d] and what to know about them.
+
+    Attributes:
+        scale: of the cosines; None for the linear classifier.
+        description: class names, preprocessing, backbone and method.
+    """
+
+    embedder: Embedder
+    class_vectors: Tensor
+    bias: Tensor | None
+    scale: float | None
+    description: dict[str, Any]
+
+    @property
+    def classes(self) -> list[str]:
+        return self.description["classes"]
+
+    def to(self, device: torch.device) -> Classifier:
+        bias = None if self.bias is None else self.bias.to(device)
+        return Classifier(
+            self.embedder.to(device), self.class_vectors.to(device), bias, self.scale, self.description
+        )
+
+    @torch.inference_mode()
+    def score(self, images: Tensor) -> Tensor:
+        """Logits [B, C] of normalised images [B, 3, H, W]."""
+        features = self.embedder(images)
+        if self.scale is None:
+            return F.linear(features.float(), self.class_vectors, self.bias)
+        return self.scale * cosines(features, self.class_vectors)
+
+
+def save_classifier(path: Path, trainee: Trainee, config: Config, classes: tuple[str, ...]) -> None:
+    """Write weights, class vectors, P, σ, class names and preprocessing to one safetensors file, atomically.
+
+    The bytes depend on nothing but those: no time, no path.
+    """
+    from safetensors.torch import save_file
+
+    method = trainee.method
+    tensors = {f"embedder.{k}": v for k, v in trainee.embedder.state_dict().items()}
+    scale: float | None = 1.0
+    if isinstance(method, PrototypeMethod):
+        tensors |= {"prototypes": method.prototypes, "assignment": method.assignment}
+        tensors["class_vectors"] = method.weights
+        scale = method.options.scale if method.options.loss == "cross_entropy" else 1.0
+    elif isinstance(method, Psc):
+        scale = method.scale if method.normalize else None
+        tensors["class_vectors"] = method.class_vectors() if method.normalize else method.weight.detach()
+        if method.bias is not None:
+            tensors["bias"] = method.bias.detach()
+    description = {
+        "format": _FORMAT,
+        "classes": list(classes),
+        "scale": scale,
+        "method": config.method.name,
+        "model": config.model.model_dump(mode="json"),
+        "preprocessing": _preprocessing(config),
+    }
+    aside = path.with_name(f".{path.name}.aside")
+    contiguous = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    save_file(contiguous, aside, metadata={"dl2pa": json.dumps(description, sort_keys=True)})
+    aside.replace(path)
+
+
+def load_classifier(path: Path) -> Classifier:
+    """Read a run directory, an export or the file itself.
+
+    Raises:
+        UserError: no model there, or a damaged one.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    file = path / "model.safetensors" if path.is_dir() else path
+    if not file.is_file():
+        raise UserError(
+            "model", str(path), "holds no model.safetensors", "Give a finished run, an export, or the file itself."
+        )
+    try:
+        with safe_open(file, framework="pt") as stored:
+            description = json.loads(stored.metadata()["dl2pa"])
+            tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
+        model = description["model"]
+        embedder = build_embedder(
+            model["backbone"],
+            model["embedding_dim"],
+            head=model["head"],
+            shortcut=model["shortcut"],
+            widths=tuple(model["widths"]),
+        )
+        prefix = "embedder."
+        weights = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        embedder.load_state_dict(weights)
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError("model", str(file), f"is damaged or not ours ({error})", "Export it again.") from None
+    _frozen(embedder)
+    return Classifier(
+        embedder, tensors["class_vectors"], tensors.get("bias"), description["scale"], description
+    )
+
+
+def _preprocessing(config: Config) -> dict[str, Any]:
+    resident = config.loader in ("resident", "synthetic")
+    return {
+        "resize_shorter_side": config.data.image_size if resident else config.data.eval_resize,
+        "image_size": config.data.image_size,
+        "mean": list(config.data.mean),
+        "std": list(config.data.std),
+    }
+
+
+def _frozen(module: nn.Module) -> None:
+    module.eval()
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)

@@ -1,0 +1,123 @@
+"""The configuration's data set, recipes and pipelines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from dl2pa.config import Config
+from dl2pa.config.checks import check_batches, check_lengths, check_loader, check_method
+from dl2pa.errors import UserError
+from dl2pa.training.processes import World
+from pipelines.batch import Pipeline
+from pipelines.build import Dataset, SyntheticDataset, build_pipeline, num_samples
+from pipelines.datasets import check_num_classes, open_dataset
+from pipelines.order import EvalOrder, TrainOrder
+from pipelines.recipe import Recipe
+
+DIGITS_ROOT = Path("data/digits")
+
+
+@dataclass(frozen=True)
+class DataSplits:
+    """Both halves of the data set; the same classes in the same order."""
+
+    train: Dataset
+    val: Dataset
+    classes: tuple[str, ...]
+
+    @property
+    def fingerprint(self) -> str:
+        return f"{self.train.fingerprint}-{self.val.fingerprint}"
+
+
+def open_split(config: Config, split: Literal["train", "val"]) -> Dataset:
+    """One half of the configured data set.
+
+    Raises:
+        UserError: missing or broken data, or a class count that differs from the configured one.
+    """
+    data = config.data
+    if data.dataset == "synthetic":
+        assert data.num_classes is not None, "checked with the loader"
+        count = data.synthetic_samples[0 if split == "train" else 1]
+        return SyntheticDataset(count, tuple(str(c) for c in range(data.num_classes)))
+    root = Path(data.root) if data.root else DIGITS_ROOT if data.dataset == "digits" else None
+    val_root = Path(data.val_root) if data.val_root else None
+    dataset = open_dataset(data.dataset, root, val_root, data.classes, split)
+    check_num_classes(dataset, data.num_classes)
+    return dataset
+
+
+def open_data(config: Config, world_size: int) -> DataSplits:
+    """Both halves, with every check that needs their sizes.
+
+    Raises:
+        UserError: naming the field at fault.
+    """
+    check_loader(config)
+    check_batches(config, world_size)
+    splits = DataSplits(open_split(config, "train"), open_split(config, "val"), ())
+    splits = DataSplits(splits.train, splits.val, tuple(splits.train.classes))
+    if num_samples(splits.val) == 0:
+        raise UserError("data.val_root", config.data.val_root, "holds no images", "Give a validation set.")
+    check_lengths(config, num_samples(splits.train))
+    check_method(config, len(splits.classes))
+    return splits
+
+
+def build_recipe(config: Config, train: bool) -> Recipe:
+    """Augmentation and normalisation of one split."""
+    data = config.data
+    return Recipe(
+        image_size=data.image_size,
+        train=train,
+        crop=data.crop,
+        crop_scale=data.crop_scale,
+        crop_ratio=data.crop_ratio,
+        eval_resize=data.eval_resize,
+        pad=data.pad,
+        flip=data.flip,
+        trivial_augment=data.trivial_augment,
+        erasing=data.erasing,
+        mean=data.mean,
+        std=data.std,
+    )
+
+
+def build_train_pipeline(config: Config, dataset: Dataset, world: World) -> Pipeline:
+    """Training batches of this rank."""
+    order = TrainOrder(
+        num_samples(dataset), config.train.batch_size, config.train.seed, world.rank, world.size
+    )
+    return _build(config, dataset, order, True, world.device, world.threads)
+
+
+def build_eval_pipeline(config: Config, dataset: Dataset, world: World) -> Pipeline:
+    """Validation batches of this rank."""
+    batch = config.train.eval_batch_size or config.train.batch_size
+    order = EvalOrder(num_samples(dataset), batch, world.rank, world.size)
+    return _build(config, dataset, order, False, world.device, world.threads)
+
+
+def _build(
+    config: Config,
+    dataset: Dataset,
+    order: TrainOrder | EvalOrder,
+    train: bool,
+    device: torch.device,
+    threads: int,
+) -> Pipeline:
+    return build_pipeline(
+        dataset,
+        build_recipe(config, train),
+        order,
+        loader=config.loader,
+        seed=config.train.seed,
+        device=device,
+        threads=config.data.threads or threads,
+        max_bad_fraction=config.data.max_bad_fraction,
+    )

@@ -1,0 +1,62 @@
+"""What a person sees while a run goes on: a bar on a terminal, lines in a log."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+
+class Display:
+    """Rank 0's progress on standard error; silent on the other ranks.
+
+    Args:
+        enabled: whether this rank shows anything.
+        steps_per_epoch, epochs: for the bar.
+    """
+
+    def __init__(self, enabled: bool, steps_per_epoch: int, epochs: int) -> None:
+        self._enabled = enabled
+        self._steps = steps_per_epoch
+        self._epochs = epochs
+        self._bar: Any = None
+        if enabled and sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=steps_per_epoch, unit="step", leave=False, file=sys.stderr)
+
+    def step(self, epoch: int, step: int, global_step: int) -> None:
+        if self._bar is not None:
+            self._bar.set_description_str(f"epoch {epoch + 1}/{self._epochs}", refresh=False)
+            self._bar.n = step
+            self._bar.refresh() if step == self._steps else self._bar.update(0)
+
+    def logged(self, loss: float, images_per_second: float) -> None:
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"loss {loss:.4f}, {images_per_second:,.0f} images/s")
+
+    def evaluating(self, done: int, total: int) -> None:
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"validating {done}/{total}")
+
+    def matched(self, global_step: int, moved: int, own_cosine: float) -> None:
+        self._say(
+            f"step {global_step}: matching moved {moved} label(s), mean cosine to own prototype {own_cosine:.3f}"
+        )
+
+    def validated(self, entry: dict[str, Any]) -> None:
+        self._say(
+            f"epoch {entry['epoch']}/{self._epochs}, step {entry['step']}: top-1 {entry['top1']:.2f} %, "
+            f"top-5 {entry['top5']:.2f} %, ECE {entry['ece']:.2f} % on {entry['num_validated']} images"
+        )
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _say(self, text: str) -> None:
+        if self._enabled:
+            log.info(text)

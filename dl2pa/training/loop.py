@@ -1,0 +1,268 @@
+"""The step loop: train an epoch, match, validate, save; stop where all ranks agree."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from dl2pa.config import Config, fingerprint
+from dl2pa.training.checkpoint import CheckpointStore
+from dl2pa.training.display import Display
+from dl2pa.training.evaluate import Evaluation, evaluate
+from dl2pa.training.learner import Learner
+from dl2pa.training.processes import World
+from dl2pa.training.progress import Progress
+from dl2pa.training.rundir import RunDirectory, write_atomically
+from dl2pa.training.stop import StopMonitor
+from pipelines.batch import Pipeline
+
+log = logging.getLogger(__name__)
+
+
+class Loop:
+    """One attempt's way through the run. Every rank goes through the same calls.
+
+    Args:
+        tracker: records on rank 0; does nothing on the others.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        world: World,
+        run: RunDirectory,
+        learner: Learner,
+        train_pipeline: Pipeline,
+        eval_pipeline: Pipeline,
+        store: CheckpointStore,
+        stop: StopMonitor,
+        tracker: Any,
+        display: Display,
+        identity: dict[str, Any],
+    ) -> None:
+        self.config = config
+        self.world = world
+        self.run_dir = run
+        self.learner = learner
+        self.train_pipeline = train_pipeline
+        self.eval_pipeline = eval_pipeline
+        self.store = store
+        self.stop = stop
+        self.tracker = tracker
+        self.display = display
+        self.identity = identity
+        self.progress = Progress()
+        self.last_match = -1
+        self.images_seen = 0
+        self.train_seconds = 0.0
+        self._window = _Window()
+
+    def run(self) -> bool:
+        """Go on from the current position to the end; False where a stop was agreed (the state is saved)."""
+        at = self.progress
+        while not at.over(self.config.train.epochs, self.config.train.max_steps):
+            if at.phase == "train":
+                if not self._train_epoch():
+                    return self._stopped()
+                if self.learner.trainee.method.due_after_epoch(at.epoch) and not self._just_matched():
+                    self._rematch()
+                at.phase = "evaluate"
+            if not self._finish_epoch():
+                return self._stopped()
+        return True
+
+    def _train_epoch(self) -> bool:
+        at, limit = self.progress, self.config.train.max_steps
+        self.learner.begin_epoch(at.epoch)
+        self.learner.trainee.train()
+        if not (limit and at.global_step >= limit):
+            self.train_pipeline.start(at.epoch, at.step)
+            self._window.open()
+            for batch in self.train_pipeline:
+                if self.stop.poll():
+                    return False
+                self._window.got_data()
+                self._step(batch)
+                self._window.asks_data()
+                if limit and at.global_step >= limit:
+                    break
+            self._close_window()
+        return not self.stop.poll()
+
+    def _step(self, batch: Any) -> None:
+        at, train = self.progress, self.config.train
+        logs_now = (at.global_step + 1) % train.log_every == 0
+        norm = self.learner.step(batch, at.global_step, want_norm=logs_now)
+        at.step += 1
+        at.global_step += 1
+        self.images_seen += train.batch_size
+        self._window.images += train.batch_size
+        if logs_now:
+            self._log(norm)
+        if self.learner.trainee.method.due_after_step(at.epoch, at.global_step):
+            self._rematch()
+        every = self.config.checkpoint.every_steps
+        if every and at.global_step % every == 0:
+            self.save()
+        self.display.step(at.epoch, at.step, at.global_step)
+
+    def _finish_epoch(self) -> bool:
+        """Validate, record, move on to the next epoch, save; False where a stop was agreed on the way."""
+        at, train = self.progress, self.config.train
+        limit = train.max_steps
+        truncated = at.step < self.train_pipeline.steps_per_epoch
+        last = at.epoch + 1 >= train.epochs or (limit is not None and at.global_step >= limit)
+        best = False
+        if last or (at.epoch + 1) % train.eval_every == 0:
+            result = self._evaluate()
+            if result is None:
+                return False
+            best = self._record(result)
+        if not truncated:
+            at.epoch, at.step = at.epoch + 1, 0
+        at.phase = "train"
+        every = self.config.checkpoint.every_epochs
+        if last or (every and at.epoch % every == 0) or (best and self.config.checkpoint.keep_best):
+            self.save(best=best)
+        self._write_position()
+        return True
+
+    def _evaluate(self) -> Evaluation | None:
+        self.learner.synchronise_buffers()
+        self.learner.begin_epoch(self.progress.epoch)
+        model = self.learner.evaluated
+        model.eval()
+        total = self.eval_pipeline.steps_per_epoch
+        result = evaluate(
+            self.learner.score,
+            self.eval_pipeline,
+            model.method.num_classes,
+            self.world.device,
+            self.stop.poll,
+            lambda done: self.display.evaluating(done, total),
+        )
+        self.learner.trainee.train()
+        return result
+
+    def _record(self, result: Evaluation) -> bool:
+        at = self.progress
+        entry = {
+            "epoch": at.epoch + 1,
+            "step": at.global_step,
+            "top1": result.top1,
+            "top5": result.top5,
+            "ece": result.ece,
+            "num_validated": result.num_validated,
+        }
+        best = at.record(entry)
+        self.tracker.metrics(at.global_step, {f"val/{k}": float(v) for k, v in entry.items() if k != "step"})
+        if self.world.is_main:
+            write_atomically(self.run_dir.root / "validation.json", json.dumps(asdict(result)) + "\n")
+        self.display.validated(entry)
+        return best
+
+    def _rematch(self) -> None:
+        at = self.progress
+        result = self.learner.rematch()
+        if result is None:
+            return
+        at.labels_moved.append(result.moved)
+        self.last_match = at.global_step
+        values = {f"match/{k}": float(v) for k, v in asdict(result).items() if k != "seconds"}
+        self.tracker.metrics(at.global_step, {**values, "time/match_s": result.seconds})
+        self.display.matched(at.global_step, result.moved, result.own_cosine)
+
+    def _just_matched(self) -> bool:
+        return self.last_match == self.progress.global_step
+
+    def _log(self, norm: torch.Tensor | None) -> None:
+        """Read the metrics kept on the device: the only host sync between steps."""
+        at = self.progress
+        self.learner.meter.check(self.store.latest_name())
+        loss = self.learner.meter.read()
+        values = {"train/loss": loss, "train/lr": self.learner.rate(at.global_step - 1)}
+        if norm is not None:
+            values["train/gradient_norm"] = float(norm)
+        self._close_window()
+        seconds, images, waited = self._window.read()
+        values["time/images_per_second"] = images / max(seconds, 1e-9)
+        values["time/data_wait_share"] = waited / max(seconds, 1e-9)
+        values["time/bad_images"] = float(len(self.train_pipeline.problems()))
+        self.tracker.metrics(at.global_step, values)
+        self.display.logged(loss, values["time/images_per_second"])
+        self._write_position(images_per_second=values["time/images_per_second"], loss=loss)
+        self._window.open()
+
+    def _close_window(self) -> None:
+        self.train_seconds += self._window.close()
+
+    def save(self, *, best: bool = False, wait: bool = False) -> None:
+        """Write a checkpoint (in the background unless `wait`); a collective."""
+        self.learner.meter.check(self.store.latest_name())
+        state = self.learner.state()
+        if self.world.is_main:
+            state.update(progress=self.progress.as_dict(), identity=self.identity, last_match=self.last_match)
+            self.store.save(self.progress.global_step, state, best=best, wait=wait)
+        self.learner.release_gathered()
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from a checkpoint's state."""
+        self.learner.load(state)
+        self.progress = Progress(**state["progress"])
+        self.last_match = state["last_match"]
+
+    def _stopped(self) -> bool:
+        at = self.progress
+        log.info("stopping as asked: epoch %d, step %d (%s)", at.epoch, at.global_step, at.phase)
+        if self.world.is_main:
+            self.run_dir.write_status(state="stopping")
+        self.save(wait=True)
+        self._write_position()
+        return False
+
+    def _write_position(self, **extra: float) -> None:
+        if self.world.is_main:
+            at = self.progress
+            self.run_dir.write_status(
+                epoch=at.epoch, step=at.global_step, phase=at.phase, fingerprint=fingerprint(self.config), **extra
+            )
+
+
+class _Window:
+    """Wall time and images between two log points, and the share spent waiting for data."""
+
+    def __init__(self) -> None:
+        self.images = 0
+        self._seconds = 0.0
+        self._waited = 0.0
+        self._since: float | None = None
+        self._asked = 0.0
+
+    def open(self) -> None:
+        self._since = self._asked = time.perf_counter()
+
+    def got_data(self) -> None:
+        self._waited += time.perf_counter() - self._asked
+
+    def asks_data(self) -> None:
+        self._asked = time.perf_counter()
+
+    def close(self) -> float:
+        """Seconds since it was opened."""
+        if self._since is None:
+            return 0.0
+        passed = time.perf_counter() - self._since
+        self._seconds += passed
+        self._since = None
+        return passed
+
+    def read(self) -> tuple[float, int, float]:
+        """Seconds, images and seconds waited since the last reading."""
+        seconds, images, waited = self._seconds, self.images, self._waited
+        self._seconds, self.images, self._waited = 0.0, 0, 0.0
+        return seconds, images, waited

@@ -1,0 +1,131 @@
+"""The model of a configuration: embedder, prototypes and method, and the module that DDP wraps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dl2pa.assignment import MatchSchedule
+from dl2pa.backbones import Embedder, build_embedder
+from dl2pa.config import Config
+from dl2pa.errors import UserError
+from dl2pa.geometry import CONSTRUCTIONS, build_prototypes, load_prototypes
+from dl2pa.methods import (
+    PROTOTYPE_METHODS,
+    Method,
+    PrototypeOptions,
+    Targets,
+    assignment_from_vectors,
+    build_learned,
+)
+
+
+class Trainee(nn.Module):
+    """Embedder and method in one module: images and labels to loss and features."""
+
+    def __init__(self, embedder: Embedder, method: Method) -> None:
+        super().__init__()
+        self.embedder = embedder
+        self.method = method
+
+    def forward(
+        self, images: Tensor, first: Tensor, second: Tensor | None, share: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        features = self.embedder(images)
+        return self.method.loss(features, Targets(first, second, share)), features
+
+    @torch.no_grad()
+    def score(self, images: Tensor) -> Tensor:
+        """Logits [B, C]."""
+        return self.method.logits(self.embedder(images))
+
+
+def build_trainee(config: Config, num_classes: int) -> Trainee:
+    """Embedder and method with weights drawn from `train.seed`, on the host.
+
+    Raises:
+        UserError: prototypes or class vectors that do not fit.
+    """
+    torch.manual_seed(config.train.seed)
+    model = config.model
+    embedder = build_embedder(
+        model.backbone, model.embedding_dim, head=model.head, shortcut=model.shortcut, widths=model.widths
+    )
+    return Trainee(embedder, build_method(config, num_classes))
+
+
+def build_method(config: Config, num_classes: int) -> Method:
+    """The configured method; places prototypes or loads them."""
+    method, dim = config.method, config.model.embedding_dim
+    entry = PROTOTYPE_METHODS.get(method.name)
+    if entry is None:
+        return build_learned(
+            num_classes,
+            dim,
+            normalize=method.normalize,
+            scale=method.scale,
+            label_smoothing=method.label_smoothing,
+        )
+    points = find_prototypes(
+        entry.construction if method.prototypes == "auto" else method.prototypes,
+        num_classes,
+        dim,
+        method.prototype_seed,
+    )
+    first = None
+    if method.class_vectors is not None:
+        first = assignment_from_vectors(points, load_class_vectors(method.class_vectors, num_classes))
+    match = method.match
+    options = PrototypeOptions(
+        loss=config.loss,
+        dynamic=config.assignment == "dynamic",
+        scale=method.scale,
+        label_smoothing=method.label_smoothing,
+        warmup_scale=match.warmup_scale,
+        momentum=match.momentum,
+        schedule=MatchSchedule(
+            every_epochs=match.every_epochs,
+            every_steps=match.every_steps,
+            early_steps=match.early_steps,
+            early_epochs=match.early_epochs,
+            warmup_epochs=match.warmup_epochs,
+            last_epoch=match.last_epoch,
+        ),
+    )
+    return entry.build(points, options, first)
+
+
+def find_prototypes(source: str, num_classes: int, dim: int, seed: int) -> Tensor:
+    """Unit prototypes [C, d] by the name of a construction, or from a file."""
+    if source in CONSTRUCTIONS:
+        return build_prototypes(num_classes, dim, source, seed).points
+    if not Path(source).exists():
+        raise UserError(
+            "method.prototypes",
+            source,
+            "is neither a construction nor a file",
+            f"Use one of {', '.join(CONSTRUCTIONS)}, or the path of a file of prototypes.",
+        )
+    return load_prototypes(Path(source), num_classes, dim).points
+
+
+def load_class_vectors(path: str, num_classes: int) -> Tensor:
+    """Class vectors [C, k] from a .npy file, a row a class in label order."""
+    field = "method.class_vectors"
+    try:
+        vectors = np.load(path, allow_pickle=False)
+    except (OSError, ValueError):
+        raise UserError(field, path, "cannot be read as .npy", "Give a float array [classes, k].") from None
+    if vectors.ndim != 2 or len(vectors) != num_classes or not np.isfinite(vectors).all():
+        raise UserError(
+            field, path, f"has shape {list(vectors.shape)}", f"Give finite numbers, {num_classes} rows."
+        )
+    return torch.from_numpy(vectors.astype(np.float32))
+
+
+def embedder_buffers(module: Trainee) -> list[Tensor]:
+    """BatchNorm's running statistics: rank 0's are the model's."""
+    return [b for b in module.embedder.buffers() if b is not None]

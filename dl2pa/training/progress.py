@@ -1,0 +1,48 @@
+"""Where a run is, and what it has measured: the part of its state that is plain numbers."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass
+class Progress:
+    """Position and history.
+
+    Attributes:
+        epoch, step: 0-based epoch and steps done in it.
+        global_step: steps done in all.
+        phase: `train`, or `evaluate` once the epoch's matching is done and its validation is not.
+        history: one entry a validation.
+        labels_moved: one number a matching.
+        best: highest top-1 so far and its global step.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    global_step: int = 0
+    phase: str = "train"
+    history: list[dict[str, Any]] = field(default_factory=list)
+    labels_moved: list[int] = field(default_factory=list)
+    best: dict[str, float] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def record(self, entry: dict[str, Any]) -> bool:
+        """Add a validation; whether it is the best so far. A repeated one replaces its first version."""
+        self.history = [h for h in self.history if h["step"] != entry["step"]]
+        self.history.append(entry)
+        if not self.best or entry["top1"] > self.best["top1"]:
+            self.best = {"top1": entry["top1"], "step": entry["step"]}
+            return True
+        return False
+
+    def over(self, epochs: int, max_steps: int | None) -> bool:
+        """Whether the run has reached its end, last validation included."""
+        if self.phase != "train":
+            return False
+        at_limit = max_steps is not None and self.global_step >= max_steps
+        validated = bool(self.history) and self.history[-1]["step"] == self.global_step
+        return self.epoch >= epochs or (at_limit and validated)

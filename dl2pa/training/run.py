@@ -1,0 +1,269 @@
+"""The entry of training: builds the parts, runs the loop, leaves the run directory in order."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+import traceback
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dl2pa.config import Config, dump_config, fingerprint, flatten
+from dl2pa.config.checks import warnings
+from dl2pa.errors import EXIT_DONE, EXIT_FAILURE, EXIT_STOPPED, EXIT_USER_ERROR, UserError
+from dl2pa.inference import save_classifier
+from dl2pa.tracking import Tracker, local_uri
+from dl2pa.training.checkpoint import CheckpointStore
+from dl2pa.training.compatibility import check_resumable, identity_of
+from dl2pa.training.data import DataSplits, build_eval_pipeline, build_train_pipeline, open_data
+from dl2pa.training.display import Display
+from dl2pa.training.environment import bitwise_differences, describe_environment
+from dl2pa.training.learner import Learner
+from dl2pa.training.loop import Loop
+from dl2pa.training.model import build_trainee
+from dl2pa.training.processes import World, from_rank_zero, join_world, leave_world
+from dl2pa.training.rundir import Ownership, RunDirectory, read_json, write_atomically
+from dl2pa.training.stop import StopMonitor
+
+log = logging.getLogger(__name__)
+
+
+def train(config: Config, run_dir: Path, name: str) -> int:
+    """Train in this process, as one rank of torchrun's or alone; returns the exit code.
+
+    Args:
+        run_dir: made if absent; an earlier attempt's state in it is continued.
+        name: of the run, for people.
+
+    Raises:
+        UserError: wrong input, told on whichever rank met it.
+    """
+    run = RunDirectory(run_dir)
+    run.create()
+    rank = int(os.environ.get("RANK", "0"))
+    owner = Ownership(run)
+    try:
+        if rank == 0:
+            owner.acquire()
+            owner.announce()
+            begin_attempt(run)
+        _log_to_file(run, rank)
+        return _attempt(config, run, name)
+    except BaseException as error:
+        report_error(run, rank, error)
+        raise
+    finally:
+        owner.release()
+
+
+def begin_attempt(run: RunDirectory) -> None:
+    """Rank 0: clear what the previous attempt left and count this one."""
+    if not os.environ.get("DL2PA_LAUNCHED"):
+        run.stop_file.unlink(missing_ok=True)
+    attempt = int(run.status().get("attempt", 0)) + 1
+    run.write_status(state="running", attempt=attempt, error=None, pid=os.getpid())
+
+
+def report_error(run: RunDirectory, rank: int, error: BaseException) -> None:
+    """Leave word of why this rank ended: torchrun keeps neither exit codes nor messages."""
+    user = isinstance(error, UserError)
+    report = {
+        "time": time.time(),
+        "rank": rank,
+        "exit_code": EXIT_USER_ERROR if user else EXIT_FAILURE,
+        "error": error.as_dict() if isinstance(error, UserError) else None,
+        "message": str(error) or type(error).__name__,
+        "traceback": None if user else traceback.format_exc(),
+    }
+    with suppress(OSError):
+        write_atomically(run.error_file(rank), json.dumps(report) + "\n")
+        if rank == 0 and not (isinstance(error, UserError) and error.field == "run-dir"):
+            run.write_status(state="failed", error=report["message"])
+
+
+def _attempt(config: Config, run: RunDirectory, name: str) -> int:
+    world = join_world(config)
+    stop = StopMonitor(world, run.stop_file)
+    stop.install()
+    tracker = Tracker(run.root, enabled=False, uri=None, experiment="", run_name="", attempt=1)
+    try:
+        _set_numerics(config, world)
+        data = open_data(config, world.size)
+        loop, tracker = _build(config, world, run, data, stop, name)
+        finished = loop.run()
+        _close(loop, config, data, finished)
+        return EXIT_DONE if finished else EXIT_STOPPED
+    except BaseException:
+        tracker.finish("failed", drain_seconds=5)
+        raise
+    finally:
+        stop.close()
+        leave_world()
+
+
+def _set_numerics(config: Config, world: World) -> None:
+    if config.train.sync_bn and world.device.type == "cpu" and world.size > 1:
+        raise UserError("train.sync_bn", True, "needs GPUs", "Set train.sync_bn=false or launch.device=cuda.")
+    deterministic = config.train.deterministic
+    if deterministic is None:
+        deterministic = world.device.type == "cpu"
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    if world.device.type == "cuda":
+        torch.backends.cudnn.benchmark = not deterministic
+        torch.set_float32_matmul_precision("high")
+
+
+def _build(
+    config: Config, world: World, run: RunDirectory, data: DataSplits, stop: StopMonitor, name: str
+) -> tuple[Loop, Any]:
+    if world.is_main:
+        for sentence in warnings(config, len(data.classes)):
+            log.warning(sentence)
+    train_pipeline = build_train_pipeline(config, data.train, world)
+    eval_pipeline = build_eval_pipeline(config, data.val, world)
+    learner = Learner(config, build_trainee(config, len(data.classes)), world, train_pipeline.steps_per_epoch)
+    store = CheckpointStore(run.checkpoints, config.checkpoint.keep, config.checkpoint.keep_best)
+    identity = {**identity_of(config), "data.fingerprint": data.fingerprint}
+    state = _load_agreed(store, world)
+    if state is not None:
+        check_resumable(state["identity"], identity)
+    status = from_rank_zero(run.status() if world.is_main else None, world)
+    tracker = _start_tracker(config, world, run, data, status["attempt"], name)
+    display = Display(world.is_main, train_pipeline.steps_per_epoch, config.train.epochs)
+    loop = Loop(
+        config, world, run, learner, train_pipeline, eval_pipeline, store, stop, tracker, display, identity
+    )
+    if state is not None:
+        loop.restore(state)
+        at = loop.progress
+        log.info("resuming at epoch %d, step %d of the run (%s)", at.epoch, at.global_step, at.phase)
+    learner.wrap()
+    learner.release_gathered()
+    return loop, tracker
+
+
+def _load_agreed(store: CheckpointStore, world: World) -> dict[str, Any] | None:
+    """The checkpoint rank 0 could read; all ranks read the same one."""
+    state: dict[str, Any] | None = None
+    if world.is_main:
+        store.clean()
+        state = store.load()
+    if world.size > 1:
+        step = from_rank_zero(None if state is None else state["progress"]["global_step"], world)
+        if not world.is_main and step is not None:
+            state = torch.load(store.path(step) / "state.pt", map_location="cpu", weights_only=True)
+    return state
+
+
+def _start_tracker(
+    config: Config, world: World, run: RunDirectory, data: DataSplits, attempt: int, name: str
+) -> Tracker:
+    environment = describe_environment(world)
+    if world.is_main:
+        earlier = read_json(run.environment).get("attempts", [])
+        if earlier:
+            changed = bitwise_differences(earlier[-1], environment)
+            if changed:
+                log.warning(
+                    "not bit for bit what the earlier attempt would have computed: %s", "; ".join(changed)
+                )
+        attempts = [*earlier, {"attempt": attempt, **environment}]
+        write_atomically(run.environment, json.dumps({"attempts": attempts}, indent=1) + "\n")
+        write_atomically(run.config, dump_config(config))
+    uri = config.tracking.uri or local_uri(run.root.parent)
+    tracker = Tracker(
+        run.root,
+        enabled=config.tracking.enabled and world.is_main,
+        uri=None if uri == "none" else uri,
+        experiment=config.tracking.experiment,
+        run_name=config.tracking.run_name or name,
+        attempt=attempt,
+    )
+    tags = {
+        "method": config.method.name,
+        "backbone": config.model.backbone,
+        "dataset": config.data.dataset,
+        "dim": str(config.model.embedding_dim),
+        "seed": str(config.train.seed),
+        "dl2pa.fingerprint": fingerprint(config),
+        "dl2pa.attempt": str(attempt),
+        "dl2pa.world_size": str(world.size),
+        **{f"env.{k}": str(v) for k, v in environment.items() if v is not None},
+        **config.tracking.tags,
+    }
+    tracker.start({**flatten(config), "num_classes": len(data.classes)}, tags)
+    tracker.artifact(run.config)
+    tracker.artifact(run.environment)
+    return tracker
+
+
+def _close(loop: Loop, config: Config, data: DataSplits, finished: bool) -> None:
+    """Wait for the last checkpoint, write the model and the result, end the tracking."""
+    loop.display.close()
+    loop.train_pipeline.close()
+    loop.eval_pipeline.close()
+    run, tracker = loop.run_dir, loop.tracker
+    if not loop.world.is_main:
+        return
+    loop.store.wait()
+    if not finished:
+        tracker.finish("stopped", drain_seconds=5)
+        run.write_status(state="stopped")
+        return
+    save_classifier(run.model, loop.learner.evaluated, config, data.classes)
+    result = summarise(loop, config, len(data.classes))
+    write_atomically(run.result, json.dumps(result) + "\n")
+    for path in (run.root / "validation.json", run.result, run.model):
+        tracker.artifact(path)
+    tracker.finish("finished")
+    result["mlflow_run_id"] = tracker.mlflow_run_id
+    write_atomically(run.result, json.dumps(result) + "\n")
+    run.write_status(state="finished")
+
+
+def summarise(loop: Loop, config: Config, num_classes: int) -> dict[str, Any]:
+    """The run's result, as `train --json` prints it."""
+    at = loop.progress
+    last = at.history[-1]
+    return {
+        "top1_last": last["top1"],
+        "top1_best": max(h["top1"] for h in at.history),
+        "top5_last": last["top5"],
+        "ece_last": last["ece"],
+        "num_validated": last["num_validated"],
+        "epochs": at.epoch,
+        "steps": at.global_step,
+        "world_size": loop.world.size,
+        "labels_moved": at.labels_moved,
+        "images_per_second": loop.images_seen / max(loop.train_seconds, 1e-9) if loop.images_seen else None,
+        "bad_images": loop.train_pipeline.problems(),
+        "run_dir": str(loop.run_dir.root),
+        "mlflow_run_id": loop.tracker.mlflow_run_id,
+        "method": config.method.name,
+        "dim": config.model.embedding_dim,
+        "num_classes": num_classes,
+    }
+
+
+def _log_to_file(run: RunDirectory, rank: int) -> None:
+    """Everything this rank says also goes to its log; ranks other than 0 say it there only."""
+    path = run.logs / f"rank-{rank}.log"
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    if rank != 0:
+        for other in list(root.handlers):
+            if other is not handler:
+                root.removeHandler(other)
+        target = path.open("a", encoding="utf-8")
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.dup2(target.fileno(), 1)
+        os.dup2(target.fileno(), 2)

@@ -30,7 +30,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     def add(name: str, text: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text)
-        command.add_argument("--json", action="store_true", help="last line of standard output: one JSON object")
+        command.add_argument(
+            "--json", action="store_true", help="last line of standard output: one JSON object"
+        )
         return command
 
     train = add("train", "Train a configuration; the same command on the same directory resumes.")
@@ -42,7 +44,10 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("run", type=Path, help="run directory")
     evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="for example data.val_root=DIR")
     evaluate.add_argument(
-        "--checkpoint", choices=("final", "latest", "best"), default="final", help="which weights (default: final)"
+        "--checkpoint",
+        choices=("final", "latest", "best"),
+        default="final",
+        help="which weights (default: final)",
     )
 
     sync = add("sync", "Send a run's spooled tracking events to MLflow, once each.")
@@ -64,7 +69,9 @@ def build_parser() -> argparse.ArgumentParser:
     prototypes.add_argument("--dim", "--space_dim", type=int, required=True, metavar="D")
     prototypes.add_argument("--construction", default="auto", help="default: the best known for C and D")
     prototypes.add_argument("--seed", type=int, default=0)
-    prototypes.add_argument("--out", type=Path, metavar="FILE", help=".safetensors or .npy; default: not written")
+    prototypes.add_argument(
+        "--out", type=Path, metavar="FILE", help=".safetensors or .npy; default: not written"
+    )
     prototypes.add_argument("--batch_size", type=int, help=argparse.SUPPRESS)
     prototypes.add_argument("--num_epoch", type=int, help=argparse.SUPPRESS)
 
@@ -78,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        args = build_parser().parse_args(arguments)
+        args = _parse(arguments)
         command = importlib.import_module(f"dl2pa.commands.{args.command}")
         return int(command.run(args))
     except UserError as error:
@@ -88,6 +95,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _report(fields, str(error), "--json" in arguments, EXIT_FAILURE)
     except KeyboardInterrupt:
         return 130
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    """Parse; overrides may stand anywhere, which argparse's own lists may not."""
+    args, rest = build_parser().parse_known_args(arguments)
+    stray = [text for text in rest if text.startswith("-") or not hasattr(args, "overrides")]
+    if stray:
+        raise UserError("command line", stray[0], "unknown option", f"See `dl2pa {args.command} --help`.")
+    if rest:
+        args.overrides = [*args.overrides, *rest]
+    return args
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:

@@ -100,7 +100,10 @@ def load_classifier(path: Path) -> Classifier:
     file = path / "model.safetensors" if path.is_dir() else path
     if not file.is_file():
         raise UserError(
-            "model", str(path), "holds no model.safetensors", "Give a finished run, an export, or the file itself."
+            "model",
+            str(path),
+            "holds no model.safetensors",
+            "Give a finished run, an export, or the file itself.",
         )
     try:
         with safe_open(file, framework="pt") as stored:

@@ -77,7 +77,10 @@ class DaliDecoder:
             from nvidia.dali import fn, pipeline_def, types
         except ImportError:
             raise UserError(
-                "data.loader", "dali", "DALI is not installed", "Install nvidia-dali, or set data.loader=torchvision."
+                "data.loader",
+                "dali",
+                "DALI is not installed",
+                "Install nvidia-dali, or set data.loader=torchvision.",
             ) from None
         gpu = self._device.type == "cuda"
 

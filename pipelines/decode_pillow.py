@@ -15,7 +15,9 @@ from torch import Tensor
 from pipelines.encoded import Encoded
 
 
-def decode_image(data: bytes, window: list[int], resized: list[int], offset: list[int], side: int) -> Image.Image:
+def decode_image(
+    data: bytes, window: list[int], resized: list[int], offset: list[int], side: int
+) -> Image.Image:
     """One image cropped to `window`, resampled to `resized`, cropped to the square at `offset`."""
     top, left, height, width = window
     with Image.open(io.BytesIO(data)) as image:

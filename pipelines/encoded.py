@@ -76,7 +76,10 @@ class ImageReader:
         path = self.dataset.path(sample)
         if not self.recipe.train:
             raise UserError(
-                "data.val_root", path, f"validation image {reason}", "Restore or remove the file: counts are exact."
+                "data.val_root",
+                path,
+                f"validation image {reason}",
+                "Restore or remove the file: counts are exact.",
             )
         with self._lock:
             if sample in self.bad:

@@ -43,7 +43,9 @@ def decode_folder(dataset: FolderDataset, image_size: int, threads: int) -> Arra
             return np.asarray(decode_image(data.tobytes(), *boxes, image_size))
         except (BadImage, OSError, SyntaxError) as error:
             path = dataset.path(sample)
-            raise UserError("data.root", path, f"cannot be decoded ({error})", "Restore or remove it.") from None
+            raise UserError(
+                "data.root", path, f"cannot be decoded ({error})", "Restore or remove it."
+            ) from None
 
     count = len(dataset.labels)
     log.info("decoding %d images of %s into memory", count, dataset.root)

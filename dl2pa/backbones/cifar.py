@@ -51,7 +51,9 @@ class CifarResNet(nn.Module):
         shortcut: `conv` for a 3x3 convolution, `pad` for option A.
     """
 
-    def __init__(self, depth: int, widths: tuple[int, int, int] = (16, 32, 64), shortcut: str = "conv") -> None:
+    def __init__(
+        self, depth: int, widths: tuple[int, int, int] = (16, 32, 64), shortcut: str = "conv"
+    ) -> None:
         super().__init__()
         assert (depth - 2) % 6 == 0, "a CIFAR ResNet has depth 6n + 2"
         self.conv1 = nn.Conv2d(3, widths[0], 3, 1, 1, bias=False)

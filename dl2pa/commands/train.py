@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
+import os
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from dl2pa.commands.output import note, say
 from dl2pa.config import Config, fingerprint, load_config, merge, parse_config
@@ -24,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     if inside_torchrun():
         from dl2pa.training.run import train
 
-        return train(config, run_dir, name)
+        _leave_at_once(train(config, run_dir, name))
     if _already_finished(config, run_dir):
         note(f"{run_dir} is finished; for another run give another --run-dir or configuration")
         _report(run_dir, args.json)
@@ -39,6 +42,14 @@ def run(args: argparse.Namespace) -> int:
             stopped = {"stopped": True, "step": status.get("step"), "run_dir": str(run_dir)}
             print(json.dumps(stopped), flush=True)  # noqa: T201
     return code
+
+
+def _leave_at_once(code: int) -> NoReturn:
+    """End a worker whose work is done and written, without tearing down libraries that still hold threads."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if code != EXIT_STOPPED else EXIT_DONE)
 
 
 def _launch(args: argparse.Namespace, config: Config, run_dir: Path, name: str) -> int:
@@ -72,18 +83,20 @@ def _launch_torchrun(args: argparse.Namespace, config: Config, directory: object
     from launcher.local import run_local
 
     assert isinstance(directory, RunDirectory)
-    arguments = ["train", str(args.config), *args.overrides, "--nproc", str(config.launch.nproc)]
-    arguments += ["--run-dir", str(directory.root)]
-    code = run_local(
-        config.launch.nproc, "dl2pa", arguments, directory.stop_file, {"DL2PA_LAUNCHED": "1"}
-    )
+    # torchrun reads options that begin like its own (--nproc) even behind the module's name.
+    overrides = [*args.overrides, f"launch.nproc={config.launch.nproc}"]
+    arguments = ["train", str(args.config), *overrides, "--run-dir", str(directory.root)]
+    code = run_local(config.launch.nproc, "dl2pa", arguments, directory.stop_file, {"DL2PA_LAUNCHED": "1"})
     errors = directory.errors()
     if errors:
         return _retell(errors[0])
     status = directory.status()
-    if code == 0 and status.get("attempt", 0) > attempt:
-        return {"finished": EXIT_DONE, "stopped": EXIT_STOPPED}.get(str(status.get("state")), EXIT_FAILURE)
-    note(f"the processes ended with code {code} before the run did; see {directory.logs}. The same command resumes.")
+    outcome = {"finished": EXIT_DONE, "stopped": EXIT_STOPPED}.get(str(status.get("state")))
+    if outcome is not None and status.get("attempt", 0) > attempt:
+        return outcome  # written last, after everything else was
+    note(
+        f"the processes ended with code {code} before the run did; see {directory.logs}. The same command resumes."
+    )
     return EXIT_FAILURE
 
 

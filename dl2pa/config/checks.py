@@ -102,7 +102,10 @@ def check_loader(config: Config) -> None:
         )
     if loader in ("dali", "torchvision") and config.data.crop == "pad":
         raise UserError(
-            "data.crop", "pad", "image files are cropped by random_resized or none", "Set data.loader=resident."
+            "data.crop",
+            "pad",
+            "image files are cropped by random_resized or none",
+            "Set data.loader=resident.",
         )
     if config.data.dataset == "synthetic" and config.data.num_classes is None:
         raise UserError(

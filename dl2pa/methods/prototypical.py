@@ -9,7 +9,14 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn import functional as F
 
-from dl2pa.assignment import ClassStatistic, Matching, MatchSchedule, match, reduce_statistic, solve_assignment
+from dl2pa.assignment import (
+    ClassStatistic,
+    Matching,
+    MatchSchedule,
+    match,
+    reduce_statistic,
+    solve_assignment,
+)
 from dl2pa.methods.base import Method, cosines
 from dl2pa.methods.losses import cross_entropy, dot_regression, squared_cosine
 from dl2pa.methods.targets import Targets

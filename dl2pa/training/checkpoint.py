@@ -46,7 +46,9 @@ class CheckpointStore:
         """
         self.wait()
         snapshot = _to_host(state)
-        self._writer = threading.Thread(target=self._write_guarded, args=(step, snapshot, best), name="dl2pa-save")
+        self._writer = threading.Thread(
+            target=self._write_guarded, args=(step, snapshot, best), name="dl2pa-save"
+        )
         self._writer.start()
         if wait:
             self.wait()
@@ -138,7 +140,11 @@ class CheckpointStore:
             target.replace(self.folder / f".aside-old-{step}-{os.getpid()}")
         aside.replace(target)
         _sync_folder(self.folder)
-        marker = {"step": step, "bytes": (target / "state.pt").stat().st_size, "sha256": _digest(target / "state.pt")}
+        marker = {
+            "step": step,
+            "bytes": (target / "state.pt").stat().st_size,
+            "sha256": _digest(target / "state.pt"),
+        }
         write_atomically(target / _MARKER, json.dumps(marker) + "\n")
         _sync_folder(target)
         write_atomically(self.folder.parent / "latest", target.name + "\n")

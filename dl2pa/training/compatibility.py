@@ -51,7 +51,9 @@ def check_resumable(before: dict[str, Any], now: dict[str, Any]) -> None:
         if key.startswith(_MAY_CHANGE) and key not in _FIXED_EXCEPTIONS:
             log.warning("%s changed from %s to %s: the new value holds from here on", key, old, new)
             continue
-        what = "the images differ from those" if key == "data.fingerprint" else f"was {old!r} in the checkpoint"
+        what = (
+            "the images differ from those" if key == "data.fingerprint" else f"was {old!r} in the checkpoint"
+        )
         raise UserError(
             "data.root" if key == "data.fingerprint" else key,
             new,

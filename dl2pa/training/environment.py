@@ -23,7 +23,11 @@ _BITWISE = ("torch", "numpy", "scipy", "nvidia-dali-cuda130", "processor", "worl
 def describe_environment(world: World) -> dict[str, Any]:
     """Versions, hardware, code and job of this attempt."""
     gpu = world.device.type == "cuda"
-    slurm = {k: v for k, v in os.environ.items() if k in ("SLURM_JOB_ID", "SLURM_JOB_NODELIST", "SLURM_ARRAY_JOB_ID")}
+    slurm = {
+        k: v
+        for k, v in os.environ.items()
+        if k in ("SLURM_JOB_ID", "SLURM_JOB_NODELIST", "SLURM_ARRAY_JOB_ID")
+    }
     return {
         **{name: _version(name) for name in _PACKAGES},
         "dl2pa": __version__,
@@ -63,7 +67,9 @@ def _processor() -> str:
 def _git(*arguments: str) -> str | None:
     folder = Path(__file__).resolve().parent
     try:
-        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10)
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip() if done.returncode == 0 else None

@@ -76,7 +76,9 @@ class _Counts:
         flat = torch.cat(parts)
         if dist.is_initialized():
             dist.all_reduce(flat)
-        top5, correct, total, bin_total, bin_correct, bin_confidence = flat.cpu().split([len(p) for p in parts])
+        top5, correct, total, bin_total, bin_correct, bin_confidence = flat.cpu().split(
+            [len(p) for p in parts]
+        )
         count = int(total.sum())
         gap = (bin_correct.double() - bin_confidence.double() / _ONE).abs().sum()
         assert int(bin_total.sum()) == count, "every image falls into one bin"

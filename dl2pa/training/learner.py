@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from typing import Any
 
 import torch
@@ -71,12 +72,15 @@ class Learner:
         if self._world.size > 1:
             names = [f"method.{name}" for name in self.trainee.method.unsynchronised()]
             DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.trainee, names)  # pyright: ignore[reportPrivateUsage]
-            self._wrapped = DistributedDataParallel(
-                self.trainee,
-                device_ids=[self._world.device.index] if self._world.device.type == "cuda" else None,
-                broadcast_buffers=False,
-                gradient_as_bucket_view=True,
-            )
+            with warnings.catch_warnings():
+                # From torch 2.15 on the option has another name; up to 2.14 only this one exists.
+                warnings.simplefilter("ignore", FutureWarning)
+                self._wrapped = DistributedDataParallel(
+                    self.trainee,
+                    device_ids=[self._world.device.index] if self._world.device.type == "cuda" else None,
+                    broadcast_buffers=False,
+                    gradient_as_bucket_view=True,
+                )
             self._settle_buckets()
 
     def begin_epoch(self, epoch: int) -> None:

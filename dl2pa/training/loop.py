@@ -229,7 +229,11 @@ class Loop:
         if self.world.is_main:
             at = self.progress
             self.run_dir.write_status(
-                epoch=at.epoch, step=at.global_step, phase=at.phase, fingerprint=fingerprint(self.config), **extra
+                epoch=at.epoch,
+                step=at.global_step,
+                phase=at.phase,
+                fingerprint=fingerprint(self.config),
+                **extra,
             )
 
 

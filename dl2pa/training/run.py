@@ -98,6 +98,7 @@ def _attempt(config: Config, run: RunDirectory, name: str) -> int:
         loop, tracker = _build(config, world, run, data, stop, name)
         finished = loop.run()
         _close(loop, config, data, finished)
+        from_rank_zero(None, world)  # nobody leaves before rank 0 has written everything
         return EXIT_DONE if finished else EXIT_STOPPED
     except BaseException:
         tracker.finish("failed", drain_seconds=5)

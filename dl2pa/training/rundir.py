@@ -67,7 +67,10 @@ class RunDirectory:
             probe.unlink()
         except OSError as error:
             raise UserError(
-                "run-dir", self.root, f"cannot be written ({error.strerror})", "Choose another with --run-dir."
+                "run-dir",
+                self.root,
+                f"cannot be written ({error.strerror})",
+                "Choose another with --run-dir.",
             ) from None
 
     def status(self) -> dict[str, Any]:
@@ -150,7 +153,11 @@ class Ownership:
 
     def _is_leaving(self) -> bool:
         owner = self._run.owner()
-        if self._run.stop_file.exists() or self._run.status().get("state") in ("stopping", "stopped", "finished"):
+        if self._run.stop_file.exists() or self._run.status().get("state") in (
+            "stopping",
+            "stopped",
+            "finished",
+        ):
             return True
         return owner.get("host") == socket.gethostname() and not _process_runs(int(owner.get("pid", 0)))
 

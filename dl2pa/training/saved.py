@@ -43,7 +43,10 @@ def model_file(path: Path, config: Config, which: str) -> Path:
     if which == "final":
         if not run.model.is_file():
             raise UserError(
-                "run", str(path), "is not finished", "Use --checkpoint latest, or let `dl2pa train` finish it."
+                "run",
+                str(path),
+                "is not finished",
+                "Use --checkpoint latest, or let `dl2pa train` finish it.",
             )
         return run.model
     store = CheckpointStore(run.checkpoints, config.checkpoint.keep, config.checkpoint.keep_best)

@@ -114,6 +114,9 @@ def check_loader(config: Config) -> None:
     low, high = config.data.crop_scale
     if not 0 < low <= high:
         raise UserError("data.crop_scale", [low, high], "is not a range in (0, 1]", "Write [low, high].")
+    low, high = config.data.crop_ratio
+    if low > high:
+        raise UserError("data.crop_ratio", [low, high], "is not a range", "Write [low, high].")
 
 
 def warnings(config: Config, num_classes: int) -> list[str]:

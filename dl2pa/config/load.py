@@ -87,10 +87,13 @@ def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if path in seen or len(seen) >= _SEEN_LIMIT:
         raise UserError("base", str(path), "the configuration inherits from itself", "Remove the circle.")
     tree = _read_yaml(path)
-    bases = tree.pop("base", [])
+    given = tree.pop("base", None) or []
+    bases: list[Any] = given if isinstance(given, list) else [given]
     result: dict[str, Any] = {}
-    for base in [bases] if isinstance(bases, str) else bases:
-        result = merge(result, _read_with_bases(path.parent / str(base), (*seen, path)))
+    for base in bases:
+        if not isinstance(base, str):
+            raise UserError("base", base, "is not the name of a file", "Write a path or a list of paths.")
+        result = merge(result, _read_with_bases(path.parent / base, (*seen, path)))
     return merge(result, tree)
 
 

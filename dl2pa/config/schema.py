@@ -240,7 +240,7 @@ class LaunchConfig(Section):
 class Config(Section):
     """Everything a run is made of."""
 
-    data: DataConfig = DataConfig()
+    data: DataConfig = Field(default_factory=DataConfig)  # not a constant: it reads the environment
     model: ModelConfig = ModelConfig()
     method: MethodConfig = MethodConfig()
     optim: OptimConfig = OptimConfig()

@@ -1,0 +1,194 @@
+"""Run by test_ranks.py: forks gloo groups of 1, 2 and 3 processes and writes what each rank saw as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import distributed as dist
+from torch.nn import functional as F
+
+from dl2pa.assignment import ClassStatistic, match, verify_same
+from dl2pa.config import parse_config
+from dl2pa.errors import TrainingFailure
+from dl2pa.methods import Targets, build_learned
+from dl2pa.methods.losses import dot_regression
+from dl2pa.training.evaluate import evaluate
+from dl2pa.training.learner import Learner
+from dl2pa.training.meter import TrainMeter
+from dl2pa.training.model import build_trainee
+from dl2pa.training.processes import World
+from pipelines.order import EvalOrder, TrainOrder
+from pipelines.synthetic import SyntheticPipeline
+
+CPU = torch.device("cpu")
+CLASSES, DIM, SAMPLES = 9, 4, 60
+
+
+def matchings(rank: int, size: int) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(0)
+    points = F.normalize(torch.randn(CLASSES, DIM, generator=generator), dim=1)
+    sigma, statistic = torch.arange(CLASSES), ClassStatistic(CLASSES, DIM)
+    found = []
+    for _ in range(2):
+        features = torch.randn(SAMPLES, DIM, generator=generator)
+        labels = torch.randint(0, CLASSES - 1, (SAMPLES,), generator=generator)
+        mine = slice(rank, None, size)
+        statistic.add(features[mine], labels[mine])
+        result = match(statistic, points, sigma, momentum=0.3)
+        found.append([sigma.tolist(), result.moved, result.objective_before, result.objective_after])
+        found[-1] += [result.own_cosine, result.classes_seen]
+    return {"matchings": found, "rows": statistic.rows.tolist()}
+
+
+def differing_ranks(rank: int, size: int) -> str | None:
+    verify_same(torch.arange(5), "assignment")
+    try:
+        verify_same(torch.arange(5) + (rank == size - 1 > 0), "assignment")
+    except TrainingFailure as error:
+        return str(error)
+    return None
+
+
+def weighted_loss(rank: int, size: int) -> list[float]:
+    """dot_regression's loss and gradient of a global batch: the mean over the ranks."""
+    generator = torch.Generator().manual_seed(1)
+    features = torch.randn(12, DIM, generator=generator)
+    labels = torch.tensor([0, 0, 0, 0, 0, 0, 1, 1, 2, 2, 2, 3])[torch.randperm(12, generator=generator)]
+    weights = F.normalize(torch.randn(5, DIM, generator=generator), dim=1)
+    share = 12 // size
+    part = features[rank * share : (rank + 1) * share].clone().requires_grad_()
+    loss = dot_regression(part, weights, Targets(labels[rank * share : (rank + 1) * share]))
+    loss.backward()
+    whole = torch.zeros(12, DIM)
+    whole[rank * share : (rank + 1) * share] = part.grad / size  # type: ignore[operator]
+    values = torch.cat([loss.detach().view(1) / size, whole.flatten()])
+    if dist.is_initialized():
+        dist.all_reduce(values)
+    return values.tolist()
+
+
+def training(rank: int, world: World) -> dict[str, Any]:
+    """DDP at work: what lies in this rank's statistic before and after, and the state saved from it."""
+    config = parse_config(
+        {
+            "data": {"dataset": "synthetic", "num_classes": 6, "image_size": 8},
+            "model": {"backbone": "resnet8", "embedding_dim": 3, "widths": [4, 4, 4]},
+            "train": {"batch_size": 12, "virtual_shards": 6},
+            "optim": {"lr": 0.1, "schedule": "constant"},
+        }
+    )
+    learner = Learner(config, build_trainee(config, 6), world, 2)
+    statistic = learner.trainee.method.statistic
+    statistic.add(torch.full((rank + 1, 3), 1.0), torch.full((rank + 1,), rank))
+    mine = statistic.counts.tolist()
+    learner.wrap()
+    after_wrap = statistic.counts.tolist()
+    order = TrainOrder(24, 12, 0, rank, world.size)
+    pipeline = SyntheticPipeline(6, 8, order, 0, CPU)
+    seen = statistic.counts.clone()
+    for step, batch in enumerate(pipeline):
+        learner.step(batch, step)
+        seen += 2**32 * torch.bincount(batch.targets, minlength=6)
+    kept = torch.equal(seen, statistic.counts)
+    state = learner.state()
+    saved = state["model"]["method.statistic.counts"].tolist() if state else None
+    learner.release_gathered()
+    weights = torch.cat([p.detach().flatten() for p in learner.trainee.parameters()])
+    return {
+        "before": mine,
+        "after_wrap": after_wrap,
+        "kept": kept,
+        "saved": saved,
+        "released": statistic.counts.tolist(),
+        "weights": weights.sum().item(),
+        "weights_agree": _agree(weights),
+        "buffers_agree": all(_agree(b) for b in learner.trainee.embedder.buffers()),
+    }
+
+
+def _agree(tensor: torch.Tensor) -> bool:
+    try:
+        verify_same(tensor, "weights")
+    except TrainingFailure:
+        return False
+    return True
+
+
+def metering(rank: int, world: World) -> dict[str, Any]:
+    meter = TrainMeter(world)
+    for step in range(3):
+        meter.add(torch.tensor(1.0 + rank + step), step)
+    mean = meter.read()
+    failure = None
+    meter.add(torch.tensor(float("nan") if rank == world.size - 1 else 1.0), 17 + rank)
+    try:
+        meter.check("step-9")
+    except TrainingFailure as error:
+        failure = str(error)
+    return {"mean": mean, "failure": failure}
+
+
+def validating(rank: int, size: int) -> list[dict[str, Any]]:
+    """Sizes that no batch and no world divides; each image counted once."""
+    found = []
+    for samples, batch in ((1, 4), (7, 4), (103, 10)):
+        pipeline = SyntheticPipeline(6, 4, EvalOrder(samples, batch, rank, size), 0, CPU)
+        method = build_learned(6, 48, normalize=True, scale=5.0, label_smoothing=0.0)
+        with torch.no_grad():
+            method.weight.copy_(torch.randn(6, 48, generator=torch.Generator().manual_seed(0)))
+        result = evaluate(lambda images, m=method: m.logits(images.flatten(1)), pipeline, 6, CPU)
+        assert result is not None
+        found.append(vars(result))
+    return found
+
+
+def one_rank(rank: int, size: int, out: Path) -> None:
+    torch.set_num_threads(1)
+    side = None
+    if size > 1:
+        dist.init_process_group(
+            "gloo", init_method=f"file://{out}/store-{size}", rank=rank, world_size=size
+        )
+        side = dist.new_group(backend="gloo")
+    world = World(rank, size, rank, size, CPU, 1, side)
+    report = {
+        **matchings(rank, size),
+        "differing": differing_ranks(rank, size),
+        "dot_regression": weighted_loss(rank, size),
+        "training": training(rank, world),
+        "meter": metering(rank, world),
+        "evaluations": validating(rank, size),
+    }
+    np.testing.assert_equal(json.loads(json.dumps(report)), report)
+    (out / f"{size}-{rank}.json").write_text(json.dumps(report), encoding="utf-8")
+
+
+def main(out: Path) -> int:
+    """Fork each group after the imports, which are most of the time."""
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    failed = 0
+    for size in (1, 2, 3):
+        children = []
+        for rank in range(size):
+            child = os.fork()
+            if child == 0:
+                try:
+                    one_rank(rank, size, out)
+                except BaseException:
+                    traceback.print_exc()
+                    os._exit(1)
+                os._exit(0)
+            children.append(child)
+        failed += sum(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0 for child in children)
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

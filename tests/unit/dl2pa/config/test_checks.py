@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from dl2pa.config import Config, merge, parse_config
+from dl2pa.config.checks import check_batches, check_lengths, check_loader, check_method, warnings
+from dl2pa.errors import UserError
+
+CIFAR = {"data": {"dataset": "cifar100", "root": "/data", "crop": "pad"}, "model": {"backbone": "resnet32"}}
+
+
+def config(*trees: dict[str, Any]) -> Config:
+    whole: dict[str, Any] = {}
+    for tree in trees:
+        whole = merge(whole, tree)
+    return parse_config(whole)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4, 6, 12])
+def test_a_world_that_divides_the_shards_is_accepted(world: int) -> None:
+    check_batches(config({"train": {"batch_size": 48}}), world)
+
+
+@pytest.mark.parametrize(
+    ("train", "world", "field"),
+    [
+        ({"batch_size": 48}, 5, "launch.nproc"),
+        ({"batch_size": 7}, 2, "launch.nproc"),
+        ({"batch_size": 48, "virtual_shards": 5}, 1, "train.virtual_shards"),
+        ({"batch_size": 48, "virtual_shards": 2}, 3, "launch.nproc"),
+    ],
+)
+def test_a_batch_that_does_not_split_is_refused(train: dict[str, int], world: int, field: str) -> None:
+    with pytest.raises(UserError) as caught:
+        check_batches(config({"train": train}), world)
+    assert caught.value.field == field
+    assert caught.value.value == (world if field == "launch.nproc" else train["virtual_shards"])
+
+
+def test_the_fitting_numbers_of_processes_are_listed() -> None:
+    with pytest.raises(UserError, match=r"\[1, 2, 3, 4, 6, 12\]"):
+        check_batches(config({"train": {"batch_size": 48}}), 5)
+
+
+def test_a_batch_larger_than_the_data_is_refused() -> None:
+    check_lengths(config({"train": {"batch_size": 100}}), 100)
+    with pytest.raises(UserError, match="at most 99") as caught:
+        check_lengths(config({"train": {"batch_size": 100}}), 99)
+    assert caught.value.field == "train.batch_size"
+
+
+@pytest.mark.parametrize(
+    ("tree", "field"),
+    [
+        ({"method": {"name": "psc", "loss": "squared_cosine"}}, "method.loss"),
+        ({"method": {"name": "psc", "assignment": "dynamic"}}, "method.assignment"),
+        ({"model": {"head": "batchnorm", "embedding_dim": 63}}, "model.head"),
+        ({"model": {"head": "batchnorm", "backbone": "resnet50", "embedding_dim": 64}}, "model.head"),
+        ({"model": {"backbone": "swin_t"}, "data": {"image_size": 16}}, "data.image_size"),
+    ],
+)
+def test_a_method_that_cannot_run_is_refused(tree: dict[str, Any], field: str) -> None:
+    with pytest.raises(UserError) as caught:
+        check_method(config(CIFAR, tree), 100)
+    assert caught.value.field == field
+
+
+def test_one_class_is_refused() -> None:
+    with pytest.raises(UserError, match="two classes"):
+        check_method(config(CIFAR), 1)
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        {},
+        {"method": {"name": "psc"}},
+        {"model": {"head": "batchnorm", "embedding_dim": 64}},
+        {"model": {"head": "batchnorm", "embedding_dim": 128, "widths": [32, 64, 128]}},
+    ],
+)
+def test_a_method_that_can_run_is_accepted(tree: dict[str, Any]) -> None:
+    check_method(config(CIFAR, tree), 100)
+
+
+@pytest.mark.parametrize(
+    ("data", "field"),
+    [
+        ({"dataset": "cifar10", "loader": "dali", "crop": "pad"}, "data.loader"),
+        ({"dataset": "cifar10", "loader": "torchvision", "crop": "pad"}, "data.loader"),
+        ({"dataset": "imagefolder", "loader": "synthetic"}, "data.loader"),
+        ({"dataset": "cifar10"}, "data.crop"),
+        ({"dataset": "imagefolder", "crop": "pad"}, "data.crop"),
+        ({"dataset": "imagefolder", "crop": "pad", "loader": "torchvision"}, "data.crop"),
+        ({"dataset": "synthetic"}, "data.num_classes"),
+        ({"dataset": "imagefolder", "crop_scale": [0.9, 0.1]}, "data.crop_scale"),
+        ({"dataset": "imagefolder", "crop_scale": [0.0, 1.0]}, "data.crop_scale"),
+        ({"dataset": "imagefolder", "crop_ratio": [2.0, 0.5]}, "data.crop_ratio"),
+    ],
+)
+def test_a_loader_that_cannot_read_the_data_is_refused(data: dict[str, Any], field: str) -> None:
+    with pytest.raises(UserError) as caught:
+        check_loader(config({"data": data}))
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"dataset": "imagefolder"},
+        {"dataset": "imagefolder", "loader": "resident", "crop": "pad"},
+        {"dataset": "cifar10", "crop": "pad"},
+        {"dataset": "svhn", "crop": "none"},
+        {"dataset": "synthetic", "num_classes": 3},
+    ],
+)
+def test_a_loader_that_fits_is_accepted(data: dict[str, Any]) -> None:
+    check_loader(config({"data": data}))
+
+
+@pytest.mark.parametrize(("dim", "said"), [(98, False), (99, True), (512, True)])
+def test_matching_in_a_simplex_is_warned_about(dim: int, said: bool) -> None:
+    sentences = warnings(config({"model": {"embedding_dim": dim}}), 100)
+    assert any("isometry" in s for s in sentences) == said
+
+
+def test_static_assignment_in_a_simplex_is_not_warned_about() -> None:
+    tree = {"model": {"embedding_dim": 512}, "method": {"assignment": "static"}}
+    assert warnings(config(tree), 100) == []
+
+
+SMALL = {"model": {"embedding_dim": 10}, "method": {"assignment": "dynamic"}}
+
+
+@pytest.mark.parametrize(
+    ("tree", "key"),
+    [
+        ({"method": {"assignment": "static", "match": {"every_steps": 5}}}, "method.match"),
+        ({"method": {"name": "psc", "prototypes": "simplex", "assignment": None}}, "method.prototypes"),
+        ({"method": {"scale": 10.0}}, "method.scale"),
+        ({"method": {"label_smoothing": 0.1}}, "method.label_smoothing"),
+        ({"optim": {"milestones": [3]}}, "optim.milestones"),
+        ({"optim": {"name": "adamw", "nesterov": True}}, "optim.nesterov"),
+        ({"optim": {"name": "adamw", "momentum": 0.5}}, "optim.momentum"),
+        ({"optim": {"betas": [0.8, 0.9]}}, "optim.betas"),
+        ({"data": {"dataset": "cifar10", "crop": "pad", "eval_resize": 40}}, "data.eval_resize"),
+        ({"data": {"dataset": "cifar10", "crop": "pad", "val_root": "/x"}}, "data.val_root"),
+        ({"tracking": {"enabled": False, "uri": "http://x"}}, "tracking.uri"),
+    ],
+)
+def test_a_setting_that_would_be_ignored_is_named(tree: dict[str, Any], key: str) -> None:
+    sentences = warnings(config(SMALL, tree), 100)
+    assert len(sentences) == 1
+    assert sentences[0].startswith(f"{key} is ignored: ")
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        {},
+        {"method": {"loss": "cross_entropy", "scale": 10.0, "label_smoothing": 0.1}},
+        {"optim": {"schedule": "step", "milestones": [3]}},
+        {"optim": {"name": "adamw", "betas": [0.8, 0.9], "momentum": 0.9}},
+        {"tracking": {"enabled": False, "experiment": "dl2pa"}},
+    ],
+)
+def test_settings_in_force_are_not_warned_about(tree: dict[str, Any]) -> None:
+    assert warnings(config(SMALL, tree), 100) == []
+
+
+def test_a_resolved_file_which_writes_every_default_draws_no_warning() -> None:
+    resolved = config(SMALL)
+    assert warnings(parse_config(resolved.model_dump(mode="json")), 100) == []

@@ -1,0 +1,109 @@
+"""The arrows of DESIGN.md: who may import whom, and what the heavy libraries may be left out of."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+OURS = ("dl2pa", "launcher", "pipelines")
+METHOD = ("dl2pa.geometry", "dl2pa.assignment", "dl2pa.methods", "dl2pa.backbones")
+ABOVE_METHOD = ("dl2pa.training", "dl2pa.tracking", "dl2pa.commands", "dl2pa.config", "pipelines", "launcher")
+
+
+def imports_of(file: Path) -> Iterator[str]:
+    """Every module a file imports, wherever in the file; of `from a import b` both a and a.b."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file} imports relatively"
+            module = str(node.module)
+            yield module
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def within(module: str, packages: tuple[str, ...]) -> bool:
+    return any(module == package or module.startswith(f"{package}.") for package in packages)
+
+
+def imported(package: str) -> set[tuple[str, str]]:
+    """(file, module) for each import of ours in a package's sources."""
+    place = ROOT / package.replace(".", "/")
+    files = sorted(place.rglob("*.py")) if place.is_dir() else [place.with_suffix(".py")]
+    assert files, f"no sources of {package}"
+    return {(str(f.relative_to(ROOT)), m) for f in files for m in imports_of(f) if within(m, OURS)}
+
+
+@pytest.mark.parametrize(
+    ("package", "allowed"),
+    [
+        ("launcher", ("launcher", "dl2pa.config", "dl2pa.errors")),
+        ("pipelines", ("pipelines", "dl2pa.errors")),
+        ("dl2pa.errors", ()),
+        ("dl2pa.config", ("dl2pa.config", "dl2pa.errors")),
+    ],
+)
+def test_a_package_imports_only_what_lies_below_it(package: str, allowed: tuple[str, ...]) -> None:
+    # `from dl2pa import errors` yields the bare name too, which loads nothing but the version.
+    assert {(f, m) for f, m in imported(package) if not within(m, allowed) and m != "dl2pa"} == set()
+
+
+@pytest.mark.parametrize(
+    ("package", "forbidden"),
+    [
+        *((package, ABOVE_METHOD) for package in METHOD),
+        ("dl2pa.tracking", ("dl2pa.training", "dl2pa.commands", "launcher", "pipelines")),
+        ("dl2pa.training", ("dl2pa.commands", "dl2pa.cli", "launcher")),
+    ],
+)
+def test_a_package_imports_nothing_above_it(package: str, forbidden: tuple[str, ...]) -> None:
+    assert {(f, m) for f, m in imported(package) if within(m, forbidden)} == set()
+
+
+def loaded_by(statement: str) -> set[str]:
+    """Top-level modules (and nvidia.dali) in a fresh interpreter after `statement`."""
+    code = f"{statement}\nimport sys\nprint(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    return set(done.stdout.split())
+
+
+def test_the_command_line_answers_before_anything_heavy_is_loaded() -> None:
+    heavy = {"torch", "pydantic", "mlflow", "nvidia.dali", "numpy", "scipy", "torchvision", "submitit"}
+    assert loaded_by("import dl2pa.cli; dl2pa.cli.build_parser().format_help()") & heavy == set()
+
+
+STEPS_WITHOUT = """
+import sys
+for name in ("nvidia", "nvidia.dali", "mlflow", "submitit", "torchvision", "sklearn", "PIL"):
+    sys.modules[name] = None
+from pathlib import Path
+from dl2pa.config import parse_config
+from dl2pa.training.run import train
+config = parse_config({
+    "data": {"dataset": "synthetic", "num_classes": 5, "synthetic_samples": [16, 7], "image_size": 8},
+    "model": {"backbone": "resnet8", "embedding_dim": 3, "widths": [4, 4, 4]},
+    "train": {"epochs": 1, "batch_size": 8, "log_every": 1},
+    "tracking": {"enabled": False},
+    "launch": {"device": "cpu", "threads": 1},
+})
+sys.exit(train(config, Path(sys.argv[1]), "bare"))
+"""
+
+
+def test_training_needs_neither_dali_mlflow_submitit_nor_torchvision(tmp_path: Path) -> None:
+    """Two steps, a matching and a validation run where those libraries cannot be imported."""
+    command = [sys.executable, "-c", STEPS_WITHOUT, tmp_path / "run"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert '"num_validated": 7' in (tmp_path / "run/result.json").read_text(encoding="utf-8")
+
+
+def test_importing_the_run_loads_no_optional_library() -> None:
+    heavy = {"nvidia.dali", "mlflow", "submitit", "torchvision"}
+    assert loaded_by("import dl2pa.training.run") & heavy == set()

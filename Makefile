@@ -26,7 +26,7 @@ lint: setup
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 bench: setup
-	$(BIN)/dl2pa prototypes --num-classes 100 --dim 10
+	$(BIN)/dl2pa bench matching
 
 clean:
 	rm -rf $(VENV) build *.egg-info

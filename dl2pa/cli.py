@@ -76,6 +76,15 @@ def build_parser() -> argparse.ArgumentParser:
     prototypes.add_argument("--num_epoch", type=int, help=argparse.SUPPRESS)
 
     _add_config(add("config", "Print a configuration with everything resolved."))
+    bench = add(
+        "bench", "Measure a part of the program; ratios and the fastest of n, with hardware and versions."
+    )
+    bench.add_argument("name", choices=("matching",), help="what to measure")
+    bench.add_argument(
+        "--classes", default="100,1000", help="comma-separated class counts (default 100,1000)"
+    )
+    bench.add_argument("--dim", type=int, default=512)
+    bench.add_argument("--rounds", type=int, default=5, metavar="N")
     add("doctor", "Check versions, devices, DALI, SLURM, MLflow and write access.")
     return parser
 

@@ -31,23 +31,24 @@ class DaliDecoder:
         self._given: deque[Encoded] = deque()
         self._held: deque[tuple[torch.cuda.Event, Tensor]] = deque()
         self._pipe: Any = None
+        self._drained = True
 
     def decode(self, source: Iterator[Encoded]) -> Iterator[tuple[Encoded, Tensor]]:
         """Images of each step; a decoding error leaves the steps under way in ``in_flight``."""
         self._source = source
         self._given.clear()
-        if self._pipe is None:
+        # An iteration that was given up on, or failed, leaves its steps in DALI's queue.
+        if self._pipe is None or not self._drained:
             self._pipe = self._build()
         else:
             self._pipe.reset()
+        self._drained = False
         while True:
             try:
                 (output,) = self._pipe.run()
             except StopIteration:
+                self._drained = True
                 return
-            except RuntimeError:
-                self._pipe = None
-                raise
             yield self._given.popleft(), self._as_tensor(output)
 
     def in_flight(self) -> list[Encoded]:
@@ -74,7 +75,7 @@ class DaliDecoder:
 
     def _build(self) -> Any:
         try:
-            from nvidia.dali import fn, pipeline_def, types
+            from nvidia import dali
         except ImportError:
             raise UserError(
                 "data.loader",
@@ -82,9 +83,13 @@ class DaliDecoder:
                 "DALI is not installed",
                 "Install nvidia-dali, or set data.loader=torchvision.",
             ) from None
+        # DALI makes its operators at import: a type checker cannot see them.
+        fn: Any = dali.fn
+        types: Any = dali.types
+        pipeline_def: Any = dali.pipeline_def
         gpu = self._device.type == "cuda"
 
-        @pipeline_def(  # pyright: ignore[reportCallIssue]
+        @pipeline_def(
             batch_size=self._max_batch,
             num_threads=self._threads,
             device_id=self._device.index if gpu else None,

@@ -62,4 +62,4 @@ def uniform(*key: ArrayLike) -> NDArray[np.float64]:
 
 def below(bound: ArrayLike, *key: ArrayLike) -> NDArray[np.int64]:
     """Uniform integers in [0, bound), one for each key (bias below bound/2^53)."""
-    return np.minimum(np.floor(uniform(*key) * bound), np.asarray(bound) - 1).astype(np.int64)
+    return np.minimum(np.floor(uniform(*key) * np.asarray(bound)), np.asarray(bound) - 1).astype(np.int64)

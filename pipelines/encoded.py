@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 _AHEAD = 3
 _MOST_SUBSTITUTES = 100
+_MOST_PIXELS = 178_956_970  # PIL's bound: a header that claims more is damaged or hostile
 
 
 class BadImage(Exception):
@@ -95,17 +96,6 @@ class ImageReader:
                 "Repair the data set, or raise data.max_bad_fraction.",
             )
 
-    def verify(self, sample: int) -> None:
-        """Decode in full; an image that fails is marked bad."""
-        from PIL import Image
-
-        try:
-            Image.open(io.BytesIO(self._read(sample))).convert("RGB")
-        except (OSError, SyntaxError, ValueError) as error:
-            self.mark_bad(sample, f"cannot be decoded ({error})")
-        except BadImage as error:
-            self.mark_bad(sample, str(error))
-
     def _read(self, sample: int) -> bytes:
         try:
             data = self.dataset.read(sample)
@@ -120,14 +110,14 @@ def image_size(data: NDArray[np.uint8]) -> tuple[int, int]:
     """(height, width) from the header of an encoded image.
 
     Raises:
-        BadImage: not an image, or a JPEG that ends before its end.
+        BadImage: not an image, a JPEG that ends before its end, or too many pixels.
     """
-    head = data[:2].tobytes()
-    if head == b"\xff\xd8":
-        size = _jpeg_size(data)
-        if size is not None and _jpeg_complete(data):
-            return size
-    return _size_by_pillow(data.tobytes(), full=head == b"\xff\xd8")
+    jpeg = data[:2].tobytes() == b"\xff\xd8"
+    size = _jpeg_size(data) if jpeg and _jpeg_complete(data) else None
+    height, width = size or _size_by_pillow(data.tobytes(), full=jpeg)
+    if height * width > _MOST_PIXELS:
+        raise BadImage(f"cannot be decoded (claims {width} x {height} pixels)")
+    return height, width
 
 
 def _jpeg_size(data: NDArray[np.uint8]) -> tuple[int, int] | None:
@@ -153,14 +143,16 @@ def _jpeg_complete(data: NDArray[np.uint8]) -> bool:
 
 
 def _size_by_pillow(data: bytes, full: bool) -> tuple[int, int]:
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(io.BytesIO(data)) as image:
             if full:
                 image.load()
             return image.height, image.width
-    except (OSError, SyntaxError, ValueError) as error:
+    except UnidentifiedImageError:
+        raise BadImage("is not an image") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise BadImage(f"cannot be decoded ({error})") from None
 
 

@@ -13,9 +13,11 @@ from torch import Tensor
 from pipelines.batch import Batch, host_to_device
 from pipelines.encoded import Encoded, EncodedStream, ImageReader
 from pipelines.order import EvalOrder, TrainOrder
-from pipelines.recipe import Recipe, finish
+from pipelines.recipe import Plan, Recipe, finish
 
 log = logging.getLogger(__name__)
+
+_DECODING_ERRORS = (RuntimeError, OSError, SyntaxError)
 
 
 class Decoder(Protocol):
@@ -73,7 +75,7 @@ class ImageFilePipeline:
                 for batch in self._batches(epoch, step):
                     yield batch
                     step += 1
-            except (RuntimeError, OSError, SyntaxError) as error:
+            except _DECODING_ERRORS as error:
                 self._find_bad(error)
 
     def _batches(self, epoch: int, step: int) -> Iterator[Batch]:
@@ -89,11 +91,22 @@ class ImageFilePipeline:
         """The decoder gave up on a step: find the images at fault, so that the step can be read again."""
         before = len(self._reader.bad)
         for encoded in self._decoder.in_flight():
-            for sample in encoded.samples.tolist():
-                self._reader.verify(sample)
+            for i, sample in enumerate(encoded.samples.tolist()):
+                reason = self._refusal(_alone(encoded, i))
+                if reason is not None:
+                    self._reader.mark_bad(sample, f"is refused by the decoder ({reason})")
         if len(self._reader.bad) == before:
             raise error
         log.info("decoding again with %d image(s) replaced", len(self._reader.bad) - before)
+
+    def _refusal(self, encoded: Encoded) -> str | None:
+        """What the decoder itself has against an image: another might accept what it refuses."""
+        try:
+            for _ in self._decoder.decode(iter([encoded])):
+                pass
+        except _DECODING_ERRORS as error:
+            return str(error).rpartition("encountered:")[2].strip().partition("\n")[0]
+        return None
 
     def _batch(self, encoded: Encoded, images: Tensor) -> Batch:
         valid, size = len(encoded.samples), self._order.local_batch
@@ -114,3 +127,10 @@ class ImageFilePipeline:
         images = torch.zeros((size, 3, side, side), device=self._device)
         zeros = torch.zeros(size, dtype=torch.int64, device=self._device)
         return Batch(images.contiguous(memory_format=torch.channels_last), zeros, zeros.clone(), 0)
+
+
+def _alone(encoded: Encoded, i: int) -> Encoded:
+    """Image `i` of a step as a step of its own."""
+    one, plan = slice(i, i + 1), encoded.plan
+    alone = Plan(plan.window[one], plan.resized[one], plan.offset[one], plan.flip[one])
+    return Encoded(encoded.epoch, encoded.step, encoded.data[one], alone, encoded.samples[one])

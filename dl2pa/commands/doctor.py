@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from dl2pa.commands.output import say
 from dl2pa.errors import EXIT_DONE, EXIT_FAILURE
@@ -104,25 +105,31 @@ def _dali() -> Finding:
     """Build and run the smallest pipeline: an import alone does not show that DALI works."""
     try:
         import numpy as np
-        from nvidia.dali import fn, pipeline_def
+        from nvidia import dali
 
-        @pipeline_def(batch_size=1, num_threads=1, device_id=None)  # pyright: ignore[reportCallIssue]
-        def graph() -> object:
-            return fn.constant(idata=[7], device="cpu")
+        library: Any = dali  # its operators are made at import: a type checker cannot see them
 
-        pipe = graph()
+        @library.pipeline_def(batch_size=1, num_threads=1, device_id=None)
+        def graph() -> Any:
+            return library.fn.constant(idata=[7], device="cpu")
+
+        pipe: Any = graph()
         pipe.build()
         (out,) = pipe.run()
         works = int(np.asarray(out.as_cpu().as_array()).ravel()[0]) == 7
     except Exception as error:  # whatever DALI's native code says is the finding
-        return Finding("dali runs", False, str(error).splitlines()[0], "Or set data.loader=torchvision.", False)
+        return Finding(
+            "dali runs", False, str(error).splitlines()[0], "Or set data.loader=torchvision.", False
+        )
     return Finding("dali runs", works, "a CPU pipeline ran")
 
 
 def _memory() -> Finding:
     shm = shutil.disk_usage("/dev/shm")
     ok = shm.total >= 1 << 30
-    return Finding("/dev/shm", ok, f"{shm.total / 2**30:.1f} GiB", "In a container give --shm-size=8g.", False)
+    return Finding(
+        "/dev/shm", ok, f"{shm.total / 2**30:.1f} GiB", "In a container give --shm-size=8g.", False
+    )
 
 
 def _write_access() -> Finding:
@@ -131,7 +138,9 @@ def _write_access() -> Finding:
         with tempfile.NamedTemporaryFile(dir=folder):
             free = shutil.disk_usage(folder).free / 2**30
     except OSError as error:
-        return Finding("write access", False, f"{folder.absolute()}: {error.strerror}", "Choose another --run-dir.")
+        return Finding(
+            "write access", False, f"{folder.absolute()}: {error.strerror}", "Choose another --run-dir."
+        )
     return Finding("write access", True, f"{folder.absolute()}, {free:.0f} GiB free")
 
 
@@ -139,14 +148,18 @@ def _data() -> Finding:
     root = os.environ.get("DL2PA_DATA")
     if not root:
         return Finding("DL2PA_DATA", False, "not set", "Set it, or data.root in the configuration.", False)
-    return Finding("DL2PA_DATA", Path(root).is_dir(), root, "The folder does not exist: mount or create it.", False)
+    return Finding(
+        "DL2PA_DATA", Path(root).is_dir(), root, "The folder does not exist: mount or create it.", False
+    )
 
 
 def _slurm() -> Finding:
     if shutil.which("sbatch") is None:
         return Finding("slurm", False, "sbatch not found", "Only needed to submit jobs.", False)
     done = subprocess.run(["sinfo", "--version"], capture_output=True, text=True, timeout=10, check=False)
-    return Finding("slurm", done.returncode == 0, (done.stdout or done.stderr).strip(), "Ask the cluster.", False)
+    return Finding(
+        "slurm", done.returncode == 0, (done.stdout or done.stderr).strip(), "Ask the cluster.", False
+    )
 
 
 def _mlflow() -> Finding:
@@ -162,4 +175,6 @@ def _mlflow() -> Finding:
         with urllib.request.urlopen(uri.rstrip("/") + "/health", timeout=5) as answer:
             return Finding("mlflow uri", answer.status == 200, "the server answers")
     except (OSError, urllib.error.URLError) as error:
-        return Finding("mlflow uri", False, str(error), "Training spools; `dl2pa sync` sends it later.", False)
+        return Finding(
+            "mlflow uri", False, str(error), "Training spools; `dl2pa sync` sends it later.", False
+        )

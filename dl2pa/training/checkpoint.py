@@ -6,6 +6,8 @@ import hashlib
 import json
 import logging
 import os
+import pickle
+import re
 import shutil
 import threading
 from pathlib import Path
@@ -19,6 +21,7 @@ from dl2pa.training.rundir import read_json, write_atomically
 log = logging.getLogger(__name__)
 
 _MARKER = "COMPLETE"
+_NAME = re.compile(r"step-(\d{9,})")
 _CHUNK = 1 << 22
 
 
@@ -64,8 +67,8 @@ class CheckpointStore:
 
     def steps(self) -> list[int]:
         """Steps with a complete checkpoint, ascending."""
-        found = (p.parent.name for p in self.folder.glob(f"step-*/{_MARKER}"))
-        return sorted(int(name.removeprefix("step-")) for name in found)
+        found = (_NAME.fullmatch(p.parent.name) for p in self.folder.glob(f"step-*/{_MARKER}"))
+        return sorted(int(match[1]) for match in found if match)
 
     def path(self, step: int) -> Path:
         return self.folder / f"step-{step:09d}"
@@ -90,7 +93,7 @@ class CheckpointStore:
         for step in reversed(steps):
             try:
                 return self._read(step)
-            except (OSError, ValueError, RuntimeError, EOFError) as error:
+            except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
                 log.warning("checkpoint %s is damaged (%s): trying the one before", self.path(step), error)
         if steps:
             raise UserError(
@@ -110,7 +113,7 @@ class CheckpointStore:
         for path in self.folder.glob(".aside-*"):
             shutil.rmtree(path, ignore_errors=True)
         for path in self.folder.glob("step-*"):
-            if path.is_dir() and not (path / _MARKER).exists():
+            if _NAME.fullmatch(path.name) and path.is_dir() and not (path / _MARKER).exists():
                 shutil.rmtree(path, ignore_errors=True)
 
     def _read(self, step: int) -> dict[str, Any]:

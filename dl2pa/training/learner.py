@@ -47,7 +47,7 @@ class Learner:
         self.trainee = trainee.to(world.device)
         self.trainee.embedder.to(memory_format=self._format)
         if config.train.sync_bn and world.size > 1:
-            self.trainee = nn.SyncBatchNorm.convert_sync_batchnorm(self.trainee)
+            self.trainee.embedder = nn.SyncBatchNorm.convert_sync_batchnorm(self.trainee.embedder)  # pyright: ignore
         gpu = world.device.type == "cuda"
         self.optimizer = build_optimizer(self.trainee, config.optim, fused=gpu)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.train.precision == "fp16")
@@ -247,7 +247,8 @@ def _moving_average(trainee: Trainee, decay: float) -> Any:
 
 
 def _draws_random_numbers(module: nn.Module) -> bool:
-    return isinstance(module, nn.Dropout) and module.p > 0 or type(module).__name__ == "StochasticDepth"
+    dropout = isinstance(module, nn.Dropout) and module.p > 0
+    return dropout or type(module).__name__ == "StochasticDepth"
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from dl2pa.training.processes import World
 
 _ONE = 2.0**24
 _NEVER = 2**62
+_LARGEST = 2.0**24  # a finite loss beyond counts as this, so that 2^14 of them do not overflow
 
 
 class TrainMeter:
@@ -25,7 +26,7 @@ class TrainMeter:
     def add(self, loss: Tensor, step: int) -> None:
         """Add one step's loss; no host sync."""
         finite = torch.isfinite(loss)
-        fixed = (torch.where(finite, loss, 0.0).double() * _ONE).round().long()
+        fixed = (torch.where(finite, loss, 0.0).double().clamp(-_LARGEST, _LARGEST) * _ONE).round().long()
         self._sums += torch.stack([fixed, torch.ones_like(fixed)])
         bad = torch.where(finite, _NEVER, step)
         self._first_bad = torch.minimum(self._first_bad, bad)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,7 +17,7 @@ def build_optimizer(module: nn.Module, config: OptimConfig, fused: bool) -> torc
     parameters = [p for p in module.parameters() if p.requires_grad]
     spared = [p for p in parameters if p.ndim < 2 and not config.decay_all]
     decayed = [p for p in parameters if p.ndim >= 2 or config.decay_all]
-    groups = [{"params": decayed}, {"params": spared}]
+    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": spared}]
     hyper = group_settings(config)
     for group, settings in zip(groups, hyper, strict=True):
         group.update(settings)

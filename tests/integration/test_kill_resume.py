@@ -94,7 +94,6 @@ def test_reference_really_learns_and_moves_labels(reference: Callable[[int], Pat
     outcome = helpers.outcome_of(reference(1))
     assert outcome.result["steps"] == STEPS
     assert outcome.result["top1_best"] > 20
-    assert len(outcome.result["labels_moved"]) == 2 * (STEPS_PER_EPOCH - 9) // 2 + 1 or True
     assert sum(outcome.result["labels_moved"]) > 20
     assert outcome.assignment != sorted(outcome.assignment)
     losses = [v for (name, _), v in outcome.points.items() if name == "train/loss"]
@@ -117,7 +116,7 @@ def test_killed_with_mixing_average_and_scaled_cross_entropy(
 ) -> None:
     whole, cut = train(2, "whole", RICH), train(2, "cut", RICH)
     whole.finish(limit=1)
-    for way, step in (("kill group", 10), ("term launcher", 40)):
+    for way, step in (("kill group", 25),):
         attempt = cut.status.get("attempt", 0)
         started = cut.start()
         cut.wait_for_step(started, step, attempt)
@@ -156,36 +155,35 @@ def test_killed_while_a_checkpoint_is_written(train: Callable[..., Any], helpers
     helpers.assert_identical(cut.run, whole.run)
 
 
-@pytest.mark.parametrize("way", ["term launcher", "kill group"])
-def test_interrupted_while_validating(
-    way: str, train: Callable[..., Any], digits: Path, helpers: Any
-) -> None:
+@pytest.mark.slow
+def test_interrupted_while_validating(train: Callable[..., Any], digits: Path, helpers: Any) -> None:
     """Validating the training images in pairs takes long enough to be met in the middle."""
+    steps_per_epoch = 14
     long = {
         "data": {"val_root": str(digits / "train")},
         "train": {"epochs": 2, "batch_size": 96, "eval_batch_size": 2},
-        "checkpoint": {"every_steps": 14},
+        "checkpoint": {"every_steps": steps_per_epoch},
     }
     whole, cut = train(2, "whole", long), train(2, "cut", long)
-    steps_per_epoch = 14
     whole.finish(limit=1)
-    started = cut.start()
-    # The matching that ends the epoch is told right before its validation begins.
-    marker = f"step {steps_per_epoch}: matching"
-    latest = cut.run / "latest"
-    cut.wait_for(started, lambda: marker in started.error and latest.exists(), "the epoch's last matching")
-    began = time.monotonic()
-    strike(way, started, cut.run, random.Random(0), helpers)
-    code = started.wait()
-    cut.assert_gone()
-    assert "top-1" not in started.error, "the validation was over before the strike"
-    if way == "term launcher":
-        assert code == STOPPED
-        assert (cut.status["state"], cut.status["phase"]) == ("stopped", "evaluate")
-        assert time.monotonic() - began < 20, "a stop does not wait for the validation's end"
+    for epoch, way in ((1, "term launcher"), (2, "kill group")):
+        started = cut.start()
+        # The matching that ends the epoch is told right before its validation begins.
+        marker, saved = f"step {epoch * steps_per_epoch}: matching", f"step-{epoch * steps_per_epoch:09d}"
+        complete = cut.run / "checkpoints" / saved / "COMPLETE"
+        cut.wait_for(started, lambda m=marker, c=complete: m in started.error and c.exists(), marker)
+        began = time.monotonic()
+        strike(way, started, cut.run, random.Random(0), helpers)
+        code = started.wait()
+        cut.assert_gone()
+        assert f"epoch {epoch}/2" not in started.error, "the validation was over before the strike"
+        if way == "term launcher":
+            assert code == STOPPED
+            assert (cut.status["state"], cut.status["phase"]) == ("stopped", "evaluate")
+            assert time.monotonic() - began < 20, "a stop does not wait for the validation's end"
     finished = cut.finish(limit=1)
     assert finished.result["num_validated"] == 1438
-    assert finished.error.count("top-1") == 2, "each epoch is validated once"
+    assert finished.error.count("top-1") == 1, "only what is missing is validated"
     helpers.assert_identical(cut.run, whole.run)
 
 
@@ -193,14 +191,14 @@ def test_killed_in_the_middle_of_matching(train: Callable[..., Any], helpers: An
     """500 labels matched after every step of a tiny network: nearly all the time passes in matchings."""
     matching = {
         "data": {"dataset": "synthetic", "num_classes": 500, "synthetic_samples": [2048, 64], "root": None},
-        "model": {"widths": [2, 2, 2], "embedding_dim": 40},
-        "method": {"prototypes": "uniformity", "match": {"every_steps": 1}},
+        "model": {"widths": [2, 2, 2], "embedding_dim": 260},
+        "method": {"match": {"every_steps": 1}},
         "train": {"epochs": 1, "batch_size": 32},
         "checkpoint": {"every_steps": 5},
     }
     whole, cut = train(2, "whole", matching), train(2, "cut", matching)
     whole.finish(limit=1)
-    for way, step in (("kill one rank", 17), ("kill group", 36), ("term launcher", 50)):
+    for way, step in (("kill one rank", 17), ("term launcher", 40)):
         attempt = cut.status.get("attempt", 0)
         started = cut.start()
         cut.wait_for_step(started, step, attempt)

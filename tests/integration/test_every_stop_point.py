@@ -1,0 +1,232 @@
+"""A small run in this process, stopped or struck dead at every single point where that can happen."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dl2pa.config import load_config
+from dl2pa.errors import UserError
+from dl2pa.training.run import train as train_here
+from dl2pa.training.stop import StopMonitor
+
+DONE, STOPPED = 0, 75
+TINY = {
+    "train": {"epochs": 2, "batch_size": 16, "eval_batch_size": 24, "log_every": 2},
+    "method": {"match": {"early_steps": 2, "early_epochs": 1}},
+    "checkpoint": {"every_steps": 2, "keep": 3},
+}
+TRAIN_STEPS, EVAL_STEPS, EPOCHS = 3, 3, 2
+# The loop asks before every step, after the last one, and before every batch of validation.
+STOP_POINTS = EPOCHS * (TRAIN_STEPS + 1 + EVAL_STEPS)
+
+
+class Crash(BaseException):
+    """Stands for the process's sudden death: nothing of ours handles it."""
+
+
+@pytest.fixture(autouse=True)
+def this_process_as_it_was() -> Iterator[None]:
+    """Training sets threads, determinism and log handlers of its process."""
+    root, threads = logging.getLogger(), torch.get_num_threads()
+    handlers, level, deterministic = list(root.handlers), root.level, torch.are_deterministic_algorithms_enabled()
+    root.setLevel(logging.INFO)
+    yield
+    for handler in set(root.handlers) - set(handlers):
+        root.removeHandler(handler)
+        handler.close()
+    root.setLevel(level)
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(deterministic)
+
+
+@pytest.fixture(scope="module")
+def few_digits(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """5 training images a class and 7 for validation: 3 steps an epoch with 2 left over, 70 to validate."""
+    root = tmp_path_factory.mktemp("few")
+    for split, count in (("train", 5), ("val", 7)):
+        for folder in sorted((digits / split).iterdir()):
+            (root / split / folder.name).mkdir(parents=True)
+            for file in sorted(folder.iterdir())[:count]:
+                shutil.copy(file, root / split / folder.name)
+    return root
+
+
+class Attempts:
+    """Attempts at one run directory."""
+
+    def __init__(self, config: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.config = config
+        self.run = run
+        self._monkeypatch = monkeypatch
+        self.asked = 0
+
+    def go(self, stop_at: int | None = None, crash_at: int | None = None, overrides: tuple[str, ...] = ()) -> int:
+        """One attempt; with `stop_at` or `crash_at` it ends at that poll (1-based). Returns the exit code."""
+        self.asked = 0
+
+        def poll(monitor: StopMonitor) -> bool:
+            self.asked += 1
+            if crash_at is not None and self.asked >= crash_at:
+                raise Crash
+            return stop_at is not None and self.asked >= stop_at
+
+        self._monkeypatch.setattr(StopMonitor, "poll", poll)
+        try:
+            return train_here(load_config(self.config, overrides), self.run, "tiny")
+        finally:
+            for thread in threading.enumerate():
+                if thread.name == "dl2pa-save":  # a real death would have taken it along
+                    thread.join()
+
+
+@pytest.fixture
+def attempts(
+    few_digits: Path, tmp_path: Path, helpers: Any, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Attempts]:
+    def make(name: str, changes: Mapping[str, Any] = TINY) -> Attempts:
+        config = helpers.config_with(tmp_path / f"config-{name}", few_digits, changes)
+        return Attempts(config, tmp_path / name, monkeypatch)
+
+    return make
+
+
+def finish(attempt: Attempts) -> None:
+    assert attempt.go() == DONE
+
+
+@pytest.mark.parametrize("how", ["stop", "crash"])
+def test_any_point(how: str, attempts: Callable[..., Attempts], helpers: Any) -> None:
+    whole = attempts("whole")
+    finish(whole)
+    assert whole.asked == STOP_POINTS
+    for point in range(1, STOP_POINTS + 1):
+        cut = attempts(f"cut-{point}")
+        if how == "stop":
+            assert cut.go(stop_at=point) == STOPPED
+            assert helpers.read_status(cut.run)["state"] == "stopped"
+        else:
+            with pytest.raises(Crash):
+                cut.go(crash_at=point)
+        assert not (cut.run / "result.json").exists()
+        finish(cut)
+        helpers.assert_identical(cut.run, whole.run)
+        history = helpers.outcome_of(cut.run).points
+        assert [s for n, s in sorted(history) if n == "val/top1"] == [3, 6], f"point {point}"
+
+
+def test_stopped_at_every_point_in_turn(attempts: Callable[..., Attempts], helpers: Any) -> None:
+    """An attempt that may do one step only, again and again, arrives at the same end."""
+    whole, cut = attempts("whole"), attempts("cut")
+    finish(whole)
+    codes = []
+    for _ in range(4 * STOP_POINTS):
+        # The third question: one step, or one batch of validation, lies behind the first two.
+        codes.append(cut.go(stop_at=5))
+        if codes[-1] == DONE:
+            break
+    assert codes[-1] == DONE
+    assert codes.count(STOPPED) >= 2
+    helpers.assert_identical(cut.run, whole.run)
+
+
+def test_stochastic_depth_and_every_loader(attempts: Callable[..., Attempts], helpers: Any) -> None:
+    """Swin-T drops residual branches at random: the draws must not depend on where the run was cut."""
+    swin = {
+        "data": {"image_size": 32, "eval_resize": 32, "loader": "torchvision"},
+        "model": {"backbone": "swin_t"},
+        "optim": {"name": "adamw", "lr": 1e-4, "clip_norm": 1.0},
+        "train": {"epochs": 2, "batch_size": 10, "max_steps": 3, "eval_batch_size": 70},
+        "checkpoint": {"every_steps": 1, "keep": 1},
+    }
+    whole, cut = attempts("whole", swin), attempts("cut", swin)
+    finish(whole)
+    with pytest.raises(Crash):
+        cut.go(crash_at=3)
+    finish(cut)
+    helpers.assert_identical(cut.run, whole.run)
+    losses = [v for (n, _), v in sorted(helpers.outcome_of(cut.run).points.items()) if n == "train/loss"]
+    assert len(set(losses)) == 3
+
+
+def _checkpoints(run: Path) -> list[Path]:
+    return sorted((run / "checkpoints").glob("step-*"))
+
+
+def _truncate(file: Path) -> None:
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def _flip_a_bit(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+DAMAGES: dict[str, Callable[[Path], None]] = {
+    "truncated": lambda step: _truncate(step / "state.pt"),
+    "a bit flipped": lambda step: _flip_a_bit(step / "state.pt"),
+    "state missing": lambda step: (step / "state.pt").unlink(),
+    "marker empty": lambda step: (step / "COMPLETE").write_text(""),
+    "marker missing": lambda step: (step / "COMPLETE").unlink(),
+}
+
+
+def test_damaged_newest_checkpoint_falls_back(
+    attempts: Callable[..., Attempts], helpers: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = attempts("whole")
+    finish(whole)
+    stopped = attempts("stopped")
+    assert stopped.go(stop_at=TRAIN_STEPS + 1 + EVAL_STEPS + 3) == STOPPED
+    names = [c.name for c in _checkpoints(stopped.run)]
+    assert len(names) >= 2
+    for damage, apply in DAMAGES.items():
+        cut = attempts(damage)
+        shutil.copytree(stopped.run, cut.run)
+        apply(_checkpoints(cut.run)[-1])
+        caplog.clear()
+        finish(cut)
+        if damage != "marker missing":  # a checkpoint without its marker was never complete
+            warned = [r for r in caplog.records if r.levelno == logging.WARNING and names[-1] in r.getMessage()]
+            assert warned, f"{damage}: no warning names {names[-1]}"
+        helpers.assert_identical(cut.run, whole.run)
+
+
+def test_all_checkpoints_damaged_is_refused_and_leaves_them(
+    attempts: Callable[..., Attempts], program: Any
+) -> None:
+    cut = attempts("cut")
+    assert cut.go(stop_at=TRAIN_STEPS + 1 + EVAL_STEPS + 3) == STOPPED
+    for checkpoint in _checkpoints(cut.run):
+        _truncate(checkpoint / "state.pt")
+    before = {p: p.stat().st_size for p in cut.run.glob("checkpoints/*/*")}
+    with pytest.raises(UserError):
+        cut.go()
+    refused = program.run("train", cut.config, "--run-dir", cut.run, "--json")
+    assert refused.process.returncode == 2
+    assert str(cut.run / "checkpoints") in refused.error
+    assert "Traceback" not in refused.error
+    assert str(cut.run / "checkpoints") in str(refused.result["error"])
+    assert {p: p.stat().st_size for p in cut.run.glob("checkpoints/*/*")} == before
+
+
+def test_changed_recipe_is_refused_and_changed_schedule_is_said(
+    attempts: Callable[..., Attempts], caplog: pytest.LogCaptureFixture
+) -> None:
+    cut = attempts("cut")
+    assert cut.go(stop_at=3) == STOPPED
+    with pytest.raises(UserError, match="embedding_dim"):
+        cut.go(overrides=("model.embedding_dim=4",))
+    with pytest.raises(UserError, match="train.seed"):
+        cut.go(overrides=("train.seed=1",))
+    assert cut.go(overrides=("optim.lr=0.05",)) == DONE
+    assert "optim.lr changed from 0.2 to 0.05" in caplog.text

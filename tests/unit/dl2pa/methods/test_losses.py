@@ -1,0 +1,164 @@
+"""The losses against short float64 references written from their formulas, values and gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from dl2pa.methods import PROTOTYPE_METHODS, PrototypeOptions, Targets, build_learned
+from dl2pa.methods.losses import dot_regression, squared_cosine
+
+Floats = NDArray[np.float64]
+BATCH, CLASSES, DIM = 8, 5, 3
+LABELS = torch.tensor([0, 0, 0, 1, 1, 2, 3, 3])
+OTHERS = torch.tensor([1, 2, 3, 3, 0, 0, 0, 1])
+SHARES = torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0, 0.9, 0.1, 0.5])
+
+
+def draw(seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Features [B, d] of several norms and unit class vectors [C, d]."""
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(BATCH, DIM, generator=generator) * torch.logspace(-1, 1, BATCH)[:, None]
+    return features, F.normalize(torch.randn(CLASSES, DIM, generator=generator), dim=1)
+
+
+def unit(rows: Floats) -> Floats:
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def reference_squared_cosine(f: Floats, w: Floats, y: NDArray[np.int64]) -> Floats:
+    return (1 - (unit(f) * w[y]).sum(1)) ** 2
+
+
+def reference_dot_regression(f: Floats, w: Floats, y: NDArray[np.int64]) -> Floats:
+    """½ (f·w̃_y - |w̃_y||f|)² / |f| with w̃_k = √(γ/n_k) w_k and γ = B / classes present."""
+    counts = np.bincount(y, minlength=len(w))
+    gamma = len(y) / (counts > 0).sum()
+    scaled = np.sqrt(gamma / counts[y])[:, None] * w[y]
+    norm = np.linalg.norm(f, axis=1)
+    return 0.5 * ((f * scaled).sum(1) - np.linalg.norm(scaled, axis=1) * norm) ** 2 / norm
+
+
+def reference_cross_entropy(scale: float, smoothing: float) -> Callable[[Floats, Floats, NDArray[np.int64]], Floats]:
+    def loss(f: Floats, w: Floats, y: NDArray[np.int64]) -> Floats:
+        logits = scale * unit(f) @ w.T
+        logs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+        target = np.eye(len(w))[y] * (1 - smoothing) + smoothing / len(w)
+        return -(target * logs).sum(1)
+
+    return loss
+
+
+CASES = {
+    "squared_cosine": (PrototypeOptions(loss="squared_cosine"), reference_squared_cosine),
+    "dot_regression": (PrototypeOptions(loss="dot_regression"), reference_dot_regression),
+    "cross_entropy": (PrototypeOptions(loss="cross_entropy", scale=14.0), reference_cross_entropy(14.0, 0.0)),
+    "smoothed": (
+        PrototypeOptions(loss="cross_entropy", scale=5.0, label_smoothing=0.1),
+        reference_cross_entropy(5.0, 0.1),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_loss_is_its_formulas_mean(case: str, mixed: bool) -> None:
+    options, reference = CASES[case]
+    features, weights = draw()
+    f, w = features.double().numpy(), weights.double().numpy()
+    first = reference(f, w, LABELS.numpy())
+    expected = first.mean()
+    targets = Targets(LABELS)
+    if mixed:
+        share = SHARES.double().numpy()
+        expected = (share * first + (1 - share) * reference(f, w, OTHERS.numpy())).mean()
+        targets = Targets(LABELS, OTHERS, SHARES)
+    method = PROTOTYPE_METHODS["dl2pa"].build(weights, options, None)
+    assert float(method.loss(features, targets)) == pytest.approx(expected, rel=2e-5)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_loss_moves_features_along_its_formulas_slope(case: str) -> None:
+    """Central differences of the reference; dot_regression's 1/|f| and |f| are held fixed (ALGORITHMS)."""
+    options, reference = CASES[case]
+    features, weights = draw()
+    w, y = weights.double().numpy(), LABELS.numpy()
+    base = features.double().numpy()
+    norms = np.linalg.norm(base, axis=1)
+
+    def value(f: Floats) -> float:
+        if case != "dot_regression":
+            return float(reference(f, w, y).mean())
+        counts = np.bincount(y, minlength=CLASSES)
+        size = np.sqrt(len(y) / (counts > 0).sum() / counts[y])
+        return float((0.5 * (size * ((f * w[y]).sum(1) - norms)) ** 2 / norms).mean())
+
+    slope = np.zeros_like(base)
+    for place in np.ndindex(base.shape):
+        step = np.zeros_like(base)
+        step[place] = 1e-5
+        slope[place] = (value(base + step) - value(base - step)) / 2e-5
+    leaf = features.clone().requires_grad_()
+    PROTOTYPE_METHODS["dl2pa"].build(weights, options, None).loss(leaf, Targets(LABELS)).backward()
+    assert leaf.grad is not None
+    assert np.abs(leaf.grad.numpy() - slope).max() < 1e-4 * np.abs(slope).max()
+
+
+def test_rare_classes_weigh_as_much_as_common_ones() -> None:
+    """dot_regression: with equal angles every class present contributes the same total."""
+    weights = torch.eye(2)
+    features = torch.tensor([[0.0, 1.0]]).repeat(9, 1)
+    features[8] = torch.tensor([1.0, 0.0])
+    labels = torch.tensor([0] * 8 + [1])
+    leaf = features.requires_grad_()
+    dot_regression(leaf, weights, Targets(labels)).backward()
+    assert leaf.grad is not None
+    assert float(leaf.grad[:8].norm(dim=1).sum()) == pytest.approx(float(leaf.grad[8].norm()), rel=1e-5)
+
+
+def test_a_feature_at_its_prototype_costs_nothing() -> None:
+    _, weights = draw()
+    features = 3.0 * weights[LABELS]
+    assert float(squared_cosine(features, weights, Targets(LABELS))) == pytest.approx(0, abs=1e-10)
+    assert float(dot_regression(features, weights, Targets(LABELS))) == pytest.approx(0, abs=1e-10)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_zero_feature_gives_a_finite_loss_and_gradient(case: str) -> None:
+    _, weights = draw()
+    leaf = torch.zeros(BATCH, DIM, requires_grad=True)
+    loss = PROTOTYPE_METHODS["dl2pa"].build(weights, CASES[case][0], None).loss(leaf, Targets(LABELS))
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert leaf.grad is not None
+    assert torch.isfinite(leaf.grad).all()
+
+
+@pytest.mark.parametrize("case", [*CASES, "psc linear", "psc normalised", "warm-up"])
+def test_under_autocast_the_loss_is_that_of_the_same_features_in_float32(case: str) -> None:
+    features, weights = draw()
+    half = features.bfloat16()
+    torch.manual_seed(0)
+    if case.startswith("psc"):
+        method = build_learned(
+            CLASSES, DIM, normalize=case != "psc linear", scale=14.0, label_smoothing=0.1
+        )
+    elif case == "warm-up":
+        from dl2pa.assignment import MatchSchedule
+
+        options = PrototypeOptions(schedule=MatchSchedule(warmup_epochs=1))
+        method = PROTOTYPE_METHODS["dl2pa"].build(weights, options, None)
+        method.begin_epoch(0)
+    else:
+        method = PROTOTYPE_METHODS["dl2pa"].build(weights, CASES[case][0], None)
+    expected = method.loss(half.float(), Targets(LABELS))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = method.loss(half, Targets(LABELS))
+    assert loss.dtype == torch.float32
+    assert torch.equal(loss, expected)

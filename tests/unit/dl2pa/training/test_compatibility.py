@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from dl2pa.config import Config, merge, parse_config
+from dl2pa.errors import UserError
+from dl2pa.training.compatibility import check_resumable, identity_of
+
+BASE: dict[str, Any] = {
+    "data": {"dataset": "cifar100", "root": "/a", "crop": "pad"},
+    "model": {"backbone": "resnet32", "embedding_dim": 50},
+}
+
+
+def identity(change: dict[str, Any], fingerprint: str = "same") -> dict[str, Any]:
+    return {**identity_of(parse_config(merge(BASE, change))), "data.fingerprint": fingerprint}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"data": {"root": "/b"}},
+        {"launch": {"nproc": 4, "device": "cpu"}},
+        {"tracking": {"uri": "http://x", "tags": {"a": "b"}}},
+        {"checkpoint": {"every_steps": 5, "keep": 1}},
+    ],
+)
+def test_where_a_run_lies_and_who_runs_it_may_change_in_silence(
+    change: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    check_resumable(identity({}), identity(change))
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"optim": {"lr": 0.1}}, "optim.lr"),
+        ({"optim": {"weight_decay": 0.1}}, "optim.weight_decay"),
+        ({"train": {"epochs": 5}}, "train.epochs"),
+        ({"train": {"max_steps": 5}}, "train.max_steps"),
+        ({"train": {"log_every": 5}}, "train.log_every"),
+        ({"train": {"precision": "bf16"}}, "train.precision"),
+        ({"method": {"match": {"every_steps": 9}}}, "method.match.every_steps"),
+        ({"data": {"threads": 3}}, "data.threads"),
+    ],
+)
+def test_what_may_change_is_said(change: dict[str, Any], key: str, caplog: pytest.LogCaptureFixture) -> None:
+    check_resumable(identity({}), identity(change))
+    assert key in caplog.text
+    assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"train": {"seed": 5}}, "train.seed"),
+        ({"train": {"batch_size": 64}}, "train.batch_size"),
+        ({"train": {"virtual_shards": 8}}, "train.virtual_shards"),
+        ({"train": {"mixup": 0.2}}, "train.mixup"),
+        ({"optim": {"name": "adamw"}}, "optim.name"),
+        ({"model": {"embedding_dim": 51}}, "model.embedding_dim"),
+        ({"model": {"backbone": "resnet20"}}, "model.backbone"),
+        ({"method": {"name": "hpn"}}, "method.name"),
+        ({"method": {"loss": "cross_entropy"}}, "method.loss"),
+        ({"method": {"prototype_seed": 3}}, "method.prototype_seed"),
+        ({"data": {"dataset": "cifar10"}}, "data.dataset"),
+        ({"data": {"flip": 0.0}}, "data.flip"),
+    ],
+)
+def test_what_makes_it_another_run_is_refused_with_both_values(change: dict[str, Any], key: str) -> None:
+    section, name = key.split(".")
+    with pytest.raises(UserError) as caught:
+        check_resumable(identity({}), identity(change))
+    assert caught.value.field == key
+    assert caught.value.value == change[section][name]
+    default = getattr(getattr(Config(), section), name)
+    assert repr(BASE.get(section, {}).get(name, default)) in caught.value.message
+    assert "--run-dir" in caught.value.remedy
+
+
+def test_other_images_are_another_run() -> None:
+    with pytest.raises(UserError, match="images differ") as caught:
+        check_resumable(identity({}), identity({}, fingerprint="other"))
+    assert caught.value.field == "data.root"
+
+
+def test_a_key_that_only_one_side_knows_is_compared_too() -> None:
+    before = identity({})
+    del before["train.seed"]
+    with pytest.raises(UserError) as caught:
+        check_resumable(before, identity({}))
+    assert caught.value.field == "train.seed"

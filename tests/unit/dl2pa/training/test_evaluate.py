@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from dl2pa.errors import TrainingFailure
+from dl2pa.training.evaluate import Evaluation, evaluate
+from pipelines.batch import Batch
+
+CPU = torch.device("cpu")
+
+
+class Prepared:
+    """A pipeline whose images are the logits themselves; padding repeats sample 0, as loaders do."""
+
+    def __init__(self, logits: Tensor, targets: Tensor, batch: int, lost: int = 0) -> None:
+        self.logits, self.targets, self.batch, self.lost = logits, targets, batch, lost
+        self.num_samples = len(targets)
+        self.steps_per_epoch = -(-len(targets) // batch) + 1
+
+    def start(self, epoch: int, step: int = 0) -> None:
+        pass
+
+    def problems(self) -> list[str]:
+        return []
+
+    def close(self) -> None:
+        pass
+
+    def __iter__(self) -> Iterator[Batch]:
+        for step in range(self.steps_per_epoch):
+            index = torch.arange(self.num_samples - self.lost)[step * self.batch :][: self.batch]
+            valid = len(index)
+            index = torch.cat([index, torch.zeros(self.batch - valid, dtype=torch.int64)])
+            yield Batch(self.logits[index], self.targets[index], index, valid)
+
+
+def draw(samples: int, classes: int, scale: float = 2.0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(samples * classes)
+    targets = torch.randint(0, classes, (samples,), generator=generator)
+    logits = torch.randn(samples, classes, generator=generator)
+    logits[torch.arange(samples), targets] += 1.0
+    return scale * logits, targets
+
+
+def reference(logits: Tensor, targets: Tensor) -> tuple[float, float, float]:
+    """top-1, top-5 and ECE from the definitions, in float64, sample by sample."""
+    z, y = logits.double().numpy(), targets.numpy()
+    ranks = np.array([int((row > row[label]).sum()) for row, label in zip(z, y, strict=True)])
+    p = np.exp(z - z.max(1, keepdims=True))
+    confidence = (p / p.sum(1, keepdims=True)).max(1)
+    error = 0.0
+    edges = np.linspace(0, 1, 16)
+    for low, high in zip(edges[:-1], edges[1:], strict=True):
+        inside = (confidence >= low) & ((confidence < high) | (high == 1))
+        if inside.any():
+            error += inside.mean() * abs((ranks[inside] == 0).mean() - confidence[inside].mean())
+    return 100 * (ranks == 0).mean(), 100 * (ranks < 5).mean(), 100 * error
+
+
+def run(logits: Tensor, targets: Tensor, batch: int) -> Evaluation:
+    result = evaluate(lambda x: x, Prepared(logits, targets, batch), logits.shape[1], CPU)
+    assert result is not None
+    return result
+
+
+@pytest.mark.parametrize(("samples", "classes"), [(1, 2), (7, 3), (103, 10), (400, 40)])
+@pytest.mark.parametrize("batch", [1, 8, 64, 500])
+def test_results_are_those_of_the_definitions_whatever_the_batch(
+    samples: int, classes: int, batch: int
+) -> None:
+    logits, targets = draw(samples, classes)
+    result = run(logits, targets, batch)
+    top1, top5, ece = reference(logits, targets)
+    assert result.num_validated == samples
+    assert result.top1 == pytest.approx(top1)
+    assert result.top5 == pytest.approx(top5)
+    assert result.ece == pytest.approx(ece, abs=1e-4)
+    assert result.class_total == np.bincount(targets.numpy(), minlength=classes).tolist()
+    hits = targets[logits.argmax(1) == targets].numpy()
+    assert result.class_correct == np.bincount(hits, minlength=classes).tolist()
+
+
+def test_the_batch_size_changes_no_bit() -> None:
+    logits, targets = draw(103, 10)
+    assert {str(run(logits, targets, batch)) for batch in (1, 7, 103, 200)} == {str(run(logits, targets, 16))}
+
+
+def test_with_fewer_than_five_classes_every_guess_counts() -> None:
+    logits, targets = draw(50, 3)
+    assert run(logits, targets, 8).top5 == 100.0
+
+
+def test_a_certain_network_that_is_wrong_is_entirely_miscalibrated() -> None:
+    logits = torch.tensor([[100.0, 0.0]]).repeat(4, 1)
+    assert run(logits, torch.ones(4, dtype=torch.int64), 3).ece == pytest.approx(100.0)
+    assert run(logits, torch.zeros(4, dtype=torch.int64), 3).ece == pytest.approx(0.0, abs=1e-6)
+
+
+def test_half_precision_logits_are_read_in_float32() -> None:
+    logits, targets = draw(200, 10)
+    half = logits.bfloat16()
+    assert run(half, targets, 32) == run(half.float(), targets, 32)
+
+
+def test_images_lost_on_the_way_are_an_error() -> None:
+    logits, targets = draw(20, 3)
+    with pytest.raises(TrainingFailure, match="18 of 20"):
+        evaluate(lambda x: x, Prepared(logits, targets, 4, lost=2), 3, CPU)
+
+
+def test_a_stop_ends_it_without_a_result() -> None:
+    logits, targets = draw(20, 3)
+    answers = iter([False, False, True])
+    seen: list[int] = []
+    result = evaluate(lambda x: x, Prepared(logits, targets, 4), 3, CPU, lambda: next(answers), seen.append)
+    assert result is None
+    assert seen == [1, 2]

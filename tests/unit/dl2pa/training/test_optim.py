@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from dl2pa.config.schema import OptimConfig
+from dl2pa.training.optim import apply_settings, build_optimizer, learning_rate
+
+STEPS = 10
+
+
+def config(**values: Any) -> OptimConfig:
+    return OptimConfig.model_validate(values)
+
+
+def test_warm_up_is_linear_and_ends_at_the_rate() -> None:
+    optim = config(lr=2.0, warmup_epochs=2, warmup_start=0.1, schedule="constant")
+    rates = [learning_rate(optim, step, STEPS, 9) for step in range(25)]
+    assert rates[0] == pytest.approx(0.2)
+    rises = [b - a for a, b in zip(rates[:20], rates[1:21], strict=True)]
+    assert rises == pytest.approx([1.8 / 20] * 20)
+    assert rates[20:] == [2.0] * 5
+
+
+@pytest.mark.parametrize("warmup", [0, 3])
+def test_the_cosine_falls_from_the_rate_to_its_minimum(warmup: int) -> None:
+    optim = config(lr=1.0, schedule="cosine", warmup_epochs=warmup, min_lr=0.1)
+    first, last = warmup * STEPS, 9 * STEPS
+    assert learning_rate(optim, first, STEPS, 9) == pytest.approx(1.0)
+    assert learning_rate(optim, (first + last) // 2, STEPS, 9) == pytest.approx(0.55)
+    for step in range(first, last):
+        expected = 0.1 + 0.45 * (1 + math.cos(math.pi * (step - first) / (last - first)))
+        assert learning_rate(optim, step, STEPS, 9) == pytest.approx(expected)
+    assert learning_rate(optim, last, STEPS, 9) == pytest.approx(0.1)
+    assert learning_rate(optim, last + 50, STEPS, 9) == pytest.approx(0.1)
+
+
+def test_the_steps_fall_at_the_first_step_after_each_milestone() -> None:
+    optim = config(lr=1.0, schedule="step", milestones=[2, 5], gamma=0.1)
+    rates = [learning_rate(optim, step, STEPS, 9) for step in range(9 * STEPS)]
+    assert rates[:20] == [1.0] * 20
+    assert rates[20:50] == pytest.approx([0.1] * 30)
+    assert rates[50:] == pytest.approx([0.01] * 40)
+
+
+def test_the_long_tailed_recipe() -> None:
+    """Warm-up 5, then x0.1 after 160 and x0.01 after 180 of 200 epochs (ALGORITHMS, section 4)."""
+    optim = config(lr=0.1, schedule="step", milestones=[160, 180], warmup_epochs=5)
+    at = {epoch: learning_rate(optim, epoch * STEPS, STEPS, 200) for epoch in (0, 5, 159, 160, 180, 199)}
+    expected = {0: 0.001, 5: 0.1, 159: 0.1, 160: 0.01, 180: 0.001, 199: 0.001}
+    assert at == {epoch: pytest.approx(rate) for epoch, rate in expected.items()}
+
+
+def test_half_an_epoch_of_warm_up() -> None:
+    optim = config(lr=1.0, warmup_epochs=0.5, warmup_start=0.0, schedule="constant")
+    assert [learning_rate(optim, s, STEPS, 1) for s in range(6)] == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1])
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.norm = nn.BatchNorm2d(4)
+        self.head = nn.Linear(4, 2)
+        self.frozen = nn.Parameter(torch.ones(3, 3), requires_grad=False)
+
+
+def step_with_zero_gradients(optim: OptimConfig) -> dict[str, bool]:
+    """Which parameters a step moves when weight decay alone acts."""
+    torch.manual_seed(0)
+    net = Net()
+    nn.init.ones_(net.norm.bias)
+    before = {k: p.detach().clone() for k, p in net.named_parameters()}
+    optimizer = build_optimizer(net, optim, fused=False)
+    for parameter in net.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    return {k: not torch.equal(p, before[k]) for k, p in net.named_parameters()}
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_weight_decay_spares_norms_and_biases(name: str) -> None:
+    moved = step_with_zero_gradients(config(name=name, lr=0.1, weight_decay=0.1))
+    assert {k for k, m in moved.items() if m} == {"conv.weight", "head.weight"}
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_weight_decay_reaches_everything_trainable_where_asked(name: str) -> None:
+    moved = step_with_zero_gradients(config(name=name, lr=0.1, weight_decay=0.1, decay_all=True))
+    assert {k for k, m in moved.items() if not m} == {"frozen"}
+
+
+@pytest.mark.parametrize(
+    "optim",
+    [
+        config(lr=0.1, momentum=0.8, nesterov=True, weight_decay=1e-3),
+        config(lr=0.1, momentum=0.0, nesterov=True),
+        config(name="adamw", lr=1e-3, betas=[0.8, 0.99], weight_decay=0.05),
+    ],
+    ids=["nesterov", "plain", "adamw"],
+)
+def test_steps_are_those_of_torchs_optimiser(optim: OptimConfig) -> None:
+    torch.manual_seed(0)
+    ours, theirs = nn.Linear(4, 3, bias=False), nn.Linear(4, 3, bias=False)
+    theirs.load_state_dict(ours.state_dict())
+    reference: torch.optim.Optimizer
+    if optim.name == "sgd":
+        nesterov = optim.nesterov and optim.momentum > 0
+        reference = torch.optim.SGD(
+            theirs.parameters(), 0.1, optim.momentum, weight_decay=optim.weight_decay, nesterov=nesterov
+        )
+    else:
+        reference = torch.optim.AdamW(theirs.parameters(), 1e-3, optim.betas, weight_decay=0.05)
+    x = torch.randn(5, 4)
+    for module, optimizer in ((ours, build_optimizer(ours, optim, fused=False)), (theirs, reference)):
+        for _ in range(3):
+            optimizer.zero_grad()
+            module(x).square().mean().backward()
+            optimizer.step()
+    assert torch.equal(ours.weight, theirs.weight)
+
+
+def test_after_a_load_the_configurations_hyperparameters_hold() -> None:
+    old = build_optimizer(Net(), config(momentum=0.9, weight_decay=1e-4), fused=False)
+    changed = config(momentum=0.5, weight_decay=5e-4)
+    optimizer = build_optimizer(Net(), changed, fused=False)
+    optimizer.load_state_dict(old.state_dict())
+    apply_settings(optimizer, changed)
+    assert [(g["momentum"], g["weight_decay"]) for g in optimizer.param_groups] == [(0.5, 5e-4), (0.5, 0.0)]

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from dl2pa.training.progress import Progress
+
+
+def entry(step: int, top1: float) -> dict[str, Any]:
+    return {"epoch": step, "step": step, "top1": top1}
+
+
+def test_the_best_is_the_first_of_the_highest() -> None:
+    progress = Progress()
+    assert [progress.record(entry(s, t)) for s, t in ((1, 5.0), (2, 4.0), (3, 5.0), (4, 6.0))] == [
+        True,
+        False,
+        False,
+        True,
+    ]
+    assert progress.best == {"top1": 6.0, "step": 4}
+
+
+def test_a_validation_done_again_replaces_its_first_version() -> None:
+    progress = Progress()
+    for step, top1 in ((1, 5.0), (2, 6.0), (2, 6.0)):
+        progress.record(entry(step, top1))
+    assert [h["step"] for h in progress.history] == [1, 2]
+
+
+def test_it_survives_being_written_down() -> None:
+    progress = Progress(epoch=2, step=3, global_step=23, phase="evaluate", labels_moved=[9, 0])
+    progress.record(entry(20, 5.0))
+    assert Progress(**progress.as_dict()) == progress
+
+
+@pytest.mark.parametrize(
+    ("at", "max_steps", "over"),
+    [
+        (Progress(epoch=4), None, False),
+        (Progress(epoch=5), None, True),
+        (Progress(epoch=5, phase="evaluate"), None, False),
+        (Progress(epoch=1, step=2, global_step=12), 12, False),
+        (Progress(epoch=1, step=2, global_step=12, history=[entry(12, 1.0)]), 12, True),
+        (Progress(epoch=1, step=2, global_step=12, history=[entry(10, 1.0)]), 12, False),
+        (Progress(epoch=1, step=2, global_step=12, history=[entry(12, 1.0)]), 13, False),
+    ],
+)
+def test_a_run_is_over_once_its_last_step_is_validated(at: Progress, max_steps: int | None, over: bool) -> None:
+    assert at.over(5, max_steps) == over

@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dl2pa.errors import UserError
+from dl2pa.training.rundir import Ownership, RunDirectory, is_owned, read_json, write_atomically
+
+ROOT = Path(__file__).resolve().parents[4]
+HOLD = """
+import sys
+from pathlib import Path
+from dl2pa.training.rundir import Ownership, RunDirectory
+run = RunDirectory(Path(sys.argv[1]))
+run.create()
+owner = Ownership(run)
+owner.acquire()
+owner.announce()
+run.write_status(state=sys.argv[2])
+print("held", flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    directory = RunDirectory(tmp_path / "my run; 'quoted'")
+    directory.create()
+    return directory
+
+
+@pytest.fixture
+def holder(run: RunDirectory, request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[str]]:
+    """Another process that owns the run, in the state given."""
+    state = getattr(request, "param", "running")
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(run.root), state],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    if process.stdin is not None:
+        process.stdin.close()
+
+
+def test_a_reader_sees_the_old_text_or_the_new_one(tmp_path: Path) -> None:
+    file = tmp_path / "status.json"
+    write_atomically(file, json.dumps({"n": 0, "fill": "x" * 50_000}))
+    done = threading.Event()
+    seen: list[object] = []
+
+    def read() -> None:
+        while not done.is_set():
+            seen.append(read_json(file).get("n", "torn"))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for n in range(1, 60):
+        write_atomically(file, json.dumps({"n": n, "fill": "x" * 50_000}))
+    done.set()
+    reader.join()
+    assert "torn" not in seen
+    assert read_json(file)["n"] == 59
+    assert [p.name for p in tmp_path.iterdir()] == ["status.json"]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "null", "\x00"])
+def test_a_json_file_that_is_no_object_reads_as_empty(tmp_path: Path, content: str) -> None:
+    (tmp_path / "a.json").write_text(content)
+    assert read_json(tmp_path / "a.json") == {}
+    assert read_json(tmp_path / "gone.json") == {}
+
+
+def test_status_keeps_what_is_not_written_anew(run: RunDirectory) -> None:
+    run.write_status(state="running", attempt=3)
+    run.write_status(state="stopped", step=7)
+    status = run.status()
+    assert (status["state"], status["attempt"], status["step"]) == ("stopped", 3, 7)
+    assert status["updated"] > 0
+
+
+def test_errors_of_ranks_come_in_the_order_of_time(run: RunDirectory) -> None:
+    for rank, time in ((0, 5.0), (2, 1.0), (1, 3.0)):
+        write_atomically(run.error_file(rank), json.dumps({"rank": rank, "time": time}))
+    assert [e["rank"] for e in run.errors()] == [2, 1, 0]
+    run.clear_errors()
+    assert run.errors() == []
+
+
+def test_a_place_that_is_no_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError) as caught:
+        RunDirectory(tmp_path / "file" / "run").create()
+    assert caught.value.field == "run-dir"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(UserError):
+        RunDirectory(tmp_path / "run").create()
+
+
+def test_a_live_owner_is_named_and_kept(run: RunDirectory, holder: subprocess.Popen[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        Ownership(run).acquire()
+    assert caught.value.field == "run-dir"
+    assert str(holder.pid) in caught.value.message
+    assert socket.gethostname() in caught.value.message
+    assert run.owner()["pid"] == holder.pid
+    assert is_owned(run)
+
+
+def test_a_dead_owner_is_succeeded(run: RunDirectory, holder: subprocess.Popen[str]) -> None:
+    holder.kill()
+    holder.wait()
+    assert not is_owned(run)
+    owner = Ownership(run)
+    owner.acquire()
+    owner.announce()
+    assert run.owner()["pid"] == os.getpid()
+    owner.release()
+
+
+@pytest.mark.parametrize("holder", ["stopping"], indirect=True)
+def test_an_owner_that_is_stopping_is_waited_for(run: RunDirectory, holder: subprocess.Popen[str]) -> None:
+    """It stops once this process has begun to wait: a second acquisition under way cannot be refused."""
+    owner, taken = Ownership(run), threading.Event()
+
+    def acquire() -> None:
+        owner.acquire()
+        taken.set()
+
+    waiting = threading.Thread(target=acquire, daemon=True)
+    waiting.start()
+    assert not taken.is_set()
+    assert holder.stdin is not None
+    holder.stdin.write("\n")
+    holder.stdin.flush()
+    assert taken.wait(30)
+    owner.release()
+
+
+@pytest.mark.parametrize("holder", ["stopping"], indirect=True)
+def test_the_wait_for_an_owner_ends(run: RunDirectory, holder: subprocess.Popen[str]) -> None:
+    with pytest.raises(UserError, match=str(holder.pid)):
+        Ownership(run).acquire(wait_s=0.1)
+
+
+def test_an_owner_on_another_host_that_fell_silent_is_succeeded(run: RunDirectory) -> None:
+    write_atomically(run.owner_file, json.dumps({"host": "elsewhere", "pid": 1}))
+    run.write_status(state="running")
+    os.utime(run.owner_file, (0, 0))
+    owner = Ownership(run)
+    owner.acquire()
+    owner.release()
+
+
+def test_a_heartbeat_from_another_host_refuses(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dl2pa.training import rundir
+
+    write_atomically(run.owner_file, json.dumps({"host": "elsewhere", "pid": 41}))
+    run.write_status(state="running")
+    beats = iter(range(2_000_000_000, 2_000_000_100))
+    monkeypatch.setattr(rundir, "_POLL_S", 0.0)
+    monkeypatch.setattr(rundir.time, "sleep", lambda s: os.utime(run.owner_file, (next(beats),) * 2))
+    with pytest.raises(UserError, match="41 on elsewhere"):
+        Ownership(run).acquire()
+
+
+def test_a_released_run_can_be_taken_again(run: RunDirectory) -> None:
+    for _ in range(2):
+        owner = Ownership(run)
+        owner.acquire()
+        assert is_owned(run)
+        owner.release()
+        assert not is_owned(run)

@@ -1,0 +1,92 @@
+"""Photographs where the machine has them, small drawn images elsewhere, and ways to spoil a file."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipelines.batch import Pipeline
+from pipelines.build import Dataset, build_pipeline
+from pipelines.datasets.folder import FolderDataset, index_folder
+from pipelines.order import EvalOrder, TrainOrder
+from pipelines.recipe import Recipe
+
+SHARED = Path(__file__).resolve().parents[4] / "shared/data"
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small work on a shared machine: a second thread only waits for its turn."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def photographs() -> list[Path]:
+    """A dozen ImageNet photographs: large and small, upright, wide, grey."""
+    folder = SHARED / "imagenet-samples"
+    if not folder.exists():
+        pytest.skip(f"needs photographs: there is no {folder}")
+    return sorted(folder.rglob("*.JPEG"))[::22]
+
+
+class Drawn:
+    """Encoded images of smooth gradients, differing between any two i."""
+
+    @staticmethod
+    def image(i: int, height: int = 60, width: int = 80) -> Image.Image:
+        y, x = np.mgrid[0:height, 0:width]
+        channels = [(x * 3 + i * 11) % 256, y * 4 % 256, (x + y + 5 * i) * 2 % 256]
+        return Image.fromarray(np.stack(channels, axis=-1).astype(np.uint8))
+
+    @classmethod
+    def encoded(cls, i: int, form: str = "JPEG", mode: str = "RGB", **options: Any) -> bytes:
+        file = io.BytesIO()
+        cls.image(i).convert(mode).save(file, form, **options)
+        return file.getvalue()
+
+
+@pytest.fixture(scope="session")
+def drawn() -> type[Drawn]:
+    return Drawn
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Callable[..., FolderDataset]:
+    """``folder(8, {5: data})``: 8 drawn JPEGs, the first half class a, the rest b; sample 5 holds `data`."""
+
+    def make(count: int, others: dict[int, bytes] | None = None) -> FolderDataset:
+        root = tmp_path / f"set {len(list(tmp_path.iterdir()))}"
+        for i in range(count):
+            file = root / ("a" if 2 * i < count else "b") / f"{i:03d}.jpeg"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes((others or {}).get(i, Drawn.encoded(i)))
+        return index_folder(root, None, "data.root")
+
+    return make
+
+
+@pytest.fixture
+def pipeline_over() -> Iterator[Callable[..., Pipeline]]:
+    """Pipelines over a data set on the CPU with one thread, closed in the end."""
+    opened: list[Pipeline] = []
+
+    def build(
+        dataset: Dataset, loader: str, recipe: Recipe, order: TrainOrder | EvalOrder, **options: Any
+    ) -> Pipeline:
+        settings = {"seed": 0, "device": torch.device("cpu"), "threads": 1, "max_bad_fraction": 0.5}
+        pipeline = build_pipeline(dataset, recipe, order, loader=loader, **{**settings, **options})
+        opened.append(pipeline)
+        return pipeline
+
+    yield build
+    for pipeline in opened:
+        pipeline.close()

@@ -1,0 +1,183 @@
+"""Reading files: what counts as unreadable, what stands in for it, when it is too much."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dl2pa.errors import UserError
+from pipelines.datasets.folder import FolderDataset
+from pipelines.encoded import BadImage, EncodedStream, ImageReader, image_size
+from pipelines.order import TrainOrder
+from pipelines.recipe import Recipe
+
+Folder = Callable[..., FolderDataset]
+TRAIN = Recipe(16, train=True)
+EVAL = Recipe(16, train=False, eval_resize=16)
+
+
+def array(data: bytes) -> np.ndarray:
+    return np.frombuffer(data, dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("form", "mode", "options"),
+    [
+        ("JPEG", "RGB", {}),
+        ("JPEG", "RGB", {"progressive": True}),
+        ("JPEG", "L", {}),
+        ("JPEG", "CMYK", {}),
+        ("JPEG", "RGB", {"comment": b"\xff\xc0" * 40}),
+        ("JPEG", "RGB", {"restart_marker_blocks": 1}),
+        ("PNG", "RGB", {}),
+        ("PNG", "P", {}),
+        ("PNG", "RGBA", {}),
+        ("WEBP", "RGB", {}),
+        ("BMP", "RGB", {}),
+    ],
+)
+def test_the_size_is_read_from_the_header(drawn: Any, form: str, mode: str, options: dict[str, Any]) -> None:
+    assert image_size(array(drawn.encoded(1, form, mode, **options))) == (60, 80)
+
+
+def test_what_follows_the_end_of_a_jpeg_does_not_matter(drawn: Any) -> None:
+    for tail in (b"\0" * 10, b"\0" * 5000):
+        assert image_size(array(drawn.encoded(1) + tail)) == (60, 80)
+
+
+def with_size(data: bytes, height: int, width: int) -> bytes:
+    return data.replace(struct.pack(">HH", 60, 80), struct.pack(">HH", height, width))
+
+
+BAD: dict[str, Callable[[Any], bytes]] = {
+    "empty": lambda drawn: b"",
+    "one byte": lambda drawn: b"\xff",
+    "a web page": lambda drawn: b"<html>404 not found</html>" * 9,
+    "zeros": lambda drawn: b"\0" * 3000,
+    "jpeg cut in its data": lambda drawn: drawn.encoded(1)[:-300],
+    "jpeg cut in its header": lambda drawn: drawn.encoded(1)[:100],
+    "jpeg of two bytes": lambda drawn: b"\xff\xd8",
+    "jpeg without a frame": lambda drawn: b"\xff\xd8\xff\xd9",
+    "jpeg of no height": lambda drawn: with_size(drawn.encoded(1), 0, 80),
+    "jpeg of four gigapixels": lambda drawn: with_size(drawn.encoded(1), 65_000, 65_000),
+    "png cut in its header": lambda drawn: drawn.encoded(1, "PNG")[:20],
+    "webp cut": lambda drawn: drawn.encoded(1, "WEBP")[:200],
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_file_is_replaced_and_reported(
+    drawn: Any, folder: Folder, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    reader = ImageReader(folder(8, {5: BAD[kind](drawn)}), TRAIN, 0, 0.5)
+    used, data, size = reader.fetch(0, 5)
+    assert used != 5
+    assert size == (60, 80)
+    assert data.tobytes() == drawn.encoded(used)
+    assert list(reader.bad) == [5]
+    assert str(reader.dataset.path(5)) in caplog.text
+    assert " at 0x" not in caplog.text
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_validation_image_is_named_not_replaced(drawn: Any, folder: Folder, kind: str) -> None:
+    reader = ImageReader(folder(8, {5: BAD[kind](drawn)}), EVAL, 0, 0.5)
+    with pytest.raises(UserError) as caught:
+        reader.fetch(0, 5)
+    assert caught.value.field == "data.val_root"
+    assert caught.value.value == reader.dataset.path(5)
+
+
+def test_a_file_that_went_away_is_replaced(folder: Folder) -> None:
+    reader = ImageReader(folder(8), TRAIN, 0, 0.5)
+    reader.dataset.path(3).unlink()
+    used, _, _ = reader.fetch(0, 3)
+    assert used != 3
+    assert "No such file" in reader.bad[3]
+
+
+def test_a_good_file_is_itself(drawn: Any, folder: Folder) -> None:
+    reader = ImageReader(folder(8), TRAIN, 0, 0.5)
+    used, data, size = reader.fetch(0, 2)
+    assert (used, size, data.tobytes()) == (2, (60, 80), drawn.encoded(2))
+    assert reader.bad == {}
+
+
+def test_the_substitute_depends_on_seed_epoch_and_sample_not_on_what_was_read_before(folder: Folder) -> None:
+    dataset = folder(40, {i: b"" for i in range(0, 20)})
+
+    def substitutes(epoch: int, seed: int, order: list[int]) -> dict[int, int]:
+        reader = ImageReader(dataset, TRAIN, seed, 1.0)
+        return {sample: reader.fetch(epoch, sample)[0] for sample in order}
+
+    there, back = list(range(20)), list(range(19, -1, -1))
+    first = substitutes(0, 0, there)
+    assert substitutes(0, 0, back) == first
+    assert all(used >= 20 for used in first.values())
+    assert len(set(first.values())) > 5
+    assert substitutes(1, 0, there) != first
+    assert substitutes(0, 1, there) != first
+
+
+@pytest.mark.parametrize(("fraction", "allowed"), [(0.0, 0), (0.01, 1), (0.1, 4), (0.24, 9)])
+def test_more_bad_images_than_allowed_stop_the_run(folder: Folder, fraction: float, allowed: int) -> None:
+    reader = ImageReader(folder(40, {i: b"" for i in range(20)}), TRAIN, 0, fraction)
+    for sample in range(allowed):
+        reader.mark_bad(sample, "is empty")
+    with pytest.raises(UserError) as caught:
+        reader.mark_bad(allowed, "is empty")
+    assert caught.value.field == "data.max_bad_fraction"
+    assert caught.value.value == allowed + 1
+    assert str(reader.dataset.path(allowed)) in caught.value.message
+
+
+def test_a_bad_image_counts_once_however_often_it_is_met(folder: Folder) -> None:
+    reader = ImageReader(folder(40, {3: b""}), TRAIN, 0, 0.01)
+    assert [reader.fetch(epoch, 3)[0] != 3 for epoch in range(5)] == [True] * 5
+    assert len(reader.bad) == 1
+
+
+def test_a_data_set_without_a_readable_image_is_refused(folder: Folder) -> None:
+    reader = ImageReader(folder(4, dict.fromkeys(range(4), b"")), TRAIN, 0, 1.0)
+    with pytest.raises(UserError) as caught:
+        reader.fetch(0, 0)
+    assert caught.value.field == "data.root"
+
+
+def test_a_header_that_is_no_image_says_so() -> None:
+    with pytest.raises(BadImage, match="^is not an image$"):
+        image_size(array(b"plain text, not an image"))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_stream_delivers_every_step_in_order_from_any_step(folder: Folder, threads: int) -> None:
+    order = TrainOrder(20, 4, 0)
+    reader = ImageReader(folder(20, {7: b""}), TRAIN, 0, 0.5)
+    stream = EncodedStream(reader, order.indices, order.steps_per_epoch, threads)
+    whole = list(stream.steps(2, 0))
+    assert [step.step for step in whole] == [0, 1, 2, 3, 4]
+    asked = [order.indices(2, step) for step in range(5)]
+    for step, samples in zip(whole, asked, strict=True):
+        changed = step.samples != samples
+        assert (samples[changed] == 7).all()
+        assert [d.tobytes() for d in step.data] == [reader.dataset.read(i) for i in step.samples.tolist()]
+    for step, again in zip(whole[3:], stream.steps(2, 3), strict=True):
+        assert np.array_equal(step.samples, again.samples)
+        assert np.array_equal(step.plan.window, again.plan.window)
+    stream.close()
+
+
+def test_an_error_in_reading_ahead_reaches_the_reader(folder: Folder) -> None:
+    order = TrainOrder(20, 4, 0)
+    bad = int(order.indices(0, 2)[1])
+    stream = EncodedStream(
+        ImageReader(folder(20, {bad: b""}), EVAL, 0, 0.5), order.indices, order.steps_per_epoch, 2
+    )
+    seen = []
+    with pytest.raises(UserError, match="is empty"):
+        seen.extend(stream.steps(0, 0))
+    stream.close()

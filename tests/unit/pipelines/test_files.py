@@ -1,0 +1,261 @@
+"""Batches from image files through both decoders: order, pixels, damage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import v2
+
+from dl2pa.errors import UserError
+from pipelines.batch import Batch, Pipeline
+from pipelines.datasets.folder import FolderDataset, PathTable
+from pipelines.order import EvalOrder, TrainOrder
+from pipelines.recipe import Recipe, draw_plan
+
+Folder = Callable[..., FolderDataset]
+Build = Callable[..., Pipeline]
+PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+TRAIN = Recipe(24, train=True, trivial_augment=True, erasing=0.3)
+
+
+@pytest.fixture(params=["dali", "torchvision"])
+def loader(request: pytest.FixtureRequest) -> str:
+    if request.param == "dali":
+        pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+    return request.param
+
+
+def same(a: list[Batch], b: list[Batch]) -> bool:
+    return len(a) == len(b) and all(
+        torch.equal(x.indices, y.indices) and torch.equal(x.images, y.images) and torch.equal(x.targets, y.targets)
+        for x, y in zip(a, b, strict=True)
+    )
+
+
+def test_batches_hold_what_the_contract_says(folder: Folder, pipeline_over: Build, loader: str) -> None:
+    dataset = folder(22)
+    pipeline = pipeline_over(dataset, loader, TRAIN, TrainOrder(22, 4, 0))
+    batches = list(pipeline)
+    assert (pipeline.num_samples, pipeline.steps_per_epoch, len(batches)) == (22, 5, 5)
+    for batch in batches:
+        assert batch.images.shape == (4, 3, 24, 24)
+        assert batch.images.dtype == torch.float32
+        assert batch.images.is_contiguous(memory_format=torch.channels_last)
+        assert batch.valid == 4
+        assert batch.targets.tolist() == dataset.labels[batch.indices].tolist()
+    seen = torch.cat([b.indices for b in batches]).tolist()
+    assert len(set(seen)) == 20
+
+
+def test_an_epoch_goes_on_from_any_step_in_any_order_of_asking(
+    folder: Folder, pipeline_over: Build, loader: str
+) -> None:
+    """Also after an iteration that was given up half-way, whose images the decoder already holds."""
+    pipeline = pipeline_over(folder(20), loader, TRAIN, TrainOrder(20, 4, 0))
+    whole = list(pipeline)
+    for step in (3, 1, 4):
+        pipeline.start(0, step)
+        assert same(list(pipeline), whole[step:])
+        pipeline.start(1, 0)
+        next(iter(pipeline))
+    pipeline.start(0, 0)
+    assert same(list(pipeline), whole)
+    pipeline.start(1, 0)
+    assert not same(list(pipeline), whole)
+    pipeline.start(0, 5)
+    assert list(pipeline) == []
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_every_world_size_sees_the_same_pixels(
+    folder: Folder, pipeline_over: Build, loader: str, world: int
+) -> None:
+    dataset = folder(20, {7: b"broken"})
+    alone = list(pipeline_over(dataset, loader, TRAIN, TrainOrder(20, 8, 3), seed=3))
+    ranks = [
+        list(pipeline_over(dataset, loader, TRAIN, TrainOrder(20, 8, 3, rank, world), seed=3))
+        for rank in range(world)
+    ]
+    for step, batch in enumerate(alone):
+        assert torch.equal(torch.cat([r[step].images for r in ranks]), batch.images)
+        assert torch.equal(torch.cat([r[step].indices for r in ranks]), batch.indices)
+
+
+@pytest.mark.parametrize("world", [1, 3])
+def test_validation_pads_the_last_batches(folder: Folder, pipeline_over: Build, loader: str, world: int) -> None:
+    dataset = folder(7)
+    recipe = Recipe(24, train=False, eval_resize=28)
+    seen: list[int] = []
+    for rank in range(world):
+        batches = list(pipeline_over(dataset, loader, recipe, EvalOrder(7, 6, rank, world)))
+        assert len(batches) == 2
+        for batch in batches:
+            assert len(batch.images) == 6 // world
+            seen += batch.indices[: batch.valid].tolist()
+    assert sorted(seen) == list(range(7))
+
+
+def of(files: list[Path]) -> FolderDataset:
+    root = files[0].parents[1]
+    names = [str(f.relative_to(root)) for f in files]
+    return FolderDataset.of(root, PathTable.of(names), [1] * len(files), [0] * len(files), ("photograph",))
+
+
+# DALI resamples with other weights than PIL and may decode to another last bit.
+TOLERANCE = {"dali": 1.0, "torchvision": 0.0}
+
+
+def test_evaluation_shows_what_torchvisions_transforms_show(
+    photographs: list[Path], pipeline_over: Build, loader: str
+) -> None:
+    """Mean absolute difference on real photographs, in grey levels of 255."""
+    recipe = Recipe(224, train=False, eval_resize=256, **PLAIN)
+    batches = list(pipeline_over(of(photographs), loader, recipe, EvalOrder(len(photographs), 4)))
+    transform = v2.Compose([v2.Resize(256), v2.CenterCrop(224), v2.PILToTensor()])
+    found = torch.cat([b.images[: b.valid] for b in batches]) * 255
+    for image, file in zip(found, photographs, strict=True):
+        expected = transform(Image.open(file).convert("RGB")).float()
+        assert (image - expected).abs().mean() <= TOLERANCE[loader] + 1e-3, file.name
+
+
+def test_training_shows_what_torchvisions_resized_crop_shows(
+    photographs: list[Path], pipeline_over: Build, loader: str
+) -> None:
+    recipe = Recipe(112, train=True, **PLAIN)
+    (batch,) = pipeline_over(of(photographs), loader, recipe, TrainOrder(len(photographs), len(photographs), 0))
+    mirrored = 0
+    for pixels, sample in zip(batch.images * 255, batch.indices.tolist(), strict=True):
+        image = Image.open(photographs[sample]).convert("RGB")
+        size = np.array([[image.height, image.width]])
+        plan = draw_plan(recipe, 0, 0, np.array([sample]), size)
+        window = plan.window[0].tolist()
+        expected = v2.functional.pil_to_tensor(v2.functional.resized_crop(image, *window, [112, 112])).float()
+        mirrored += int(plan.flip[0])
+        expected = expected.flip(2) if plan.flip[0] else expected
+        assert (pixels - expected).abs().mean() <= TOLERANCE[loader] + 1e-3, photographs[sample].name
+    assert 0 < mirrored < len(photographs)
+
+
+def test_the_camera_orientation_is_ignored_by_both_decoders(
+    drawn: Any, folder: Folder, pipeline_over: Build, loader: str
+) -> None:
+    """As torchvision's ImageFolder does; the window drawn on the stored image would not fit the turned one."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = folder(2, {i: drawn.encoded(i, exif=exif) for i in range(2)})
+    recipe = Recipe(32, train=False, eval_resize=40)
+    plain = list(pipeline_over(folder(2), loader, recipe, EvalOrder(2, 2)))
+    assert torch.equal(next(iter(pipeline_over(turned, loader, recipe, EvalOrder(2, 2)))).images, plain[0].images)
+
+
+@pytest.mark.parametrize(("form", "mode"), [("JPEG", "L"), ("PNG", "L"), ("PNG", "RGB"), ("PNG", "RGBA"), ("PNG", "P"), ("BMP", "RGB")])
+def test_every_kind_of_image_becomes_three_channels(
+    drawn: Any, folder: Folder, pipeline_over: Build, loader: str, form: str, mode: str
+) -> None:
+    dataset = folder(2, {i: drawn.encoded(i, form, mode) for i in range(2)})
+    recipe = Recipe(32, train=False, eval_resize=40, **PLAIN)
+    (batch,) = pipeline_over(dataset, loader, recipe, EvalOrder(2, 2))
+    for i, image in enumerate(batch.images * 255):
+        transform = v2.Compose([v2.Resize(40), v2.CenterCrop(32), v2.PILToTensor()])
+        expected = transform(drawn.image(i).convert(mode).convert("RGB")).float()
+        assert (image - expected).abs().mean() < 4
+
+
+def spoiled(drawn: Any) -> dict[str, bytes]:
+    """Files whose header promises an image that the decoder then refuses."""
+    jpeg, png = drawn.encoded(5), drawn.encoded(5, "PNG")
+    start_of_scan = jpeg.index(b"\xff\xda")
+    middle = (start_of_scan + len(jpeg)) // 2
+    second_scan = b"\xff\xda\x00\x0c\x03\x5e\x11\x5f\x11\x60\x11\x00\x3f\x00"
+    return {
+        "entropy data with a scan of unknown components": jpeg[:middle] + second_scan + jpeg[middle + 14 :],
+        "no quantisation tables": jpeg.replace(b"\xff\xdb", b"\xff\xfe"),
+        "png cut": png[:900],
+        "png with wrong data": png[:700] + b"\x55" * 40 + png[740:],
+    }
+
+
+KINDS = ("entropy data with a scan of unknown components", "no quantisation tables", "png cut", "png with wrong data")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_image_the_decoder_refuses_is_found_and_its_batch_repeated(
+    drawn: Any, folder: Folder, pipeline_over: Build, loader: str, kind: str
+) -> None:
+    dataset = folder(20, {5: spoiled(drawn)[kind]})
+    order = TrainOrder(20, 4, 0)
+    pipeline = pipeline_over(dataset, loader, TRAIN, order)
+    batches = list(pipeline)
+    assert pipeline.problems() == [str(dataset.path(5))]
+    assert len(batches) == 5
+    for step, batch in enumerate(batches):
+        asked = order.indices(0, step)
+        changed = batch.indices.numpy() != asked
+        assert (asked[changed] == 5).all()
+        assert 5 not in batch.indices.tolist()
+    empty = pipeline_over(folder(20, {5: b""}), loader, TRAIN, order)
+    assert same(list(empty), batches), "the same substitute as for a file that cannot even be read"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_refused_validation_image_is_named(
+    drawn: Any, folder: Folder, pipeline_over: Build, loader: str, kind: str
+) -> None:
+    dataset = folder(20, {5: spoiled(drawn)[kind]})
+    with pytest.raises(UserError) as caught:
+        list(pipeline_over(dataset, loader, Recipe(24, train=False), EvalOrder(20, 4)))
+    assert caught.value.field == "data.val_root"
+    assert caught.value.value == dataset.path(5)
+
+
+def test_what_only_dali_refuses_is_replaced_too(drawn: Any, folder: Folder, pipeline_over: Build) -> None:
+    """A GIF by the name of .jpeg: PIL decodes it, DALI does not."""
+    pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+    dataset = folder(20, {5: drawn.encoded(5, "GIF"), 11: drawn.encoded(11, "PNG")[:-12]})
+    pipeline = pipeline_over(dataset, "dali", TRAIN, TrainOrder(20, 4, 0))
+    assert len(list(pipeline)) == 5
+    assert pipeline.problems() == [str(dataset.path(5)), str(dataset.path(11))]
+
+
+def test_more_refused_images_than_allowed_stop_the_run(
+    drawn: Any, folder: Folder, pipeline_over: Build, loader: str
+) -> None:
+    bad = spoiled(drawn)["png cut"]
+    dataset = folder(20, {3: bad, 5: bad})
+    pipeline = pipeline_over(dataset, loader, TRAIN, TrainOrder(20, 4, 0), max_bad_fraction=0.05)
+    with pytest.raises(UserError) as caught:
+        list(pipeline)
+    assert caught.value.field == "data.max_bad_fraction"
+
+
+def test_an_error_that_is_no_images_fault_is_not_swallowed(folder: Folder, pipeline_over: Build) -> None:
+    """A decoder that fails on whole batches only, as a device out of memory does."""
+    pipeline = pipeline_over(folder(20), "torchvision", TRAIN, TrainOrder(20, 4, 0))
+
+    class Failing:
+        def __init__(self) -> None:
+            self.current: list[Any] = []
+
+        def decode(self, source: Any) -> Any:
+            for step in source:
+                self.current = [step]
+                if len(step.samples) > 1:
+                    raise RuntimeError("out of memory")
+                yield step, torch.zeros(1, 24, 24, 3, dtype=torch.uint8)
+
+        def in_flight(self) -> list[Any]:
+            return self.current
+
+        def close(self) -> None:
+            pass
+
+    pipeline._decoder = Failing()  # type: ignore[attr-defined]
+    with pytest.raises(RuntimeError, match="out of memory"):
+        list(pipeline)
+    assert pipeline.problems() == []

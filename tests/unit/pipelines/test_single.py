@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import v2
+
+from dl2pa.errors import UserError
+from pipelines.batch import Pipeline
+from pipelines.datasets.folder import FolderDataset
+from pipelines.order import EvalOrder
+from pipelines.recipe import Recipe
+from pipelines.single import load_image
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def load(path: Path, resize: int = 256, size: int = 224) -> torch.Tensor:
+    return load_image(path, resize_shorter_side=resize, image_size=size, mean=MEAN, std=STD)
+
+
+def test_an_image_is_prepared_as_torchvision_prepares_it(photographs: list[Path]) -> None:
+    transform = v2.Compose(
+        [
+            v2.Resize(256),
+            v2.CenterCrop(224),
+            v2.PILToTensor(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(MEAN, STD),
+        ]
+    )
+    for path in photographs[:4]:
+        assert torch.allclose(load(path), transform(Image.open(path).convert("RGB")), atol=1e-5)
+
+
+def test_prediction_sees_what_validation_saw(
+    folder: Callable[..., FolderDataset], pipeline_over: Callable[..., Pipeline]
+) -> None:
+    dataset = folder(3)
+    recipe = Recipe(32, train=False, eval_resize=40, mean=MEAN, std=STD)
+    (batch,) = pipeline_over(dataset, "torchvision", recipe, EvalOrder(3, 3))
+    for i in range(3):
+        assert torch.equal(load(dataset.path(i), 40, 32), batch.images[i])
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no image", "cut"])
+def test_a_file_that_is_no_image_is_named(tmp_path: Path, drawn: Any, content: bytes | str | None) -> None:
+    path = tmp_path / "image.jpeg"
+    if content is not None:
+        path.write_bytes(drawn.encoded(0)[:-200] if isinstance(content, str) else content)
+    with pytest.raises(UserError) as caught:
+        load(path)
+    assert caught.value.field == "image"
+    assert caught.value.value == str(path)
+    assert " at 0x" not in str(caught.value)
+
+
+def test_a_folder_is_no_image(tmp_path: Path) -> None:
+    with pytest.raises(UserError):
+        load(tmp_path)

@@ -154,7 +154,10 @@ def test_the_camera_orientation_is_ignored_by_both_decoders(
     assert torch.equal(next(iter(pipeline_over(turned, loader, recipe, EvalOrder(2, 2)))).images, plain[0].images)
 
 
-@pytest.mark.parametrize(("form", "mode"), [("JPEG", "L"), ("PNG", "L"), ("PNG", "RGB"), ("PNG", "RGBA"), ("PNG", "P"), ("BMP", "RGB")])
+@pytest.mark.parametrize(
+    ("form", "mode"),
+    [("JPEG", "L"), ("PNG", "L"), ("PNG", "RGB"), ("PNG", "RGBA"), ("PNG", "P"), ("BMP", "RGB")],
+)
 def test_every_kind_of_image_becomes_three_channels(
     drawn: Any, folder: Folder, pipeline_over: Build, loader: str, form: str, mode: str
 ) -> None:
@@ -167,28 +170,35 @@ def test_every_kind_of_image_becomes_three_channels(
         assert (image - expected).abs().mean() < 4
 
 
-def spoiled(drawn: Any) -> dict[str, bytes]:
-    """Files whose header promises an image that the decoder then refuses."""
-    jpeg, png = drawn.encoded(5), drawn.encoded(5, "PNG")
-    start_of_scan = jpeg.index(b"\xff\xda")
-    middle = (start_of_scan + len(jpeg)) // 2
-    second_scan = b"\xff\xda\x00\x0c\x03\x5e\x11\x5f\x11\x60\x11\x00\x3f\x00"
-    return {
-        "entropy data with a scan of unknown components": jpeg[:middle] + second_scan + jpeg[middle + 14 :],
-        "no quantisation tables": jpeg.replace(b"\xff\xdb", b"\xff\xfe"),
-        "png cut": png[:900],
-        "png with wrong data": png[:700] + b"\x55" * 40 + png[740:],
-    }
+def wrong_component(drawn: Any) -> bytes:
+    """A progressive JPEG, whole to its end, whose third scan is of a component that it does not have."""
+    parts = drawn.encoded(5, progressive=True).split(b"\xff\xda")
+    parts[3] = parts[3][:3] + b"\x5e" + parts[3][4:]
+    return b"\xff\xda".join(parts)
 
 
-KINDS = ("entropy data with a scan of unknown components", "no quantisation tables", "png cut", "png with wrong data")
+def cut(data: bytes) -> bytes:
+    return data[: len(data) // 2]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+def overwritten(data: bytes) -> bytes:
+    return data[: len(data) // 2] + b"\x55" * 40 + data[len(data) // 2 + 40 :]
+
+
+# Files whose header promises an image that the decoder then refuses.
+SPOILED: dict[str, Callable[[Any], bytes]] = {
+    "jpeg damaged behind its header": wrong_component,
+    "jpeg without quantisation tables": lambda drawn: drawn.encoded(5).replace(b"\xff\xdb", b"\xff\xfe"),
+    "png cut": lambda drawn: cut(drawn.encoded(5, "PNG")),
+    "png with wrong data": lambda drawn: overwritten(drawn.encoded(5, "PNG")),
+}
+
+
+@pytest.mark.parametrize("kind", SPOILED)
 def test_an_image_the_decoder_refuses_is_found_and_its_batch_repeated(
     drawn: Any, folder: Folder, pipeline_over: Build, loader: str, kind: str
 ) -> None:
-    dataset = folder(20, {5: spoiled(drawn)[kind]})
+    dataset = folder(20, {5: SPOILED[kind](drawn)})
     order = TrainOrder(20, 4, 0)
     pipeline = pipeline_over(dataset, loader, TRAIN, order)
     batches = list(pipeline)
@@ -203,11 +213,11 @@ def test_an_image_the_decoder_refuses_is_found_and_its_batch_repeated(
     assert same(list(empty), batches), "the same substitute as for a file that cannot even be read"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", SPOILED)
 def test_a_refused_validation_image_is_named(
     drawn: Any, folder: Folder, pipeline_over: Build, loader: str, kind: str
 ) -> None:
-    dataset = folder(20, {5: spoiled(drawn)[kind]})
+    dataset = folder(20, {5: SPOILED[kind](drawn)})
     with pytest.raises(UserError) as caught:
         list(pipeline_over(dataset, loader, Recipe(24, train=False), EvalOrder(20, 4)))
     assert caught.value.field == "data.val_root"
@@ -226,7 +236,7 @@ def test_what_only_dali_refuses_is_replaced_too(drawn: Any, folder: Folder, pipe
 def test_more_refused_images_than_allowed_stop_the_run(
     drawn: Any, folder: Folder, pipeline_over: Build, loader: str
 ) -> None:
-    bad = spoiled(drawn)["png cut"]
+    bad = SPOILED["png cut"](drawn)
     dataset = folder(20, {3: bad, 5: bad})
     pipeline = pipeline_over(dataset, loader, TRAIN, TrainOrder(20, 4, 0), max_bad_fraction=0.05)
     with pytest.raises(UserError) as caught:

@@ -28,7 +28,7 @@ def torchvision_windows(count: int, height: int, width: int, recipe: Recipe) -> 
     return np.array([[d["top"], d["left"], d["height"], d["width"]] for d in draws])
 
 
-@pytest.mark.parametrize("size", [(375, 500), (500, 333), (64, 64), (100, 200)], ids=str)
+@pytest.mark.parametrize("size", [(375, 500), (500, 333), (64, 64), (100, 140)], ids=str)
 @pytest.mark.parametrize("scale", [(0.08, 1.0), (0.5, 0.6)], ids=str)
 def test_crops_follow_torchvisions_distribution(size: tuple[int, int], scale: tuple[float, float]) -> None:
     recipe = Recipe(8, train=True, crop_scale=scale)

@@ -20,7 +20,7 @@ def torchrun_command(nproc: int, module: str, arguments: Sequence[str]) -> list[
     return [
         sys.executable,
         "-m",
-        "torch.distributed.run",
+        "launcher.agent",
         "--standalone",
         f"--nproc-per-node={nproc}",
         "--max-restarts=0",

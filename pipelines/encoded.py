@@ -49,6 +49,7 @@ class ImageReader:
         self.recipe = recipe
         self.seed = seed
         self.bad: dict[int, str] = {}
+        self.refused: set[tuple[int, int]] = set()
         self._limit = max(1, int(max_bad_fraction * len(dataset.labels))) if max_bad_fraction > 0 else 0
         self._lock = threading.Lock()
 
@@ -61,8 +62,8 @@ class ImageReader:
         candidate = sample
         for attempt in range(_MOST_SUBSTITUTES):
             try:
-                if candidate in self.bad:
-                    raise BadImage(self.bad[candidate])
+                if (epoch, candidate) in self.refused:
+                    raise BadImage("is refused by the decoder")
                 data = np.frombuffer(self._read(candidate), dtype=np.uint8)
                 return candidate, data, image_size(data)
             except BadImage as error:
@@ -71,6 +72,15 @@ class ImageReader:
                 below(len(self.dataset.labels), self.seed, Stream.SUBSTITUTE, epoch, sample, attempt)
             )
         raise UserError("data.root", self.dataset.root, "hardly any image can be read", "Check the files.")
+
+    def refuse(self, epoch: int, sample: int, reason: str) -> None:
+        """Replace an image that the decoder would not take, in this epoch only.
+
+        Whether it refuses may depend on the crop window, which is the epoch's: a run that was restarted since must
+        come to the same batches.
+        """
+        self.refused.add((epoch, sample))
+        self.mark_bad(sample, f"is refused by the decoder ({reason})")
 
     def mark_bad(self, sample: int, reason: str) -> None:
         """Count an unreadable image once; raise when it may not be replaced."""

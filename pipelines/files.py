@@ -89,15 +89,15 @@ class ImageFilePipeline:
 
     def _find_bad(self, error: Exception) -> None:
         """The decoder gave up on a step: find the images at fault, so that the step can be read again."""
-        before = len(self._reader.bad)
+        before = len(self._reader.refused)
         for encoded in self._decoder.in_flight():
             for i, sample in enumerate(encoded.samples.tolist()):
                 reason = self._refusal(_alone(encoded, i))
                 if reason is not None:
-                    self._reader.mark_bad(sample, f"is refused by the decoder ({reason})")
-        if len(self._reader.bad) == before:
+                    self._reader.refuse(encoded.epoch, sample, reason)
+        if len(self._reader.refused) == before:
             raise error
-        log.info("decoding again with %d image(s) replaced", len(self._reader.bad) - before)
+        log.info("decoding again with %d image(s) replaced", len(self._reader.refused) - before)
 
     def _refusal(self, encoded: Encoded) -> str | None:
         """What the decoder itself has against an image: another might accept what it refuses."""

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from dl2pa.commands.output import note, say
 from dl2pa.config import Config, fingerprint, load_config, merge, parse_config
-from dl2pa.errors import EXIT_DONE, EXIT_FAILURE, EXIT_STOPPED, EXIT_USER_ERROR, UserError
+from dl2pa.errors import EXIT_DONE, EXIT_FAILURE, EXIT_STOPPED, EXIT_USER_ERROR, TrainingFailure, UserError
 
 
 def run(args: argparse.Namespace) -> int:
@@ -25,9 +25,7 @@ def run(args: argparse.Namespace) -> int:
     from dl2pa.training.processes import inside_torchrun
 
     if inside_torchrun():
-        from dl2pa.training.run import train
-
-        _leave_at_once(train(config, run_dir, name))
+        _leave_at_once(_train_as_rank(config, run_dir, name))
     if _already_finished(config, run_dir):
         note(f"{run_dir} is finished; for another run give another --run-dir or configuration")
         _report(run_dir, args.json)
@@ -42,6 +40,18 @@ def run(args: argparse.Namespace) -> int:
             stopped = {"stopped": True, "step": status.get("step"), "run_dir": str(run_dir)}
             print(json.dumps(stopped), flush=True)  # noqa: T201
     return code
+
+
+def _train_as_rank(config: Config, run_dir: Path, name: str) -> int:
+    """Train; what goes wrong under our own launcher is left in the run directory for it to tell."""
+    from dl2pa.training.run import train
+
+    try:
+        return train(config, run_dir, name)
+    except Exception as error:
+        if not os.environ.get("DL2PA_LAUNCHED"):
+            raise
+        return EXIT_USER_ERROR if isinstance(error, UserError) else EXIT_FAILURE
 
 
 def _leave_at_once(code: int) -> NoReturn:
@@ -59,12 +69,12 @@ def _launch(args: argparse.Namespace, config: Config, run_dir: Path, name: str) 
     from dl2pa.training.rundir import Ownership, RunDirectory
 
     choose_device(config.launch.device, config.launch.nproc - 1)
+    data = open_data(config, config.launch.nproc)
+    _check_prototypes(config, len(data.classes))
     if config.launch.nproc == 1:
         from dl2pa.training.run import train
 
-        return train(config, run_dir, name)
-    data = open_data(config, config.launch.nproc)
-    _check_prototypes(config, len(data.classes))
+        return train(config, run_dir, name, data)
     directory = RunDirectory(run_dir)
     directory.create()
     owner = Ownership(directory)
@@ -89,7 +99,7 @@ def _launch_torchrun(args: argparse.Namespace, config: Config, directory: object
     code = run_local(config.launch.nproc, "dl2pa", arguments, directory.stop_file, {"DL2PA_LAUNCHED": "1"})
     errors = directory.errors()
     if errors:
-        return _retell(errors[0])
+        _retell(errors[0])
     status = directory.status()
     outcome = {"finished": EXIT_DONE, "stopped": EXIT_STOPPED}.get(str(status.get("state")))
     if outcome is not None and status.get("attempt", 0) > attempt:
@@ -100,25 +110,25 @@ def _launch_torchrun(args: argparse.Namespace, config: Config, directory: object
     return EXIT_FAILURE
 
 
-def _retell(report: dict[str, object]) -> int:
-    """Raise a worker's user error as our own; show any other with its traceback."""
+def _retell(report: dict[str, object]) -> NoReturn:
+    """Raise what a worker met as our own error; one that nobody foresaw is shown with its traceback."""
     error = report.get("error")
     if isinstance(error, dict):
         raise UserError(error["field"], error["value"], error["message"], error["remedy"])
     if report.get("traceback"):
         note(str(report["traceback"]).rstrip())
-    note(f"dl2pa: rank {report['rank']}: {report['message']}")
-    return int(str(report["exit_code"])) if report.get("exit_code") != EXIT_USER_ERROR else EXIT_FAILURE
+    raise TrainingFailure(f"rank {report['rank']}: {report['message']}")
 
 
 def _check_prototypes(config: Config, num_classes: int) -> None:
     """A file of prototypes or class vectors that does not fit is refused before any process starts."""
+    from dl2pa.geometry import CONSTRUCTIONS
     from dl2pa.training.model import find_prototypes, load_class_vectors
 
     source = config.method.prototypes
     if config.method.name == "psc":
         return
-    if Path(source).suffix:
+    if source not in CONSTRUCTIONS:
         find_prototypes(source, num_classes, config.model.embedding_dim, config.method.prototype_seed)
     if config.method.class_vectors is not None:
         load_class_vectors(config.method.class_vectors, num_classes)

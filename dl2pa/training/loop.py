@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import time
@@ -15,7 +16,7 @@ from dl2pa.training.checkpoint import CheckpointStore
 from dl2pa.training.display import Display
 from dl2pa.training.evaluate import Evaluation, evaluate
 from dl2pa.training.learner import Learner
-from dl2pa.training.processes import World
+from dl2pa.training.processes import World, gather_objects
 from dl2pa.training.progress import Progress
 from dl2pa.training.rundir import RunDirectory, write_atomically
 from dl2pa.training.stop import StopMonitor
@@ -205,6 +206,8 @@ class Loop:
         """Write a checkpoint (in the background unless `wait`); a collective."""
         self.learner.meter.check(self.store.latest_name())
         state = self.learner.state()
+        met = gather_objects(self.train_pipeline.problems(), self.world)
+        self.progress.bad_images = sorted({*self.progress.bad_images, *itertools.chain(*met)})
         if self.world.is_main:
             state.update(progress=self.progress.as_dict(), identity=self.identity, last_match=self.last_match)
             self.store.save(self.progress.global_step, state, best=best, wait=wait)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,25 +45,62 @@ class Trainee(nn.Module):
         return self.method.logits(self.embedder(images))
 
 
-def build_trainee(config: Config, num_classes: int) -> Trainee:
-    """Embedder and method with weights drawn from `train.seed`, on the host.
+@dataclass(frozen=True)
+class Placement:
+    """Where the classes stand at the start: unit prototypes [C, d], and σ [C] where it is not the identity."""
+
+    prototypes: Tensor
+    assignment: Tensor | None
+
+
+def place_classes(config: Config, num_classes: int) -> Placement | None:
+    """Construct or load the prototypes; None for a method that learns its class vectors.
+
+    Optimised constructions take seconds to minutes: one rank does this and the others receive it.
 
     Raises:
         UserError: prototypes or class vectors that do not fit.
     """
+    method = config.method
+    entry = PROTOTYPE_METHODS.get(method.name)
+    if entry is None:
+        return None
+    source = entry.construction if method.prototypes == "auto" else method.prototypes
+    points = find_prototypes(source, num_classes, config.model.embedding_dim, method.prototype_seed)
+    if method.class_vectors is None:
+        return Placement(points, None)
+    vectors = load_class_vectors(method.class_vectors, num_classes)
+    return Placement(points, assignment_from_vectors(points, vectors))
+
+
+def placement_in(state: dict[str, Any]) -> Placement | None:
+    """Where the classes stand in a checkpoint's state."""
+    prototypes = state["model"].get("method.prototypes")
+    if prototypes is None:
+        return None
+    return Placement(prototypes, state["model"]["method.assignment"])
+
+
+def build_trainee(config: Config, num_classes: int, placement: Placement | None = None) -> Trainee:
+    """Embedder and method with weights drawn from `train.seed`, on the host.
+
+    Args:
+        placement: where the classes stand at the start; made here by default.
+    """
+    placement = placement or place_classes(config, num_classes)
     torch.manual_seed(config.train.seed)
     model = config.model
     embedder = build_embedder(
         model.backbone, model.embedding_dim, head=model.head, shortcut=model.shortcut, widths=model.widths
     )
-    return Trainee(embedder, build_method(config, num_classes))
+    return Trainee(embedder, build_method(config, num_classes, placement))
 
 
-def build_method(config: Config, num_classes: int) -> Method:
-    """The configured method; places prototypes or loads them."""
+def build_method(config: Config, num_classes: int, placement: Placement | None) -> Method:
+    """The configured method."""
     method, dim = config.method, config.model.embedding_dim
     entry = PROTOTYPE_METHODS.get(method.name)
-    if entry is None:
+    if entry is None or placement is None:
         return build_learned(
             num_classes,
             dim,
@@ -69,15 +108,6 @@ def build_method(config: Config, num_classes: int) -> Method:
             scale=method.scale,
             label_smoothing=method.label_smoothing,
         )
-    points = find_prototypes(
-        entry.construction if method.prototypes == "auto" else method.prototypes,
-        num_classes,
-        dim,
-        method.prototype_seed,
-    )
-    first = None
-    if method.class_vectors is not None:
-        first = assignment_from_vectors(points, load_class_vectors(method.class_vectors, num_classes))
     match = method.match
     options = PrototypeOptions(
         loss=config.loss,
@@ -95,7 +125,7 @@ def build_method(config: Config, num_classes: int) -> Method:
             last_epoch=match.last_epoch,
         ),
     )
-    return entry.build(points, options, first)
+    return entry.build(placement.prototypes, options, placement.assignment)
 
 
 def find_prototypes(source: str, num_classes: int, dim: int, seed: int) -> Tensor:
@@ -109,7 +139,11 @@ def find_prototypes(source: str, num_classes: int, dim: int, seed: int) -> Tenso
             "is neither a construction nor a file",
             f"Use one of {', '.join(CONSTRUCTIONS)}, or the path of a file of prototypes.",
         )
-    return load_prototypes(Path(source), num_classes, dim).points
+    try:
+        return load_prototypes(Path(source), num_classes, dim).points
+    except UserError as error:
+        message = f"{error.message} (seen: {error.value})"
+        raise UserError("method.prototypes", source, message, error.remedy) from None
 
 
 def load_class_vectors(path: str, num_classes: int) -> Tensor:

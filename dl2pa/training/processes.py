@@ -108,3 +108,12 @@ def from_rank_zero(value: Any, world: World) -> Any:
     box = [value]
     dist.broadcast_object_list(box, src=0, group=world.side_group)
     return box[0]
+
+
+def gather_objects(value: Any, world: World) -> list[Any]:
+    """Every rank's value on every rank; a collective."""
+    if world.size == 1:
+        return [value]
+    values: list[Any] = [None] * world.size
+    dist.all_gather_object(values, value, group=world.side_group)
+    return values

@@ -17,6 +17,7 @@ class Progress:
         history: one entry a validation.
         labels_moved: one number a matching.
         best: highest top-1 so far and its global step.
+        bad_images: unreadable training images met so far on any rank, sorted.
     """
 
     epoch: int = 0
@@ -26,6 +27,7 @@ class Progress:
     history: list[dict[str, Any]] = field(default_factory=list)
     labels_moved: list[int] = field(default_factory=list)
     best: dict[str, float] = field(default_factory=dict)
+    bad_images: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

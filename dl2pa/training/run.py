@@ -16,7 +16,7 @@ import torch
 
 from dl2pa.config import Config, dump_config, fingerprint, flatten
 from dl2pa.config.checks import warnings
-from dl2pa.errors import EXIT_DONE, EXIT_FAILURE, EXIT_STOPPED, EXIT_USER_ERROR, UserError
+from dl2pa.errors import EXIT_DONE, EXIT_FAILURE, EXIT_STOPPED, EXIT_USER_ERROR, TrainingFailure, UserError
 from dl2pa.inference import save_classifier
 from dl2pa.tracking import Tracker, local_uri
 from dl2pa.training.checkpoint import CheckpointStore
@@ -26,7 +26,7 @@ from dl2pa.training.display import Display
 from dl2pa.training.environment import bitwise_differences, describe_environment
 from dl2pa.training.learner import Learner
 from dl2pa.training.loop import Loop
-from dl2pa.training.model import build_trainee
+from dl2pa.training.model import build_trainee, place_classes, placement_in
 from dl2pa.training.processes import World, from_rank_zero, join_world, leave_world
 from dl2pa.training.rundir import Ownership, RunDirectory, read_json, write_atomically
 from dl2pa.training.stop import StopMonitor
@@ -34,10 +34,11 @@ from dl2pa.training.stop import StopMonitor
 log = logging.getLogger(__name__)
 
 
-def train(config: Config, run_dir: Path, name: str) -> int:
+def train(config: Config, run_dir: Path, name: str, data: DataSplits | None = None) -> int:
     """Train in this process, as one rank of torchrun's or alone; returns the exit code.
 
     Args:
+        data: the data set where it is already open.
         run_dir: made if absent; an earlier attempt's state in it is continued.
         name: of the run, for people.
 
@@ -54,7 +55,7 @@ def train(config: Config, run_dir: Path, name: str) -> int:
             owner.announce()
             begin_attempt(run)
         _log_to_file(run, rank)
-        return _attempt(config, run, name)
+        return _attempt(config, run, name, data)
     except BaseException as error:
         report_error(run, rank, error)
         raise
@@ -79,7 +80,7 @@ def report_error(run: RunDirectory, rank: int, error: BaseException) -> None:
         "exit_code": EXIT_USER_ERROR if user else EXIT_FAILURE,
         "error": error.as_dict() if isinstance(error, UserError) else None,
         "message": str(error) or type(error).__name__,
-        "traceback": None if user else traceback.format_exc(),
+        "traceback": None if isinstance(error, UserError | TrainingFailure) else traceback.format_exc(),
     }
     with suppress(OSError):
         write_atomically(run.error_file(rank), json.dumps(report) + "\n")
@@ -87,14 +88,14 @@ def report_error(run: RunDirectory, rank: int, error: BaseException) -> None:
             run.write_status(state="failed", error=report["message"])
 
 
-def _attempt(config: Config, run: RunDirectory, name: str) -> int:
+def _attempt(config: Config, run: RunDirectory, name: str, data: DataSplits | None) -> int:
     world = join_world(config)
     stop = StopMonitor(world, run.stop_file)
     stop.install()
     tracker = Tracker(run.root, enabled=False, uri=None, experiment="", run_name="", attempt=1)
     try:
         _set_numerics(config, world)
-        data = open_data(config, world.size)
+        data = data or open_data(config, world.size)
         loop, tracker = _build(config, world, run, data, stop, name)
         finished = loop.run()
         _close(loop, config, data, finished)
@@ -128,12 +129,17 @@ def _build(
             log.warning(sentence)
     train_pipeline = build_train_pipeline(config, data.train, world)
     eval_pipeline = build_eval_pipeline(config, data.val, world)
-    learner = Learner(config, build_trainee(config, len(data.classes)), world, train_pipeline.steps_per_epoch)
     store = CheckpointStore(run.checkpoints, config.checkpoint.keep, config.checkpoint.keep_best)
     identity = {**identity_of(config), "data.fingerprint": data.fingerprint}
     state = _load_agreed(store, world)
     if state is not None:
         check_resumable(state["identity"], identity)
+        placement = placement_in(state)
+    else:
+        placement = place_classes(config, len(data.classes)) if world.is_main else None
+        placement = from_rank_zero(placement, world)
+    trainee = build_trainee(config, len(data.classes), placement)
+    learner = Learner(config, trainee, world, train_pipeline.steps_per_epoch)
     status = from_rank_zero(run.status() if world.is_main else None, world)
     tracker = _start_tracker(config, world, run, data, status["attempt"], name)
     display = Display(world.is_main, train_pipeline.steps_per_epoch, config.train.epochs)
@@ -243,7 +249,7 @@ def summarise(loop: Loop, config: Config, num_classes: int) -> dict[str, Any]:
         "world_size": loop.world.size,
         "labels_moved": at.labels_moved,
         "images_per_second": loop.images_seen / max(loop.train_seconds, 1e-9) if loop.images_seen else None,
-        "bad_images": loop.train_pipeline.problems(),
+        "bad_images": at.bad_images,
         "run_dir": str(loop.run_dir.root),
         "mlflow_run_id": loop.tracker.mlflow_run_id,
         "method": config.method.name,

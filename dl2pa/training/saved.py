@@ -11,7 +11,7 @@ from dl2pa.inference import Classifier, load_classifier, save_classifier
 from dl2pa.training.checkpoint import CheckpointStore
 from dl2pa.training.data import open_split
 from dl2pa.training.learner import Learner
-from dl2pa.training.model import build_trainee
+from dl2pa.training.model import build_trainee, placement_in
 from dl2pa.training.processes import join_world
 from dl2pa.training.rundir import RunDirectory
 
@@ -54,7 +54,7 @@ def model_file(path: Path, config: Config, which: str) -> Path:
     if state is None:
         raise UserError("run", str(path), "has no checkpoint yet", "Train it first.")
     classes = tuple(open_split(config, "train").classes)
-    learner = Learner(config, build_trainee(config, len(classes)), join_world(config), 1)
+    learner = Learner(config, build_trainee(config, len(classes), placement_in(state)), join_world(config), 1)
     learner.load(state)
     target = path / f"model-{which}.safetensors"
     save_classifier(target, learner.evaluated, config, classes)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -81,7 +82,7 @@ def processes_of(run: Path) -> list[Process]:
         except (OSError, ValueError):
             continue
         rank = int(variables[b"RANK"]) if b"RANK" in variables else None
-        kind = "torchrun" if b"torch.distributed.run" in words else "launcher" if rank is None else "rank"
+        kind = "torchrun" if b"launcher.agent" in words else "launcher" if rank is None else "rank"
         found.append(Process(int(folder.name), kind, rank))
     return found
 
@@ -309,13 +310,7 @@ def reference(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Callabl
     return get
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def helpers() -> Any:
-    """The functions of this file, for test modules that cannot import it."""
-    return sys.modules[__name__] if __name__ in sys.modules else _module()
-
-
-def _module() -> Any:
-    from types import SimpleNamespace
-
+    """The functions and classes of this file, for test modules that cannot import it."""
     return SimpleNamespace(**globals())

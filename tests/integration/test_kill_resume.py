@@ -111,9 +111,7 @@ RICH = {
 
 
 @pytest.mark.slow
-def test_killed_with_mixing_average_and_scaled_cross_entropy(
-    train: Callable[..., Any], helpers: Any
-) -> None:
+def test_killed_with_mixing_average_and_scaled_cross_entropy(train: Callable[..., Any], helpers: Any) -> None:
     whole, cut = train(2, "whole", RICH), train(2, "cut", RICH)
     whole.finish(limit=1)
     for way, step in (("kill group", 25),):
@@ -171,7 +169,7 @@ def test_interrupted_while_validating(train: Callable[..., Any], digits: Path, h
         # The matching that ends the epoch is told right before its validation begins.
         marker, saved = f"step {epoch * steps_per_epoch}: matching", f"step-{epoch * steps_per_epoch:09d}"
         complete = cut.run / "checkpoints" / saved / "COMPLETE"
-        cut.wait_for(started, lambda m=marker, c=complete: m in started.error and c.exists(), marker)
+        cut.wait_for(started, lambda s=started, m=marker, c=complete: m in s.error and c.exists(), marker)
         began = time.monotonic()
         strike(way, started, cut.run, random.Random(0), helpers)
         code = started.wait()

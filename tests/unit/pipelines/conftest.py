@@ -20,6 +20,7 @@ from pipelines.recipe import Recipe
 
 SHARED = Path(__file__).resolve().parents[4] / "shared/data"
 
+
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     """Small work on a shared machine: a second thread only waits for its turn."""

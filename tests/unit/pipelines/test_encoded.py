@@ -108,7 +108,7 @@ def test_a_good_file_is_itself(drawn: Any, folder: Folder) -> None:
 
 
 def test_the_substitute_depends_on_seed_epoch_and_sample_not_on_what_was_read_before(folder: Folder) -> None:
-    dataset = folder(40, {i: b"" for i in range(0, 20)})
+    dataset = folder(40, dict.fromkeys(range(20), b""))
 
     def substitutes(epoch: int, seed: int, order: list[int]) -> dict[int, int]:
         reader = ImageReader(dataset, TRAIN, seed, 1.0)
@@ -125,7 +125,7 @@ def test_the_substitute_depends_on_seed_epoch_and_sample_not_on_what_was_read_be
 
 @pytest.mark.parametrize(("fraction", "allowed"), [(0.0, 0), (0.01, 1), (0.1, 4), (0.24, 9)])
 def test_more_bad_images_than_allowed_stop_the_run(folder: Folder, fraction: float, allowed: int) -> None:
-    reader = ImageReader(folder(40, {i: b"" for i in range(20)}), TRAIN, 0, fraction)
+    reader = ImageReader(folder(40, dict.fromkeys(range(20), b"")), TRAIN, 0, fraction)
     for sample in range(allowed):
         reader.mark_bad(sample, "is empty")
     with pytest.raises(UserError) as caught:
@@ -149,7 +149,7 @@ def test_a_data_set_without_a_readable_image_is_refused(folder: Folder) -> None:
 
 
 def test_a_header_that_is_no_image_says_so() -> None:
-    with pytest.raises(BadImage, match="^is not an image$"):
+    with pytest.raises(BadImage, match=r"^is not an image$"):
         image_size(array(b"plain text, not an image"))
 
 

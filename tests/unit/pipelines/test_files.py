@@ -33,7 +33,9 @@ def loader(request: pytest.FixtureRequest) -> str:
 
 def same(a: list[Batch], b: list[Batch]) -> bool:
     return len(a) == len(b) and all(
-        torch.equal(x.indices, y.indices) and torch.equal(x.images, y.images) and torch.equal(x.targets, y.targets)
+        torch.equal(x.indices, y.indices)
+        and torch.equal(x.images, y.images)
+        and torch.equal(x.targets, y.targets)
         for x, y in zip(a, b, strict=True)
     )
 
@@ -88,7 +90,9 @@ def test_every_world_size_sees_the_same_pixels(
 
 
 @pytest.mark.parametrize("world", [1, 3])
-def test_validation_pads_the_last_batches(folder: Folder, pipeline_over: Build, loader: str, world: int) -> None:
+def test_validation_pads_the_last_batches(
+    folder: Folder, pipeline_over: Build, loader: str, world: int
+) -> None:
     dataset = folder(7)
     recipe = Recipe(24, train=False, eval_resize=28)
     seen: list[int] = []
@@ -107,8 +111,8 @@ def of(files: list[Path]) -> FolderDataset:
     return FolderDataset.of(root, PathTable.of(names), [1] * len(files), [0] * len(files), ("photograph",))
 
 
-# DALI resamples with other weights than PIL and may decode to another last bit.
-TOLERANCE = {"dali": 1.0, "torchvision": 0.0}
+# Measured: DALI differs by 0.11 to 0.18 on average and by 1 at most; it rounds its resampling otherwise.
+TOLERANCE = {"dali": 0.3, "torchvision": 0.0}
 
 
 def test_evaluation_shows_what_torchvisions_transforms_show(
@@ -128,7 +132,9 @@ def test_training_shows_what_torchvisions_resized_crop_shows(
     photographs: list[Path], pipeline_over: Build, loader: str
 ) -> None:
     recipe = Recipe(112, train=True, **PLAIN)
-    (batch,) = pipeline_over(of(photographs), loader, recipe, TrainOrder(len(photographs), len(photographs), 0))
+    (batch,) = pipeline_over(
+        of(photographs), loader, recipe, TrainOrder(len(photographs), len(photographs), 0)
+    )
     mirrored = 0
     for pixels, sample in zip(batch.images * 255, batch.indices.tolist(), strict=True):
         image = Image.open(photographs[sample]).convert("RGB")
@@ -151,7 +157,9 @@ def test_the_camera_orientation_is_ignored_by_both_decoders(
     turned = folder(2, {i: drawn.encoded(i, exif=exif) for i in range(2)})
     recipe = Recipe(32, train=False, eval_resize=40)
     plain = list(pipeline_over(folder(2), loader, recipe, EvalOrder(2, 2)))
-    assert torch.equal(next(iter(pipeline_over(turned, loader, recipe, EvalOrder(2, 2)))).images, plain[0].images)
+    assert torch.equal(
+        next(iter(pipeline_over(turned, loader, recipe, EvalOrder(2, 2)))).images, plain[0].images
+    )
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,8 @@ def global_batches(samples: int, batch: int, epoch: int, world: int, seed: int =
     ranks = [TrainOrder(samples, batch, seed, rank, world) for rank in range(world)]
     assert {order.steps_per_epoch for order in ranks} == {samples // batch}
     return [
-        [i for order in ranks for i in order.indices(epoch, step).tolist()] for step in range(samples // batch)
+        [i for order in ranks for i in order.indices(epoch, step).tolist()]
+        for step in range(samples // batch)
     ]
 
 
@@ -80,7 +81,9 @@ def test_epochs_and_seeds_have_orders_of_their_own() -> None:
 @pytest.mark.parametrize("samples", [1, 7, 103])
 @pytest.mark.parametrize("world", [1, 2, 3, 4, 8])
 @pytest.mark.parametrize("batch", [1, 2, 8, 10, 64, 200])
-def test_evaluation_meets_each_sample_once_in_equally_many_steps(samples: int, world: int, batch: int) -> None:
+def test_evaluation_meets_each_sample_once_in_equally_many_steps(
+    samples: int, world: int, batch: int
+) -> None:
     ranks = [EvalOrder(samples, batch, rank, world) for rank in range(world)]
     assert len({(order.steps_per_epoch, order.local_batch) for order in ranks}) == 1
     seen: list[int] = []

@@ -99,9 +99,7 @@ def odd_sizes() -> np.ndarray:
 def test_evaluation_cuts_where_torchvisions_resize_and_centre_crop_do(resize: int, crop: int) -> None:
     """Coordinates are read off an image that holds its own coordinates."""
     measured = odd_sizes()
-    plan = draw_plan(
-        Recipe(crop, train=False, eval_resize=resize), 5, 9, np.arange(len(measured)), measured
-    )
+    plan = draw_plan(Recipe(crop, train=False, eval_resize=resize), 5, 9, np.arange(len(measured)), measured)
     assert not plan.flip.any()
     for size, window, resized, offset in zip(
         measured.tolist(), plan.window.tolist(), plan.resized.tolist(), plan.offset.tolist(), strict=True
@@ -109,9 +107,7 @@ def test_evaluation_cuts_where_torchvisions_resize_and_centre_crop_do(resize: in
         assert window == [0, 0, *size]
         theirs = v2.functional.resize(torch.empty(1, *size, device="meta"), [resize])
         assert resized == list(theirs.shape[1:])
-        grid = torch.stack(
-            torch.meshgrid(torch.arange(resized[0]), torch.arange(resized[1]), indexing="ij")
-        )
+        grid = torch.stack(torch.meshgrid(torch.arange(resized[0]), torch.arange(resized[1]), indexing="ij"))
         cropped = v2.functional.center_crop(grid, [crop])
         assert cropped.shape[1:] == (crop, crop)
         assert offset == cropped[:, 0, 0].tolist()

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
@@ -48,8 +50,9 @@ def test_crops_are_windows_of_the_image_bordered_by_zeros(arrays: ArrayDataset, 
             for left in range(7)
             for flip in (False, True)
             if torch.equal(
-                bordered[:, top : top + SIDE, left : left + SIDE].flip(2) if flip else
-                bordered[:, top : top + SIDE, left : left + SIDE],
+                bordered[:, top : top + SIDE, left : left + SIDE].flip(2)
+                if flip
+                else bordered[:, top : top + SIDE, left : left + SIDE],
                 pixels,
             )
         ]
@@ -64,7 +67,9 @@ def test_without_crop_and_flip_training_shows_the_images_themselves(
     arrays: ArrayDataset, pipeline_over: Build
 ) -> None:
     recipe = Recipe(SIDE, train=True, crop="none", flip=0.0)
-    for sample, pixels in raw(pipeline_over(arrays, "resident", recipe, TrainOrder(50, 10, 0)), recipe).items():
+    for sample, pixels in raw(
+        pipeline_over(arrays, "resident", recipe, TrainOrder(50, 10, 0)), recipe
+    ).items():
         assert torch.equal(pixels, torch.from_numpy(arrays.images[sample]).permute(2, 0, 1))
 
 
@@ -110,10 +115,6 @@ def test_a_folder_of_images_can_be_held_in_memory(
     recipe = Recipe(20, train=False)
     (batch,) = pipeline_over(folder(5), "resident", recipe, EvalOrder(5, 5))
     transform = v2.Compose([v2.Resize(20), v2.CenterCrop(20), v2.PILToTensor()])
-    import io
-
-    from PIL import Image
-
     decoded = [Image.open(io.BytesIO(drawn.encoded(i))) for i in range(5)]
     expected = torch.stack([transform(image) for image in decoded]).permute(0, 2, 3, 1)
     assert torch.equal(batch.images, finish(recipe, expected, 0, 0, np.arange(5)))

@@ -153,9 +153,7 @@ def one_rank(rank: int, size: int, out: Path) -> None:
     torch.set_num_threads(1)
     side = None
     if size > 1:
-        dist.init_process_group(
-            "gloo", init_method=f"file://{out}/store-{size}", rank=rank, world_size=size
-        )
+        dist.init_process_group("gloo", init_method=f"file://{out}/store-{size}", rank=rank, world_size=size)
         side = dist.new_group(backend="gloo")
     world = World(rank, size, rank, size, CPU, 1, side)
     report = {

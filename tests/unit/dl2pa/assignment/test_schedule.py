@@ -35,5 +35,7 @@ def matchings(schedule: MatchSchedule, epochs: int = 6) -> tuple[list[int], list
     ],
     ids=str,
 )
-def test_matchings_fall_where_the_rules_say(rules: dict[str, int], steps: list[int], epochs: list[int]) -> None:
+def test_matchings_fall_where_the_rules_say(
+    rules: dict[str, int], steps: list[int], epochs: list[int]
+) -> None:
     assert matchings(MatchSchedule(**rules)) == (steps, epochs)

@@ -90,7 +90,9 @@ def test_heads() -> None:
 
 
 @pytest.mark.parametrize(("name", "published"), [("resnet50", 25_557_032), ("swin_t", 28_288_354)])
-def test_torchvisions_networks_get_a_projection_in_place_of_their_classifier(name: str, published: int) -> None:
+def test_torchvisions_networks_get_a_projection_in_place_of_their_classifier(
+    name: str, published: int
+) -> None:
     """Published size with 1,000 classes, its classifier exchanged for a Linear to d."""
     embedder = build_embedder(name, 32)
     features = {"resnet50": 2048, "swin_t": 768}[name]
@@ -114,7 +116,9 @@ def test_the_memory_format_changes_no_result() -> None:
     embedder = build_embedder("resnet8", 4).eval()
     images = torch.randn(2, 3, 32, 32)
     plain = embedder(images)
-    last = embedder.to(memory_format=torch.channels_last)(images.contiguous(memory_format=torch.channels_last))
+    last = embedder.to(memory_format=torch.channels_last)(
+        images.contiguous(memory_format=torch.channels_last)
+    )
     assert torch.allclose(plain, last, atol=1e-5)
     assert likes_channels_last("resnet32")
     assert not likes_channels_last("swin_t")

@@ -188,7 +188,8 @@ def test_a_section_must_hold_keys(section: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"train: [1, 2", b"train: {epochs: 1}}", b"\xff\xfe\x00", b"- a\n- b\n", b"just text", b"a: b: c"]
+    "content",
+    [b"train: [1, 2", b"train: {epochs: 1}}", b"\xff\xfe\x00", b"- a\n- b\n", b"just text", b"a: b: c"],
 )
 def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "broken.yaml"
@@ -302,7 +303,8 @@ def test_what_is_left_open_follows_the_method_and_the_data(
 
 
 @pytest.mark.parametrize(
-    ("batch", "shards"), [(1, 1), (3, 1), (4, 1), (48, 12), (50, 10), (128, 32), (1024, 256), (7, 1), (1030, 206)]
+    ("batch", "shards"),
+    [(1, 1), (3, 1), (4, 1), (48, 12), (50, 10), (128, 32), (1024, 256), (7, 1), (1030, 206)],
 )
 def test_virtual_shards_are_as_many_as_leave_four_samples(batch: int, shards: int) -> None:
     assert parse_config({"train": {"batch_size": batch}}).virtual_shards == shards

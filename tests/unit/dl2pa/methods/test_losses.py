@@ -45,7 +45,9 @@ def reference_dot_regression(f: Floats, w: Floats, y: NDArray[np.int64]) -> Floa
     return 0.5 * ((f * scaled).sum(1) - np.linalg.norm(scaled, axis=1) * norm) ** 2 / norm
 
 
-def reference_cross_entropy(scale: float, smoothing: float) -> Callable[[Floats, Floats, NDArray[np.int64]], Floats]:
+def reference_cross_entropy(
+    scale: float, smoothing: float
+) -> Callable[[Floats, Floats, NDArray[np.int64]], Floats]:
     def loss(f: Floats, w: Floats, y: NDArray[np.int64]) -> Floats:
         logits = scale * unit(f) @ w.T
         logs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
@@ -146,9 +148,7 @@ def test_under_autocast_the_loss_is_that_of_the_same_features_in_float32(case: s
     half = features.bfloat16()
     torch.manual_seed(0)
     if case.startswith("psc"):
-        method = build_learned(
-            CLASSES, DIM, normalize=case != "psc linear", scale=14.0, label_smoothing=0.1
-        )
+        method = build_learned(CLASSES, DIM, normalize=case != "psc linear", scale=14.0, label_smoothing=0.1)
     elif case == "warm-up":
         from dl2pa.assignment import MatchSchedule
 

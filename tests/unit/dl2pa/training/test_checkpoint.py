@@ -20,7 +20,11 @@ def store(tmp_path: Path) -> CheckpointStore:
 
 
 def state(step: int) -> dict[str, Any]:
-    return {"weight": torch.full((3,), float(step)), "nested": {"list": [1, (2, torch.ones(1))]}, "step": step}
+    return {
+        "weight": torch.full((3,), float(step)),
+        "nested": {"list": [1, (2, torch.ones(1))]},
+        "step": step,
+    }
 
 
 def save(store: CheckpointStore, *steps: int, best: tuple[int, ...] = ()) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -55,7 +56,7 @@ def reference(logits: Tensor, targets: Tensor) -> tuple[float, float, float]:
     confidence = (p / p.sum(1, keepdims=True)).max(1)
     error = 0.0
     edges = np.linspace(0, 1, 16)
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in itertools.pairwise(edges):
         inside = (confidence >= low) & ((confidence < high) | (high == 1))
         if inside.any():
             error += inside.mean() * abs((ranks[inside] == 0).mean() - confidence[inside].mean())

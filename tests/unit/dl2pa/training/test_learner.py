@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import copy
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -52,7 +54,7 @@ def test_a_step_is_forward_backward_and_update_at_the_steps_rate(alone: World) -
     for step, rate in ((0, 0.1), (4, 0.01)):
         batch = batches()[0]
         loss, _ = reference(batch.images, batch.targets, None, None)
-        gradients = torch.autograd.grad(loss, [p for p in reference.parameters()])
+        gradients = torch.autograd.grad(loss, list(reference.parameters()))
         with torch.no_grad():
             for parameter, gradient in zip(reference.parameters(), gradients, strict=True):
                 parameter -= rate * gradient
@@ -66,8 +68,6 @@ def test_a_mixed_step_takes_loss_and_statistic_from_both_labels(alone: World) ->
     learner, reference = build(settings, alone), build_trainee(settings, CLASSES)
     reference.train()
     batch = batches()[1]
-    import numpy as np
-
     draw = draw_mix(0, 5, np.arange(8), 8 // settings.virtual_shards, 1.0, 1.0, 8, 8)
     assert draw is not None
     mixed = apply_mix(batch.images.clone(), batch.targets, draw)
@@ -95,10 +95,7 @@ def test_a_restored_learner_goes_on_to_the_same_bits(
     for step, batch in enumerate(batches()[:2]):
         whole.step(batch, step)
     whole.rematch()
-    state = {k: v for k, v in whole.state().items()}
-    import copy
-
-    state = copy.deepcopy(state)
+    state = copy.deepcopy(whole.state())
     resumed = build(settings, alone)
     resumed.load(state)
     for learner in (whole, resumed):

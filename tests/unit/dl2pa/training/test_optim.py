@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -21,7 +22,7 @@ def test_warm_up_is_linear_and_ends_at_the_rate() -> None:
     optim = config(lr=2.0, warmup_epochs=2, warmup_start=0.1, schedule="constant")
     rates = [learning_rate(optim, step, STEPS, 9) for step in range(25)]
     assert rates[0] == pytest.approx(0.2)
-    rises = [b - a for a, b in zip(rates[:20], rates[1:21], strict=True)]
+    rises = [b - a for a, b in itertools.pairwise(rates[:21])]
     assert rises == pytest.approx([1.8 / 20] * 20)
     assert rates[20:] == [2.0] * 5
 

@@ -47,5 +47,7 @@ def test_it_survives_being_written_down() -> None:
         (Progress(epoch=1, step=2, global_step=12, history=[entry(12, 1.0)]), 13, False),
     ],
 )
-def test_a_run_is_over_once_its_last_step_is_validated(at: Progress, max_steps: int | None, over: bool) -> None:
+def test_a_run_is_over_once_its_last_step_is_validated(
+    at: Progress, max_steps: int | None, over: bool
+) -> None:
     assert at.over(5, max_steps) == over

@@ -1,0 +1,84 @@
+"""One owner of a run directory at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+STOPPED = 75
+
+
+@pytest.mark.parametrize("nproc", [1, 2])
+def test_second_start_on_a_live_run_is_refused(nproc: int, train: Callable[..., Any], helpers: Any) -> None:
+    training = train(nproc, "run", {"train": {"epochs": 200}})
+    first = training.start()
+    training.wait_for_step(first, 3, 0)
+    second = training.start()
+    assert second.wait() == 2
+    assert first.running()
+    owner = json.loads((training.run / "owner.json").read_text())
+    assert owner["pid"] in [p.pid for p in helpers.processes_of(training.run)]
+    assert f"process {owner['pid']} on {socket.gethostname()}" in second.error
+    assert second.result["error"]["field"] == "run-dir"
+    assert "Traceback" not in second.error
+    # The refused one changed nothing: the first still stops in order.
+    os.kill(first.pid, signal.SIGTERM)
+    assert first.wait() == STOPPED, first.error
+    assert training.status["attempt"] == 1
+    training.assert_gone()
+
+
+@pytest.mark.parametrize("nproc", [1, 2])
+def test_start_waits_for_an_owner_that_is_stopping(
+    nproc: int, train: Callable[..., Any], helpers: Any
+) -> None:
+    training = train(nproc, "run", {"train": {"max_steps": 4}})
+    training.run.mkdir(parents=True)
+    lock = (training.run / "owner.lock").open("a")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    host = socket.gethostname()
+    (training.run / "owner.json").write_text(json.dumps({"host": host, "pid": os.getpid()}))
+    (training.run / "status.json").write_text(json.dumps({"state": "stopping", "attempt": 1}))
+    started = training.start()
+
+    def has_opened_the_lock() -> bool:
+        return any(
+            str(training.run / "owner.lock") in _open_files(p.pid) for p in helpers.processes_of(training.run)
+        )
+
+    training.wait_for(started, has_opened_the_lock, "the lock is tried")
+    assert started.running()
+    assert not (training.run / "environment.json").exists()
+    lock.close()
+    assert started.wait() == 0, started.error
+    assert training.status["attempt"] == 2
+
+
+def test_start_right_after_a_stop_was_asked_for_goes_on(train: Callable[..., Any], helpers: Any) -> None:
+    training = train(2, "run", {"train": {"epochs": 3}})
+    first = training.start()
+    training.wait_for_step(first, 20, 0)
+    os.kill(first.pid, signal.SIGTERM)
+    helpers.eventually(
+        lambda: (training.run / "stop").exists() or not first.running(), "the stop is passed on"
+    )
+    second = training.start()
+    assert second.wait() == 0, second.error
+    assert first.wait() == STOPPED, first.error
+    assert "resuming" in second.error
+    assert second.result["steps"] == 87
+
+
+def _open_files(pid: int) -> list[str]:
+    try:
+        return [str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir()]
+    except OSError:
+        return []

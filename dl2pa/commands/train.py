@@ -158,4 +158,5 @@ def _report(run_dir: Path, as_json: bool) -> None:
     if not as_json:
         uri = f"sqlite:///{run_dir.parent / 'mlflow.db'}"
         if (run_dir.parent / "mlflow.db").exists():
-            sys.stdout.write(f"\nsee it in MLflow:  mlflow ui --backend-store-uri {uri}\n")
+            mlflow = Path(sys.executable).parent / "mlflow"
+            sys.stdout.write(f"\nsee it in MLflow:  {mlflow} ui --backend-store-uri {uri}\n")

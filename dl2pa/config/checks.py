@@ -107,6 +107,13 @@ def check_loader(config: Config) -> None:
             "image files are cropped by random_resized or none",
             "Set data.loader=resident.",
         )
+    if loader in ("dali", "torchvision") and config.data.eval_resize < config.data.image_size:
+        raise UserError(
+            "data.eval_resize",
+            config.data.eval_resize,
+            f"smaller than the crop, data.image_size = {config.data.image_size}",
+            f"Choose at least {config.data.image_size}.",
+        )
     if config.data.dataset == "synthetic" and config.data.num_classes is None:
         raise UserError(
             "data.num_classes", None, "synthetic data has no classes of its own", "Set data.num_classes."
@@ -133,29 +140,35 @@ def warnings(config: Config, num_classes: int) -> list[str]:
 
 
 def _ignored(config: Config) -> list[tuple[str, str]]:
-    rows: list[tuple[str, str]] = []
-    if config.assignment == "static":
-        rows.append(("method.match", "method.assignment is static"))
-    if config.method.name == "psc":
-        rows += [("method.prototypes", "psc learns them"), ("method.class_vectors", "psc has no prototypes")]
-    if config.loss != "cross_entropy":
-        rows += [
-            ("method.scale", f"the loss {config.loss} has no scale"),
-            ("method.label_smoothing", f"the loss {config.loss} has no smoothing"),
-        ]
-    if config.optim.schedule != "step":
-        rows.append(("optim.milestones", f"optim.schedule is {config.optim.schedule}"))
-    if config.optim.name == "adamw":
-        rows += [("optim.momentum", "adamw takes optim.betas"), ("optim.nesterov", "adamw has none")]
-    else:
-        rows.append(("optim.betas", "sgd takes optim.momentum"))
-    if config.loader == "resident":
-        rows.append(("data.eval_resize", "resident arrays are not resized"))
-    if not config.tracking.enabled:
-        rows += [(f"tracking.{k}", "tracking.enabled is false") for k in ("uri", "experiment", "run_name")]
-    if config.data.dataset != "imagefolder":
-        rows.append(("data.val_root", f"the data set {config.data.dataset} brings its own validation split"))
-    return rows
+    """Keys that have no effect under the others, each with the reason."""
+    data, method, optim = config.data, config.method, config.optim
+    psc, schedule = method.name == "psc", f"optim.schedule is {optim.schedule}"
+    torchvision_model = config.model.backbone in ("resnet50", "resnet101", "resnet152", "swin_t")
+    table: list[tuple[bool, tuple[str, ...], str]] = [
+        (config.assignment == "static", ("method.match",), "method.assignment is static"),
+        (psc, ("method.prototypes", "method.class_vectors"), "psc learns its class vectors"),
+        (not psc, ("method.normalize",), "only psc has two forms"),
+        (psc and not method.normalize, ("method.scale",), "the linear classifier has no scale"),
+        (
+            config.loss != "cross_entropy",
+            ("method.scale", "method.label_smoothing"),
+            f"the loss is {config.loss}",
+        ),
+        (torchvision_model, ("model.shortcut", "model.widths"), f"{config.model.backbone} has its own"),
+        (data.crop != "random_resized", ("data.crop_scale", "data.crop_ratio"), f"data.crop is {data.crop}"),
+        (data.crop != "pad", ("data.pad",), f"data.crop is {data.crop}"),
+        (config.loader == "resident", ("data.eval_resize",), "resident arrays are not resized"),
+        (optim.schedule != "step", ("optim.milestones", "optim.gamma"), schedule),
+        (optim.schedule != "cosine", ("optim.min_lr",), schedule),
+        (optim.name == "adamw", ("optim.momentum", "optim.nesterov"), "adamw takes optim.betas"),
+        (optim.name == "sgd", ("optim.betas",), "sgd takes optim.momentum"),
+        (
+            not config.tracking.enabled,
+            ("tracking.uri", "tracking.experiment", "tracking.run_name"),
+            "tracking.enabled is false",
+        ),
+    ]
+    return [(key, why) for applies, keys, why in table if applies for key in keys]
 
 
 def _was_set(config: Config, key: str) -> bool:

@@ -70,7 +70,7 @@ ROWS: dict[str, tuple[Command, str, str, str]] = {
     "class list lacks a folder": (_class_list, "data.classes", "'9'", "data.classes"),
     "class list missing": (training("data.classes=/no/list"), "data.classes", "/no/list", "class a line"),
     "d = 0": (training("model.embedding_dim=0"), "model.embedding_dim", "0", ""),
-    "d = 1": (training("model.embedding_dim=1"), "", "1", ""),
+    "d = 1": (training("model.embedding_dim=1"), "model.embedding_dim", "1", ""),
     "synthetic C = 1": (
         training("data.dataset=synthetic", "data.root=", "data.num_classes=1"),
         "data.num_classes",
@@ -190,19 +190,25 @@ def test_worker_tells_what_only_it_can_find(places: Places, program: Any) -> Non
 
 
 def make_corrupt(root: Path) -> list[str]:
-    """Break four training images: cut short, empty, text, and undecodable behind a sound header."""
+    """Break training images; returns those that must be counted: cut short, empty, text, undecodable."""
     folders = sorted((root / "train").iterdir())
     files = [sorted(folder.iterdir())[0] for folder in folders[:4]]
     whole = files[0].read_bytes()
     files[0].write_bytes(whole[: len(whole) // 2])
     files[1].write_bytes(b"")
     files[2].write_text("this is no picture\n" * 20)
-    # A Huffman table that cannot be: the header is whole, decoding fails. (libjpeg patches over damage in the
-    # compressed data itself, and so do Pillow, torchvision and DALI with it: nobody can count that.)
+    # A Huffman table that cannot be: the header is sound, decoding fails.
     data = bytearray(files[3].read_bytes())
     table = data.index(b"\xff\xc4")
     data[table + 5 : table + 21] = b"\xff" * 16
     files[3].write_bytes(bytes(data))
+    # Damage amid the compressed data: Pillow and DALI only warned and decoded zeros, random bytes, a restart
+    # marker or an early end there, so it is not among the files to be counted; the run has to finish all the same.
+    undetected = sorted(folders[4].iterdir())[0]
+    data = bytearray(undetected.read_bytes())
+    middle = (data.index(b"\xff\xda") + 14 + len(data)) // 2
+    data[middle : middle + 40] = bytes(40)
+    undetected.write_bytes(bytes(data))
     return [str(file) for file in files]
 
 

@@ -146,7 +146,6 @@ SMALL = {"model": {"embedding_dim": 10}, "method": {"assignment": "dynamic"}}
         ({"optim": {"name": "adamw", "momentum": 0.5}}, "optim.momentum"),
         ({"optim": {"betas": [0.8, 0.9]}}, "optim.betas"),
         ({"data": {"dataset": "cifar10", "crop": "pad", "eval_resize": 40}}, "data.eval_resize"),
-        ({"data": {"dataset": "cifar10", "crop": "pad", "val_root": "/x"}}, "data.val_root"),
         ({"tracking": {"enabled": False, "uri": "http://x"}}, "tracking.uri"),
     ],
 )

@@ -131,7 +131,13 @@ def build_method(config: Config, num_classes: int, placement: Placement | None) 
 def find_prototypes(source: str, num_classes: int, dim: int, seed: int) -> Tensor:
     """Unit prototypes [C, d] by the name of a construction, or from a file."""
     if source in CONSTRUCTIONS:
-        return build_prototypes(num_classes, dim, source, seed).points
+        try:
+            return build_prototypes(num_classes, dim, source, seed).points
+        except UserError as error:
+            field = {"dim": "model.embedding_dim", "num_classes": "data.num_classes"}.get(
+                error.field, error.field
+            )
+            raise UserError(field, error.value, error.message, error.remedy) from None
     if not Path(source).exists():
         raise UserError(
             "method.prototypes",

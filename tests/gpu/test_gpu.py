@@ -1,0 +1,122 @@
+"""What only a GPU can show: steps without a host sync, the same statistic, training in each precision."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dl2pa.assignment import ClassStatistic
+from dl2pa.config import Config, parse_config
+from dl2pa.training.learner import Learner
+from dl2pa.training.model import build_trainee
+from dl2pa.training.processes import World
+from pipelines.build import build_pipeline
+from pipelines.datasets.arrays import ArrayDataset
+from pipelines.order import TrainOrder
+from pipelines.recipe import Recipe
+from pipelines.trivial_augment import apply_trivial, draw_trivial
+
+ROOT = Path(__file__).resolve().parents[2]
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@pytest.fixture
+def world() -> World:
+    return World(0, 1, 0, 1, torch.device("cuda", 0), 4)
+
+
+def _config(**train: object) -> Config:
+    return parse_config(
+        {
+            "data": {"dataset": "cifar10", "crop": "pad", "image_size": 32},
+            "model": {"backbone": "resnet20", "embedding_dim": 5},
+            "train": {"batch_size": 64, "mixup": 0.2, "cutmix": 1.0, "ema": 0.9, **train},
+            "optim": {"lr": 0.1},
+        }
+    )
+
+
+def _pipeline(world: World, recipe: Recipe):
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (640, 32, 32, 3), dtype=np.uint8)
+    labels = generator.integers(0, 10, 640)
+    dataset = ArrayDataset(images, labels, tuple(str(c) for c in range(10)), "test")
+    order = TrainOrder(640, 64, 0)
+    return build_pipeline(
+        dataset, recipe, order, loader="resident", seed=0, device=world.device, threads=1, max_bad_fraction=0
+    )
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_step_never_waits_for_the_device(world: World, precision: str) -> None:
+    config = _config(precision=precision)
+    recipe = Recipe(image_size=32, train=True, crop="pad", trivial_augment=True, erasing=0.5)
+    pipeline = _pipeline(world, recipe)
+    learner = Learner(config, build_trainee(config, 10), world, pipeline.steps_per_epoch)
+    learner.wrap()
+    learner.trainee.train()
+    pipeline.start(0)
+    for number, batch in enumerate(pipeline):
+        if number == 3:  # allocations and constants are in place
+            torch.cuda.set_sync_debug_mode("error")
+        learner.step(batch, number)
+    torch.cuda.set_sync_debug_mode("default")
+    assert learner.meter.read() > 0
+
+
+def test_the_statistic_is_that_of_the_cpu(world: World) -> None:
+    features = torch.randn(512, 16).round(decimals=3)
+    features /= features.norm(dim=1, keepdim=True)
+    labels = torch.randint(0, 7, (512,))
+    share = torch.rand(512)
+    here, there = ClassStatistic(7, 16), ClassStatistic(7, 16).to(world.device)
+    here.add(features, labels, share)
+    there.add(features.to(world.device), labels.to(world.device), share.to(world.device))
+    assert torch.equal(here.counts, there.counts.cpu())
+    # Normalisation may round differently on the device: by a bit of float32 a sample.
+    assert (here.sums - there.sums.cpu()).abs().max() < 512 * 2**10
+
+
+def test_trivial_augment_gives_the_pixels_of_the_cpu(world: World) -> None:
+    images = torch.randint(0, 256, (128, 3, 64, 64), dtype=torch.uint8)
+    draw = draw_trivial(0, 0, np.arange(128))
+    there = apply_trivial(images.to(world.device), draw).cpu()
+    assert (apply_trivial(images, draw) != there).float().mean() < 1e-3
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["train.precision=fp32"],
+        ["train.precision=bf16", "train.mixup=0.2"],
+        ["train.precision=fp16", "optim.clip_norm=1"],
+        ["train.precision=bf16", "train.compile=true"],
+    ],
+    ids=" ".join,
+)
+def test_training_runs_and_resumes(tmp_path: Path, overrides: list[str]) -> None:
+    command = [sys.executable, "-m", "dl2pa", "train", str(ROOT / "configs/quickstart.yaml"), *overrides]
+    command += [
+        "launch.device=cuda",
+        "data.loader=torchvision",
+        "tracking.uri=none",
+        "--nproc",
+        "1",
+        "--json",
+    ]
+    command += ["--run-dir", str(tmp_path / "run"), f"data.root={tmp_path / 'digits'}"]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    for limit in (20, 40):
+        done = subprocess.run(
+            [*command, f"train.max_steps={limit}"], env=env, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout.splitlines()[-1])["steps"] == limit

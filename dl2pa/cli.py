@@ -16,7 +16,10 @@ from dl2pa.errors import EXIT_FAILURE, EXIT_USER_ERROR, TrainingFailure, UserErr
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse, with its errors as ours."""
+    """argparse, with its errors as ours and no abbreviated options."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
     def error(self, message: str) -> NoReturn:
         raise UserError("command line", " ".join(sys.argv[1:]), message, f"See `{self.prog} --help`.")
@@ -38,10 +41,10 @@ def build_parser() -> argparse.ArgumentParser:
     train = add("train", "Train a configuration; the same command on the same directory resumes.")
     _add_config(train)
     train.add_argument("--nproc", type=int, metavar="N", help="processes on this machine (launch.nproc)")
-    train.add_argument("--run-dir", type=Path, metavar="DIR", help="default: runs/<config>-<fingerprint>")
+    train.add_argument("--run-dir", type=_path, metavar="DIR", help="default: runs/<config>-<fingerprint>")
 
     evaluate = add("evaluate", "Validate a run's model: exact counts, top-1, top-5, calibration.")
-    evaluate.add_argument("run", type=Path, help="run directory")
+    evaluate.add_argument("run", type=_path, help="run directory")
     evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="for example data.val_root=DIR")
     evaluate.add_argument(
         "--checkpoint",
@@ -51,17 +54,17 @@ def build_parser() -> argparse.ArgumentParser:
     )
 
     sync = add("sync", "Send a run's spooled tracking events to MLflow, once each.")
-    sync.add_argument("run", type=Path, nargs="+", help="run directory")
+    sync.add_argument("run", type=_path, nargs="+", help="run directory")
     sync.add_argument("--uri", help="MLflow server or store; default: the run's own")
 
     predict = add("predict", "Classify images with a finished run, an export or a model file.")
-    predict.add_argument("model", type=Path, help="run directory, export or model.safetensors")
-    predict.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
+    predict.add_argument("model", type=_path, help="run directory, export or model.safetensors")
+    predict.add_argument("images", type=_path, nargs="+", metavar="IMAGE")
     predict.add_argument("--top", type=int, default=5, metavar="K", help="classes shown an image (default 5)")
 
     export = add("export", "Write a run's model so that it stands alone.")
-    export.add_argument("run", type=Path, help="run directory")
-    export.add_argument("--out", type=Path, metavar="DIR", help="default: RUN/export")
+    export.add_argument("run", type=_path, help="run directory")
+    export.add_argument("--out", type=_path, metavar="DIR", help="default: RUN/export")
     export.add_argument("--checkpoint", choices=("final", "latest", "best"), default="final")
 
     prototypes = add("prototypes", "Place prototypes on the sphere and write them with their certificate.")
@@ -70,7 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
     prototypes.add_argument("--construction", default="auto", help="default: the best known for C and D")
     prototypes.add_argument("--seed", type=int, default=0)
     prototypes.add_argument(
-        "--out", type=Path, metavar="FILE", help=".safetensors or .npy; default: not written"
+        "--out", type=_path, metavar="FILE", help=".safetensors or .npy; default: not written"
     )
     prototypes.add_argument("--batch_size", type=int, help=argparse.SUPPRESS)
     prototypes.add_argument("--num_epoch", type=int, help=argparse.SUPPRESS)
@@ -103,6 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         fields = {"field": None, "value": None, "message": str(error), "remedy": None}
         return _report(fields, str(error), "--json" in arguments, EXIT_FAILURE)
     except KeyboardInterrupt:
+        print("dl2pa: interrupted before anything was begun", file=sys.stderr)
         return 130
 
 
@@ -117,8 +121,15 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     return args
 
 
+def _path(text: str) -> Path:
+    """A path; an empty one (an unset shell variable) would quietly mean the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("an empty path (an unset variable?)")
+    return Path(text)
+
+
 def _add_config(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", type=Path, help="YAML configuration")
+    parser.add_argument("config", type=_path, help="YAML configuration")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.epochs=5")
 
 

@@ -65,20 +65,15 @@ def save_classifier(path: Path, trainee: Trainee, config: Config, classes: tuple
 
     method = trainee.method
     tensors = {f"embedder.{k}": v for k, v in trainee.embedder.state_dict().items()}
-    scale: float | None = 1.0
+    tensors["class_vectors"] = method.class_vectors()
     if isinstance(method, PrototypeMethod):
         tensors |= {"prototypes": method.prototypes, "assignment": method.assignment}
-        tensors["class_vectors"] = method.weights
-        scale = method.options.scale if method.options.loss == "cross_entropy" else 1.0
-    elif isinstance(method, Psc):
-        scale = method.scale if method.normalize else None
-        tensors["class_vectors"] = method.class_vectors() if method.normalize else method.weight.detach()
-        if method.bias is not None:
-            tensors["bias"] = method.bias.detach()
+    if isinstance(method, Psc) and method.bias is not None:
+        tensors |= {"class_vectors": method.weight.detach(), "bias": method.bias.detach()}
     description = {
         "format": _FORMAT,
         "classes": list(classes),
-        "scale": scale,
+        "scale": method.scale(),
         "method": config.method.name,
         "model": config.model.model_dump(mode="json"),
         "preprocessing": _preprocessing(config),
@@ -122,6 +117,8 @@ def load_classifier(path: Path) -> Classifier:
         embedder.load_state_dict(weights)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError("model", str(file), f"is damaged or not ours ({error})", "Export it again.") from None
+    if len(tensors["class_vectors"]) != len(description["classes"]):
+        raise UserError("model", str(file), "names more or fewer classes than it has", "Export it again.")
     _frozen(embedder)
     return Classifier(
         embedder, tensors["class_vectors"], tensors.get("bias"), description["scale"], description

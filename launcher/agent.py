@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -10,6 +11,7 @@ from torch.distributed.run import main
 
 if __name__ == "__main__":
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    os.environ["DL2PA_AGENT_PID"] = str(os.getpid())
     try:
         main()
     except ChildFailedError:

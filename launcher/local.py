@@ -12,6 +12,8 @@ from pathlib import Path
 from types import FrameType
 
 _PR_SET_PDEATHSIG = 1
+_IMPATIENT = 3
+"""Ctrl-C so often does not wait for a save."""
 _STOP_SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 
 
@@ -43,11 +45,19 @@ def run_local(
     env = {**os.environ, **extra}
     # One machine: gloo need not find out which of its addresses is the right one.
     env.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    # Once a rank has failed the others cannot save: no reason to wait for them.
+    env.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "5")
     env.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // nproc)))
     process: subprocess.Popen[bytes] | None = None
 
+    interrupts = 0
+
     def on_signal(number: int, frame: FrameType | None) -> None:
+        nonlocal interrupts
         stop_file.touch()
+        interrupts += number == signal.SIGINT
+        if interrupts >= _IMPATIENT and process is not None:
+            process.kill()
 
     previous = {number: signal.signal(number, on_signal) for number in _STOP_SIGNALS}
     try:

@@ -13,7 +13,7 @@ def say(result: Mapping[str, Any], as_json: bool, title: str) -> None:
     if as_json:
         print(json.dumps(result), flush=True)  # noqa: T201
         return
-    width = max(len(key) for key in result)
+    width = max((len(key) for key in result), default=0)
     lines = [title, *(f"  {key:<{width}}  {_short(value)}" for key, value in result.items())]
     print("\n".join(lines), flush=True)  # noqa: T201
 

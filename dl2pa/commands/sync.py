@@ -12,7 +12,7 @@ from dl2pa.errors import EXIT_DONE, EXIT_FAILURE, UserError
 
 def run(args: argparse.Namespace) -> int:
     from dl2pa.config import load_config
-    from dl2pa.tracking import local_uri, sync
+    from dl2pa.tracking import choose_uri, has_hidden_credentials, sync
     from dl2pa.training.rundir import RunDirectory, is_owned
 
     failed = False
@@ -20,10 +20,10 @@ def run(args: argparse.Namespace) -> int:
         directory = RunDirectory(path)
         if not directory.config.is_file():
             raise UserError("run", str(path), "is not a run directory", "Give the folder a run wrote.")
-        uri = args.uri or load_config(directory.config).tracking.uri
-        if uri is None:
-            uri = local_uri(path.absolute().parent)
-        report = sync(path, None if uri == "none" else uri, alive=is_owned(directory))
+        uri = args.uri or choose_uri(load_config(directory.config).tracking.uri, path.absolute().parent)
+        if uri is not None and has_hidden_credentials(uri):
+            uri = None  # the stored copy: the full address comes from --uri or the environment
+        report = sync(path, uri, alive=is_owned(directory))
         fields = dataclasses.asdict(report)
         failed = failed or bool(fields.get("error"))
         say({k: _plain(v) for k, v in fields.items()}, args.json, f"{path}:")

@@ -6,16 +6,25 @@ import argparse
 import json
 import logging
 import os
+import signal
 import sys
+import uuid
 from pathlib import Path
-from typing import NoReturn
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
 
 from dl2pa.commands.output import note, say
 from dl2pa.config import Config, fingerprint, load_config, merge, parse_config
 from dl2pa.errors import EXIT_DONE, EXIT_FAILURE, EXIT_STOPPED, EXIT_USER_ERROR, TrainingFailure, UserError
+from dl2pa.orphans import PARENT_VARIABLE, die_with_parent
+
+if TYPE_CHECKING:
+    from dl2pa.training.data import DataSplits
 
 
 def run(args: argparse.Namespace) -> int:
+    if os.environ.get(PARENT_VARIABLE):
+        die_with_parent()  # before the imports, which take seconds
     config = load_config(args.config, args.overrides)
     if args.nproc is not None:
         config = parse_config(merge(config.model_dump(mode="json"), {"launch": {"nproc": args.nproc}}))
@@ -72,20 +81,37 @@ def _launch(args: argparse.Namespace, config: Config, run_dir: Path, name: str) 
     data = open_data(config, config.launch.nproc)
     _check_prototypes(config, len(data.classes))
     if config.launch.nproc == 1:
-        from dl2pa.training.run import train
-
-        return train(config, run_dir, name, data)
+        return _train_here(config, run_dir, name, data)
+    del data  # each process opens its own
     directory = RunDirectory(run_dir)
     directory.create()
     owner = Ownership(directory)
     owner.acquire()
     try:
-        directory.clear_errors()
         directory.stop_file.unlink(missing_ok=True)
         attempt = directory.status().get("attempt", 0)
     finally:
         owner.release()
     return _launch_torchrun(args, config, directory, attempt)
+
+
+def _train_here(config: Config, run_dir: Path, name: str, data: DataSplits) -> int:
+    """Train in this process; a stop signal before the loop listens, or after it has ended, does no harm."""
+    from dl2pa.training.run import train
+
+    def leave(number: int, frame: FrameType | None) -> NoReturn:
+        raise SystemExit(EXIT_STOPPED)
+
+    stop_signals = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+    for number in stop_signals:
+        signal.signal(number, leave)
+    try:
+        return train(config, run_dir, name, data)
+    except SystemExit:
+        return EXIT_STOPPED
+    finally:
+        for number in stop_signals:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _launch_torchrun(args: argparse.Namespace, config: Config, directory: object, attempt: int) -> int:
@@ -96,8 +122,9 @@ def _launch_torchrun(args: argparse.Namespace, config: Config, directory: object
     # torchrun reads options that begin like its own (--nproc) even behind the module's name.
     overrides = [*args.overrides, f"launch.nproc={config.launch.nproc}"]
     arguments = ["train", str(args.config), *overrides, "--run-dir", str(directory.root)]
-    code = run_local(config.launch.nproc, "dl2pa", arguments, directory.stop_file, {"DL2PA_LAUNCHED": "1"})
-    errors = directory.errors()
+    launch = uuid.uuid4().hex
+    code = run_local(config.launch.nproc, "dl2pa", arguments, directory.stop_file, {"DL2PA_LAUNCHED": launch})
+    errors = directory.errors(launch)
     if errors:
         _retell(errors[0])
     status = directory.status()

@@ -16,8 +16,17 @@ from dl2pa.config.schema import Config
 from dl2pa.errors import UserError
 
 _SEEN_LIMIT = 16
-# What a run is, as against where and how it is watched: these sections leave its result unchanged.
-_NOT_IDENTITY = ("tracking", "launch", "checkpoint")
+# Where things lie and who watches them, not what is learned. The data set has a fingerprint of its own.
+PLACES = (
+    "tracking.",
+    "launch.",
+    "checkpoint.",
+    "data.root",
+    "data.val_root",
+    "data.classes",
+    "data.threads",
+    "data.max_bad_fraction",
+)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -66,7 +75,7 @@ def flatten(config: Config) -> dict[str, Any]:
 
 def fingerprint(config: Config) -> str:
     """Ten hexadecimal digits over everything that can change a run's result."""
-    tree = {k: v for k, v in config.model_dump(mode="json").items() if k not in _NOT_IDENTITY}
+    tree = {k: v for k, v in flatten(config).items() if not k.startswith(PLACES)}
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:10]
 
 

@@ -185,7 +185,8 @@ class TrainConfig(Section):
     seed: NonNegativeInt = 0
     epochs: PositiveInt = 100
     max_steps: PositiveInt | None = None
-    """Stop after this many steps in all, with a last matching and validation; the schedule stays that of `epochs`."""
+    """Stop after this many steps in all, with a last validation (and a matching where an epoch's end has one).
+    The schedule stays that of `epochs`."""
     batch_size: PositiveInt = 1024
     """Global batch: over all processes."""
     virtual_shards: PositiveInt | None = None

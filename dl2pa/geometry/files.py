@@ -14,8 +14,6 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from dl2pa.errors import UserError
@@ -49,6 +47,8 @@ def save_prototypes(prototypes: Prototypes, path: str | Path) -> Path:
         UserError: another suffix, or a place that cannot be written.
     """
     path = Path(path)
+    from safetensors.torch import save_file
+
     if path.suffix not in (".safetensors", ".npy"):
         raise UserError(
             str(path), path.suffix, "prototypes are not written in this form", "Use .safetensors or .npy"
@@ -116,6 +116,8 @@ def load_prototypes(path: str | Path, num_classes: int, dim: int) -> Prototypes:
 
 
 def _read_safetensors(path: Path) -> tuple[Tensor, dict[str, Any]]:
+    from safetensors import SafetensorError, safe_open
+
     try:
         with safe_open(path, framework="pt") as file:
             record = file.metadata()

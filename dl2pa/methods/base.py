@@ -34,8 +34,13 @@ class Method(nn.Module):
         """Unit class vectors [C, d] in force, row c for class c."""
         raise NotImplementedError
 
+    def scale(self) -> float | None:
+        """Factor of the cosines in the logits; None where the logits are no cosines."""
+        return 1.0
+
     def begin_epoch(self, epoch: int) -> None:
-        """Told before the first step of an epoch, and again when a run resumes inside it."""
+        """Told before the first step of an epoch, when a run resumes inside it, and before the validation that
+        precedes it."""
 
     def observe(self, features: Tensor, targets: Targets) -> None:
         """Accumulate what a later matching needs; no host sync."""

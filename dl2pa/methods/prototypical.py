@@ -85,8 +85,12 @@ class PrototypeMethod(Method):
     def logits(self, features: Tensor) -> Tensor:
         if self._warming:
             return self._warmup_logits(features)
-        scale = self.options.scale if self.options.loss == "cross_entropy" else 1.0
-        return scale * cosines(features, self.weights)
+        return self.scale() * cosines(features, self.weights)
+
+    def scale(self) -> float:
+        if self._warming:
+            return self.options.warmup_scale
+        return self.options.scale if self.options.loss == "cross_entropy" else 1.0
 
     def class_vectors(self) -> Tensor:
         if self._warming and self.warmup is not None:

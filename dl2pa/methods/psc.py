@@ -27,7 +27,7 @@ class Psc(Method):
     ) -> None:
         super().__init__(num_classes, dim)
         self.normalize = normalize
-        self.scale = scale
+        self._scale = scale
         self.label_smoothing = label_smoothing
         self.weight = nn.Parameter(torch.randn(num_classes, dim) / dim**0.5)
         self.bias = None if normalize else nn.Parameter(torch.zeros(num_classes))
@@ -38,8 +38,11 @@ class Psc(Method):
 
     def logits(self, features: Tensor) -> Tensor:
         if self.normalize:
-            return self.scale * cosines(features, F.normalize(self.weight, dim=1))
+            return self._scale * cosines(features, F.normalize(self.weight, dim=1))
         return F.linear(features.float(), self.weight, self.bias)
+
+    def scale(self) -> float | None:
+        return self._scale if self.normalize else None
 
     def class_vectors(self) -> Tensor:
         return F.normalize(self.weight.detach(), dim=1)

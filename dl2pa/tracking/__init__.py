@@ -3,8 +3,9 @@
 MLflow is imported by the sending thread only, never by importing this package.
 """
 
+from dl2pa.tracking.cleaning import has_hidden_credentials, redact
 from dl2pa.tracking.client import Tracker
-from dl2pa.tracking.server import local_uri
+from dl2pa.tracking.server import choose_uri, local_uri
 from dl2pa.tracking.sync import SyncReport, sync
 
-__all__ = ["SyncReport", "Tracker", "local_uri", "sync"]
+__all__ = ["SyncReport", "Tracker", "choose_uri", "has_hidden_credentials", "local_uri", "redact", "sync"]

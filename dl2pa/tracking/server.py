@@ -70,6 +70,13 @@ def local_uri(base: Path) -> str:
     return f"sqlite:///{base.absolute()}/mlflow.db"
 
 
+def choose_uri(configured: str | None, base: Path) -> str | None:
+    """Where to send: the configuration's, else MLFLOW_TRACKING_URI's, else a local store; None to spool only."""
+    if configured == "none":
+        return None
+    return configured or os.environ.get("MLFLOW_TRACKING_URI") or local_uri(base)
+
+
 def set_client_defaults() -> None:
     """Bound MLflow's requests and quieten it, where the user's environment does not say otherwise.
 

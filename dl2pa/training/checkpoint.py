@@ -78,21 +78,30 @@ class CheckpointStore:
         steps = self.steps()
         return str(self.path(steps[-1])) if steps else "none"
 
-    def load(self, which: str = "latest") -> dict[str, Any] | None:
+    def load(self, which: str = "latest", *, discard: bool = False) -> dict[str, Any] | None:
         """State of the latest (or `best`) checkpoint, on the host; None where none was ever written.
 
         A damaged one is passed over with a warning in favour of the one before.
 
+        Args:
+            discard: unmark the damaged ones that are newer than the one loaded, so that they displace no good one.
+
         Raises:
-            UserError: there are checkpoints, and none can be read.
+            UserError: there are checkpoints, and none can be read; or the best one was not kept.
         """
         steps = self.steps()
-        if which == "best":
+        if which == "best" and steps:
             best = self.best_step()
-            steps = [best] if best in steps else steps
+            if best not in steps:
+                message, remedy = "was not kept", "Use --checkpoint latest; checkpoint.keep_best keeps it."
+                raise UserError("--checkpoint", which, message, remedy)
+            steps = [best]
         for step in reversed(steps):
             try:
-                return self._read(step)
+                state = self._read(step)
+                for damaged in [s for s in steps if s > step] if discard else []:
+                    (self.path(damaged) / _MARKER).unlink(missing_ok=True)
+                return state
             except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
                 log.warning("checkpoint %s is damaged (%s): trying the one before", self.path(step), error)
         if steps:
@@ -109,8 +118,11 @@ class CheckpointStore:
         return int(value) if value is not None else None
 
     def clean(self) -> None:
-        """Remove what an interrupted save left."""
-        for path in self.folder.glob(".aside-*"):
+        """Finish or remove what an interrupted save left."""
+        for path in sorted(self.folder.glob(".aside-*")):
+            step = read_json(path / _MARKER).get("step")
+            if isinstance(step, int) and not self.path(step).exists():
+                path.replace(self.path(step))  # killed between the two renames of a rewrite
             shutil.rmtree(path, ignore_errors=True)
         for path in self.folder.glob("step-*"):
             if _NAME.fullmatch(path.name) and path.is_dir() and not (path / _MARKER).exists():
@@ -138,20 +150,16 @@ class CheckpointStore:
             torch.save(state, out)
             out.flush()
             os.fsync(out.fileno())
+        marker = {"step": step, "bytes": file.stat().st_size, "sha256": _digest(file)}
+        write_atomically(aside / _MARKER, json.dumps(marker) + "\n")
+        _sync_folder(aside)
         target = self.path(step)
         if target.exists():
-            target.replace(self.folder / f".aside-old-{step}-{os.getpid()}")
+            target.replace(self.folder / f".aside-{step}-old")
         aside.replace(target)
         _sync_folder(self.folder)
-        marker = {
-            "step": step,
-            "bytes": (target / "state.pt").stat().st_size,
-            "sha256": _digest(target / "state.pt"),
-        }
-        write_atomically(target / _MARKER, json.dumps(marker) + "\n")
-        _sync_folder(target)
         write_atomically(self.folder.parent / "latest", target.name + "\n")
-        if best:
+        if best and self._keep_best:
             write_atomically(self.folder / "best.json", json.dumps({"step": step}) + "\n")
         self._prune()
 
@@ -164,7 +172,7 @@ class CheckpointStore:
             if step not in kept:
                 (self.path(step) / _MARKER).unlink(missing_ok=True)
                 shutil.rmtree(self.path(step), ignore_errors=True)
-        for path in self.folder.glob(".aside-old-*"):
+        for path in self.folder.glob(".aside-*-old"):
             shutil.rmtree(path, ignore_errors=True)
 
 

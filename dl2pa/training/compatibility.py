@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 from dl2pa.config import Config, flatten
+from dl2pa.config.load import PLACES
 from dl2pa.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -28,14 +29,12 @@ _MAY_CHANGE = (
     "data.max_bad_fraction",
     "data.loader",
 )
-_FIXED_EXCEPTIONS = ("optim.name",)
-# Where things lie and who runs them, not what is learned; the data set's own fingerprint is compared instead.
-_PLACES = ("tracking.", "launch.", "checkpoint.", "data.root", "data.val_root", "data.classes")
+_FIXED_EXCEPTIONS = ("optim.name", "optim.decay_all", "method.match.warmup_epochs")
 
 
 def identity_of(config: Config) -> dict[str, Any]:
     """Flat values that belong to the run's identity or may change with a word said."""
-    return {k: v for k, v in flatten(config).items() if not k.startswith(_PLACES)}
+    return {k: v for k, v in flatten(config).items() if not k.startswith(PLACES)}
 
 
 def check_resumable(before: dict[str, Any], now: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from dl2pa.errors import UserError
 from dl2pa.training.processes import World
 from pipelines.batch import Pipeline
 from pipelines.build import Dataset, SyntheticDataset, build_pipeline, num_samples
-from pipelines.datasets import check_num_classes, open_dataset
+from pipelines.datasets import ArrayDataset, check_num_classes, open_dataset
 from pipelines.order import EvalOrder, TrainOrder
 from pipelines.recipe import Recipe
 
@@ -66,6 +66,14 @@ def open_data(config: Config, world_size: int) -> DataSplits:
         raise UserError("data.val_root", config.data.val_root, "holds no images", "Give a validation set.")
     check_lengths(config, num_samples(splits.train))
     check_method(config, len(splits.classes))
+    if isinstance(splits.train, ArrayDataset) and splits.train.images.shape[1] != config.data.image_size:
+        side = splits.train.images.shape[1]
+        raise UserError(
+            "data.image_size",
+            config.data.image_size,
+            f"the images of {config.data.dataset} measure {side} x {side}",
+            f"Set data.image_size={side}.",
+        )
     return splits
 
 

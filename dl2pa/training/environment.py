@@ -14,10 +14,11 @@ from typing import Any
 import torch
 
 from dl2pa import __version__
+from dl2pa.tracking import redact
 from dl2pa.training.processes import World
 
-_PACKAGES = ("torch", "torchvision", "nvidia-dali-cuda130", "numpy", "scipy", "mlflow")
-_BITWISE = ("torch", "numpy", "scipy", "nvidia-dali-cuda130", "processor", "world_size", "threads", "device")
+_PACKAGES = ("torch", "torchvision", "nvidia-dali-cuda130", "numpy", "scipy", "pillow", "mlflow")
+_BITWISE = ("dl2pa", *_PACKAGES[:-1], "processor", "world_size", "threads", "device")
 
 
 def describe_environment(world: World) -> dict[str, Any]:
@@ -37,7 +38,7 @@ def describe_environment(world: World) -> dict[str, Any]:
         "host": socket.gethostname(),
         "world_size": world.size,
         "threads": world.threads,
-        "command": " ".join(sys.argv),
+        "command": redact(" ".join(sys.argv)),
         "git_commit": _git("rev-parse", "HEAD"),
         "git_dirty": bool(_git("status", "--porcelain")),
         **slurm,

@@ -15,6 +15,7 @@ from dl2pa.assignment import Matching
 from dl2pa.backbones import likes_channels_last
 from dl2pa.config import Config
 from dl2pa.methods import PrototypeMethod, Targets
+from dl2pa.training.average import MovingAverage
 from dl2pa.training.meter import TrainMeter
 from dl2pa.training.model import Trainee, embedder_buffers
 from dl2pa.training.optim import apply_settings, build_optimizer, learning_rate
@@ -51,7 +52,7 @@ class Learner:
         gpu = world.device.type == "cuda"
         self.optimizer = build_optimizer(self.trainee, config.optim, fused=gpu)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.train.precision == "fp16")
-        self.average = _moving_average(self.trainee, config.train.ema)
+        self.average = MovingAverage(self.trainee, config.train.ema) if config.train.ema else None
         self.meter = TrainMeter(world)
         self._stochastic = any(_draws_random_numbers(m) for m in self.trainee.modules())
         self._wrapped: nn.Module = self.trainee
@@ -110,7 +111,7 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         self.trainee.method.observe(features.detach(), targets)
         if self.average is not None:
-            self.average.update_parameters(self.trainee)
+            self.average.update(self.trainee)
         self.meter.add(loss.detach(), global_step)
         return norm
 
@@ -123,16 +124,26 @@ class Learner:
         """Assign labels to prototypes anew; a collective."""
         result = self.trainee.method.rematch()
         if self.average is not None:
-            _copy_buffers(self.trainee.method, self.average.module.method)
+            self.average.copy_buffers(self.trainee)
         return result
 
     def synchronise_buffers(self) -> None:
         """Give every rank rank 0's BatchNorm statistics; a collective, before validation and saving."""
-        if self._world.size == 1:
-            return
-        trainees = [self.trainee] + ([self.average.module] if self.average is not None else [])
-        for buffer in (b for trainee in trainees for b in embedder_buffers(trainee)):
-            dist.broadcast(buffer, src=0)
+        if self._world.size > 1:
+            for buffer in embedder_buffers(self.trainee):
+                dist.broadcast(buffer, src=0)
+        if self.average is not None:
+            self.average.copy_buffers(self.trainee)
+
+    def check_finite(self, step: int, last_good: str) -> None:
+        """Fail if the loss or the weights are not finite: nothing of that may be saved or validated; a collective.
+
+        Raises:
+            TrainingFailure: naming the step, the rank and the last good checkpoint.
+        """
+        norm = nn.utils.get_total_norm([p.detach() for p in self.trainee.parameters()])
+        self.meter.add_bad(~torch.isfinite(norm), step)
+        self.meter.check(last_good)
 
     def state(self) -> dict[str, Any]:
         """Everything a later step depends on, independent of the world size; a collective."""
@@ -159,18 +170,17 @@ class Learner:
     def load(self, state: dict[str, Any]) -> None:
         """Restore what ``state`` returned; hyperparameters stay the configuration's."""
         self.trainee.load_state_dict(state["model"])
+        fused = [group.get("fused") for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
+        for group, value in zip(self.optimizer.param_groups, fused, strict=True):
+            group["fused"] = value  # what this device can do, not the one the checkpoint comes from
         apply_settings(self.optimizer, self._config.optim)
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+        if isinstance(self.trainee.method, PrototypeMethod):
+            self.trainee.method.refresh()
         if self.average is not None:
-            if state["average"] is None:
-                log.warning("train.ema is new in this attempt: the average starts from the current weights")
-                self.average.module.load_state_dict(state["model"])
-            else:
-                self.average.load_state_dict(state["average"])
-        for trainee in {id(t): t for t in (self.trainee, self.evaluated)}.values():
-            if isinstance(trainee.method, PrototypeMethod):
-                trainee.method.refresh()
+            self.average.load(state["average"], self.trainee)
         self.meter.load(state["meter"])
         self.release_gathered()
 
@@ -206,8 +216,7 @@ class Learner:
         return norm
 
     def _autocast(self) -> torch.autocast:
-        dtype = _DTYPES.get(self._config.train.precision)
-        return torch.autocast(self._world.device.type, dtype=dtype, enabled=dtype is not None)
+        return autocast(self._config.train.precision, self._world.device)
 
     def _step_seed(self, global_step: int) -> int:
         key = bits(self._config.train.seed, Stream.STEP_SEED, global_step, self._world.rank)
@@ -232,26 +241,18 @@ class Learner:
                 buffer.copy_(value)
 
 
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """Mixed precision as `train.precision` names it; fp32 leaves it off."""
+    dtype = _DTYPES.get(precision)
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+
+
 def _positions(start: int, count: int) -> Any:
     import numpy as np
 
     return start + np.arange(count, dtype=np.int64)
 
 
-def _moving_average(trainee: Trainee, decay: float) -> Any:
-    if not decay:
-        return None
-    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-
-    return AveragedModel(trainee, multi_avg_fn=get_ema_multi_avg_fn(decay))
-
-
 def _draws_random_numbers(module: nn.Module) -> bool:
     dropout = isinstance(module, nn.Dropout) and module.p > 0
     return dropout or type(module).__name__ == "StochasticDepth"
-
-
-@torch.no_grad()
-def _copy_buffers(source: nn.Module, target: nn.Module) -> None:
-    for theirs, ours in zip(target.buffers(), source.buffers(), strict=True):
-        theirs.copy_(ours)

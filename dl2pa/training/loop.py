@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from dl2pa.config import Config, fingerprint
+from dl2pa.errors import UserError
 from dl2pa.training.checkpoint import CheckpointStore
 from dl2pa.training.display import Display
 from dl2pa.training.evaluate import Evaluation, evaluate
@@ -134,8 +135,10 @@ class Loop:
         return True
 
     def _evaluate(self) -> Evaluation | None:
+        self.learner.check_finite(self.progress.global_step, self.store.latest_name())
         self.learner.synchronise_buffers()
-        self.learner.begin_epoch(self.progress.epoch)
+        # What is evaluated is what the next epoch begins with: after a warm-up's matching, the prototypes.
+        self.learner.begin_epoch(self.progress.epoch + 1)
         model = self.learner.evaluated
         model.eval()
         total = self.eval_pipeline.steps_per_epoch
@@ -204,7 +207,7 @@ class Loop:
 
     def save(self, *, best: bool = False, wait: bool = False) -> None:
         """Write a checkpoint (in the background unless `wait`); a collective."""
-        self.learner.meter.check(self.store.latest_name())
+        self.learner.check_finite(self.progress.global_step, self.store.latest_name())
         state = self.learner.state()
         met = gather_objects(self.train_pipeline.problems(), self.world)
         self.progress.bad_images = sorted({*self.progress.bad_images, *itertools.chain(*met)})
@@ -216,7 +219,17 @@ class Loop:
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint's state."""
         self.learner.load(state)
-        self.progress = Progress(**state["progress"])
+        at = self.progress = Progress(**state["progress"])
+        train = self.config.train
+        unfinished = not (at.history and at.history[-1]["step"] == at.global_step)
+        if at.epoch > train.epochs or (at.epoch == train.epochs and unfinished):
+            remedy = f"Give at least {at.epoch + 1}."
+            raise UserError("train.epochs", train.epochs, f"the run has done {at.epoch} epochs", remedy)
+        if train.max_steps is not None and at.global_step > train.max_steps:
+            remedy = f"Give at least {at.global_step}."
+            raise UserError(
+                "train.max_steps", train.max_steps, f"the run is at step {at.global_step}", remedy
+            )
         self.last_match = state["last_match"]
 
     def _stopped(self) -> bool:

@@ -31,6 +31,11 @@ class TrainMeter:
         bad = torch.where(finite, _NEVER, step)
         self._first_bad = torch.minimum(self._first_bad, bad)
 
+    @torch.no_grad()
+    def add_bad(self, bad: Tensor, step: int) -> None:
+        """Note a step at which something else than the loss was not finite; no host sync."""
+        self._first_bad = torch.minimum(self._first_bad, torch.where(bad, step, _NEVER))
+
     def check(self, last_good: str) -> None:
         """Fail if any rank met a loss that is not finite; a collective and a host sync.
 
@@ -45,8 +50,8 @@ class TrainMeter:
         if min(steps) < _NEVER:
             rank = steps.index(min(steps))
             raise TrainingFailure(
-                f"the loss became NaN or infinite at step {min(steps)} on rank {rank}; last good checkpoint: "
-                f"{last_good}. Lower optim.lr, set optim.clip_norm, or use another train.precision, then resume."
+                f"the loss or a weight became NaN or infinite at step {min(steps)} on rank {rank}; "
+                f"last good checkpoint: {last_good}. Lower optim.lr, set optim.clip_norm, or use another train.precision, then resume."
             )
 
     def gather(self) -> None:

@@ -14,9 +14,11 @@ from dl2pa.config.schema import OptimConfig
 
 def build_optimizer(module: nn.Module, config: OptimConfig, fused: bool) -> torch.optim.Optimizer:
     """SGD or AdamW over the trainable parameters, weight decay on matrices and kernels only."""
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    spared = [p for p in parameters if p.ndim < 2 and not config.decay_all]
-    decayed = [p for p in parameters if p.ndim >= 2 or config.decay_all]
+    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    # Swin's table of relative position biases is a matrix by shape alone.
+    is_spared = [not config.decay_all and (p.ndim < 2 or "bias" in name) for name, p in named]
+    spared = [p for (_, p), spare in zip(named, is_spared, strict=True) if spare]
+    decayed = [p for (_, p), spare in zip(named, is_spared, strict=True) if not spare]
     groups: list[dict[str, Any]] = [{"params": decayed}, {"params": spared}]
     hyper = group_settings(config)
     for group, settings in zip(groups, hyper, strict=True):

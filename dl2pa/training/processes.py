@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import datetime
 import os
-import signal
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +12,7 @@ from torch import distributed as dist
 
 from dl2pa.config import Config
 from dl2pa.errors import UserError
-
-_PR_SET_PDEATHSIG = 1
+from dl2pa.orphans import die_with_parent
 
 
 @dataclass(frozen=True)
@@ -38,15 +35,6 @@ class World:
 def inside_torchrun() -> bool:
     """Whether torchrun (or something that sets the same variables) started this process."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
-
-
-def die_with_parent() -> None:
-    """Ask Linux to kill this process with its parent, so that no orphan writes beside the next attempt."""
-    parent = os.getppid()
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 def choose_device(wanted: str, local_rank: int) -> torch.device:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -18,7 +19,7 @@ from dl2pa.config import Config, dump_config, fingerprint, flatten
 from dl2pa.config.checks import warnings
 from dl2pa.errors import EXIT_DONE, EXIT_FAILURE, EXIT_STOPPED, EXIT_USER_ERROR, TrainingFailure, UserError
 from dl2pa.inference import save_classifier
-from dl2pa.tracking import Tracker, local_uri
+from dl2pa.tracking import Tracker, choose_uri, redact
 from dl2pa.training.checkpoint import CheckpointStore
 from dl2pa.training.compatibility import check_resumable, identity_of
 from dl2pa.training.data import DataSplits, build_eval_pipeline, build_train_pipeline, open_data
@@ -49,15 +50,17 @@ def train(config: Config, run_dir: Path, name: str, data: DataSplits | None = No
     run.create()
     rank = int(os.environ.get("RANK", "0"))
     owner = Ownership(run)
+    before = run.status()
     try:
         if rank == 0:
             owner.acquire()
             owner.announce()
+            before = run.status()
             begin_attempt(run)
         _log_to_file(run, rank)
         return _attempt(config, run, name, data)
     except BaseException as error:
-        report_error(run, rank, error)
+        report_error(run, rank, error, before)
         raise
     finally:
         owner.release()
@@ -71,12 +74,17 @@ def begin_attempt(run: RunDirectory) -> None:
     run.write_status(state="running", attempt=attempt, error=None, pid=os.getpid())
 
 
-def report_error(run: RunDirectory, rank: int, error: BaseException) -> None:
-    """Leave word of why this rank ended: torchrun keeps neither exit codes nor messages."""
+def report_error(run: RunDirectory, rank: int, error: BaseException, before: dict[str, Any]) -> None:
+    """Leave word of why this rank ended: torchrun keeps neither exit codes nor messages.
+
+    Args:
+        before: the status this attempt found; a refused attempt leaves a finished run finished.
+    """
     user = isinstance(error, UserError)
     report = {
         "time": time.time(),
         "rank": rank,
+        "launch": os.environ.get("DL2PA_LAUNCHED"),
         "exit_code": EXIT_USER_ERROR if user else EXIT_FAILURE,
         "error": error.as_dict() if isinstance(error, UserError) else None,
         "message": str(error) or type(error).__name__,
@@ -85,7 +93,10 @@ def report_error(run: RunDirectory, rank: int, error: BaseException) -> None:
     with suppress(OSError):
         write_atomically(run.error_file(rank), json.dumps(report) + "\n")
         if rank == 0 and not (isinstance(error, UserError) and error.field == "run-dir"):
-            run.write_status(state="failed", error=report["message"])
+            state = "stopped" if isinstance(error, SystemExit) else "failed"
+            if user and before.get("state") in ("finished", "stopped"):
+                state = before["state"]
+            run.write_status(state=state, error=report["message"])
 
 
 def _attempt(config: Config, run: RunDirectory, name: str, data: DataSplits | None) -> int:
@@ -118,7 +129,8 @@ def _set_numerics(config: Config, world: World) -> None:
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
     if world.device.type == "cuda":
         torch.backends.cudnn.benchmark = not deterministic
-        torch.set_float32_matmul_precision("high")
+        if deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def _build(
@@ -130,7 +142,11 @@ def _build(
     train_pipeline = build_train_pipeline(config, data.train, world)
     eval_pipeline = build_eval_pipeline(config, data.val, world)
     store = CheckpointStore(run.checkpoints, config.checkpoint.keep, config.checkpoint.keep_best)
-    identity = {**identity_of(config), "data.fingerprint": data.fingerprint}
+    identity = {
+        **identity_of(config),
+        "data.fingerprint": data.fingerprint,
+        "data.classes": _digest_of(data.classes),
+    }
     state = _load_agreed(store, world)
     if state is not None:
         check_resumable(state["identity"], identity)
@@ -146,12 +162,16 @@ def _build(
     loop = Loop(
         config, world, run, learner, train_pipeline, eval_pipeline, store, stop, tracker, display, identity
     )
-    if state is not None:
-        loop.restore(state)
-        at = loop.progress
-        log.info("resuming at epoch %d, step %d of the run (%s)", at.epoch, at.global_step, at.phase)
-    learner.wrap()
-    learner.release_gathered()
+    try:
+        if state is not None:
+            loop.restore(state)
+            at = loop.progress
+            log.info("resuming at epoch %d, step %d of the run (%s)", at.epoch, at.global_step, at.phase)
+        learner.wrap()
+        learner.release_gathered()
+    except BaseException:
+        tracker.finish("failed", drain_seconds=5)
+        raise
     return loop, tracker
 
 
@@ -160,7 +180,7 @@ def _load_agreed(store: CheckpointStore, world: World) -> dict[str, Any] | None:
     state: dict[str, Any] | None = None
     if world.is_main:
         store.clean()
-        state = store.load()
+        state = store.load(discard=True)
     if world.size > 1:
         step = from_rank_zero(None if state is None else state["progress"]["global_step"], world)
         if not world.is_main and step is not None:
@@ -182,12 +202,11 @@ def _start_tracker(
                 )
         attempts = [*earlier, {"attempt": attempt, **environment}]
         write_atomically(run.environment, json.dumps({"attempts": attempts}, indent=1) + "\n")
-        write_atomically(run.config, dump_config(config))
-    uri = config.tracking.uri or local_uri(run.root.parent)
+        write_atomically(run.config, redact(dump_config(config)))
     tracker = Tracker(
         run.root,
         enabled=config.tracking.enabled and world.is_main,
-        uri=None if uri == "none" else uri,
+        uri=choose_uri(config.tracking.uri, run.root.parent),
         experiment=config.tracking.experiment,
         run_name=config.tracking.run_name or name,
         attempt=attempt,
@@ -256,6 +275,11 @@ def summarise(loop: Loop, config: Config, num_classes: int) -> dict[str, Any]:
         "dim": config.model.embedding_dim,
         "num_classes": num_classes,
     }
+
+
+def _digest_of(classes: tuple[str, ...]) -> str:
+    """Names and order of the classes in one short text."""
+    return f"{len(classes)} classes, {hashlib.sha256(json.dumps(classes).encode()).hexdigest()[:8]}"
 
 
 def _log_to_file(run: RunDirectory, rank: int) -> None:

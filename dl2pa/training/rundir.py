@@ -8,6 +8,7 @@ import os
 import socket
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -85,14 +86,11 @@ class RunDirectory:
     def error_file(self, rank: int) -> Path:
         return self.logs / f"rank-{rank}.error.json"
 
-    def errors(self) -> list[dict[str, Any]]:
-        """What ranks of this attempt reported before they ended, the first first."""
+    def errors(self, launch: str) -> list[dict[str, Any]]:
+        """What the ranks of one launch reported before they ended, the first first."""
         found = [read_json(path) for path in self.logs.glob("rank-*.error.json")]
-        return sorted((e for e in found if e), key=lambda e: e.get("time", 0.0))
-
-    def clear_errors(self) -> None:
-        for path in self.logs.glob("rank-*.error.json"):
-            path.unlink(missing_ok=True)
+        ours = (e for e in found if e.get("launch") == launch)
+        return sorted(ours, key=lambda e: e.get("time", 0.0))
 
     def owner(self) -> dict[str, Any]:
         return read_json(self.owner_file)
@@ -198,7 +196,12 @@ def _process_runs(pid: int) -> bool:
 
 
 def is_owned(run: RunDirectory) -> bool:
-    """Whether a living process owns the directory (as far as this machine can tell)."""
+    """Whether a living process owns the directory: by its lock here, by its heartbeat elsewhere."""
+    elsewhere = run.owner().get("host") not in (None, socket.gethostname())
+    if elsewhere and run.status().get("state") in ("running", "stopping"):
+        with suppress(OSError):
+            if time.time() - run.owner_file.stat().st_mtime < 4 * _STALE_S:
+                return True
     try:
         with (run.root / "owner.lock").open("a+", encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -56,6 +56,7 @@ def model_file(path: Path, config: Config, which: str) -> Path:
     classes = tuple(open_split(config, "train").classes)
     learner = Learner(config, build_trainee(config, len(classes), placement_in(state)), join_world(config), 1)
     learner.load(state)
+    learner.begin_epoch(state["progress"]["epoch"])
     target = path / f"model-{which}.safetensors"
     save_classifier(target, learner.evaluated, config, classes)
     return target

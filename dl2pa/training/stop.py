@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -82,6 +83,8 @@ class StopMonitor:
         if number == signal.SIGINT and self._requested.is_set():
             signal.signal(signal.SIGINT, signal.default_int_handler)  # a third Ctrl-C does not wait
         self._requested.set()
+        with suppress(OSError):
+            self._stop_file.touch()  # whoever starts next sees that this run is leaving
 
     def _watch_file(self) -> None:
         while not self._closing.wait(_FILE_POLL_S if not self._requested.is_set() else 1.0):

@@ -45,7 +45,6 @@ def test_where_a_run_lies_and_who_runs_it_may_change_in_silence(
         ({"train": {"log_every": 5}}, "train.log_every"),
         ({"train": {"precision": "bf16"}}, "train.precision"),
         ({"method": {"match": {"every_steps": 9}}}, "method.match.every_steps"),
-        ({"data": {"threads": 3}}, "data.threads"),
     ],
 )
 def test_what_may_change_is_said(change: dict[str, Any], key: str, caplog: pytest.LogCaptureFixture) -> None:

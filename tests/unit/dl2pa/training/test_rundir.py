@@ -96,10 +96,9 @@ def test_status_keeps_what_is_not_written_anew(run: RunDirectory) -> None:
 
 def test_errors_of_ranks_come_in_the_order_of_time(run: RunDirectory) -> None:
     for rank, time in ((0, 5.0), (2, 1.0), (1, 3.0)):
-        write_atomically(run.error_file(rank), json.dumps({"rank": rank, "time": time}))
-    assert [e["rank"] for e in run.errors()] == [2, 1, 0]
-    run.clear_errors()
-    assert run.errors() == []
+        write_atomically(run.error_file(rank), json.dumps({"rank": rank, "time": time, "launch": "a"}))
+    assert [e["rank"] for e in run.errors("a")] == [2, 1, 0]
+    assert run.errors("b") == []
 
 
 def test_a_place_that_is_no_folder_is_refused(tmp_path: Path) -> None:

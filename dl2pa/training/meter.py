@@ -51,7 +51,8 @@ class TrainMeter:
             rank = steps.index(min(steps))
             raise TrainingFailure(
                 f"the loss or a weight became NaN or infinite at step {min(steps)} on rank {rank}; "
-                f"last good checkpoint: {last_good}. Lower optim.lr, set optim.clip_norm, or use another train.precision, then resume."
+                f"last good checkpoint: {last_good}. "
+                "Lower optim.lr, set optim.clip_norm, or use another train.precision, then resume."
             )
 
     def gather(self) -> None:

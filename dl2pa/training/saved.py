@@ -13,6 +13,7 @@ from dl2pa.training.data import open_split
 from dl2pa.training.learner import Learner
 from dl2pa.training.model import build_trainee, placement_in
 from dl2pa.training.processes import join_world
+from dl2pa.training.progress import Progress
 from dl2pa.training.rundir import RunDirectory
 
 
@@ -56,7 +57,9 @@ def model_file(path: Path, config: Config, which: str) -> Path:
     classes = tuple(open_split(config, "train").classes)
     learner = Learner(config, build_trainee(config, len(classes), placement_in(state)), join_world(config), 1)
     learner.load(state)
-    learner.begin_epoch(state["progress"]["epoch"])
+    at = Progress(**state["progress"])
+    cut_short = at.step > 0 and bool(at.history) and at.history[-1]["step"] == at.global_step
+    learner.begin_epoch(at.epoch + cut_short)  # as the validation at this step did
     target = path / f"model-{which}.safetensors"
     save_classifier(target, learner.evaluated, config, classes)
     return target

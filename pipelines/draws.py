@@ -31,7 +31,6 @@ class Stream(IntEnum):
     SUBSTITUTE = 10
     SYNTHETIC = 11
     STEP_SEED = 12
-    LONGTAIL = 13
 
 
 def mix(words: NDArray[np.uint64]) -> NDArray[np.uint64]:

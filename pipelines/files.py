@@ -13,6 +13,7 @@ from torch import Tensor
 from pipelines.batch import Batch, host_to_device
 from pipelines.encoded import Encoded, EncodedStream, ImageReader
 from pipelines.order import EvalOrder, TrainOrder
+from pipelines.ordered import OrderedPipeline
 from pipelines.recipe import Plan, Recipe, finish
 
 log = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ class Decoder(Protocol):
     def close(self) -> None: ...
 
 
-class ImageFilePipeline:
+class ImageFilePipeline(OrderedPipeline):
     """A ``Pipeline`` over an indexed image folder."""
 
     def __init__(
@@ -42,24 +43,12 @@ class ImageFilePipeline:
         device: torch.device,
         threads: int,
     ) -> None:
+        super().__init__(order)
         self._reader = reader
         self._recipe = recipe
-        self._order = order
         self._decoder = decoder
         self._device = device
         self._stream = EncodedStream(reader, order.indices, order.steps_per_epoch, threads)
-        self._position = (0, 0)
-
-    @property
-    def num_samples(self) -> int:
-        return self._order.num_samples
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return self._order.steps_per_epoch
-
-    def start(self, epoch: int, step: int = 0) -> None:
-        self._position = (epoch, step)
 
     def problems(self) -> list[str]:
         return [str(self._reader.dataset.path(sample)) for sample in sorted(self._reader.bad)]

@@ -16,6 +16,7 @@ from pipelines.datasets.arrays import ArrayDataset
 from pipelines.datasets.folder import FolderDataset
 from pipelines.draws import Stream, below
 from pipelines.order import EvalOrder, TrainOrder
+from pipelines.ordered import OrderedPipeline
 from pipelines.recipe import Recipe, draw_flips, draw_plan, finish
 
 log = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ def decode_folder(dataset: FolderDataset, image_size: int, threads: int) -> Arra
     return ArrayDataset(images, dataset.labels, dataset.classes, dataset.fingerprint)
 
 
-class ResidentPipeline:
+class ResidentPipeline(OrderedPipeline):
     """A ``Pipeline`` over arrays held on the device as uint8, bordered by zeros for the random crop."""
 
     def __init__(
@@ -65,8 +66,8 @@ class ResidentPipeline:
         seed: int,
         device: torch.device,
     ) -> None:
+        super().__init__(order)
         self._recipe = recipe
-        self._order = order
         self._seed = seed
         self._device = device
         self._pad = recipe.pad if recipe.train and recipe.crop == "pad" else 0
@@ -76,24 +77,6 @@ class ResidentPipeline:
         self._labels = torch.from_numpy(dataset.labels).to(device)
         self._side = dataset.images.shape[1]
         self._span = torch.arange(self._side, device=device)
-        self._position = (0, 0)
-
-    @property
-    def num_samples(self) -> int:
-        return self._order.num_samples
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return self._order.steps_per_epoch
-
-    def start(self, epoch: int, step: int = 0) -> None:
-        self._position = (epoch, step)
-
-    def problems(self) -> list[str]:
-        return []
-
-    def close(self) -> None:
-        return None
 
     def __iter__(self) -> Iterator[Batch]:
         epoch, first = self._position

@@ -10,11 +10,12 @@ import torch
 from pipelines.batch import Batch, host_to_device
 from pipelines.draws import Stream, bits, uniform
 from pipelines.order import EvalOrder, TrainOrder
+from pipelines.ordered import OrderedPipeline
 
 _POOL = 32
 
 
-class SyntheticPipeline:
+class SyntheticPipeline(OrderedPipeline):
     """A ``Pipeline`` whose sample i shows image i mod 32 of the pool and has a keyed label."""
 
     def __init__(
@@ -25,33 +26,15 @@ class SyntheticPipeline:
         seed: int,
         device: torch.device,
     ) -> None:
+        super().__init__(order)
         self._classes = num_classes
         self._size = image_size
-        self._order = order
         self._seed = seed
         self._device = device
         pixels = np.arange(_POOL * 3 * image_size * image_size)
         noise = 2 * uniform(seed, Stream.SYNTHETIC, pixels).astype(np.float32) - 1
         pool = torch.from_numpy(noise.reshape(_POOL, 3, image_size, image_size))
         self._pool = pool.to(device).contiguous(memory_format=torch.channels_last)
-        self._position = (0, 0)
-
-    @property
-    def num_samples(self) -> int:
-        return self._order.num_samples
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return self._order.steps_per_epoch
-
-    def start(self, epoch: int, step: int = 0) -> None:
-        self._position = (epoch, step)
-
-    def problems(self) -> list[str]:
-        return []
-
-    def close(self) -> None:
-        return None
 
     def __iter__(self) -> Iterator[Batch]:
         epoch, first = self._position

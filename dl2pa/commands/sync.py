@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 
 from dl2pa.commands.output import say
 from dl2pa.errors import EXIT_DONE, EXIT_FAILURE, UserError
@@ -31,4 +30,4 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _plain(value: object) -> object:
-    return value if value is None or isinstance(value, str | int | float) else json.dumps(value, default=str)
+    return value if value is None or isinstance(value, str | int | float) else str(value)

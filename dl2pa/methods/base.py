@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
@@ -11,7 +13,7 @@ from dl2pa.assignment import Matching
 from dl2pa.methods.targets import Targets
 
 
-class Method(nn.Module):
+class Method(nn.Module, ABC):
     """A classifier over embeddings [B, d]: its loss, its logits and what it learns between gradient steps.
 
     A method's state dict is complete: with the embedder's it determines every prediction and every later step.
@@ -22,17 +24,17 @@ class Method(nn.Module):
         self.num_classes = num_classes
         self.dim = dim
 
+    @abstractmethod
     def loss(self, features: Tensor, targets: Targets) -> Tensor:
         """Scalar training loss, float32."""
-        raise NotImplementedError
 
+    @abstractmethod
     def logits(self, features: Tensor) -> Tensor:
         """Scores [B, C] in the order of the labels; a softmax of them is the predicted distribution."""
-        raise NotImplementedError
 
+    @abstractmethod
     def class_vectors(self) -> Tensor:
         """Unit class vectors [C, d] in force, row c for class c."""
-        raise NotImplementedError
 
     def scale(self) -> float | None:
         """Factor of the cosines in the logits; None where the logits are no cosines."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from typing import Any
 
@@ -23,8 +22,6 @@ from dl2pa.training.processes import World
 from pipelines.batch import Batch
 from pipelines.draws import Stream, bits
 from pipelines.mixing import apply_mix, draw_mix
-
-log = logging.getLogger(__name__)
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

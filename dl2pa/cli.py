@@ -7,7 +7,7 @@ import importlib
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -43,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--nproc", type=int, metavar="N", help="processes on this machine (launch.nproc)")
     train.add_argument("--run-dir", type=_path, metavar="DIR", help="default: runs/<config>-<fingerprint>")
 
+    _add_cluster(add)
     evaluate = add("evaluate", "Validate a run's model: exact counts, top-1, top-5, calibration.")
     evaluate.add_argument("run", type=_path, help="run directory")
     evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="for example data.val_root=DIR")
@@ -90,6 +91,54 @@ def build_parser() -> argparse.ArgumentParser:
     bench.add_argument("--rounds", type=int, default=5, metavar="N")
     add("doctor", "Check versions, devices, DALI, SLURM, MLflow and write access.")
     return parser
+
+
+def _add_cluster(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
+    """The commands of a SLURM cluster."""
+    submit = add("submit", "Queue a training on SLURM; it requeues itself until it is finished.")
+    _add_config(submit)
+    _add_request(submit)
+    submit.add_argument("--run-dir", type=_path, metavar="DIR", help="default: runs/<config>-<fingerprint>")
+    submit.add_argument(
+        "--array",
+        action="append",
+        metavar="KEY=VALUES",
+        help="one run a value: train.seed=0..4, optim.lr=0.1,0.2, config=A.yaml,B.yaml; repeated: all combinations",
+    )
+    submit.add_argument("--dry-run", action="store_true", help="check everything, print the sbatch script")
+
+    resume = add("resume", "Submit a run again, on the same or other resources.")
+    resume.add_argument("run", type=_path, help="run directory, or its last job's number")
+    resume.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.epochs=200")
+    _add_request(resume)
+
+    jobs = add("jobs", "List this user's runs on the cluster: state, place, progress.")
+    jobs.add_argument("job", nargs="*", help="job number, array number or run directory; default: all")
+    jobs.add_argument("--all", action="store_true", help="ended ones too")
+
+    logs = add("logs", "Show a job's log, what went wrong on top.")
+    logs.add_argument("job", help="job number or run directory")
+    logs.add_argument("--rank", type=int, metavar="R", help="the log of one process")
+    logs.add_argument("--follow", action="store_true", help="go on until the job has ended")
+
+    cancel = add("cancel", "Stop jobs: save, then end without requeueing.")
+    cancel.add_argument("job", nargs="+", help="job number, array number or run directory")
+    cancel.add_argument("--now", action="store_true", help="end at once, without saving")
+
+
+def _add_request(parser: argparse.ArgumentParser) -> None:
+    """What a job asks of the cluster; no default here, the request has them."""
+    parser.add_argument("--nodes", type=int, metavar="N", help="default 1")
+    parser.add_argument(
+        "--gpus-per-node", type=int, metavar="G", help="and processes; 0: launch.nproc processes on CPUs"
+    )
+    parser.add_argument("--time", metavar="T", help="limit of one attempt: minutes, H:MM:SS or D-HH:MM:SS")
+    parser.add_argument("--stop-before", type=int, metavar="S", help="save so long before the limit (180 s)")
+    for name in ("partition", "account", "qos", "constraint", "exclude", "mem"):
+        parser.add_argument(f"--{name}", metavar=name[0].upper(), help=f"as sbatch --{name}")
+    parser.add_argument("--cpus-per-gpu", type=int, metavar="N", help="cores of each process")
+    parser.add_argument("--container", metavar="IMAGE", help="run in it, by Pyxis or Apptainer")
+    parser.add_argument("--after", metavar="JOB", help="start when that job has ended well")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,4 +1,7 @@
-"""`dl2pa train`: check everything, then run here, under torchrun, or as the rank torchrun started."""
+"""`dl2pa train`: check everything, then run here, under torchrun, or as the rank torchrun started.
+
+As the one task of a SLURM step's node it is that node's part of the training, and torchrun meets the others'.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +20,15 @@ from dl2pa.commands.output import note, say
 from dl2pa.config import Config, fingerprint, load_config, merge, parse_config
 from dl2pa.errors import EXIT_DONE, EXIT_FAILURE, EXIT_STOPPED, EXIT_USER_ERROR, TrainingFailure, UserError
 from dl2pa.orphans import PARENT_VARIABLE, die_with_parent
+from launcher.node import SUPERVISED, Node, listen_again, this_node
 
 if TYPE_CHECKING:
     from dl2pa.training.data import DataSplits
+    from dl2pa.training.rundir import RunDirectory
 
 
 def run(args: argparse.Namespace) -> int:
-    if os.environ.get(PARENT_VARIABLE):
+    if os.environ.get(PARENT_VARIABLE) or "SLURM_STEP_ID" in os.environ:
         die_with_parent()  # before the imports, which take seconds
     config = load_config(args.config, args.overrides)
     if args.nproc is not None:
@@ -35,11 +40,27 @@ def run(args: argparse.Namespace) -> int:
 
     if inside_torchrun():
         _leave_at_once(_train_as_rank(config, run_dir, name))
+    if not os.environ.get(SUPERVISED):
+        return _run_here(args, config, run_dir, name)
+    try:
+        code = _run_here(args, config, run_dir, name)
+    except (UserError, TrainingFailure) as error:
+        _leave_word(run_dir, error)
+        raise
+    # The batch shell reads the run directory; a code that is not 0 would have srun kill the other nodes.
+    return EXIT_DONE if code == EXIT_STOPPED else code
+
+
+def _run_here(args: argparse.Namespace, config: Config, run_dir: Path, name: str) -> int:
+    """This machine's part of the training, which may be all of it; returns the exit code."""
+    node = this_node()
     if _already_finished(config, run_dir):
         note(f"{run_dir} is finished; for another run give another --run-dir or configuration")
         _report(run_dir, args.json)
         return EXIT_DONE
-    code = _launch(args, config, run_dir, name)
+    code = _launch(args, config, run_dir, name, node)
+    if node.index > 0:
+        return code
     if code == EXIT_DONE:
         _report(run_dir, args.json)
     elif code == EXIT_STOPPED:
@@ -49,6 +70,14 @@ def run(args: argparse.Namespace) -> int:
             stopped = {"stopped": True, "step": status.get("step"), "run_dir": str(run_dir)}
             print(json.dumps(stopped), flush=True)  # noqa: T201
     return code
+
+
+def _leave_word(run_dir: Path, error: Exception) -> None:
+    """Tell the batch shell of an error met before any rank could: it decides by what is in the run directory."""
+    from dl2pa.training.run import report_node_error
+    from dl2pa.training.rundir import RunDirectory
+
+    report_node_error(RunDirectory(run_dir), os.environ.get("SLURM_NODEID", "0"), error)
 
 
 def _train_as_rank(config: Config, run_dir: Path, name: str) -> int:
@@ -71,31 +100,39 @@ def _leave_at_once(code: int) -> NoReturn:
     os._exit(code if code != EXIT_STOPPED else EXIT_DONE)
 
 
-def _launch(args: argparse.Namespace, config: Config, run_dir: Path, name: str) -> int:
+def _launch(args: argparse.Namespace, config: Config, run_dir: Path, name: str, node: Node) -> int:
     """Check what can be checked before any process starts, then start it or them."""
     from dl2pa.training.data import open_data
+    from dl2pa.training.model import check_prototypes
     from dl2pa.training.processes import choose_device
     from dl2pa.training.rundir import Ownership, RunDirectory
 
+    world_size = node.count * config.launch.nproc
+    supervised = bool(os.environ.get(SUPERVISED))
+    data = None
     choose_device(config.launch.device, config.launch.nproc - 1)
-    data = open_data(config, config.launch.nproc)
-    _check_prototypes(config, len(data.classes))
-    if config.launch.nproc == 1:
+    if world_size == 1 or not supervised:  # else the ranks find the same, and `submit` has looked already
+        data = open_data(config, world_size)
+        check_prototypes(config, len(data.classes))
+    if world_size == 1:
         return _train_here(config, run_dir, name, data)
     del data  # each process opens its own
     directory = RunDirectory(run_dir)
     directory.create()
-    owner = Ownership(directory)
-    owner.acquire()
-    try:
-        directory.stop_file.unlink(missing_ok=True)
-        attempt = directory.status().get("attempt", 0)
-    finally:
-        owner.release()
-    return _launch_torchrun(args, config, directory, attempt)
+    attempt = directory.status().get("attempt", 0)
+    if node.index == 0:
+        owner = Ownership(directory)
+        owner.acquire()
+        try:
+            if not supervised:
+                directory.stop_file.unlink(missing_ok=True)
+            attempt = directory.status().get("attempt", 0)
+        finally:
+            owner.release()
+    return _launch_torchrun(args, config, directory, attempt, node)
 
 
-def _train_here(config: Config, run_dir: Path, name: str, data: DataSplits) -> int:
+def _train_here(config: Config, run_dir: Path, name: str, data: DataSplits | None) -> int:
     """Train in this process; a stop signal before the loop listens, or after it has ended, does no harm."""
     from dl2pa.training.run import train
 
@@ -105,6 +142,7 @@ def _train_here(config: Config, run_dir: Path, name: str, data: DataSplits) -> i
     stop_signals = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
     for number in stop_signals:
         signal.signal(number, leave)
+    listen_again()
     try:
         return train(config, run_dir, name, data)
     except SystemExit:
@@ -114,19 +152,25 @@ def _train_here(config: Config, run_dir: Path, name: str, data: DataSplits) -> i
             signal.signal(number, signal.SIG_IGN)
 
 
-def _launch_torchrun(args: argparse.Namespace, config: Config, directory: object, attempt: int) -> int:
-    from dl2pa.training.rundir import RunDirectory
+def _launch_torchrun(
+    args: argparse.Namespace, config: Config, directory: RunDirectory, attempt: int, node: Node
+) -> int:
     from launcher.local import run_local
 
-    assert isinstance(directory, RunDirectory)
     # torchrun reads options that begin like its own (--nproc) even behind the module's name.
     overrides = [*args.overrides, f"launch.nproc={config.launch.nproc}"]
     arguments = ["train", str(args.config), *overrides, "--run-dir", str(directory.root)]
-    launch = uuid.uuid4().hex
-    code = run_local(config.launch.nproc, "dl2pa", arguments, directory.stop_file, {"DL2PA_LAUNCHED": launch})
+    launch = os.environ.get("DL2PA_LAUNCHED") or uuid.uuid4().hex
+    extra = {"DL2PA_LAUNCHED": launch}
+    code = run_local(config.launch.nproc, "dl2pa", arguments, directory.stop_file, extra, node)
     errors = directory.errors(launch)
+    if node.count > 1:  # each node tells of its own; the first sees everything
+        first = node.index * config.launch.nproc
+        errors = [e for e in errors if first <= e.get("rank", -1) < first + config.launch.nproc]
     if errors:
         _retell(errors[0])
+    if node.index > 0:
+        return EXIT_DONE if code == 0 else EXIT_FAILURE
     status = directory.status()
     outcome = {"finished": EXIT_DONE, "stopped": EXIT_STOPPED}.get(str(status.get("state")))
     if outcome is not None and status.get("attempt", 0) > attempt:
@@ -145,20 +189,6 @@ def _retell(report: dict[str, object]) -> NoReturn:
     if report.get("traceback"):
         note(str(report["traceback"]).rstrip())
     raise TrainingFailure(f"rank {report['rank']}: {report['message']}")
-
-
-def _check_prototypes(config: Config, num_classes: int) -> None:
-    """A file of prototypes or class vectors that does not fit is refused before any process starts."""
-    from dl2pa.geometry import CONSTRUCTIONS
-    from dl2pa.training.model import find_prototypes, load_class_vectors
-
-    source = config.method.prototypes
-    if config.method.name == "psc":
-        return
-    if source not in CONSTRUCTIONS:
-        find_prototypes(source, num_classes, config.model.embedding_dim, config.method.prototype_seed)
-    if config.method.class_vectors is not None:
-        load_class_vectors(config.method.class_vectors, num_classes)
 
 
 def _status(run_dir: Path) -> dict[str, object]:

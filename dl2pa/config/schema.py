@@ -243,8 +243,14 @@ class LaunchConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: PositiveInt | None = None
     """CPU threads of each process; default: the cores divided by the local processes."""
+    backend: Literal["auto", "nccl", "gloo"] = "auto"
+    """What gradients travel over; `auto`: nccl between GPUs, gloo between CPUs."""
+    interface: str | None = None
+    """Network interface of nccl and gloo, such as ib0; default: nccl chooses, gloo takes the one towards node 0."""
     timeout_s: PositiveInt = 1800
-    """Longest wait of one process for the others, seconds."""
+    """Longest wait of one process for the others until the first step is done (compilation, cold data), seconds."""
+    step_timeout_s: PositiveInt = 600
+    """The same from then on: how long a process that is stuck keeps the others."""
 
 
 class Config(Section):

@@ -50,6 +50,12 @@ def bitwise_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str
     return [f"{k}: {before.get(k)} -> {now.get(k)}" for k in _BITWISE if before.get(k) != now.get(k)]
 
 
+def code_version() -> dict[str, Any]:
+    """Commit and uncommitted changes of the program, where it runs from a repository; else its version alone."""
+    commit = _git("rev-parse", "HEAD")
+    return {"version": __version__, "git_commit": commit, "diff": _git("diff", "HEAD") if commit else None}
+
+
 def _version(package: str) -> str | None:
     try:
         return metadata.version(package)

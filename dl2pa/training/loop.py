@@ -17,7 +17,7 @@ from dl2pa.training.checkpoint import CheckpointStore
 from dl2pa.training.display import Display
 from dl2pa.training.evaluate import Evaluation, evaluate
 from dl2pa.training.learner import Learner
-from dl2pa.training.processes import World, gather_objects
+from dl2pa.training.processes import World, expect_promptness, gather_objects
 from dl2pa.training.progress import Progress
 from dl2pa.training.rundir import RunDirectory, write_atomically
 from dl2pa.training.stop import StopMonitor
@@ -100,6 +100,8 @@ class Loop:
         at, train = self.progress, self.config.train
         logs_now = (at.global_step + 1) % train.log_every == 0
         norm = self.learner.step(batch, at.global_step, want_norm=logs_now)
+        if self.images_seen == 0:
+            expect_promptness(self.world, self.config.launch.step_timeout_s)
         at.step += 1
         at.global_step += 1
         self.images_seen += train.batch_size
@@ -131,7 +133,7 @@ class Loop:
         every = self.config.checkpoint.every_epochs
         if last or (every and at.epoch % every == 0) or (best and self.config.checkpoint.keep_best):
             self.save(best=best)
-        self._write_position()
+        self._write_position(**({"top1": at.history[-1]["top1"]} if at.history else {}))
         return True
 
     def _evaluate(self) -> Evaluation | None:
@@ -241,6 +243,11 @@ class Loop:
         self._write_position()
         return False
 
+    def _total_steps(self) -> int:
+        train = self.config.train
+        steps = train.epochs * self.train_pipeline.steps_per_epoch
+        return steps if train.max_steps is None else min(steps, train.max_steps)
+
     def _write_position(self, **extra: float) -> None:
         if self.world.is_main:
             at = self.progress
@@ -249,6 +256,7 @@ class Loop:
                 step=at.global_step,
                 phase=at.phase,
                 fingerprint=fingerprint(self.config),
+                total_steps=self._total_steps(),
                 **extra,
             )
 

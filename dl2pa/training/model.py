@@ -169,3 +169,18 @@ def load_class_vectors(path: str, num_classes: int) -> Tensor:
 def embedder_buffers(module: Trainee) -> list[Tensor]:
     """BatchNorm's running statistics: rank 0's are the model's."""
     return [b for b in module.embedder.buffers() if b is not None]
+
+
+def check_prototypes(config: Config, num_classes: int) -> None:
+    """A file of prototypes or class vectors that does not fit is refused before any process starts.
+
+    Raises:
+        UserError: naming method.prototypes or method.class_vectors.
+    """
+    source = config.method.prototypes
+    if config.method.name == "psc":
+        return
+    if source not in CONSTRUCTIONS:
+        find_prototypes(source, num_classes, config.model.embedding_dim, config.method.prototype_seed)
+    if config.method.class_vectors is not None:
+        load_class_vectors(config.method.class_vectors, num_classes)

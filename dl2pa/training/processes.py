@@ -76,11 +76,33 @@ def join_world(config: Config) -> World:
     side_group = None
     if inside_torchrun():
         die_with_parent()
+        if config.launch.interface:
+            env["NCCL_SOCKET_IFNAME"] = env["GLOO_SOCKET_IFNAME"] = config.launch.interface
         timeout = datetime.timedelta(seconds=config.launch.timeout_s)
-        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timeout)
+        dist.init_process_group(choose_backend(config.launch.backend, device), timeout=timeout)
         side_group = dist.new_group(backend="gloo", timeout=timeout)
     return World(rank, size, local_rank, local_size, device, threads, side_group)
+
+
+def choose_backend(wanted: str, device: torch.device) -> str:
+    """torch's name of the backend.
+
+    Raises:
+        UserError: launch.backend=nccl without GPUs.
+    """
+    if wanted == "nccl" and device.type == "cpu":
+        remedy = "Use auto or gloo, or launch.device=cuda."
+        raise UserError("launch.backend", wanted, "nccl needs GPUs", remedy)
+    return "gloo" if device.type == "cpu" or wanted == "gloo" else "cpu:gloo,cuda:nccl"
+
+
+def expect_promptness(world: World, seconds: int) -> None:
+    """From now on no process waits longer than `seconds` for the others."""
+    if world.size == 1:
+        return
+    change: Any = getattr(dist, "set_timeout", None) or vars(dist.distributed_c10d)["_set_pg_timeout"]
+    for group in (dist.group.WORLD, world.side_group):
+        change(datetime.timedelta(seconds=seconds), group)
 
 
 def leave_world() -> None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import socket
 import sys
 import time
 import traceback
@@ -81,15 +82,7 @@ def report_error(run: RunDirectory, rank: int, error: BaseException, before: dic
         before: the status this attempt found; a refused attempt leaves a finished run finished.
     """
     user = isinstance(error, UserError)
-    report = {
-        "time": time.time(),
-        "rank": rank,
-        "launch": os.environ.get("DL2PA_LAUNCHED"),
-        "exit_code": EXIT_USER_ERROR if user else EXIT_FAILURE,
-        "error": error.as_dict() if isinstance(error, UserError) else None,
-        "message": str(error) or type(error).__name__,
-        "traceback": None if isinstance(error, UserError | TrainingFailure) else traceback.format_exc(),
-    }
+    report = {"rank": rank, **_error_fields(error)}
     with suppress(OSError):
         write_atomically(run.error_file(rank), json.dumps(report) + "\n")
         if rank == 0 and not (isinstance(error, UserError) and error.field == "run-dir"):
@@ -97,6 +90,31 @@ def report_error(run: RunDirectory, rank: int, error: BaseException, before: dic
             if user and before.get("state") in ("finished", "stopped"):
                 state = before["state"]
             run.write_status(state=state, error=report["message"])
+
+
+def report_node_error(run: RunDirectory, node: str, error: BaseException) -> None:
+    """Leave word of an error that a node met before, or instead of, any of its ranks."""
+    with suppress(OSError):
+        run.logs.mkdir(parents=True, exist_ok=True)
+        write_atomically(
+            run.logs / f"node-{node}.error.json", json.dumps({"node": node, **_error_fields(error)}) + "\n"
+        )
+
+
+def _error_fields(error: BaseException) -> dict[str, Any]:
+    user = isinstance(error, UserError)
+    return {
+        "time": time.time(),
+        "host": os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
+        "launch": os.environ.get("DL2PA_LAUNCHED"),
+        "exit_code": EXIT_USER_ERROR if user else EXIT_FAILURE,
+        # Whether the next attempt would meet it again. An owner that is still alive will not be.
+        "final": isinstance(error, UserError | TrainingFailure)
+        and not (isinstance(error, UserError) and error.field in ("run-dir", "node name")),
+        "error": error.as_dict() if isinstance(error, UserError) else None,
+        "message": str(error) or type(error).__name__,
+        "traceback": None if isinstance(error, UserError | TrainingFailure) else traceback.format_exc(),
+    }
 
 
 def _attempt(config: Config, run: RunDirectory, name: str, data: DataSplits | None) -> int:

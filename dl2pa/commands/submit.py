@@ -1,0 +1,293 @@
+"""`dl2pa submit`: check a training, leave its snapshot in the run directory, and queue it."""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import itertools
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dl2pa.commands.output import note, say
+from dl2pa.config import Config, dump_config, fingerprint, load_config, merge, parse_config
+from dl2pa.errors import EXIT_DONE, UserError
+from launcher import jobs, slurm
+
+_RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
+_MAX_RUNS = 1000
+OPTIONS = tuple(slurm.Request.__dataclass_fields__)
+"""The request's fields, each an option of `submit` and of `resume`."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run to be: where, under what configuration, called what."""
+
+    config: Config
+    run_dir: Path
+    name: str
+
+
+def run(args: argparse.Namespace) -> int:
+    request = slurm.Request().merged({k: getattr(args, k) for k in OPTIONS})
+    elements = expand(args.config, args.overrides, args.array or [])
+    planned = [_plan(path, overrides, request, args, len(elements) > 1) for path, overrides in elements]
+    for job in planned:
+        if [j.run_dir for j in planned].count(job.run_dir) > 1:
+            remedy = "Sweep a key that changes the run."
+            raise UserError("--array", str(job.run_dir), "two of the array's runs are the same", remedy)
+    slurm.check_request(request)
+    check_runs(planned, request)
+    name = args.config.stem
+    if args.dry_run:
+        folder = _folder_of(planned, name)
+        print(slurm.script(request, [_planned(j) for j in planned], folder, f"dl2pa-{name}"))  # noqa: T201
+        return EXIT_DONE
+    submitted = queue(planned, request, name)
+    _tell(submitted, planned, args.json)
+    return EXIT_DONE
+
+
+def expand(config: Path, overrides: Sequence[str], sweeps: Sequence[str]) -> list[tuple[Path, list[str]]]:
+    """The configurations of an array: every combination of the swept values.
+
+    Args:
+        sweeps: `key=a,b,c` or `key=0..4`; the key `config` sweeps configuration files.
+
+    Raises:
+        UserError: a sweep that cannot be read, or too many runs.
+    """
+    axes = [_axis(text) for text in sweeps]
+    combinations = list(itertools.product(*axes))
+    if len(combinations) > _MAX_RUNS:
+        raise UserError("--array", len(combinations), f"more than {_MAX_RUNS} runs", "Submit it in parts.")
+    found: list[tuple[Path, list[str]]] = []
+    for combination in combinations:
+        files = [Path(value) for key, value in combination if key == "config"]
+        keys = [f"{key}={value}" for key, value in combination if key != "config"]
+        found.append((files[-1] if files else config, [*overrides, *keys]))
+    return found
+
+
+def _axis(text: str) -> list[tuple[str, str]]:
+    key, equals, values = text.partition("=")
+    span = _RANGE.fullmatch(values)
+    if span is not None:
+        low, high = int(span[1]), int(span[2])
+        found = [str(n) for n in range(low, high + 1)]
+    else:
+        found = [value for value in _split(values) if value]
+    if not equals or not key or not found:
+        remedy = "Write key=0..4 or key=a,b,c, for example train.seed=0..4."
+        raise UserError("--array", text, "names no key with values", remedy)
+    return [(key, value) for value in found]
+
+
+def _split(values: str) -> Iterator[str]:
+    """At commas that stand in no bracket."""
+    depth, start = 0, 0
+    for at, character in enumerate(values):
+        depth += (character in "[{") - (character in "]}")
+        if character == "," and depth == 0:
+            yield values[start:at]
+            start = at + 1
+    yield values[start:]
+
+
+def _plan(
+    path: Path, overrides: Sequence[str], request: slurm.Request, args: argparse.Namespace, is_array: bool
+) -> Job:
+    config = load_config(path, overrides)
+    default = f"{path.stem}-{fingerprint(config)}"
+    run_dir = Path("runs") / default if args.run_dir is None else args.run_dir
+    if is_array and args.run_dir is not None:
+        run_dir = args.run_dir / default
+    return Job(_for_job(config, request, path.stem), run_dir.absolute(), path.stem)
+
+
+def _for_job(config: Config, request: slurm.Request, name: str) -> Config:
+    """The configuration as the job runs it: its processes, its name, and a spool where no server was named."""
+    changes: dict[str, Any] = {"launch": {"nproc": request.gpus_per_node or config.launch.nproc}}
+    uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or "none"
+    changes["tracking"] = {"run_name": config.tracking.run_name or name, "uri": uri}
+    return parse_config(merge(config.model_dump(mode="json"), changes))
+
+
+def check_runs(planned: Sequence[Job], request: slurm.Request) -> None:
+    """Everything that would end a job on the cluster, found before it queues.
+
+    Raises:
+        UserError: naming the field at fault.
+    """
+    from dl2pa.training.data import open_data
+    from dl2pa.training.model import check_prototypes
+    from dl2pa.training.processes import choose_backend
+
+    seen: set[str] = set()
+    for job in planned:
+        config = job.config
+        if config.launch.device == "cuda" and request.gpus_per_node == 0:
+            remedy = "Give --gpus-per-node, or launch.device=cpu."
+            raise UserError("launch.device", "cuda", "the job asks for no GPU", remedy)
+        if config.launch.device == "cpu":
+            import torch
+
+            choose_backend(config.launch.backend, torch.device("cpu"))
+        _check_free(job.run_dir)
+        _check_continues(job)
+        tree = config.model_dump(mode="json")
+        tree["tracking"], tree["train"]["seed"] = None, None
+        key = json.dumps(tree, sort_keys=True)
+        if key not in seen:
+            seen.add(key)
+            data = open_data(config, request.nodes * config.launch.nproc)
+            check_prototypes(config, len(data.classes))
+    first = planned[0]
+    runs = [_planned(job) for job in planned]
+    text = slurm.script(request, runs, _folder_of(planned, first.name), f"dl2pa-{first.name}")
+    slurm.check_with_cluster(text)
+
+
+def _check_free(run_dir: Path) -> None:
+    from dl2pa.training.rundir import RunDirectory, is_owned
+
+    job = jobs.is_live(run_dir)
+    if job is not None:
+        remedy = f"Wait for it, `dl2pa cancel {job}`, or choose another --run-dir."
+        raise UserError("run-dir", str(run_dir), f"job {job} has it", remedy)
+    if run_dir.exists() and is_owned(RunDirectory(run_dir)):
+        remedy = "Wait for it, stop it, or choose another --run-dir."
+        raise UserError("run-dir", str(run_dir), "a process is training in it", remedy)
+
+
+def _check_continues(job: Job) -> None:
+    """A directory that holds another training is refused here, not by the job."""
+    from dl2pa.training.checkpoint import CheckpointStore
+    from dl2pa.training.compatibility import check_resumable, identity_of
+    from dl2pa.training.rundir import RunDirectory
+
+    run = RunDirectory(job.run_dir)
+    if run.config.is_file() and CheckpointStore(run.checkpoints, 1, False).steps():
+        check_resumable(identity_of(load_config(run.config)), identity_of(job.config))
+
+
+def _folder_of(planned: Sequence[Job], name: str) -> Path:
+    """Where submitit and the job's log go: in the run, or beside an array's runs."""
+    if len(planned) == 1:
+        return planned[0].run_dir / "slurm"
+    return planned[0].run_dir.parent / f"{name}-array"
+
+
+def _planned(job: Job) -> slurm.Planned:
+    return slurm.Planned(job.run_dir, job.run_dir / "slurm/config.yaml", job.config.launch.nproc)
+
+
+def queue(planned: Sequence[Job], request: slurm.Request, name: str) -> list[dict[str, Any]]:
+    """Write the snapshots and queue the jobs; returns what `job.json` says of each.
+
+    Raises:
+        UserError: somebody else submits the same run, or SLURM refuses.
+    """
+    from dl2pa.training.environment import code_version
+
+    folder = _folder_of(planned, name)
+    if len(planned) > 1:
+        sweep = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        planned = [_tagged(job, sweep) for job in planned]
+    code = code_version()
+    with ExitStack() as locks:
+        for job in planned:
+            locks.enter_context(_submitting(job.run_dir))
+            _check_free(job.run_dir)
+            _snapshot(job, code)
+        ids = slurm.submit(request, [_planned(job) for job in planned], folder, f"dl2pa-{name}")
+        submitted: list[dict[str, Any]] = []
+        for job, job_id in zip(planned, ids, strict=True):
+            fields = {
+                "job_id": job_id,
+                "run_dir": str(job.run_dir),
+                "log": str(slurm.log_of(job_id, folder)),
+                "name": job.name,
+                "cwd": str(Path.cwd()),
+                "request": request.as_dict(),
+                "code": {k: v for k, v in code.items() if k != "diff"},
+            }
+            jobs.write_job(job.run_dir, fields)
+            submitted.append(fields)
+    return submitted
+
+
+def _tagged(job: Job, sweep: str) -> Job:
+    tree = merge(job.config.model_dump(mode="json"), {"tracking": {"tags": {"sweep": sweep}}})
+    return Job(parse_config(tree), job.run_dir, job.name)
+
+
+@contextmanager
+def _submitting(run_dir: Path) -> Generator[None]:
+    """Only one submission of a run at a time."""
+    place = run_dir / "slurm"
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        file = (place / "submit.lock").open("a+", encoding="utf-8")
+    except OSError as error:
+        message = f"cannot be written ({error.strerror})"
+        raise UserError("run-dir", str(run_dir), message, "Choose another with --run-dir.") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            remedy = "Wait for it."
+            raise UserError(
+                "run-dir", str(run_dir), "is being submitted by another process", remedy
+            ) from None
+        yield
+
+
+def _snapshot(job: Job, code: dict[str, Any]) -> None:
+    """What the job runs: the resolved configuration (readable by its owner only: it may name a server with its
+    password) and the code's version."""
+    place = job.run_dir / "slurm"
+    config = place / "config.yaml"
+    config.touch(mode=0o600)
+    config.write_text(dump_config(job.config), encoding="utf-8")
+    (place / "code.diff").write_text(code["diff"] or "", encoding="utf-8")
+    (job.run_dir / "cancelled").unlink(missing_ok=True)
+    for counter in place.glob("without-progress.*"):
+        counter.unlink()
+
+
+def _tell(submitted: Sequence[dict[str, Any]], planned: Sequence[Job], as_json: bool) -> None:
+    from dl2pa.tracking import redact
+
+    shown = [{k: fields[k] for k in ("job_id", "run_dir", "log")} for fields in submitted]
+    uri = planned[0].config.tracking.uri
+    spools = not planned[0].config.tracking.enabled or uri == "none"
+    result: dict[str, Any] = dict(shown[0])
+    if len(shown) > 1:
+        result = {
+            "job_id": shown[0]["job_id"].partition("_")[0],
+            "run_dir": str(planned[0].run_dir.parent),
+            "log": str(Path(shown[0]["log"]).parent),
+            "jobs": shown,
+        }
+    result["mlflow"] = None if spools else redact(str(uri))
+    if as_json:
+        say(result, True, "")
+        return
+    listed = {k: v for k, v in result.items() if k != "jobs"}
+    if spools:
+        listed["mlflow"] = f"events are spooled; `dl2pa sync {planned[0].run_dir}` sends them"
+    else:
+        listed["mlflow"] = f"{listed['mlflow']}, experiment {planned[0].config.tracking.experiment}"
+    say(listed, False, "submitted:" if len(shown) == 1 else f"submitted {len(shown)} runs:")
+    for fields in shown if len(shown) > 1 else []:
+        note(f"  {fields['job_id']:<12} {fields['run_dir']}")
+    sys.stdout.flush()

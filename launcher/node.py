@@ -1,0 +1,127 @@
+"""A machine's place in a SLURM step of one task a node: which one it is, where the processes meet, over what."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import socket
+import struct
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+from dl2pa.errors import UserError
+
+SUPERVISED = "DL2PA_SUPERVISED"
+"""Environment variable: the batch shell decides what follows, and reads it from the run directory."""
+_STOP_SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
+_SIOCGIFADDR = 0x8915
+_PORTS = (10000, 30000)
+
+
+@dataclass(frozen=True)
+class Node:
+    """One of `count` machines; `index` 0 holds rank 0 and the store at `head`:`port`."""
+
+    index: int
+    count: int
+    head: str
+    port: int
+    rendezvous: str
+    """Name of this meeting, the same on all nodes and different at every attempt."""
+
+    def torchrun_options(self) -> list[str]:
+        """Static rendezvous: ranks follow the node list and nothing depends on host names matching."""
+        if self.count == 1:
+            return ["--standalone"]
+        return [
+            f"--nnodes={self.count}",
+            f"--node-rank={self.index}",
+            "--rdzv-backend=static",
+            f"--master-addr={self.head}",
+            f"--master-port={self.port}",
+            f"--rdzv-id={self.rendezvous}",
+        ]
+
+    def interface(self) -> str | None:
+        """Network interface by which this node reaches the head; None where that cannot be told."""
+        return "lo" if self.count == 1 else interface_towards(self.head)
+
+
+def this_node(env: Mapping[str, str] = os.environ) -> Node:
+    """This process's place in its SLURM step; the only node where it is in none.
+
+    Raises:
+        UserError: several tasks a node, or a head node whose name does not resolve here.
+    """
+    count = int(env.get("SLURM_STEP_NUM_NODES", "1"))
+    if "SLURM_STEP_ID" not in env or (count == 1 and int(env.get("SLURM_STEP_NUM_TASKS", "1")) == 1):
+        return Node(0, 1, "localhost", 0, "local")
+    tasks = int(env.get("SLURM_STEP_NUM_TASKS", str(count)))
+    if tasks != count:
+        message = f"runs {tasks} tasks on {count} node(s); torchrun starts the processes of a node"
+        raise UserError("srun --ntasks", tasks, message, "Use srun --ntasks-per-node=1.")
+    job = int(env["SLURM_JOB_ID"])
+    attempt = int(env.get("SLURM_RESTART_COUNT", "0"))
+    head = env.get("DL2PA_HEAD") or _first_host(env)
+    port = int(env.get("DL2PA_PORT") or _PORTS[0] + (job * 13 + attempt * 211) % (_PORTS[1] - _PORTS[0]))
+    _check_resolves(head)
+    return Node(int(env.get("SLURM_NODEID", "0")), count, head, port, f"{job}.{attempt}")
+
+
+def run_task(arguments: Sequence[str]) -> NoReturn:
+    """What submitit starts on every node: `dl2pa train` in place of this process, its state in the run directory.
+
+    submitit's own handlers, which would requeue from here, go with the program they belong to; the signals they
+    were for wait until the new program listens.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+    for number in (*_STOP_SIGNALS, signal.SIGCONT):
+        signal.signal(number, signal.SIG_DFL)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, [sys.executable, "-u", "-m", "dl2pa", *arguments])
+
+
+def listen_again() -> None:
+    """Let through the stop signals that `run_task` held back; their handlers are in place."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
+
+
+def interface_towards(host: str) -> str | None:
+    """The network interface whose address this machine uses to reach `host`."""
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((host, 9))  # sends nothing: it only chooses a route
+            address = probe.getsockname()[0]
+            names = [name for _, name in socket.if_nameindex()]
+            return next((n for n in names if _address_of(probe, n) == address), None)
+    except OSError:
+        return None
+
+
+def _address_of(probe: socket.socket, interface: str) -> str | None:
+    request = struct.pack("256s", interface.encode()[:15])
+    try:
+        return socket.inet_ntoa(fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, request)[20:24])
+    except OSError:
+        return None
+
+
+def _first_host(env: Mapping[str, str]) -> str:
+    from submitit.slurm.slurm import SlurmJobEnvironment
+
+    names = SlurmJobEnvironment().hostnames
+    return names[0] if names else env.get("SLURMD_NODENAME", socket.gethostname())
+
+
+def _check_resolves(host: str) -> None:
+    try:
+        socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except OSError as error:
+        here = os.environ.get("SLURMD_NODENAME", socket.gethostname())
+        message = f"the first node's name does not resolve on {here} ({error.strerror})"
+        remedy = "Ask the cluster for name resolution between nodes, or set DL2PA_HEAD to its address."
+        raise UserError("node name", host, message, remedy) from None

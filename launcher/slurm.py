@@ -1,0 +1,239 @@
+"""Submission to SLURM through submitit: the request, its checks, the script, and the job's number."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from dl2pa.errors import UserError
+from launcher.containers import Container
+from launcher.node import run_task
+
+SUPERVISE = Path(__file__).with_name("supervise.sh")
+_TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
+_LINGER_S = 120
+_START_UP_S = 60
+"""What a start and a first step take at the least: a time limit without room for them never gets anywhere."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a job asks of the cluster; None leaves the cluster's default.
+
+    Args:
+        gpus_per_node: also the processes a node; 0 asks for none and starts `processes_per_node` on processors.
+        time: limit as SLURM writes it: minutes, or [days-]hours:minutes:seconds.
+        cpus_per_gpu: cores of each process.
+        after: job that must have ended well before.
+        stop_before: seconds before the time limit at which the run saves and requeues.
+    """
+
+    nodes: int = 1
+    gpus_per_node: int = 1
+    time: str | None = None
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    exclude: str | None = None
+    mem: str | None = None
+    cpus_per_gpu: int | None = None
+    container: str | None = None
+    after: str | None = None
+    stop_before: int = 180
+
+    def merged(self, given: Mapping[str, Any]) -> Request:
+        """This request with what was given changed; for a run submitted again."""
+        return replace(self, **{k: v for k, v in given.items() if v is not None})
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run about to be submitted: its directory and its snapshot of the configuration."""
+
+    run_dir: Path
+    config: Path
+    processes: int
+
+
+def check_request(request: Request) -> None:
+    """Refuse what no cluster could run.
+
+    Raises:
+        UserError: naming the option at fault.
+    """
+    if shutil.which("sbatch") is None:
+        remedy = "Log in to a host that can submit, or train here with `dl2pa train`."
+        raise UserError("sbatch", None, "SLURM's commands are not on this machine", remedy)
+    for name, value, least in (
+        ("--nodes", request.nodes, 1),
+        ("--gpus-per-node", request.gpus_per_node, 0),
+        ("--cpus-per-gpu", request.cpus_per_gpu, 1),
+        ("--stop-before", request.stop_before, 10),
+    ):
+        if value is not None and value < least:
+            raise UserError(name, value, f"must be at least {least}", f"Give {least} or more.")
+    if request.time is None:
+        return
+    seconds = seconds_of(request.time)
+    if seconds is None:
+        raise UserError("--time", request.time, "is no time limit", "Write minutes, H:MM:SS or D-HH:MM:SS.")
+    if seconds < request.stop_before + _START_UP_S:
+        message = f"leaves no time to train: the run saves {request.stop_before} s before the limit"
+        raise UserError("--time", request.time, message, "Give more time, or a shorter --stop-before.")
+
+
+def seconds_of(time: str) -> int | None:
+    """A SLURM time limit in seconds: minutes[:seconds], hours:minutes:seconds or days-hours[:minutes[:seconds]]."""
+    match = _TIME.fullmatch(time)
+    if match is None:
+        return None
+    days, first, second, third = (None if g is None else int(g) for g in match.groups())
+    assert first is not None
+    if days is not None:
+        return ((days * 24 + first) * 60 + (second or 0)) * 60 + (third or 0)
+    if third is not None:
+        return (first * 60 + (second or 0)) * 60 + third
+    return first * 60 + (second or 0)
+
+
+def script(request: Request, runs: Sequence[Planned], folder: Path, name: str) -> str:
+    """The exact text given to sbatch."""
+    executor = _executor(request, runs, folder, name)
+    if len(runs) > 1:
+        executor.parameters["map_count"] = len(runs)
+    return str(executor._make_submission_file_text(executor._submitit_command_str, "dry-run"))
+
+
+def check_with_cluster(text: str) -> None:
+    """Let SLURM itself say whether it could ever run the script; queues nothing.
+
+    Raises:
+        UserError: with SLURM's words.
+    """
+    done = subprocess.run(["sbatch", "--test-only"], input=text, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        lines = [line.partition("error: ")[2] or line for line in done.stderr.splitlines() if line.strip()]
+        said = "; ".join(line.removeprefix("allocation failure: ") for line in lines)
+        raise UserError("resources", _summary(text), f"SLURM refuses it: {said}", "See `sinfo`.")
+
+
+def submit(request: Request, runs: Sequence[Planned], folder: Path, name: str) -> list[str]:
+    """Queue the runs, several as one array; returns the jobs' numbers, `N` or `N_K`.
+
+    Raises:
+        UserError: sbatch refuses.
+    """
+    from submitit.core.utils import FailedJobError
+
+    executor = _executor(request, runs, folder, name)
+    try:
+        if len(runs) == 1:
+            return [executor.submit(run_task, _arguments(runs[0])).job_id]
+        with executor.batch():
+            jobs = [executor.submit(run_task, _arguments(run)) for run in runs]
+        return [job.job_id for job in jobs]
+    except (FailedJobError, subprocess.CalledProcessError, OSError, RuntimeError) as error:
+        raise UserError("sbatch", name, f"failed: {error}", "Ask the cluster, or try again.") from None
+
+
+def log_of(job_id: str, folder: Path) -> Path:
+    """Where the job's log goes: the batch shell's words, rank 0's and whatever a node met."""
+    return folder / f"job-{job_id}.log"
+
+
+def _arguments(run: Planned) -> list[str]:
+    return ["train", str(run.config), "--run-dir", str(run.run_dir)]
+
+
+def _executor(request: Request, runs: Sequence[Planned], folder: Path, name: str) -> Any:
+    from submitit.slurm.slurm import SlurmExecutor
+
+    container = Container.find(request.container, runs) if request.container else None
+    executor = SlurmExecutor(folder=folder, python=_task_command(request, container))
+    log = log_of("%A_%a" if len(runs) > 1 else "%j", folder)
+    processes = max(1, request.gpus_per_node or runs[0].processes)
+    given: dict[str, Any] = {
+        "partition": request.partition,
+        "account": request.account,
+        "qos": request.qos,
+        "constraint": request.constraint,
+        "exclude": request.exclude,
+        "mem": request.mem,
+        "gpus_per_node": request.gpus_per_node or None,
+        "cpus_per_task": request.cpus_per_gpu * processes if request.cpus_per_gpu else None,
+        "dependency": f"afterok:{request.after}" if request.after else None,
+    }
+    extra: dict[str, Any] = {
+        "requeue": True,
+        # To the batch shell only: it leaves the stop file in the run directory, which no container can hide.
+        "signal": f"B:USR2@{request.stop_before}",
+        "output": str(log),
+        "error": str(log),
+        "chdir": str(Path.cwd()),
+    }
+    if request.time is not None:
+        extra["time"] = request.time
+    executor.update_parameters(
+        job_name=name,
+        nodes=request.nodes,
+        ntasks_per_node=1,
+        comment="dl2pa",
+        setup=_setup(runs),
+        use_srun=False,  # ours stands in the command
+        additional_parameters=extra,
+        # submitit's own defaults, which are not this cluster's.
+        time=None,
+        wckey=None,
+        **{k: v for k, v in given.items() if v is not None},
+    )
+    return executor
+
+
+def _setup(runs: Sequence[Planned]) -> list[str]:
+    paths = " ".join(shlex.quote(str(run.run_dir)) for run in runs)
+    return [
+        SUPERVISE.read_text(encoding="utf-8"),
+        'guard "$@"',
+        f"runs=({paths})",
+        "run=${runs[${SLURM_ARRAY_TASK_ID:-0}]}",
+    ]
+
+
+def _task_command(request: Request, container: Container | None) -> str:
+    """What stands before `-u -m submitit.core._submit FOLDER`: the supervisor, srun, the container, Python."""
+    srun = [
+        "srun",
+        "--kill-on-bad-exit=1",
+        f"--wait={_LINGER_S}",
+        "--ntasks-per-node=1",
+        f"--nodes={request.nodes}",
+        f"--ntasks={request.nodes}",
+        "--unbuffered",
+    ]
+    if request.gpus_per_node:
+        srun.append("--gpu-bind=none")  # every process of a node may reach every GPU of the node
+    if request.cpus_per_gpu:
+        # Since 22.05 srun does not take this over from sbatch.
+        srun.append(f"--cpus-per-task={request.cpus_per_gpu * max(1, request.gpus_per_node)}")
+    python = [sys.executable]
+    if container is not None:
+        srun, python = [*srun, *container.srun_options()], [*container.prefix(), "python"]
+    return f'supervise "$run" {shlex.join([*srun, *python])}'
+
+
+def _summary(text: str) -> str:
+    """The request in the script's own words."""
+    wanted = ("nodes", "gpus-per-node", "partition", "time", "mem", "cpus-per-task", "qos", "account")
+    found = re.findall(r"^#SBATCH --([a-z-]+)=(.*)$", text, re.MULTILINE)
+    return " ".join(f"--{key}={value}" for key, value in found if key in wanted)

@@ -77,7 +77,9 @@ def _leave_word(run_dir: Path, error: Exception) -> None:
     from dl2pa.training.run import report_node_error
     from dl2pa.training.rundir import RunDirectory
 
-    report_node_error(RunDirectory(run_dir), os.environ.get("SLURM_NODEID", "0"), error)
+    run = RunDirectory(run_dir)
+    if not run.errors(os.environ.get("DL2PA_LAUNCHED", "")):
+        report_node_error(run, os.environ.get("SLURM_NODEID", "0"), error)
 
 
 def _train_as_rank(config: Config, run_dir: Path, name: str) -> int:

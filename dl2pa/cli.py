@@ -89,7 +89,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     bench.add_argument("--dim", type=int, default=512)
     bench.add_argument("--rounds", type=int, default=5, metavar="N")
-    add("doctor", "Check versions, devices, DALI, SLURM, MLflow and write access.")
+    doctor = add("doctor", "Check versions, devices, DALI, SLURM, MLflow and write access.")
+    doctor.add_argument("--cluster", action="store_true", help="look from a node too, by a job of a minute")
+    doctor.add_argument("--partition", metavar="P", help="where that job runs")
     return parser
 
 

@@ -7,27 +7,16 @@ import importlib.util
 import os
 import platform
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from dl2pa.commands import cluster_health
+from dl2pa.commands.finding import Finding
 from dl2pa.commands.output import say
 from dl2pa.errors import EXIT_DONE, EXIT_FAILURE
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One check: whether it is fine, what was seen, what to do if not. Only `needed` ones fail the command."""
-
-    name: str
-    ok: bool
-    seen: str
-    remedy: str = ""
-    needed: bool = True
 
 
 def run(args: argparse.Namespace) -> int:
@@ -39,10 +28,10 @@ def run(args: argparse.Namespace) -> int:
         _memory,
         _write_access,
         _data,
-        _slurm,
         _mlflow,
     ]
     findings = [check() for check in checks]
+    findings += cluster_health.findings(on_a_node=args.cluster, partition=args.partition)
     broken = [f for f in findings if f.needed and not f.ok]
     if args.json:
         rows = {f.name: {"ok": f.ok, "seen": f.seen, "remedy": f.remedy or None} for f in findings}
@@ -150,15 +139,6 @@ def _data() -> Finding:
         return Finding("DL2PA_DATA", False, "not set", "Set it, or data.root in the configuration.", False)
     return Finding(
         "DL2PA_DATA", Path(root).is_dir(), root, "The folder does not exist: mount or create it.", False
-    )
-
-
-def _slurm() -> Finding:
-    if shutil.which("sbatch") is None:
-        return Finding("slurm", False, "sbatch not found", "Only needed to submit jobs.", False)
-    done = subprocess.run(["sinfo", "--version"], capture_output=True, text=True, timeout=10, check=False)
-    return Finding(
-        "slurm", done.returncode == 0, (done.stdout or done.stderr).strip(), "Ask the cluster.", False
     )
 
 

@@ -114,10 +114,11 @@ def _plan(
 
 
 def _for_job(config: Config, request: slurm.Request, name: str) -> Config:
-    """The configuration as the job runs it: its processes, its name, and a spool where no server was named."""
-    changes: dict[str, Any] = {"launch": {"nproc": request.gpus_per_node or config.launch.nproc}}
-    uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or "none"
-    changes["tracking"] = {"run_name": config.tracking.run_name or name, "uri": uri}
+    """The configuration as the job runs it: its processes and its name."""
+    changes = {
+        "launch": {"nproc": request.gpus_per_node or config.launch.nproc},
+        "tracking": {"run_name": config.tracking.run_name or name},
+    }
     return parse_config(merge(config.model_dump(mode="json"), changes))
 
 
@@ -268,8 +269,9 @@ def _tell(submitted: Sequence[dict[str, Any]], planned: Sequence[Job], as_json: 
     from dl2pa.tracking import redact
 
     shown = [{k: fields[k] for k in ("job_id", "run_dir", "log")} for fields in submitted]
-    uri = planned[0].config.tracking.uri
-    spools = not planned[0].config.tracking.enabled or uri == "none"
+    tracking = planned[0].config.tracking
+    uri = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or "none"
+    spools = not tracking.enabled or uri == "none"
     result: dict[str, Any] = dict(shown[0])
     if len(shown) > 1:
         result = {
@@ -278,7 +280,7 @@ def _tell(submitted: Sequence[dict[str, Any]], planned: Sequence[Job], as_json: 
             "log": str(Path(shown[0]["log"]).parent),
             "jobs": shown,
         }
-    result["mlflow"] = None if spools else redact(str(uri))
+    result["mlflow"] = None if spools else redact(uri)
     if as_json:
         say(result, True, "")
         return
@@ -286,7 +288,7 @@ def _tell(submitted: Sequence[dict[str, Any]], planned: Sequence[Job], as_json: 
     if spools:
         listed["mlflow"] = f"events are spooled; `dl2pa sync {planned[0].run_dir}` sends them"
     else:
-        listed["mlflow"] = f"{listed['mlflow']}, experiment {planned[0].config.tracking.experiment}"
+        listed["mlflow"] = f"{listed['mlflow']}, experiment {tracking.experiment}"
     say(listed, False, "submitted:" if len(shown) == 1 else f"submitted {len(shown)} runs:")
     for fields in shown if len(shown) > 1 else []:
         note(f"  {fields['job_id']:<12} {fields['run_dir']}")

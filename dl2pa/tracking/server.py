@@ -71,10 +71,14 @@ def local_uri(base: Path) -> str:
 
 
 def choose_uri(configured: str | None, base: Path) -> str | None:
-    """Where to send: the configuration's, else MLFLOW_TRACKING_URI's, else a local store; None to spool only."""
+    """Where to send: the configuration's, else MLFLOW_TRACKING_URI's, else a local store; None to spool only.
+
+    A job on a cluster's nodes has no local store: SQLite on a shared file system locks up or breaks.
+    """
     if configured == "none":
         return None
-    return configured or os.environ.get("MLFLOW_TRACKING_URI") or local_uri(base)
+    named = configured or os.environ.get("MLFLOW_TRACKING_URI")
+    return named or (None if os.environ.get("DL2PA_SUPERVISED") else local_uri(base))
 
 
 def set_client_defaults() -> None:

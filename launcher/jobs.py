@@ -140,9 +140,21 @@ def cancel(job_ids: Sequence[str]) -> None:
         )
 
 
-def signal_steps(job_ids: Sequence[str], name: str) -> None:
-    """Send a signal to the jobs' processes, not to their batch shells; jobs that have ended are no error."""
-    subprocess.run(["scancel", f"--signal={name}", *job_ids], capture_output=True, check=False)
+def kill_steps(job_ids: Sequence[str], wait_s: float = 5.0) -> None:
+    """End the jobs' processes, so that a cancellation that follows finds none to warn; no error where none runs.
+
+    By HUP, which the launcher does not survive and nothing survives the launcher: SLURM takes a KILL for a
+    cancellation and sends TERM first.
+    """
+    subprocess.run(["scancel", "--signal=HUP", *job_ids], capture_output=True, check=False)
+    deadline = time.monotonic() + wait_s
+    while time.monotonic() < deadline:
+        steps = (
+            _output(["squeue", "--noheader", "--steps", "--format=%i", f"--jobs={','.join(job_ids)}"]) or ""
+        )
+        if all(step.endswith((".batch", ".extern")) for step in steps.split()):
+            return
+        time.sleep(0.1)
 
 
 def _queued() -> dict[str, JobState]:

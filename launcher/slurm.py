@@ -160,9 +160,9 @@ def _executor(request: Request, runs: Sequence[Planned], folder: Path, name: str
     from submitit.slurm.slurm import SlurmExecutor
 
     container = Container.find(request.container, runs) if request.container else None
-    executor = SlurmExecutor(folder=folder, python=_task_command(request, container))
-    log = log_of("%A_%a" if len(runs) > 1 else "%j", folder)
     processes = max(1, request.gpus_per_node or runs[0].processes)
+    executor = SlurmExecutor(folder=folder, python=_task_command(request, container, processes))
+    log = log_of("%A_%a" if len(runs) > 1 else "%j", folder)
     given: dict[str, Any] = {
         "partition": request.partition,
         "account": request.account,
@@ -210,7 +210,7 @@ def _setup(runs: Sequence[Planned]) -> list[str]:
     ]
 
 
-def _task_command(request: Request, container: Container | None) -> str:
+def _task_command(request: Request, container: Container | None, processes: int) -> str:
     """What stands before `-u -m submitit.core._submit FOLDER`: the supervisor, srun, the container, Python."""
     srun = [
         "srun",
@@ -225,7 +225,7 @@ def _task_command(request: Request, container: Container | None) -> str:
         srun.append("--gpu-bind=none")  # every process of a node may reach every GPU of the node
     if request.cpus_per_gpu:
         # Since 22.05 srun does not take this over from sbatch.
-        srun.append(f"--cpus-per-task={request.cpus_per_gpu * max(1, request.gpus_per_node)}")
+        srun.append(f"--cpus-per-task={request.cpus_per_gpu * processes}")
     python = [sys.executable]
     if container is not None:
         srun, python = [*srun, *container.srun_options()], [*container.prefix(), "python"]

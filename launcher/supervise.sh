@@ -64,7 +64,8 @@ _decide() {
   attempt=$(_status "$run" attempt)
   state=$(_status "$run" state)
   step=$(_saved_step "$run")
-  [[ ${attempt:-0} -gt ${3:-0} ]] || state="never started"
+  # Without an attempt of its own the status is an old one; a finished run has none when nothing was left to do.
+  [[ ${attempt:-0} -gt ${3:-0} || $state == finished && $code == 0 && ! -e $run/stop ]] || state="never started"
   if [[ $state == finished ]]; then
     _say "finished"
     return 0
@@ -102,7 +103,7 @@ _is_final() {
 # job stays cancelled.
 _is_ours() {
   local job now state
-  job=$(scontrol show job -o "$SLURM_JOB_ID" 2>/dev/null) || return 0
+  job=$(scontrol show job -o "$(_job)" 2>/dev/null) || return 0 # an array's own number would show all its elements
   now=$(sed -n 's/.* Restarts=\([0-9]*\).*/\1/p' <<<"$job")
   state=$(sed -n 's/.* JobState=\([A-Z_]*\).*/\1/p' <<<"$job")
   if [[ $state == CANCELLED ]]; then

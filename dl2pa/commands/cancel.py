@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
             done[job_id] = "saving and stopping"
             continue
         if args.now:
-            jobs.signal_steps([job_id], "KILL")
+            jobs.kill_steps([job_id])
         jobs.cancel([job_id])
         done[job_id] = "cancelled"
     if args.json:

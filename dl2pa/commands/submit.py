@@ -6,6 +6,7 @@ import argparse
 import fcntl
 import itertools
 import json
+import math
 import os
 import re
 import sys
@@ -66,15 +67,18 @@ def expand(config: Path, overrides: Sequence[str], sweeps: Sequence[str]) -> lis
         UserError: a sweep that cannot be read, or too many runs.
     """
     axes = [_axis(text) for text in sweeps]
-    combinations = list(itertools.product(*axes))
-    if len(combinations) > _MAX_RUNS:
-        raise UserError("--array", len(combinations), f"more than {_MAX_RUNS} runs", "Submit it in parts.")
+    _check_count(math.prod(len(axis) for axis in axes))
     found: list[tuple[Path, list[str]]] = []
-    for combination in combinations:
+    for combination in itertools.product(*axes):
         files = [Path(value) for key, value in combination if key == "config"]
         keys = [f"{key}={value}" for key, value in combination if key != "config"]
         found.append((files[-1] if files else config, [*overrides, *keys]))
     return found
+
+
+def _check_count(runs: int) -> None:
+    if runs > _MAX_RUNS:
+        raise UserError("--array", runs, f"more than {_MAX_RUNS} runs", "Submit it in parts.")
 
 
 def _axis(text: str) -> list[tuple[str, str]]:
@@ -82,6 +86,7 @@ def _axis(text: str) -> list[tuple[str, str]]:
     span = _RANGE.fullmatch(values)
     if span is not None:
         low, high = int(span[1]), int(span[2])
+        _check_count(high - low + 1)
         found = [str(n) for n in range(low, high + 1)]
     else:
         found = [value for value in _split(values) if value]

@@ -6,6 +6,7 @@ import datetime
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -105,6 +106,7 @@ class Submitted:
     job: str
     run: Path
     log_file: Path
+    helpers: Any
 
     @property
     def status(self) -> dict[str, Any]:
@@ -126,6 +128,23 @@ class Submitted:
             return status.get("attempt", 0) >= attempt and status.get("step", 0) >= step
 
         self.cluster.wait(reached, f"step {step} of attempt {attempt}:\n{self.log}", self.job)
+
+    def reach_time_limit(self) -> None:
+        """Move the limit to where only the seconds reserved for saving are left, until the job is requeued.
+
+        SLURM looks at limits every half minute, which this short run would not live to see: it is held meanwhile.
+        """
+        ranks = [p.pid for p in self.helpers.processes_of(self.run) if p.kind == "rank"]
+        for pid in ranks:
+            os.kill(pid, signal.SIGSTOP)
+        command("scontrol", "update", f"jobid={self.job}", "TimeLimit=2")
+        try:
+            self.cluster.wait(lambda: "asked to stop" in self.log, "SLURM warns of the limit")
+        finally:
+            for pid in ranks:
+                os.kill(pid, signal.SIGCONT)
+        self.cluster.wait(lambda: self.cluster.state(self.job) == "PENDING", f"requeued:\n{self.log}")
+        command("scontrol", "update", f"jobid={self.job}", "TimeLimit=5")
 
     def finish(self) -> str:
         return self.cluster.finish(self.job)
@@ -188,7 +207,7 @@ def submit(
         assert done.returncode == 0, done.stderr
         told = json.loads(done.stdout.splitlines()[-1])
         jobs.append(told["job_id"])
-        return Submitted(cluster, told["job_id"], Path(told["run_dir"]), Path(told["log"]))
+        return Submitted(cluster, told["job_id"], Path(told["run_dir"]), Path(told["log"]), helpers)
 
     yield make
     for job in jobs:

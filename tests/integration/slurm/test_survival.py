@@ -81,10 +81,7 @@ def test_a_preempted_job_saves_within_its_grace_and_goes_on(
 def test_a_job_at_its_time_limit_saves_and_goes_on(submit: Any, undisturbed: Path, helpers: Any) -> None:
     job = submit(LONG, "--time=5")
     job.wait_for_step(40)
-    # The limit moves to where only the seconds reserved for saving are left.
-    subprocess.run(["scontrol", "update", f"jobid={job.job}", "TimeLimit=2"], check=True)
-    job.cluster.wait(lambda: job.cluster.state(job.job) == "PENDING", f"requeued:\n{job.log}")
-    subprocess.run(["scontrol", "update", f"jobid={job.job}", "TimeLimit=5"], check=True)
+    job.reach_time_limit()
     assert_survived(job, undisturbed, helpers, saved=40)
 
 

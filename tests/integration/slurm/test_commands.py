@@ -1,0 +1,225 @@
+"""The commands of the cluster's user: what is refused, arrays, watching, stopping, going on elsewhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[4] / "shared"
+
+
+def queue() -> list[str]:
+    done = subprocess.run(["squeue", "-h", "-o", "%i"], capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
+def rows_of(dl2pa: Any, *jobs: object) -> list[dict[str, Any]]:
+    done = dl2pa("jobs", *jobs, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        (["optim.lrr=1"], "optim.lrr"),
+        (["data.root=/nowhere"], "data.root"),
+        (["--nodes", "12"], "resources"),
+        (["--partition", "none"], "resources"),
+        (["--gpus-per-node", "5"], "launch.nproc"),
+        (["--gpus-per-node", "3"], "resources"),
+        (["--time", "2"], "--time"),
+        (["--time", "soon"], "--time"),
+        (["--array", "train.seed"], "--array"),
+        (["--array", "train.seed=1,1"], "--array"),
+        (["launch.device=cuda", "--gpus-per-node", "0"], "launch.device"),
+        (["--container", "image"], "--container"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_what_cannot_run_is_refused_before_it_queues(
+    arguments: list[str], field: str, dl2pa: Any, digits: Path, tmp_path: Path, helpers: Any
+) -> None:
+    before = queue()
+    config = helpers.config_with(tmp_path, digits)
+    done = dl2pa("submit", config, "--run-dir", tmp_path / "run", "--json", *arguments)
+    assert done.returncode == 2, done.stderr
+    assert json.loads(done.stdout)["error"]["field"] == field
+    assert "Traceback" not in done.stderr
+    assert queue() == before
+    assert not (tmp_path / "run/slurm/job.json").exists()
+
+
+def test_a_dry_run_shows_the_script_and_queues_nothing(
+    dl2pa: Any, digits: Path, tmp_path: Path, helpers: Any
+) -> None:
+    config, run = helpers.config_with(tmp_path, digits), tmp_path / "it's; a run"
+    before = queue()
+    done = dl2pa("submit", config, "--nodes=2", "--gpus-per-node=2", "--run-dir", run, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert queue() == before and not run.exists()
+    script = done.stdout
+    assert script.startswith("#!/bin/bash") and "#SBATCH --signal=B:USR2@180" in script
+    checked = subprocess.run(
+        ["sbatch", "--test-only"], input=script, capture_output=True, text=True, check=False
+    )
+    assert checked.returncode == 0, checked.stderr
+
+
+def test_a_directory_whose_job_is_alive_is_refused_and_a_cancelled_one_goes_on_with_fewer_nodes(
+    submit: Any, dl2pa: Any, cluster: Any, helpers: Any
+) -> None:
+    job = submit(
+        {"train": {"epochs": 8}, "checkpoint": {"every_steps": 7}, "tracking": {"uri": None}},
+        name="it's one; run",
+    )
+    job.wait_for_step(20)
+    again = dl2pa("submit", job.run.parents[1] / "config-it's one; run/small.yaml", "--run-dir", job.run)
+    assert again.returncode == 2 and f"job {job.job} has it" in again.stderr, again.stderr
+    (row,) = rows_of(dl2pa, job.job)
+    assert (row["state"], row["attempt"], row["run_dir"]) == ("RUNNING", 1, str(job.run))
+    assert row["nodes"] == "node[1-2]" and row["step"] >= 20 and row["total_steps"] == 232
+
+    assert dl2pa("cancel", job.job).returncode == 0
+    state = job.finish()
+    assert state == "FAILED", "a job that stops short is not done, for jobs that wait for it"
+    assert job.status["state"] == "stopped" and "cancelled (stopped" in job.log
+    saved = job.status["step"]
+    assert (job.run / f"checkpoints/step-{saved:09d}/COMPLETE").exists()
+
+    resumed = dl2pa("resume", job.run, "--nodes=1", "--json")
+    assert resumed.returncode == 0, resumed.stderr
+    told = json.loads(resumed.stdout.splitlines()[-1])
+    assert cluster.finish(told["job_id"]) == "COMPLETED", Path(told["log"]).read_text()
+    result = json.loads((job.run / "result.json").read_text())
+    assert (result["steps"], result["world_size"]) == (232, 2)
+    log = dl2pa("logs", told["job_id"])
+    assert f"from step {saved}" in log.stdout and "finished" in log.stdout
+    assert "Traceback" not in dl2pa("logs", job.run, "--rank", "1").stdout
+    (row,) = rows_of(dl2pa, job.run)
+    assert (row["state"], row["step"], row["run_state"]) == ("COMPLETED", 232, "finished")
+
+    synced = dl2pa("sync", job.run, "--json")
+    assert synced.returncode == 0, synced.stderr
+    assert json.loads(synced.stdout.splitlines()[-1])["left"] == 0
+
+
+def test_an_array_of_seeds_is_three_runs_of_one_sweep_listed_and_cancelled_together(
+    dl2pa: Any, digits: Path, tmp_path: Path, helpers: Any, cluster: Any
+) -> None:
+    config = helpers.config_with(tmp_path, digits, {"train": {"epochs": 200}})
+    places = ["--gpus-per-node=1", "--run-dir", tmp_path / "runs", "--json"]
+    done = dl2pa("submit", config, "--array", "train.seed=0..2", *places)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    array, ids = told["job_id"], [f"{told['job_id']}_{k}" for k in range(3)]
+    assert [entry["job_id"] for entry in told["jobs"]] == ids
+    runs = [Path(entry["run_dir"]) for entry in told["jobs"]]
+
+    def started() -> bool:
+        states = [row for row in rows_of(dl2pa, array) if row["attempt"] == 1 and row["step"] > 0]
+        return len(states) == 3
+
+    cluster.wait(started, "three runs train")
+    assert [row["job_id"] for row in rows_of(dl2pa, array)] == ids
+    assert dl2pa("cancel", array, "--now").returncode == 0
+    for job_id in ids:
+        cluster.wait(lambda job_id=job_id: cluster.is_over(job_id), f"{job_id} ends")
+    assert {row["run_state"] for row in rows_of(dl2pa, array)} == {"running"}, "nothing was saved"
+    cluster.assert_tidy(array)
+
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    for run in runs:
+        synced = dl2pa("sync", run, "--uri", uri)
+        assert synced.returncode == 0, synced.stderr
+    client = MlflowClient(uri)
+    experiments = [e.experiment_id for e in client.search_experiments()]
+    found = client.search_runs(experiments)
+    sweeps = {run.data.tags["sweep"] for run in found if "sweep" in run.data.tags}
+    assert len(found) == 3 and len(sweeps) == 1
+    assert {run.data.params["train.seed"] for run in found} == {"0", "1", "2"}
+
+
+def test_an_error_that_would_come_back_ends_the_job_at_once_and_stands_on_top_of_the_log(
+    submit: Any, dl2pa: Any
+) -> None:
+    job = submit({"optim": {"lr": 1e30}}, name="diverges")
+    assert job.finish() == "FAILED"
+    assert job.starts() == 1, job.log
+    log = dl2pa("logs", job.job)
+    assert log.stdout.startswith("=== rank ") and "finite" in log.stdout.splitlines()[1]
+    job.cluster.assert_tidy(job.job)
+
+
+def test_signals_reach_the_run_when_a_container_s_process_stands_between(
+    submit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, helpers: Any
+) -> None:
+    """A stand-in for Apptainer that forwards no signal: the batch shell's stop file goes past it."""
+    engine = tmp_path / "bin/apptainer"
+    engine.parent.mkdir()
+    engine.write_text(
+        f"#!{sys.executable}\n"
+        "import ctypes, signal, subprocess, sys\n"
+        "ctypes.CDLL(None).prctl(1, signal.SIGKILL)\n"
+        "signal.signal(signal.SIGUSR2, signal.SIG_IGN)\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "inside = sys.argv[sys.argv.index('the image') + 1:]\n"
+        f"sys.exit(subprocess.call([{sys.executable!r}, *inside[1:]]))\n"
+    )
+    engine.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{engine.parent}{os.pathsep}{os.environ['PATH']}")
+    job = submit({"train": {"epochs": 6}}, "--time=5", "--container", "the image", name="contained")
+    job.wait_for_step(20)
+    job.reach_time_limit()
+    assert job.finish() == "COMPLETED", job.log
+    assert "stopped as asked" in job.log and job.status["attempt"] == 2
+    job.cluster.assert_tidy(job.job)
+
+
+@pytest.mark.parametrize("config", ["resnet50_d512", "swin_t_d512"])
+def test_the_headline_job_is_preempted_and_finishes(
+    config: str, dl2pa: Any, cluster: Any, tmp_path: Path
+) -> None:
+    """ImageNet-1K's own configurations: a thousand classes, d = 512, real photographs, two nodes."""
+    photographs, synsets = SHARED / "data/imagenet-samples", SHARED / "data/semantic/imagenet_synsets.txt"
+    if not photographs.is_dir():
+        pytest.skip(f"{photographs} is not on this machine")
+    run = tmp_path / config
+    path = Path(__file__).resolve().parents[3] / f"configs/imagenet1k/{config}.yaml"
+    data = [f"data.root={photographs}", f"data.val_root={photographs}", f"data.classes={synsets}"]
+    size = ["train.max_steps=10", "train.batch_size=16", "train.log_every=1", "train.eval_batch_size=64"]
+    done = dl2pa("submit", path, *data, *size, "--nodes=2", "--gpus-per-node=2", "--run-dir", run, "--json")
+    assert done.returncode == 0, done.stderr
+    job_id = json.loads(done.stdout.splitlines()[-1])["job_id"]
+    log = run / f"slurm/job-{job_id}.log"
+
+    def at_step_three() -> bool:
+        status = run / "status.json"
+        return status.exists() and json.loads(status.read_text()).get("step", 0) >= 3
+
+    cluster.wait(at_step_three, "three steps")
+    urgent = ["sbatch", "--parsable", "--partition=hi", "--nodes=2", "--exclusive", "--wrap=true"]
+    subprocess.run([*urgent, f"--output={tmp_path}/hi.log"], check=True, capture_output=True)
+    assert cluster.finish(job_id) == "COMPLETED", log.read_text()
+    result = json.loads((run / "result.json").read_text())
+    assert (result["num_classes"], result["dim"], result["steps"], result["world_size"]) == (1000, 512, 10, 4)
+    assert result["num_validated"] == 256 and len(result["labels_moved"]) == 1
+    assert json.loads((run / "status.json").read_text())["attempt"] == 2
+
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    assert dl2pa("sync", run, "--uri", uri).returncode == 0
+    from mlflow import MlflowClient
+
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("imagenet1k-d512")
+    assert experiment is not None
+    (only,) = client.search_runs([experiment.experiment_id])
+    assert only.info.status == "FINISHED" and only.data.tags["dl2pa.attempt"] == "2"

@@ -13,8 +13,9 @@ from pipelines.datasets.classes import check_known, check_num_classes, load_clas
 from pipelines.datasets.digits import has_digits, write_digits
 from pipelines.datasets.folder import FolderDataset, PathTable, class_folders, index_folder, split_root
 from pipelines.datasets.stl10 import load_stl10
-from pipelines.datasets.svhn import load_svhn
+from pipelines.datasets.svhn import load_svhn, load_svhn_lt_legacy
 from pipelines.datasets.tiny_imagenet import index_tiny_imagenet
+from pipelines.longtail import long_tail
 
 __all__ = [
     "ArrayDataset",
@@ -29,12 +30,15 @@ __all__ = [
     "write_digits",
 ]
 
-DatasetName = Literal["imagefolder", "tiny_imagenet", "cifar10", "cifar100", "svhn", "stl10", "digits"]
+DatasetName = Literal[
+    "imagefolder", "tiny_imagenet", "cifar10", "cifar100", "svhn", "svhn_lt_legacy", "stl10", "digits"
+]
 
 _IN_MEMORY: dict[str, Callable[[Path, Split], ArrayDataset]] = {
     "cifar10": load_cifar10,
     "cifar100": load_cifar100,
     "svhn": load_svhn,
+    "svhn_lt_legacy": load_svhn,
     "stl10": load_stl10,
 }
 
@@ -45,6 +49,7 @@ def open_dataset(
     val_root: Path | None,
     classes: str | Path | Sequence[str] | None,
     split: Split,
+    imbalance: float | None = None,
 ) -> ArrayDataset | FolderDataset:
     """Open one half of a data set; both halves have the same classes in the same order.
 
@@ -57,6 +62,8 @@ def open_dataset(
             without images (see ``load_classes``); None takes the data set's own, for ``imagefolder`` the
             folders of the training half.
         split: which half.
+        imbalance: ``data.imbalance``: the training half is made long-tailed (see ``long_tail``), validation
+            stays whole; None leaves both as they are.
 
     Raises:
         UserError: naming the config key, its value and what to do.
@@ -72,9 +79,19 @@ def open_dataset(
     if val_root is not None and name != "imagefolder":
         remedy = "Leave it out: this data set brings its validation half with it."
         raise UserError("data.val_root", str(val_root), f"is not used by data.dataset={name}", remedy)
+    if name == "svhn_lt_legacy" and imbalance is None:
+        remedy = (
+            "Set data.imbalance=0.01 (published: 0.005, 0.01, 0.02), or data.dataset=svhn for all of SVHN."
+        )
+        raise UserError("data.imbalance", None, "svhn_lt_legacy is a long-tailed data set", remedy)
     names = load_classes(classes)
     try:
-        return _open(name, root, val_root, names, split)
+        if split == "val" or imbalance is None:
+            return _open(name, root, val_root, names, split)
+        if name == "svhn_lt_legacy":
+            return _with_own_classes(load_svhn_lt_legacy(root, imbalance), name, names)
+        whole = _open(name, root, val_root, names, split)
+        return whole.subset(long_tail(whole.labels, whole.classes, imbalance))
     except OSError as error:
         remedy = "Make it readable by the user who trains."
         where = error.filename or root
@@ -87,7 +104,7 @@ def _open(
     name: DatasetName, root: Path, val_root: Path | None, names: tuple[str, ...] | None, split: Split
 ) -> ArrayDataset | FolderDataset:
     if name in _IN_MEMORY:
-        return _open_in_memory(name, root, names, split)
+        return _with_own_classes(_IN_MEMORY[name](root, split), name, names)
     if name == "tiny_imagenet":
         return index_tiny_imagenet(root, split, names)
     if name == "digits":
@@ -96,8 +113,7 @@ def _open(
     return _open_imagefolder(root, val_root, names, split)
 
 
-def _open_in_memory(name: str, root: Path, classes: tuple[str, ...] | None, split: Split) -> ArrayDataset:
-    dataset = _IN_MEMORY[name](root, split)
+def _with_own_classes(dataset: ArrayDataset, name: str, classes: tuple[str, ...] | None) -> ArrayDataset:
     if classes is not None and classes != dataset.classes:
         remedy = "Leave it out; the order of the labels is the published one."
         raise UserError(

@@ -35,6 +35,12 @@ class ArrayDataset:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def subset(self, samples: NDArray[np.int64], labels: NDArray[np.int64] | None = None) -> ArrayDataset:
+        """The images ``samples`` [M] in that order, with labels [M] of their own where given."""
+        labels = self.labels[samples] if labels is None else labels
+        fingerprint = subset_fingerprint(self.fingerprint, samples, labels)
+        return ArrayDataset(self.images[samples], labels, self.classes, fingerprint)
+
 
 def array_dataset(
     images: NDArray[np.uint8], labels: NDArray[np.int64], classes: tuple[str, ...], source: Path
@@ -88,6 +94,14 @@ def damaged(path: Path, why: str) -> UserError:
     return UserError(
         "data.root", str(path), f"cannot be used: {why}", "Download and unpack the data set again."
     )
+
+
+def subset_fingerprint(whole: str, samples: NDArray[np.int64], labels: NDArray[np.int64]) -> str:
+    """16 hexadecimal digits of samples [M] with labels [M] taken from a data set of fingerprint ``whole``."""
+    digest = hashlib.sha256(whole.encode())
+    for column in (samples, labels):
+        digest.update(column.astype("<i8").data)
+    return digest.hexdigest()[:16]
 
 
 def _fingerprint(images: NDArray[np.uint8], labels: NDArray[np.int64]) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from dl2pa.errors import UserError
-from pipelines.datasets.arrays import Split
+from pipelines.datasets.arrays import Split, subset_fingerprint
 from pipelines.datasets.classes import check_known
 
 IMAGE_SUFFIXES = frozenset({"jpeg", "jpg", "png", "webp", "bmp"})
@@ -91,6 +91,13 @@ class FolderDataset:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def subset(self, samples: NDArray[np.int64]) -> FolderDataset:
+        """The images ``samples`` [M] in that order."""
+        files = PathTable.of(self.files[i] for i in samples.tolist())
+        labels = self.labels[samples]
+        fingerprint = subset_fingerprint(self.fingerprint, samples, labels)
+        return FolderDataset(self.root, files, labels, self.classes, fingerprint)
 
     def path(self, i: int) -> Path:
         """Where image ``i`` lies."""

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dl2pa.errors import UserError
+from pipelines.datasets import open_dataset
 from pipelines.datasets.cifar import load_cifar10, load_cifar100
 
 
@@ -129,3 +130,14 @@ def test_the_whole_of_cifar100(cifar100_root: Path, shared_data: Callable[[str],
     # The mean colour in every public recipe, which mixed-up planes would not give.
     mean = train.images.reshape(-1, 3).mean(axis=0) / 255
     assert mean.round(4).tolist() == [0.5071, 0.4865, 0.4409]
+
+
+@pytest.mark.parametrize(("imbalance", "total"), [(0.005, 9_502), (0.01, 10_847), (0.02, 12_608)])
+def test_cifar100_lt_has_its_published_total_and_the_whole_test_set(
+    cifar100_root: Path, imbalance: float, total: int
+) -> None:
+    train, val = (
+        open_dataset("cifar100", cifar100_root, None, None, split, imbalance) for split in ("train", "val")
+    )
+    assert len(train) == total
+    assert np.bincount(val.labels).tolist() == [100] * 100

@@ -91,7 +91,9 @@ def test_an_unknown_data_set() -> None:
     assert "tiny_imagenet" in error.remedy
 
 
-@pytest.mark.parametrize("name", ["tiny_imagenet", "cifar10", "cifar100", "svhn", "stl10", "digits"])
+@pytest.mark.parametrize(
+    "name", ["tiny_imagenet", "cifar10", "cifar100", "svhn", "svhn_lt_legacy", "stl10", "digits"]
+)
 def test_only_image_folders_have_a_second_root(name: str, tmp_path: Path) -> None:
     assert (
         refused(f"not used by data.dataset={name}", name=name, root=tmp_path, val_root=tmp_path).field
@@ -145,3 +147,45 @@ def test_imagenette_mini(shared_data: Callable[[str], Path]) -> None:
     whole = folder(open_dataset("imagefolder", root, None, synsets, "val"))
     assert list(whole.files) == list(val.files)
     assert [whole.classes[label] for label in whole.labels] == [val.classes[label] for label in val.labels]
+
+
+@pytest.fixture
+def many(image_tree: Tree) -> Path:
+    """Twenty training and three validation images of each of three classes."""
+    train = [f"train/{name}/{i:02d}.png" for name in ("ant", "cat", "dog") for i in range(20)]
+    return image_tree(
+        "many", *train, *(f"val/{name}/{i}.png" for name in ("ant", "cat", "dog") for i in range(3))
+    )
+
+
+def test_a_folder_is_made_long_tailed_in_training_alone(many: Path) -> None:
+    whole = folder(open_dataset("imagefolder", many, None, None, "train"))
+    train = folder(open_dataset("imagefolder", many, None, None, "train", 0.1))
+    assert np.bincount(train.labels).tolist() == [20, 6, 2]
+    assert [train.files[i].split("/")[0] for i in range(len(train))] == [
+        train.classes[k] for k in train.labels
+    ]
+    assert set(train.files) < set(whole.files)
+    assert train.read(3).decode() == f"train/{train.files[3]}"
+    val, full = (open_dataset("imagefolder", many, None, None, "val", i) for i in (0.1, None))
+    assert len(val) == 9
+    assert val.fingerprint == full.fingerprint
+
+
+def test_the_fingerprint_tells_long_tails_apart_and_is_theirs_alone(many: Path) -> None:
+    def fingerprint(imbalance: float | None) -> str:
+        return open_dataset("imagefolder", many, None, None, "train", imbalance).fingerprint
+
+    assert len({fingerprint(i) for i in (None, 0.1, 0.2, 0.5)}) == 4
+    assert fingerprint(0.1) == fingerprint(0.1)
+
+
+def test_a_folder_too_small_for_the_imbalance(many: Path) -> None:
+    error = refused("leaves the class 'dog' no training image", root=many, imbalance=0.04)
+    assert (error.field, error.value, error.remedy) == ("data.imbalance", 0.04, "Choose at least 0.05.")
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_the_authors_long_tail_has_no_balanced_form(split: str, tmp_path: Path) -> None:
+    error = refused("is a long-tailed data set", name="svhn_lt_legacy", root=tmp_path, split=split)
+    assert error.field == "data.imbalance"

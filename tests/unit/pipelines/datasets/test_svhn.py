@@ -5,7 +5,7 @@ import pytest
 from scipy.io import savemat
 
 from dl2pa.errors import UserError
-from pipelines.datasets.svhn import load_svhn
+from pipelines.datasets.svhn import load_svhn, load_svhn_lt_legacy
 
 
 def write(path: Path, count: int = 3, first_label: int = 9) -> np.ndarray:
@@ -53,3 +53,34 @@ def test_a_truncated_file(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(UserError, match="cannot be used"):
         load_svhn(tmp_path, "train")
+
+
+def write_counts(path: Path, counts: list[int]) -> np.ndarray:
+    """Images that all show the digit they are of, in digit order."""
+    digits = np.repeat(np.arange(10), counts)
+    images = np.broadcast_to(digits.astype(np.uint8), (32, 32, 3, len(digits)))
+    savemat(path, {"X": images, "y": np.where(digits == 0, 10, digits)[:, None]})
+    return digits
+
+
+def test_the_authors_long_tail_labels_the_images_after_a_short_digit_wrongly(tmp_path: Path) -> None:
+    # 20 images a digit on average, the digit 0 has 15 and 20: what follows is out of place in the first part only.
+    write_counts(tmp_path / "train_32x32.mat", [15, 25, *[20] * 8])
+    write_counts(tmp_path / "extra_32x32.mat", [20] * 10)
+    dataset = load_svhn_lt_legacy(tmp_path, 0.1)
+    shares = [int(20 * 0.1 ** (k / 9)) for k in range(10)]
+    first = sum(shares) - 5
+    assert len(dataset) == 2 * sum(shares) - 5
+    shown = dataset.images[:, 0, 0, 0]
+    whole = np.repeat(np.arange(10), shares)
+    np.testing.assert_array_equal(shown[:first], np.repeat(np.arange(10), [15, *shares[1:]]))
+    np.testing.assert_array_equal(dataset.labels[:first], whole[:first])
+    np.testing.assert_array_equal(shown[first:], whole)
+    np.testing.assert_array_equal(dataset.labels[first:], whole)
+
+
+def test_the_authors_long_tail_needs_the_extra_images(tmp_path: Path) -> None:
+    write_counts(tmp_path / "train_32x32.mat", [20] * 10)
+    with pytest.raises(UserError, match=r"no file .*extra_32x32\.mat") as caught:
+        load_svhn_lt_legacy(tmp_path, 0.1)
+    assert "extra_32x32.mat" in caught.value.remedy

@@ -83,7 +83,7 @@ def check_method(config: Config, num_classes: int) -> None:
 
 def check_loader(config: Config) -> None:
     """The loader can read the data set, and does what the recipe asks."""
-    arrays = config.data.dataset in ("cifar10", "cifar100", "svhn", "stl10")
+    arrays = config.data.dataset in ("cifar10", "cifar100", "svhn", "svhn_lt_legacy", "stl10")
     loader = config.loader
     if arrays and loader in ("dali", "torchvision"):
         raise UserError(
@@ -117,6 +117,13 @@ def check_loader(config: Config) -> None:
     if config.data.dataset == "synthetic" and config.data.num_classes is None:
         raise UserError(
             "data.num_classes", None, "synthetic data has no classes of its own", "Set data.num_classes."
+        )
+    if config.data.dataset == "synthetic" and config.data.imbalance is not None:
+        raise UserError(
+            "data.imbalance",
+            config.data.imbalance,
+            "synthetic data has no images to leave out",
+            "Remove it, or name a real data set with data.dataset.",
         )
     low, high = config.data.crop_scale
     if not 0 < low <= high:

@@ -47,15 +47,27 @@ class DataConfig(Section):
     """Which images, how they are read, cropped and augmented."""
 
     dataset: Literal[
-        "imagefolder", "tiny_imagenet", "cifar10", "cifar100", "svhn", "stl10", "digits", "synthetic"
+        "imagefolder",
+        "tiny_imagenet",
+        "cifar10",
+        "cifar100",
+        "svhn",
+        "svhn_lt_legacy",
+        "stl10",
+        "digits",
+        "synthetic",
     ] = "imagefolder"
-    """On-disk layout of the data set; `synthetic` needs no files."""
+    """On-disk layout of the data set; `synthetic` needs no files. `svhn_lt_legacy`: the authors' long-tailed SVHN, a
+    third of its training labels wrong."""
     root: str | None = None
     """Folder of the data set; defaults to the environment variable DL2PA_DATA."""
     val_root: str | None = None
     """Validation folder where it is not `root`/val (imagefolder only)."""
     num_classes: Annotated[int, Field(ge=2)] | None = None
     """Expected number of classes; checked against the data, required for `synthetic`."""
+    imbalance: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """Makes the training split long-tailed: images of the last class over those of the first. Validation stays whole.
+    Which images are kept does not depend on `train.seed`."""
     classes: str | tuple[str, ...] | None = None
     """File with one class a line, or a list: fixes the label order and may name classes without images."""
     loader: Literal["auto", "dali", "torchvision", "resident", "synthetic"] = "auto"

@@ -43,7 +43,8 @@ def check_resumable(before: dict[str, Any], now: dict[str, Any]) -> None:
     Raises:
         UserError: a change that makes it another run, naming the key and both values.
     """
-    for key in sorted(before.keys() | now.keys()):
+    # The data's fingerprint last: what the user changed has a key of its own, which says more.
+    for key in sorted(before.keys() | now.keys(), key=lambda key: (key == "data.fingerprint", key)):
         old, new = before.get(key), now.get(key)
         if old == new:
             continue

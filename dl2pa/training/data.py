@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 
 from dl2pa.config import Config
@@ -15,6 +16,7 @@ from dl2pa.training.processes import World
 from pipelines.batch import Pipeline
 from pipelines.build import Dataset, SyntheticDataset, build_pipeline, num_samples
 from pipelines.datasets import ArrayDataset, check_num_classes, open_dataset
+from pipelines.longtail import Group, class_groups
 from pipelines.order import EvalOrder, TrainOrder
 from pipelines.recipe import Recipe
 
@@ -23,11 +25,16 @@ DIGITS_ROOT = Path("data/digits")
 
 @dataclass(frozen=True)
 class DataSplits:
-    """Both halves of the data set; the same classes in the same order."""
+    """Both halves of the data set; the same classes in the same order.
+
+    Attributes:
+        groups: head, medium or tail for each class; None where the training half is not long-tailed.
+    """
 
     train: Dataset
     val: Dataset
     classes: tuple[str, ...]
+    groups: tuple[Group, ...] | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -47,7 +54,7 @@ def open_split(config: Config, split: Literal["train", "val"]) -> Dataset:
         return SyntheticDataset(count, tuple(str(c) for c in range(data.num_classes)))
     root = Path(data.root) if data.root else DIGITS_ROOT if data.dataset == "digits" else None
     val_root = Path(data.val_root) if data.val_root else None
-    dataset = open_dataset(data.dataset, root, val_root, data.classes, split)
+    dataset = open_dataset(data.dataset, root, val_root, data.classes, split, data.imbalance)
     check_num_classes(dataset, data.num_classes)
     return dataset
 
@@ -60,8 +67,8 @@ def open_data(config: Config, world_size: int) -> DataSplits:
     """
     check_loader(config)
     check_batches(config, world_size)
-    splits = DataSplits(open_split(config, "train"), open_split(config, "val"), ())
-    splits = DataSplits(splits.train, splits.val, tuple(splits.train.classes))
+    train, val = open_split(config, "train"), open_split(config, "val")
+    splits = DataSplits(train, val, tuple(train.classes), groups_of(config, train))
     if num_samples(splits.val) == 0:
         raise UserError("data.val_root", config.data.val_root, "holds no images", "Give a validation set.")
     check_lengths(config, num_samples(splits.train))
@@ -75,6 +82,14 @@ def open_data(config: Config, world_size: int) -> DataSplits:
             f"Set data.image_size={side}.",
         )
     return splits
+
+
+def groups_of(config: Config, train: Dataset) -> tuple[Group, ...] | None:
+    """Head, medium or tail for each class of the training half; None where it has no long tail."""
+    if isinstance(train, SyntheticDataset):
+        return None
+    counts = np.bincount(train.labels, minlength=len(train.classes))
+    return class_groups(counts, config.data.imbalance)
 
 
 def build_recipe(config: Config, train: bool) -> Recipe:

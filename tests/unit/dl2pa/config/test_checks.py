@@ -95,6 +95,8 @@ def test_a_method_that_can_run_is_accepted(tree: dict[str, Any]) -> None:
         ({"dataset": "imagefolder", "crop": "pad"}, "data.crop"),
         ({"dataset": "imagefolder", "crop": "pad", "loader": "torchvision"}, "data.crop"),
         ({"dataset": "synthetic"}, "data.num_classes"),
+        ({"dataset": "synthetic", "num_classes": 3, "imbalance": 0.1}, "data.imbalance"),
+        ({"dataset": "svhn_lt_legacy", "loader": "dali", "crop": "none"}, "data.loader"),
         ({"dataset": "imagefolder", "crop_scale": [0.9, 0.1]}, "data.crop_scale"),
         ({"dataset": "imagefolder", "crop_scale": [0.0, 1.0]}, "data.crop_scale"),
         ({"dataset": "imagefolder", "crop_ratio": [2.0, 0.5]}, "data.crop_ratio"),
@@ -113,6 +115,7 @@ def test_a_loader_that_cannot_read_the_data_is_refused(data: dict[str, Any], fie
         {"dataset": "imagefolder", "loader": "resident", "crop": "pad"},
         {"dataset": "cifar10", "crop": "pad"},
         {"dataset": "svhn", "crop": "none"},
+        {"dataset": "cifar100", "crop": "pad", "imbalance": 0.01},
         {"dataset": "synthetic", "num_classes": 3},
     ],
 )

@@ -68,6 +68,7 @@ def test_what_may_change_is_said(change: dict[str, Any], key: str, caplog: pytes
         ({"method": {"prototype_seed": 3}}, "method.prototype_seed"),
         ({"data": {"dataset": "cifar10"}}, "data.dataset"),
         ({"data": {"flip": 0.0}}, "data.flip"),
+        ({"data": {"imbalance": 0.01}}, "data.imbalance"),
     ],
 )
 def test_what_makes_it_another_run_is_refused_with_both_values(change: dict[str, Any], key: str) -> None:
@@ -85,6 +86,12 @@ def test_other_images_are_another_run() -> None:
     with pytest.raises(UserError, match="images differ") as caught:
         check_resumable(identity({}), identity({}, fingerprint="other"))
     assert caught.value.field == "data.root"
+
+
+def test_images_that_differ_for_a_reason_are_told_by_the_reason() -> None:
+    with pytest.raises(UserError) as caught:
+        check_resumable(identity({}), identity({"data": {"imbalance": 0.01}}, fingerprint="other"))
+    assert (caught.value.field, caught.value.value) == ("data.imbalance", 0.01)
 
 
 def test_a_key_that_only_one_side_knows_is_compared_too() -> None:

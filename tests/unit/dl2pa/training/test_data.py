@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dl2pa.config import Config, merge, parse_config
+from dl2pa.errors import UserError
+from dl2pa.training.data import DataSplits, open_data
+from pipelines.build import SyntheticDataset, num_samples
+from pipelines.datasets import write_digits
+
+SMALL: dict[str, Any] = {
+    "data": {"dataset": "digits", "image_size": 16, "eval_resize": 16, "loader": "torchvision"},
+    "model": {"backbone": "resnet8", "embedding_dim": 6},
+    "train": {"batch_size": 16},
+}
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_digits(tmp_path_factory.mktemp("data") / "digits", size=16)
+
+
+def config(digits: Path, **changes: dict[str, Any]) -> Config:
+    return parse_config(merge(merge(SMALL, {"data": {"root": str(digits)}}), changes))
+
+
+def train_counts(splits: DataSplits) -> list[int]:
+    assert not isinstance(splits.train, SyntheticDataset)
+    return np.bincount(splits.train.labels, minlength=len(splits.classes)).tolist()
+
+
+def test_an_imbalance_thins_training_and_leaves_validation_whole(digits: Path) -> None:
+    whole = open_data(config(digits), 1)
+    tailed = open_data(config(digits, data={"imbalance": 0.1}), 1)
+    most = num_samples(whole.train) / 10
+    shares = [int(most * 0.1 ** (k / 9)) for k in range(10)]
+    assert train_counts(tailed) == np.minimum(shares, train_counts(whole)).tolist()
+    assert num_samples(tailed.val) == num_samples(whole.val) == 359
+    assert tailed.val.fingerprint == whole.val.fingerprint
+    assert whole.groups is None
+    assert tailed.groups == ("head",) * 3 + ("medium",) * 4 + ("tail",) * 3
+
+
+def test_the_split_is_the_same_whatever_the_seed_and_the_runs_fingerprint_tells_it_apart(
+    digits: Path,
+) -> None:
+    prints = {
+        (imbalance, seed): open_data(
+            config(digits, data={"imbalance": imbalance}, train={"seed": seed}), 1
+        ).fingerprint
+        for imbalance in (None, 0.1, 0.2)
+        for seed in (0, 1)
+    }
+    assert all(prints[i, 0] == prints[i, 1] for i in (None, 0.1, 0.2))
+    assert len(set(prints.values())) == 3
+
+
+def test_a_batch_larger_than_the_long_tail_is_refused(digits: Path) -> None:
+    with pytest.raises(UserError, match=r"larger than the training set of \d+ images") as caught:
+        open_data(config(digits, data={"imbalance": 0.1}, train={"batch_size": 600}), 1)
+    assert caught.value.field == "train.batch_size"
+
+
+def test_a_folder_with_a_tail_of_its_own_has_groups(digits: Path, tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        for k in range(10):
+            (tmp_path / split / str(k)).mkdir(parents=True)
+            files = sorted((digits / split / str(k)).iterdir())
+            for file in files[: 130 // (k + 1) if split == "train" else 5]:
+                (tmp_path / split / str(k) / file.name).symlink_to(file)
+    splits = open_data(config(tmp_path, data={"dataset": "imagefolder"}), 1)
+    assert train_counts(splits)[:2] == [130, 65]
+    assert splits.groups == ("head", *["medium"] * 5, *["tail"] * 4)

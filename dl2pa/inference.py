@@ -18,6 +18,7 @@ from dl2pa.methods.base import cosines
 from dl2pa.methods.prototypical import PrototypeMethod
 from dl2pa.methods.psc import Psc
 from dl2pa.training.model import Trainee
+from pipelines.longtail import Group
 
 _FORMAT = "dl2pa-model-1"
 
@@ -41,6 +42,11 @@ class Classifier:
     def classes(self) -> list[str]:
         return self.description["classes"]
 
+    @property
+    def groups(self) -> list[Group] | None:
+        """Head, medium or tail for each class, by the training data; None where that had no long tail."""
+        return self.description.get("groups")
+
     def to(self, device: torch.device) -> Classifier:
         bias = None if self.bias is None else self.bias.to(device)
         return Classifier(
@@ -56,7 +62,13 @@ class Classifier:
         return self.scale * cosines(features, self.class_vectors)
 
 
-def save_classifier(path: Path, trainee: Trainee, config: Config, classes: tuple[str, ...]) -> None:
+def save_classifier(
+    path: Path,
+    trainee: Trainee,
+    config: Config,
+    classes: tuple[str, ...],
+    groups: tuple[Group, ...] | None = None,
+) -> None:
     """Write weights, class vectors, P, σ, class names and preprocessing to one safetensors file, atomically.
 
     The bytes depend on nothing but those: no time, no path.
@@ -73,6 +85,7 @@ def save_classifier(path: Path, trainee: Trainee, config: Config, classes: tuple
     description = {
         "format": _FORMAT,
         "classes": list(classes),
+        "groups": None if groups is None else list(groups),
         "scale": method.scale(),
         "method": config.method.name,
         "model": config.model.model_dump(mode="json"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
 
 from dl2pa.commands.output import say
 from dl2pa.errors import UserError
@@ -29,9 +28,10 @@ def run(args: argparse.Namespace) -> int:
         )
     pipeline = build_eval_pipeline(config, dataset, world)
     with autocast(config.train.precision, world.device):
-        result = evaluate(classifier.score, pipeline, len(classifier.classes), world.device)
+        result = evaluate(
+            classifier.score, pipeline, len(classifier.classes), world.device, groups=classifier.groups
+        )
     pipeline.close()
     assert result is not None, "nobody asks this evaluation to stop"
-    fields = {k: v for k, v in asdict(result).items() if not k.startswith("class_")}
-    say(fields, args.json, f"{args.run}:")
+    say(result.metrics(), args.json, f"{args.run}:")
     return 0

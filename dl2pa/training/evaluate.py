@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import distributed as dist
 
 from dl2pa.errors import TrainingFailure
 from pipelines.batch import Batch, Pipeline
+from pipelines.longtail import GROUPS, Group
 
 _BINS = 15
 _ONE = 2.0**32
@@ -28,6 +29,9 @@ class Evaluation:
         ece: expected calibration error, 15 equal-width bins (Naeini et al., AAAI 2015).
         num_validated: images counted.
         class_correct, class_total: top-1 hits and images of each class.
+        top1_by_group: ``top1_head``, ``top1_medium`` and ``top1_tail`` where the training data is long-tailed:
+            the mean of the classes' accuracies, as the field reports it, so that on an uneven validation set
+            every class weighs the same.
     """
 
     top1: float
@@ -36,15 +40,26 @@ class Evaluation:
     num_validated: int
     class_correct: list[int]
     class_total: list[int]
+    top1_by_group: dict[str, float] = field(default_factory=dict[str, float])
+
+    def metrics(self) -> dict[str, float | int]:
+        """What is reported by name: everything but the counts of each class."""
+        overall = {"top1": self.top1, "top5": self.top5, "ece": self.ece}
+        return {**overall, "num_validated": self.num_validated, **self.top1_by_group}
+
+    def record(self) -> dict[str, object]:
+        """Everything, as it is written to validation.json."""
+        return {**self.metrics(), "class_correct": self.class_correct, "class_total": self.class_total}
 
 
 class _Counts:
     """Integer counters on the device."""
 
-    def __init__(self, num_classes: int, device: torch.device) -> None:
+    def __init__(self, num_classes: int, device: torch.device, groups: Sequence[Group] | None = None) -> None:
         def zeros(size: int) -> Tensor:
             return torch.zeros(size, dtype=torch.int64, device=device)
 
+        self.groups = groups
         self.top5 = zeros(1)
         self.class_correct, self.class_total = zeros(num_classes), zeros(num_classes)
         self.bin_total, self.bin_correct, self.bin_confidence = zeros(_BINS), zeros(_BINS), zeros(_BINS)
@@ -89,7 +104,21 @@ class _Counts:
             num_validated=count,
             class_correct=correct.tolist(),
             class_total=total.tolist(),
+            top1_by_group=_group_accuracies(correct.tolist(), total.tolist(), self.groups),
         )
+
+
+def _group_accuracies(
+    correct: list[int], total: list[int], groups: Sequence[Group] | None
+) -> dict[str, float]:
+    """Mean accuracy over the classes of each group that has validation images."""
+    found: dict[str, float] = {}
+    for group in GROUPS if groups is not None else ():
+        counted = zip(correct, total, groups or (), strict=True)
+        rates = [hits / images for hits, images, of in counted if of == group and images]
+        if rates:
+            found[f"top1_{group}"] = 100.0 * sum(rates) / len(rates)
+    return found
 
 
 @torch.inference_mode()
@@ -100,13 +129,17 @@ def evaluate(
     device: torch.device,
     should_stop: Callable[[], bool] = lambda: False,
     progress: Callable[[int], None] = lambda step: None,
+    groups: Sequence[Group] | None = None,
 ) -> Evaluation | None:
     """Run the whole set through `score`; None where a stop was agreed on the way. A collective.
+
+    Args:
+        groups: head, medium or tail for each class, for their accuracies.
 
     Raises:
         TrainingFailure: the images counted are not the images in the set.
     """
-    counts = _Counts(num_classes, device)
+    counts = _Counts(num_classes, device, groups)
     pipeline.start(0)
     for step, batch in enumerate(pipeline):
         if should_stop():

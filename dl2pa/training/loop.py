@@ -22,6 +22,7 @@ from dl2pa.training.progress import Progress
 from dl2pa.training.rundir import RunDirectory, write_atomically
 from dl2pa.training.stop import StopMonitor
 from pipelines.batch import Pipeline
+from pipelines.longtail import Group
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ class Loop:
 
     Args:
         tracker: records on rank 0; does nothing on the others.
+        groups: head, medium or tail for each class of long-tailed data.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Loop:
         tracker: Any,
         display: Display,
         identity: dict[str, Any],
+        groups: tuple[Group, ...] | None = None,
     ) -> None:
         self.config = config
         self.world = world
@@ -58,6 +61,7 @@ class Loop:
         self.tracker = tracker
         self.display = display
         self.identity = identity
+        self.groups = groups
         self.progress = Progress()
         self.last_match = -1
         self.images_seen = 0
@@ -151,24 +155,18 @@ class Loop:
             self.world.device,
             self.stop.poll,
             lambda done: self.display.evaluating(done, total),
+            self.groups,
         )
         self.learner.trainee.train()
         return result
 
     def _record(self, result: Evaluation) -> bool:
         at = self.progress
-        entry = {
-            "epoch": at.epoch + 1,
-            "step": at.global_step,
-            "top1": result.top1,
-            "top5": result.top5,
-            "ece": result.ece,
-            "num_validated": result.num_validated,
-        }
+        entry = {"epoch": at.epoch + 1, "step": at.global_step, **result.metrics()}
         best = at.record(entry)
         self.tracker.metrics(at.global_step, {f"val/{k}": float(v) for k, v in entry.items() if k != "step"})
         if self.world.is_main:
-            write_atomically(self.run_dir.root / "validation.json", json.dumps(asdict(result)) + "\n")
+            write_atomically(self.run_dir.root / "validation.json", json.dumps(result.record()) + "\n")
         self.display.validated(entry)
         return best
 

@@ -178,7 +178,20 @@ def _build(
     tracker = _start_tracker(config, world, run, data, status["attempt"], name)
     display = Display(world.is_main, train_pipeline.steps_per_epoch, config.train.epochs)
     loop = Loop(
-        config, world, run, learner, train_pipeline, eval_pipeline, store, stop, tracker, display, identity
+        *(
+            config,
+            world,
+            run,
+            learner,
+            train_pipeline,
+            eval_pipeline,
+            store,
+            stop,
+            tracker,
+            display,
+            identity,
+        ),
+        groups=data.groups,
     )
     try:
         if state is not None:
@@ -260,7 +273,7 @@ def _close(loop: Loop, config: Config, data: DataSplits, finished: bool) -> None
         tracker.finish("stopped", drain_seconds=5)
         run.write_status(state="stopped")
         return
-    save_classifier(run.model, loop.learner.evaluated, config, data.classes)
+    save_classifier(run.model, loop.learner.evaluated, config, data.classes, data.groups)
     result = summarise(loop, config, len(data.classes))
     write_atomically(run.result, json.dumps(result) + "\n")
     for path in (run.root / "validation.json", run.result, run.model):
@@ -280,6 +293,7 @@ def summarise(loop: Loop, config: Config, num_classes: int) -> dict[str, Any]:
         "top1_best": max(h["top1"] for h in at.history),
         "top5_last": last["top5"],
         "ece_last": last["ece"],
+        **{key: value for key, value in last.items() if key.startswith("top1_")},
         "num_validated": last["num_validated"],
         "epochs": at.epoch,
         "steps": at.global_step,

@@ -9,7 +9,7 @@ from dl2pa.config import Config, load_config
 from dl2pa.errors import UserError
 from dl2pa.inference import Classifier, load_classifier, save_classifier
 from dl2pa.training.checkpoint import CheckpointStore
-from dl2pa.training.data import open_split
+from dl2pa.training.data import groups_of, open_split
 from dl2pa.training.learner import Learner
 from dl2pa.training.model import build_trainee, placement_in
 from dl2pa.training.processes import join_world
@@ -54,12 +54,13 @@ def model_file(path: Path, config: Config, which: str) -> Path:
     state = store.load(which)
     if state is None:
         raise UserError("run", str(path), "has no checkpoint yet", "Train it first.")
-    classes = tuple(open_split(config, "train").classes)
+    train = open_split(config, "train")
+    classes = tuple(train.classes)
     learner = Learner(config, build_trainee(config, len(classes), placement_in(state)), join_world(config), 1)
     learner.load(state)
     at = Progress(**state["progress"])
     cut_short = at.step > 0 and bool(at.history) and at.history[-1]["step"] == at.global_step
     learner.begin_epoch(at.epoch + cut_short)  # as the validation at this step did
     target = path / f"model-{which}.safetensors"
-    save_classifier(target, learner.evaluated, config, classes)
+    save_classifier(target, learner.evaluated, config, classes, groups_of(config, train))
     return target

@@ -11,6 +11,7 @@ from torch import Tensor
 from dl2pa.errors import TrainingFailure
 from dl2pa.training.evaluate import Evaluation, evaluate
 from pipelines.batch import Batch
+from pipelines.longtail import Group
 
 CPU = torch.device("cpu")
 
@@ -112,6 +113,42 @@ def test_images_lost_on_the_way_are_an_error() -> None:
     logits, targets = draw(20, 3)
     with pytest.raises(TrainingFailure, match="18 of 20"):
         evaluate(lambda x: x, Prepared(logits, targets, 4, lost=2), 3, CPU)
+
+
+def test_groups_are_the_means_of_their_classes_accuracies() -> None:
+    logits, targets = draw(400, 40)
+    targets[:100] = 3  # an uneven validation set: class 3 weighs as much as any other of its group
+    groups: list[Group] = ["head"] * 10 + ["medium"] * 20 + ["tail"] * 10
+    result = evaluate(lambda x: x, Prepared(logits, targets, 32), 40, CPU, groups=groups)
+    assert result is not None
+    rates = np.array(result.class_correct) / np.array(result.class_total)
+    assert result.top1_by_group == {
+        "top1_head": pytest.approx(100 * rates[:10].mean()),
+        "top1_medium": pytest.approx(100 * rates[10:30].mean()),
+        "top1_tail": pytest.approx(100 * rates[30:].mean()),
+    }
+    assert list(result.metrics()) == [
+        *("top1", "top5", "ece", "num_validated"),
+        *("top1_head", "top1_medium", "top1_tail"),
+    ]
+    assert result.record() == {
+        **result.metrics(),
+        "class_correct": result.class_correct,
+        "class_total": result.class_total,
+    }
+
+
+def test_without_a_long_tail_there_are_no_groups() -> None:
+    logits, targets = draw(50, 4)
+    assert list(run(logits, targets, 8).metrics()) == ["top1", "top5", "ece", "num_validated"]
+
+
+def test_a_group_without_validation_images_is_left_out() -> None:
+    logits, targets = draw(50, 3)
+    targets = targets.clamp(max=1)
+    result = evaluate(lambda x: x, Prepared(logits, targets, 8), 3, CPU, groups=["head", "medium", "tail"])
+    assert result is not None
+    assert list(result.top1_by_group) == ["top1_head", "top1_medium"]
 
 
 def test_a_stop_ends_it_without_a_result() -> None:

@@ -95,7 +95,7 @@ def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     path = path.resolve()
     if path in seen or len(seen) >= _SEEN_LIMIT:
         raise UserError("base", str(path), "the configuration inherits from itself", "Remove the circle.")
-    tree = _read_yaml(path)
+    tree = read_yaml(path)
     given = tree.pop("base", None) or []
     bases: list[Any] = given if isinstance(given, list) else [given]
     result: dict[str, Any] = {}
@@ -106,7 +106,7 @@ def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     return merge(result, tree)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError("config", str(path), "no such file", "Give the path of a YAML configuration file.")
     try:

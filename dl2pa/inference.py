@@ -85,11 +85,11 @@ def save_classifier(
     description = {
         "format": _FORMAT,
         "classes": list(classes),
-        "groups": None if groups is None else list(groups),
         "scale": method.scale(),
         "method": config.method.name,
         "model": config.model.model_dump(mode="json"),
         "preprocessing": _preprocessing(config),
+        "groups": None if groups is None else list(groups),
     }
     aside = path.with_name(f".{path.name}.aside")
     contiguous = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}

@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup quickstart test lint bench clean
+.PHONY: setup quickstart test lint bench slurm-demo clean
 
 setup: $(READY)
 
@@ -16,6 +16,14 @@ $(READY): pyproject.toml constraints.txt
 
 quickstart: setup
 	$(BIN)/dl2pa train configs/quickstart.yaml
+
+# A real SLURM of two pretended nodes on this machine; the quickstart submitted to it and followed to its end.
+slurm-demo: setup
+	slurm/testcluster up build/slurm
+	. build/slurm/env && job=$$($(BIN)/dl2pa submit configs/quickstart.yaml --nodes 2 --gpus-per-node 2 \
+	  --run-dir build/slurm/quickstart --json | $(BIN)/python -c 'import json, sys; print(json.load(sys.stdin)["job_id"])') \
+	  && $(BIN)/dl2pa logs $$job --follow && $(BIN)/dl2pa jobs $$job && $(BIN)/dl2pa sync build/slurm/quickstart; \
+	  status=$$?; slurm/testcluster down build/slurm; exit $$status
 
 test: setup
 	$(BIN)/python -m pytest

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import logging
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,8 @@ from torch import distributed as dist
 from dl2pa.config import Config
 from dl2pa.errors import UserError
 from dl2pa.orphans import die_with_parent
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,11 @@ def join_world(config: Config) -> World:
     rank, size = int(env.get("RANK", "0")), int(env.get("WORLD_SIZE", "1"))
     local_rank, local_size = int(env.get("LOCAL_RANK", "0")), int(env.get("LOCAL_WORLD_SIZE", "1"))
     device = choose_device(config.launch.device, local_rank)
+    allocated = env.get("SLURM_GPUS_ON_NODE", "0")
+    if device.type == "cpu" and config.launch.device == "auto" and allocated != "0" and rank == 0:
+        log.warning(
+            "%s GPU(s) were allocated on this node and torch sees none: training on the CPU", allocated
+        )
     threads = config.launch.threads or max(1, usable_cores() // local_size)
     torch.set_num_threads(threads)
     if device.type == "cuda":

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pipelines.datasets.arrays import ArrayDataset, Split, array_dataset, damaged, require, subfolder
 
 _ROW = 3 * 32 * 32
-_SOURCE = "from https://www.cs.toronto.edu/~kriz/cifar.html"
+_SOURCE = "(the official Python version)"
 _CIFAR10_ARCHIVE = f"cifar-10-python.tar.gz {_SOURCE}"
 _CIFAR100_ARCHIVE = f"cifar-100-python.tar.gz {_SOURCE}"
 

@@ -9,7 +9,7 @@ import numpy as np
 from pipelines.datasets.arrays import ArrayDataset, Split, array_dataset, damaged, require, subfolder
 
 _SIDE = 96
-_ARCHIVE = "stl10_binary.tar.gz from https://cs.stanford.edu/~acoates/stl10"
+_ARCHIVE = "stl10_binary.tar.gz, the authors' binary files"
 
 
 def load_stl10(root: Path, split: Split) -> ArrayDataset:

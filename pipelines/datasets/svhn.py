@@ -10,7 +10,7 @@ import numpy as np
 from pipelines.datasets.arrays import ArrayDataset, Split, array_dataset, damaged, require, subfolder
 from pipelines.longtail import long_tail_legacy
 
-_SOURCE = "{files} from http://ufldl.stanford.edu/housenumbers"
+_SOURCE = "{files}, the official cropped digits"
 _CLASSES = tuple("0123456789")
 
 

@@ -10,7 +10,7 @@ from pipelines.datasets.arrays import Split, damaged, require, subfolder
 from pipelines.datasets.classes import check_known, load_classes
 from pipelines.datasets.folder import FolderDataset, PathTable, index_folder, list_images
 
-_ARCHIVE = "tiny-imagenet-200.zip from http://cs231n.stanford.edu/tiny-imagenet-200.zip"
+_ARCHIVE = "tiny-imagenet-200.zip, the official archive"
 
 
 def index_tiny_imagenet(root: Path, split: Split, classes: Sequence[str] | None = None) -> FolderDataset:

@@ -184,6 +184,49 @@ def test_signals_reach_the_run_when_a_container_s_process_stands_between(
     job.cluster.assert_tidy(job.job)
 
 
+def test_a_script_written_by_hand_is_supervised_the_same_way(
+    cluster: Any, digits: Path, tmp_path: Path, helpers: Any
+) -> None:
+    """slurm/train.sbatch, signalled once: it saves, requeues and finishes."""
+    config, run = helpers.config_with(tmp_path, digits, {"train": {"epochs": 8}}), tmp_path / "by hand"
+    log = tmp_path / "by-hand.log"
+    repository = Path(__file__).resolve().parents[3]
+    wanted = ["--parsable", "--nodes=2", "--gpus-per-node=2", f"--output={log}"]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["sbatch", *wanted, "slurm/train.sbatch", str(config), str(run)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=repository,
+        env={**os.environ, "PATH": path, "PYTHONPATH": str(repository)},
+    )
+    job = done.stdout.strip()
+    cluster.wait(lambda: helpers.read_status(run).get("step", 0) >= 20, "20 steps")
+    subprocess.run(["scancel", "--batch", "--signal=USR2", job], check=True)
+    assert cluster.finish(job) == "COMPLETED", log.read_text()
+    assert log.read_text().count("dl2pa: start ") == 2 and "stopped as asked" in log.read_text()
+    result = json.loads((run / "result.json").read_text())
+    assert (result["steps"], result["world_size"]) == (232, 4)
+    cluster.assert_tidy(job)
+
+
+def test_doctor_looks_at_the_cluster_from_here_and_from_a_node(dl2pa: Any) -> None:
+    done = dl2pa("doctor", "--cluster", "--json")
+    assert done.returncode == 0, done.stderr
+    checks = json.loads(done.stdout.splitlines()[-1])["checks"]
+    assert "preempt_send_user_signal on; grace gpu 30 s" in checks["preemption"]["seen"]
+    assert "gpu* up: 2 node(s), gpu:2" in checks["partitions"]["seen"]
+    assert "KillWait 10 s" in checks["time to save"]["seen"]
+    for name in ("node names", "accounting", "clock", "shared folder"):
+        assert checks[name]["ok"], checks[name]
+    assert "node" in checks["clock"]["seen"]
+
+    lost = dl2pa("doctor", "--cluster", "--json", "--partition=none")
+    assert lost.returncode == 1
+    assert "partition" in json.loads(lost.stdout.splitlines()[-1])["checks"]["from a node"]["seen"]
+
+
 @pytest.mark.parametrize("config", ["resnet50_d512", "swin_t_d512"])
 def test_the_headline_job_is_preempted_and_finishes(
     config: str, dl2pa: Any, cluster: Any, tmp_path: Path

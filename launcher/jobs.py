@@ -46,7 +46,11 @@ UNKNOWN = JobState("UNKNOWN")
 
 
 def states(job_ids: Iterable[str]) -> dict[str, JobState]:
-    """The state of each job: from the queue, else from accounting, else `UNKNOWN`."""
+    """The state of each job: from the queue, else from accounting, else `UNKNOWN`.
+
+    Raises:
+        ConnectionError: SLURM does not answer.
+    """
     wanted = set(job_ids)
     found = {job: state for job, state in _queued().items() if job in wanted} if wanted else {}
     missing = wanted - set(found)
@@ -127,6 +131,19 @@ def find_runs(job: str) -> list[Path]:
     )
 
 
+def find_run(job: str) -> Path:
+    """The run directory of one job.
+
+    Raises:
+        UserError: none is known, or the number is that of an array.
+    """
+    found = find_runs(job)
+    if len(found) > 1:
+        first = read_job(found[0]).get("job_id")
+        raise UserError("job", job, f"names {len(found)} runs", f"Name one of them, for example {first}.")
+    return found[0]
+
+
 def cancel(job_ids: Sequence[str]) -> None:
     """End jobs at once, waiting ones too.
 
@@ -160,8 +177,10 @@ def kill_steps(job_ids: Sequence[str], wait_s: float = 5.0) -> None:
 def _queued() -> dict[str, JobState]:
     """Every job of this user's in the queue; an array's waiting elements under their own numbers."""
     text = _output(["squeue", "--me", "--array", "--noheader", "--states=all", f"--format={_QUEUE_FORMAT}"])
+    if text is None:
+        raise ConnectionError("SLURM does not answer (squeue): what became of the job is not known now")
     found: dict[str, JobState] = {}
-    for line in (text or "").splitlines():
+    for line in text.splitlines():
         number, _, array, element, state, reason, nodes, _ = line.split("|")
         job = f"{array}_{element}" if element.isdigit() else number
         found[job] = JobState(state, reason if state == "PENDING" else "", nodes)

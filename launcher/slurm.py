@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from launcher.node import run_task
 
 SUPERVISE = Path(__file__).with_name("supervise.sh")
 _TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
+_NO_LIMIT = ("0", "UNLIMITED", "INFINITE")
 _LINGER_S = 120
 _START_UP_S = 60
 """What a start and a first step take at the least: a time limit without room for them never gets anywhere."""
@@ -83,7 +86,7 @@ def check_request(request: Request) -> None:
     ):
         if value is not None and value < least:
             raise UserError(name, value, f"must be at least {least}", f"Give {least} or more.")
-    if request.time is None:
+    if request.time is None or request.time.upper() in _NO_LIMIT:
         return
     seconds = seconds_of(request.time)
     if seconds is None:
@@ -138,11 +141,12 @@ def submit(request: Request, runs: Sequence[Planned], folder: Path, name: str) -
 
     executor = _executor(request, runs, folder, name)
     try:
-        if len(runs) == 1:
-            return [executor.submit(run_task, _arguments(runs[0])).job_id]
-        with executor.batch():
-            jobs = [executor.submit(run_task, _arguments(run)) for run in runs]
-        return [job.job_id for job in jobs]
+        with _outside_any_job():
+            if len(runs) == 1:
+                return [executor.submit(run_task, _arguments(runs[0])).job_id]
+            with executor.batch():
+                jobs = [executor.submit(run_task, _arguments(run)) for run in runs]
+            return [job.job_id for job in jobs]
     except (FailedJobError, subprocess.CalledProcessError, OSError, RuntimeError) as error:
         raise UserError("sbatch", name, f"failed: {error}", "Ask the cluster, or try again.") from None
 
@@ -150,6 +154,18 @@ def submit(request: Request, runs: Sequence[Planned], folder: Path, name: str) -
 def log_of(job_id: str, folder: Path) -> Path:
     """Where the job's log goes: the batch shell's words, rank 0's and whatever a node met."""
     return folder / f"job-{job_id}.log"
+
+
+@contextmanager
+def _outside_any_job() -> Generator[None]:
+    """Without the variables of the job this runs in, if it does: sbatch would hand them on."""
+    inherited = {k: v for k, v in os.environ.items() if k.startswith("SLURM_") and k != "SLURM_CONF"}
+    for name in inherited:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(inherited)
 
 
 def _arguments(run: Planned) -> list[str]:
@@ -162,7 +178,8 @@ def _executor(request: Request, runs: Sequence[Planned], folder: Path, name: str
     container = Container.find(request.container, runs) if request.container else None
     processes = max(1, request.gpus_per_node or runs[0].processes)
     executor = SlurmExecutor(folder=folder, python=_task_command(request, container, processes))
-    log = log_of("%A_%a" if len(runs) > 1 else "%j", folder)
+    # SLURM expands % in the name of a log.
+    log = log_of("%A_%a" if len(runs) > 1 else "%j", Path(str(folder).replace("%", "%%")))
     given: dict[str, Any] = {
         "partition": request.partition,
         "account": request.account,

@@ -18,7 +18,11 @@ def run(args: argparse.Namespace) -> int:
     named = [run_dir for job in args.job for run_dir in jobs.find_runs(job)]
     runs = named or _everything()
     ids = {run_dir: str(jobs.read_job(run_dir).get("job_id")) for run_dir in runs}
-    states = jobs.states(ids.values())
+    try:
+        states = jobs.states(ids.values())
+    except ConnectionError as error:
+        note(str(error))
+        states = dict.fromkeys(ids.values(), jobs.UNKNOWN)
     rows = [describe(run_dir, job_id, states[job_id]) for run_dir, job_id in ids.items()]
     if not named and not args.all:
         rows = [row for row in rows if row["live"]] or rows[-20:]
@@ -41,10 +45,6 @@ def describe(run_dir: Path, job_id: str, state: jobs.JobState) -> dict[str, Any]
     from dl2pa.training.rundir import RunDirectory
 
     status = RunDirectory(run_dir).status()
-    speed, step, total = (status.get(k) for k in ("images_per_second", "step", "total_steps"))
-    eta = None
-    if speed and step is not None and total:
-        eta = (total - step) * _batch_size(run_dir) / speed
     return {
         "job_id": job_id,
         "state": state.state,
@@ -53,9 +53,9 @@ def describe(run_dir: Path, job_id: str, state: jobs.JobState) -> dict[str, Any]
         "attempt": status.get("attempt", 0),
         "epoch": status.get("epoch", 0),
         "step": status.get("step", 0),
-        "total_steps": total,
-        "images_per_second": speed,
-        "eta_seconds": eta if state.is_live else None,
+        "total_steps": status.get("total_steps"),
+        "images_per_second": status.get("images_per_second"),
+        "eta_seconds": seconds_left(status, run_dir) if state.is_live else None,
         "top1": status.get("top1"),
         "run_state": status.get("state"),
         "run_dir": str(run_dir),
@@ -63,10 +63,14 @@ def describe(run_dir: Path, job_id: str, state: jobs.JobState) -> dict[str, Any]
     }
 
 
-def _batch_size(run_dir: Path) -> int:
+def seconds_left(status: dict[str, Any], run_dir: Path) -> float | None:
+    """Time that the run's remaining steps take at its last speed; None where that is not known."""
     from dl2pa.config import load_config
 
-    return load_config(run_dir / "slurm/config.yaml").train.batch_size
+    speed, step, total = (status.get(k) for k in ("images_per_second", "step", "total_steps"))
+    if not speed or step is None or not total:
+        return None
+    return (total - step) * load_config(run_dir / "slurm/config.yaml").train.batch_size / speed
 
 
 def _everything() -> list[Path]:

@@ -18,7 +18,7 @@ _ASK_SLURM_S = 10.0
 
 
 def run(args: argparse.Namespace) -> int:
-    (run_dir,) = jobs.find_runs(args.job)[:1]
+    run_dir = jobs.find_run(args.job)
     job = jobs.read_job(run_dir)
     path = Path(job["log"]) if args.rank is None else run_dir / f"logs/rank-{args.rank}.log"
     for text in failures(run_dir):

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from dl2pa.commands.output import say
-from dl2pa.commands.submit import OPTIONS, Job, check_runs, queue
+from dl2pa.commands.submit import OPTIONS, Job, check_runs, note_duration, queue
 from dl2pa.config import load_config, merge, parse_config
 from dl2pa.errors import EXIT_DONE, UserError
 from launcher import jobs, slurm
@@ -16,7 +16,7 @@ from launcher import jobs, slurm
 def run(args: argparse.Namespace) -> int:
     from dl2pa.training.rundir import RunDirectory
 
-    (run_dir,) = jobs.find_runs(str(args.run))[:1]
+    run_dir = jobs.find_run(str(args.run))
     last = jobs.read_job(run_dir)
     if RunDirectory(run_dir).status().get("state") == "finished" and not args.overrides:
         raise UserError("run", str(run_dir), "is finished", "Give more, for example train.epochs=…")
@@ -32,5 +32,6 @@ def run(args: argparse.Namespace) -> int:
     slurm.check_request(request)
     check_runs([job], request)
     (fields,) = queue([job], request, job.name)
+    note_duration(run_dir, request)
     say({k: fields[k] for k in ("job_id", "run_dir", "log")}, args.json, "submitted again:")
     return EXIT_DONE

@@ -53,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
         print(slurm.script(request, [_planned(j) for j in planned], folder, f"dl2pa-{name}"))  # noqa: T201
         return EXIT_DONE
     submitted = queue(planned, request, name)
+    note_duration(planned[0].run_dir, request)
     _tell(submitted, planned, args.json)
     return EXIT_DONE
 
@@ -160,6 +161,21 @@ def check_runs(planned: Sequence[Job], request: slurm.Request) -> None:
     runs = [_planned(job) for job in planned]
     text = slurm.script(request, runs, _folder_of(planned, first.name), f"dl2pa-{first.name}")
     slurm.check_with_cluster(text)
+
+
+def note_duration(run_dir: Path, request: slurm.Request) -> None:
+    """Say how many attempts the rest will take, where an earlier attempt showed how fast it goes."""
+    from dl2pa.commands.jobs import seconds_left
+    from dl2pa.training.rundir import RunDirectory
+
+    left = seconds_left(RunDirectory(run_dir).status(), run_dir)
+    limit = slurm.seconds_of(request.time) if request.time else None
+    if left is None or limit is None:
+        return
+    attempts = -(-left // (limit - request.stop_before))
+    if attempts > 1:
+        hours = f"about {left / 3600:.1f} h at the speed of its last attempt"
+        note(f"the rest takes {hours}: {attempts:.0f} attempts of {request.time}, requeued in between")
 
 
 def _check_free(run_dir: Path) -> None:

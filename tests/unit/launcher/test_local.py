@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 
 from launcher.local import torchrun_command
+from launcher.node import Node
 
 ROOT = Path(__file__).resolve().parents[3]
+ALONE = Node(0, 1, "localhost", 0, "local")
 
 TINY = """
 import json, os, sys, time
@@ -53,8 +55,9 @@ DRIVER = """
 import sys
 from pathlib import Path
 from launcher.local import run_local
+from launcher.node import this_node
 place = Path(sys.argv[2])
-sys.exit(run_local(2, "tiny", sys.argv[1:], place / "stop", {"EXTRA": "given; 'so'"}))
+sys.exit(run_local(2, "tiny", sys.argv[1:], place / "stop", {"EXTRA": "given; 'so'"}, this_node({})))
 """
 
 Start = Callable[..., subprocess.Popen[str]]
@@ -85,13 +88,21 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 def test_the_command_starts_one_node_and_leaves_stopping_to_us() -> None:
-    command = torchrun_command(4, "dl2pa", ["train", "my config.yaml", "optim.lr=1"])
+    command = torchrun_command(4, "dl2pa", ["train", "my config.yaml", "optim.lr=1"], ALONE)
     assert command[0] == sys.executable
     for option in ("--standalone", "--nproc-per-node=4", "--max-restarts=0"):
         assert option in command
     (handled,) = [o for o in command if o.startswith("--signals-to-handle=")]
     assert not {"SIGTERM", "SIGINT", "SIGUSR2"} & set(handled.partition("=")[2].split(","))
     assert command[-5:] == ["--module", "dl2pa", "train", "my config.yaml", "optim.lr=1"]
+
+
+def test_the_command_of_one_node_of_several_says_where_they_meet() -> None:
+    command = torchrun_command(2, "dl2pa", ["train"], Node(1, 3, "node7", 12345, "42.0"))
+    assert "--standalone" not in command
+    for option in ("--nnodes=3", "--node-rank=1", "--master-addr=node7", "--master-port=12345"):
+        assert option in command
+    assert command.index("--rdzv-id=42.0") < command.index("--module")
 
 
 def test_processes_get_their_rank_threads_and_arguments_and_end_when_the_launcher_is_killed(

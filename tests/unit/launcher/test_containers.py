@@ -1,0 +1,89 @@
+"""Which engine runs an image, and with which folders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from dl2pa.errors import UserError
+from launcher.containers import Container
+
+
+@dataclass(frozen=True)
+class Run:
+    run_dir: Path
+
+
+Fake = Callable[[str, str], Path]
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
+    """Make a command that prints a text; no other command is on PATH, and the working directory is `work`."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "work").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.delenv("DL2PA_DATA", raising=False)
+    monkeypatch.chdir(tmp_path / "work")
+
+    def make(name: str, output: str = "") -> Path:
+        file = tmp_path / "bin" / name
+        file.write_text(f"#!/bin/sh\necho '{output}'\n", encoding="utf-8")
+        file.chmod(0o755)
+        return file
+
+    return make
+
+
+def test_pyxis_is_chosen_where_srun_has_it(fake: Fake, tmp_path: Path) -> None:
+    fake("srun", "  --container-image=[USER@][REGISTRY#]IMAGE[:TAG]|PATH")
+    fake("apptainer", "")
+    container = Container.find("team/dl2pa:1", [Run(tmp_path / "runs/a")])
+    assert container.srun_options() == [
+        "--container-image=team/dl2pa:1",
+        f"--container-mounts={tmp_path}/runs:{tmp_path}/runs,{tmp_path}/work:{tmp_path}/work",
+        f"--container-workdir={tmp_path}/work",
+        "--no-container-mount-home",
+    ]
+    assert container.prefix() == []
+
+
+@pytest.mark.parametrize("name", ["apptainer", "singularity"])
+def test_apptainer_is_chosen_where_srun_has_no_containers(fake: Fake, name: str, tmp_path: Path) -> None:
+    fake("srun", "Usage: srun [OPTIONS...] executable [args...]")
+    engine = fake(name, "")
+    container = Container.find("dl2pa.sif", [Run(tmp_path / "a run;/x")])
+    assert container.srun_options() == []
+    assert container.prefix() == [
+        *(str(engine), "exec", "--nv"),
+        *("--bind", f"{tmp_path}/a run;", "--bind", f"{tmp_path}/work"),
+        *("--pwd", f"{tmp_path}/work", "dl2pa.sif"),
+    ]
+
+
+@pytest.mark.parametrize("has_srun", [True, False])
+def test_a_cluster_with_neither_is_told_so(fake: Fake, has_srun: bool, tmp_path: Path) -> None:
+    if has_srun:
+        fake("srun", "Usage: srun [OPTIONS...] executable [args...]")
+    with pytest.raises(UserError, match=r"--container = 'dl2pa.sif': neither .*Pyxis.* nor apptainer"):
+        Container.find("dl2pa.sif", [Run(tmp_path / "a")])
+
+
+def test_folders_within_another_are_not_mounted_twice(fake: Fake, tmp_path: Path) -> None:
+    fake("apptainer", "")
+    runs = [Run(tmp_path / "work/runs/a"), Run(tmp_path / "runs/a/x"), Run(tmp_path / "runs-too/b")]
+    more = [str(tmp_path / "runs"), f"{tmp_path}/work/../work/data"]
+    mounts = Container.find("dl2pa.sif", runs, more).mounts
+    assert mounts == (f"{tmp_path}/runs", f"{tmp_path}/runs-too", f"{tmp_path}/work")
+
+
+def test_the_data_folder_of_the_environment_is_mounted(
+    fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake("apptainer", "")
+    monkeypatch.setenv("DL2PA_DATA", "/datasets")
+    mounts = Container.find("dl2pa.sif", [Run(tmp_path / "work/runs/a")]).mounts
+    assert mounts == ("/datasets", f"{tmp_path}/work")

@@ -1,0 +1,288 @@
+"""What the cluster's commands say, read; and the list of this user's runs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dl2pa.errors import UserError
+from launcher import jobs
+from launcher.jobs import UNKNOWN, JobState
+
+Fake = Callable[..., Path]
+
+# As `squeue --array --format=%i|%A|%F|%K|%T|%r|%N|%S` prints it.
+QUEUE = """\
+100|100|100|N/A|RUNNING|None|node[1-2]|2026-01-02T03:04:05
+101|101|101|N/A|PENDING|Resources||N/A
+103_0|104|103|0|RUNNING|None|node3|2026-01-02T03:04:05
+103_1|105|103|1|COMPLETING|None|node4|2026-01-02T03:04:05
+103_2|103|103|2|PENDING|JobArrayTaskLimit||N/A
+106|106|106|N/A|COMPLETED|None|node1|2026-01-02T03:04:05
+"""
+# As `sacct -n -X -P --array -o JobID,State,NodeList` prints it.
+ACCOUNTS = """\
+100|FAILED|node9
+90|COMPLETED|node[1-2]
+91|CANCELLED by 0|None assigned
+92_1|TIMEOUT|node1
+"""
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
+    """Make a command that prints a text and logs its arguments; no other command is on PATH."""
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+
+    def make(name: str, output: str = "", code: int = 0, error: str = "", then: str | None = None) -> Path:
+        """Returns the log: one line a call. From the second call on it prints `then`, where given."""
+        log, file = tmp_path / f"{name}.log", tmp_path / "bin" / name
+        (tmp_path / f"{name}.1").write_text(output, encoding="utf-8")
+        (tmp_path / f"{name}.2").write_text(output if then is None else then, encoding="utf-8")
+        file.write_text(
+            f"""#!/bin/bash
+            [[ -e '{log}' ]] && text=$(<'{tmp_path}/{name}.2') || text=$(<'{tmp_path}/{name}.1')
+            echo "$*" >>'{log}'
+            [[ -z $text ]] || echo "$text"
+            echo '{error}' >&2
+            exit {code}
+            """,
+            encoding="utf-8",
+        )
+        file.chmod(0o755)
+        return log
+
+    return make
+
+
+# ---- states ----
+
+
+@pytest.mark.parametrize(
+    ("job", "state"),
+    [
+        ("100", JobState("RUNNING", "", "node[1-2]")),
+        ("101", JobState("PENDING", "Resources", "")),
+        ("103_0", JobState("RUNNING", "", "node3")),
+        ("103_1", JobState("COMPLETING", "", "node4")),
+        ("103_2", JobState("PENDING", "JobArrayTaskLimit", "")),
+        ("106", JobState("COMPLETED", "", "node1")),
+        ("90", JobState("COMPLETED", "", "node[1-2]")),
+        ("91", JobState("CANCELLED", "", "")),
+        ("92_1", JobState("TIMEOUT", "", "node1")),
+        ("4", UNKNOWN),
+        ("105", UNKNOWN),  # an element is known by the array's number and its own only
+    ],
+)
+def test_a_jobs_state_comes_from_the_queue_and_then_from_accounting(
+    fake: Fake, job: str, state: JobState
+) -> None:
+    fake("squeue", QUEUE)
+    fake("sacct", ACCOUNTS)
+    assert jobs.states([job]) == {job: state}
+
+
+def test_several_jobs_are_asked_for_at_once(fake: Fake) -> None:
+    queue, accounts = fake("squeue", QUEUE), fake("sacct", ACCOUNTS)
+    found = jobs.states(["91", "100", "103_2", "90", "100"])
+    assert {job: state.state for job, state in found.items()} == {
+        **{"91": "CANCELLED", "100": "RUNNING"},
+        **{"103_2": "PENDING", "90": "COMPLETED"},
+    }
+    assert len(queue.read_text(encoding="utf-8").splitlines()) == 1
+    (asked,) = accounts.read_text(encoding="utf-8").splitlines()
+    assert asked.endswith("-j 90,91"), "those in the queue are not asked for"
+
+
+@pytest.mark.parametrize(
+    ("state", "is_live"),
+    [
+        *(
+            (state, True)
+            for state in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED", "SUSPENDED")
+        ),
+        *(
+            (state, False)
+            for state in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "UNKNOWN")
+        ),
+    ],
+)
+def test_which_jobs_run_or_will(state: str, is_live: bool) -> None:
+    assert JobState(state).is_live is is_live
+
+
+def test_without_accounting_a_job_that_left_the_queue_is_unknown(fake: Fake) -> None:
+    fake("squeue", QUEUE)
+    assert jobs.states(["90", "100"]) == {"90": UNKNOWN, "100": JobState("RUNNING", "", "node[1-2]")}
+    assert not jobs.has_accounting()
+
+
+def test_accounting_that_does_not_answer_is_none(fake: Fake) -> None:
+    fake("squeue", "")
+    fake("sacct", "", 1, "sacct: error: Problem talking to the database: Connection refused")
+    assert jobs.states(["90"]) == {"90": UNKNOWN}
+    assert not jobs.has_accounting()
+
+
+def test_accounting_that_answers_is_there_even_without_jobs(fake: Fake) -> None:
+    fake("sacct", "")
+    assert jobs.has_accounting()
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_queue_that_does_not_answer_is_not_taken_for_an_empty_one(fake: Fake, there: bool) -> None:
+    if there:
+        fake("squeue", QUEUE, 1, "slurm_load_jobs error: Unable to contact slurm controller")
+    with pytest.raises(ConnectionError, match="does not answer"):
+        jobs.states(["100"])
+
+
+def test_nothing_is_asked_about_no_jobs(fake: Fake) -> None:
+    log = fake("squeue", QUEUE)
+    assert jobs.states([]) == {}
+    assert not log.exists()
+
+
+# ---- runs ----
+
+
+def submitted(run_dir: Path, job_id: str) -> Path:
+    jobs.write_job(run_dir, {"job_id": job_id, "run_dir": str(run_dir), "log": "x"})
+    return run_dir
+
+
+def test_a_submission_is_noted_in_the_run_directory(fake: Fake, tmp_path: Path) -> None:
+    run = submitted(tmp_path / "a run; it's", "7")
+    assert jobs.read_job(run)["job_id"] == "7"
+    submitted(run, "8")
+    assert jobs.read_job(run)["job_id"] == "8"
+    assert [p.name for p in (run / "slurm").iterdir()] == ["job.json"], "nothing is left aside"
+
+
+@pytest.mark.parametrize("text", [None, "", "{", "[]", "null"])
+def test_a_run_directory_without_a_readable_note_was_never_submitted(
+    tmp_path: Path, text: str | None
+) -> None:
+    if text is not None:
+        (tmp_path / "slurm").mkdir()
+        (tmp_path / jobs.JOB_FILE).write_text(text, encoding="utf-8")
+    assert jobs.read_job(tmp_path) == {}
+    assert jobs.is_live(tmp_path) is None
+
+
+def test_a_run_is_live_as_long_as_its_last_job_is(fake: Fake, tmp_path: Path) -> None:
+    fake("squeue", QUEUE)
+    run = submitted(tmp_path / "a", "100")
+    assert jobs.is_live(run) == "100"
+    submitted(run, "106")
+    assert jobs.is_live(run) is None
+
+
+def test_known_runs_are_this_users_in_the_order_of_their_last_submission(fake: Fake, tmp_path: Path) -> None:
+    a, b, c = (submitted(tmp_path / name, number) for name, number in (("a", "1"), ("b", "2"), ("c", "3")))
+    submitted(a, "4")
+    (b / jobs.JOB_FILE).unlink()
+    assert jobs.known_runs() == [c, a]
+
+
+def test_a_list_that_was_cut_short_still_knows_the_other_runs(fake: Fake, tmp_path: Path) -> None:
+    a = submitted(tmp_path / "a", "1")
+    (listed,) = (tmp_path / "state").rglob("*.jsonl")
+    with listed.open("a", encoding="utf-8") as file:
+        file.write('{"job_id": "2", "run_d\n[]\n')
+    b = submitted(tmp_path / "b", "3")
+    assert jobs.known_runs() == [a, b]
+
+
+def test_without_a_list_no_run_is_known(fake: Fake) -> None:
+    assert jobs.known_runs() == []
+
+
+def test_a_home_that_cannot_be_written_does_not_stop_a_submission(fake: Fake, tmp_path: Path) -> None:
+    (tmp_path / "state").write_text("a file", encoding="utf-8")
+    run = submitted(tmp_path / "a", "1")
+    assert jobs.find_runs(str(run)) == [run]
+    assert jobs.known_runs() == []
+
+
+def test_runs_are_found_by_job_array_element_and_directory(
+    fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = submitted(tmp_path / "one", "7")
+    first, second = (submitted(tmp_path / f"seed {k}", f"70_{k}") for k in (0, 1))
+    other = submitted(tmp_path / "other", "700_1")
+    assert jobs.find_runs("7") == [one]
+    assert jobs.find_runs("70") == [first, second]
+    assert jobs.find_runs("70_1") == [second]
+    assert jobs.find_runs("700") == [other]
+    assert jobs.find_runs(str(first)) == [first]
+    monkeypatch.chdir(tmp_path)
+    assert jobs.find_runs("seed 1") == [second]
+
+
+def test_an_earlier_job_of_a_run_finds_it_once(fake: Fake, tmp_path: Path) -> None:
+    run = submitted(tmp_path / "a", "7")
+    submitted(run, "8")
+    submitted(run, "8")
+    assert jobs.find_runs("7") == jobs.find_runs("8") == [run]
+
+
+@pytest.mark.parametrize("job", ["9", "7_0", "9_1", "nonsense", "7;8", "no/such/folder"])
+def test_a_job_that_nobody_submitted_here_is_refused(fake: Fake, job: str, tmp_path: Path) -> None:
+    submitted(tmp_path / "a", "7")
+    with pytest.raises(UserError, match="is no job of dl2pa's that this user submitted here") as caught:
+        jobs.find_runs(job)
+    assert caught.value.value == job
+
+
+def test_a_job_whose_run_is_gone_is_refused(fake: Fake, tmp_path: Path) -> None:
+    run = submitted(tmp_path / "a", "7")
+    (run / jobs.JOB_FILE).unlink()
+    with pytest.raises(UserError, match="is no job"):
+        jobs.find_runs("7")
+
+
+def test_a_directory_that_was_never_submitted_is_refused(fake: Fake, tmp_path: Path) -> None:
+    (tmp_path / "trained here").mkdir()
+    with pytest.raises(UserError, match=r"trained here': was never submitted to SLURM"):
+        jobs.find_runs(str(tmp_path / "trained here"))
+
+
+# ---- stopping ----
+
+
+def test_cancelling_names_every_job(fake: Fake) -> None:
+    log = fake("scancel")
+    jobs.cancel(["7", "70_1"])
+    assert log.read_text(encoding="utf-8") == "7 70_1\n"
+
+
+def test_what_slurm_says_against_cancelling_is_told(fake: Fake) -> None:
+    fake("scancel", "", 1, "scancel: error: Kill job error on job id 7: Access denied")
+    with pytest.raises(UserError, match="'7, 8': scancel: error: Kill job error on job id 7: Access denied"):
+        jobs.cancel(["7", "8"])
+
+
+def test_ending_the_processes_waits_until_only_the_batch_shell_is_left(fake: Fake) -> None:
+    cancelled, asked = fake("scancel"), fake("squeue", "7.batch\n7.0\n", then="7.batch\n7.extern\n")
+    jobs.kill_steps(["7"], wait_s=60)
+    assert re.fullmatch(r"--signal=[A-Z0-9]+ 7\n", cancelled.read_text(encoding="utf-8"))
+    assert len(asked.read_text(encoding="utf-8").splitlines()) == 2
+
+
+def test_ending_the_processes_does_not_wait_for_ever(fake: Fake) -> None:
+    fake("scancel")
+    fake("squeue", "7.0\n")
+    jobs.kill_steps(["7"], wait_s=0.01)
+
+
+def test_ending_the_processes_of_a_job_that_has_ended_is_no_error(fake: Fake) -> None:
+    log = fake("scancel", "", 1, "scancel: error: Invalid job id")
+    fake("squeue", "", 1, "slurm_load_jobs error: Invalid job id specified")
+    jobs.kill_steps(["7", "8"], wait_s=60)
+    assert re.fullmatch(r"--signal=[A-Z0-9]+ 7 8\n", log.read_text(encoding="utf-8"))

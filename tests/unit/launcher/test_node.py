@@ -1,0 +1,112 @@
+"""A machine's place in a SLURM step, read from the variables SLURM sets."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import pytest
+
+from dl2pa.errors import UserError
+from launcher.node import Node, interface_towards, this_node
+
+TWO_NODES = {
+    "SLURM_JOB_ID": "1234",
+    "SLURM_JOB_NODELIST": "127.0.0.[1-2]",
+    "SLURM_STEP_ID": "0",
+    "SLURM_STEP_NUM_NODES": "2",
+    "SLURM_STEP_NUM_TASKS": "2",
+    "SLURM_NODEID": "1",
+}
+
+
+@pytest.fixture(autouse=True)
+def outside_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the tests themselves run in."""
+    for name in [n for n in os.environ if n.startswith(("SLURM", "DL2PA_"))]:
+        monkeypatch.delenv(name)
+
+
+def node_under(monkeypatch: pytest.MonkeyPatch, env: dict[str, str]) -> Node:
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    return this_node()
+
+
+@pytest.mark.parametrize(
+    "env",
+    [
+        {},
+        {
+            "SLURM_JOB_ID": "7",
+            "SLURM_JOB_NUM_NODES": "2",
+            "SLURM_NTASKS": "2",
+            "SLURM_JOB_NODELIST": "n[1-2]",
+        },
+        {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_NODES": "1", "SLURM_STEP_NUM_TASKS": "1"},
+        {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0"},
+    ],
+    ids=["no SLURM", "a job but no step", "a step of one task", "a step that does not say"],
+)
+def test_one_machine_meets_nobody(env: dict[str, str]) -> None:
+    node = this_node(env)
+    assert (node.index, node.count) == (0, 1)
+    assert node.torchrun_options() == ["--standalone"]
+    assert node.interface() == "lo"
+
+
+def test_two_nodes_meet_at_the_first_of_the_node_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = node_under(monkeypatch, TWO_NODES)
+    assert (node.index, node.count, node.head) == (1, 2, "127.0.0.1")
+    assert 10000 <= node.port < 30000
+    assert node.torchrun_options() == [
+        "--nnodes=2",
+        "--node-rank=1",
+        "--rdzv-backend=static",
+        "--master-addr=127.0.0.1",
+        f"--master-port={node.port}",
+        "--rdzv-id=1234.0",
+    ]
+    assert node.interface() == "lo"
+
+
+def test_the_batch_shells_choice_of_place_and_port_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = {"DL2PA_HEAD": "localhost", "DL2PA_PORT": "12345", "SLURM_RESTART_COUNT": "3"}
+    node = node_under(monkeypatch, {**TWO_NODES, **chosen})
+    assert (node.head, node.port, node.rendezvous) == ("localhost", 12345, "1234.3")
+
+
+def test_nodes_of_one_attempt_agree_and_attempts_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = node_under(monkeypatch, {**TWO_NODES, "SLURM_NODEID": "0"})
+    second = node_under(monkeypatch, TWO_NODES)
+    again = node_under(monkeypatch, {**TWO_NODES, "SLURM_RESTART_COUNT": "1"})
+    assert (first.head, first.port, first.rendezvous) == (second.head, second.port, second.rendezvous)
+    assert second.port != again.port
+    assert second.rendezvous != again.rendezvous
+
+
+@pytest.mark.parametrize(("nodes", "tasks"), [(1, 2), (2, 4)])
+def test_several_tasks_a_node_are_refused(nodes: int, tasks: int) -> None:
+    counts = {"SLURM_STEP_NUM_NODES": str(nodes), "SLURM_STEP_NUM_TASKS": str(tasks)}
+    with pytest.raises(UserError, match=rf"runs {tasks} tasks on {nodes} node.*--ntasks-per-node=1"):
+        this_node({**TWO_NODES, **counts, "DL2PA_HEAD": "127.0.0.1"})
+
+
+@pytest.mark.parametrize("variable", ["DL2PA_HEAD", "SLURM_JOB_NODELIST"])
+def test_a_head_that_does_not_resolve_is_named(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Not asked of the network, which may take its time to say no.
+    def no_answer(host: str, *rest: object, **options: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, f"{host}: name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", no_answer)
+    with pytest.raises(UserError, match=r"'gpu-17'.*does not resolve on node2.*DL2PA_HEAD") as caught:
+        node_under(monkeypatch, {**TWO_NODES, "SLURMD_NODENAME": "node2", variable: "gpu-17"})
+    assert (caught.value.field, caught.value.value) == ("node name", "gpu-17")
+
+
+def test_the_interface_is_the_one_whose_address_reaches_the_host() -> None:
+    assert interface_towards("127.0.0.1") == "lo"
+
+
+def test_no_interface_is_made_up_for_a_host_out_of_reach() -> None:
+    assert interface_towards("no such host") is None

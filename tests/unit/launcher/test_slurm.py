@@ -1,0 +1,317 @@
+"""The request, and the script that sbatch is given: read as text, by bash, and run with a fake srun."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dl2pa.errors import UserError
+from launcher import slurm
+from launcher.slurm import SUPERVISE, Planned, Request, check_request, script, seconds_of
+
+ODD = 'it\'s; a "run" $HOME `id` #1'
+
+Fake = Callable[[str, str], Path]
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with an odd name, SLURM's commands on PATH, and nothing said by an outer job."""
+    for name in [n for n in os.environ if n.startswith(("SLURM", "SBATCH", "DL2PA_"))]:
+        monkeypatch.delenv(name)
+    work = tmp_path / "the work; it's"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    make_fake(tmp_path, "srun", "")
+    make_fake(tmp_path, "sbatch", "")
+    return work
+
+
+def make_fake(tmp_path: Path, name: str, body: str) -> None:
+    file = tmp_path / "bin" / name
+    file.write_text(f"#!/usr/bin/env bash\n{body}\n", encoding="utf-8")
+    file.chmod(0o755)
+
+
+def planned(place: Path, *names: str, processes: int = 2) -> list[Planned]:
+    return [Planned(place / n, place / n / "slurm/config.yaml", processes) for n in names]
+
+
+def directives(text: str) -> dict[str, str | None]:
+    """The #SBATCH lines' options, unquoted as sbatch reads them."""
+    found: dict[str, str | None] = {}
+    for option in re.findall(r"^#SBATCH --(.*)$", text, re.MULTILINE):
+        name, equals, value = option.partition("=")
+        assert name not in found, f"--{name} is said twice"
+        found[name] = value if equals else None
+    return found
+
+
+# ---- the request ----
+
+
+@pytest.mark.parametrize(
+    ("time", "seconds"),
+    [
+        ("5", 300),
+        ("5:30", 330),
+        ("1:00:00", 3600),
+        ("1:2:3", 3723),
+        ("100:00:00", 360000),
+        ("2-0", 172800),
+        ("1-2", 93600),
+        ("1-2:30", 95400),
+        ("1-02:03:04", 93784),
+        ("", None),
+        ("1h", None),
+        ("-5", None),
+        ("1:", None),
+        ("1-", None),
+        ("1:2:3:4", None),
+        ("1.5", None),
+        (" 5", None),
+        ("tomorrow", None),
+    ],
+)
+def test_time_limits_as_slurm_writes_them(time: str, seconds: int | None) -> None:
+    assert seconds_of(time) == seconds
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        Request(),
+        Request(gpus_per_node=0),
+        Request(nodes=64, gpus_per_node=8, time="2-00:00:00", cpus_per_gpu=12),
+        Request(time="4"),
+        Request(time="2", stop_before=60),
+    ],
+)
+def test_requests_that_can_be_met_are_let_through(request_: Request) -> None:
+    check_request(request_)
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (Request(nodes=0), r"--nodes = 0: must be at least 1"),
+        (Request(gpus_per_node=-1), r"--gpus-per-node = -1: must be at least 0"),
+        (Request(cpus_per_gpu=0), r"--cpus-per-gpu = 0: must be at least 1"),
+        (Request(stop_before=9), r"--stop-before = 9: must be at least 10"),
+        (Request(time="2h"), r"--time = '2h': is no time limit.*D-HH:MM:SS"),
+        (Request(time="3:59"), r"--time = '3:59': leaves no time to train: the run saves 180 s before"),
+        (Request(time="5", stop_before=300), r"--time = '5': leaves no time.*300 s.*shorter --stop-before"),
+    ],
+)
+def test_requests_that_cannot_be_met_are_refused_by_their_option(request_: Request, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check_request(request_)
+
+
+def test_a_machine_without_slurm_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match=r"SLURM's commands are not on this machine.*dl2pa train"):
+        check_request(Request())
+
+
+def test_submitting_again_changes_what_was_given_only() -> None:
+    first = Request(nodes=2, partition="gpu", time="5")
+    assert first.merged({"nodes": 1, "partition": None, "qos": "low"}) == Request(1, 1, "5", "gpu", qos="low")
+    assert Request(**first.as_dict()) == first
+
+
+# ---- the script's options ----
+
+
+def test_the_options_of_a_plain_request_are_exactly_these(place: Path) -> None:
+    text = script(
+        Request(nodes=2, gpus_per_node=4), planned(place, "run"), place / "run/slurm", "dl2pa-small"
+    )
+    quoted = "'" + str(place).replace("'", "'\"'\"'") + "{}'"
+    log = quoted.format("/run/slurm/job-%j.log")
+    assert [line for line in text.splitlines() if line.startswith("#SBATCH")] == [
+        f"#SBATCH --chdir={quoted.format('')}",
+        "#SBATCH --comment=dl2pa",
+        f"#SBATCH --error={log}",
+        "#SBATCH --gpus-per-node=4",
+        "#SBATCH --job-name=dl2pa-small",
+        "#SBATCH --nodes=2",
+        "#SBATCH --ntasks-per-node=1",
+        "#SBATCH --open-mode=append",
+        f"#SBATCH --output={log}",
+        "#SBATCH --requeue",
+        "#SBATCH --signal=B:USR2@180",
+    ]
+    assert text.startswith("#!/bin/bash\n")
+
+
+def test_everything_asked_for_is_handed_on(place: Path) -> None:
+    request = Request(
+        time="1-00:00:00",
+        partition="gpu,long",
+        account="lab",
+        qos="high",
+        constraint="a100&nvlink",
+        exclude="node[1-3]",
+        mem="64G",
+        gpus_per_node=4,
+        cpus_per_gpu=6,
+        after="123",
+        stop_before=600,
+    )
+    found = directives(script(request, planned(place, "run"), place / "slurm", "x"))
+    assert {name: found.get(name) for name in ("time", "partition", "account", "qos", "mem")} == {
+        **{"time": "1-00:00:00", "partition": "gpu,long", "account": "lab", "qos": "high", "mem": "64G"},
+    }
+    assert found["constraint"] == "'a100&nvlink'"
+    assert found["exclude"] == "'node[1-3]'"
+    assert found["dependency"] == "afterok:123"
+    assert found["signal"] == "B:USR2@600"
+    assert found["cpus-per-task"] == "24"
+
+
+def test_without_gpus_none_are_asked_for(place: Path) -> None:
+    text = script(Request(gpus_per_node=0), planned(place, "run"), place / "slurm", "x")
+    assert "gpu" not in "\n".join(directives(text))
+    assert "--gpu-bind" not in text
+
+
+@pytest.mark.parametrize(("gpus", "processes", "cores"), [(4, 4, 12), (0, 2, 6), (0, 1, 3)])
+def test_the_step_gets_the_cores_that_the_job_asked_for(
+    place: Path, gpus: int, processes: int, cores: int
+) -> None:
+    request = Request(gpus_per_node=gpus, cpus_per_gpu=3)
+    text = script(request, planned(place, "run", processes=processes), place / "slurm", "x")
+    assert directives(text)["cpus-per-task"] == str(cores)
+    assert re.findall(r"srun .*--cpus-per-task=(\d+)", text) == [str(cores)]
+
+
+# ---- what bash makes of it ----
+
+
+def test_the_supervisor_is_in_the_script(place: Path) -> None:
+    text = script(Request(), planned(place, "run"), place / "slurm", "x")
+    assert SUPERVISE.read_text(encoding="utf-8") in text
+
+
+@pytest.mark.parametrize("names", [["run"], [ODD], ["a b", ODD, "-n", "*"]], ids=["plain", "odd", "array"])
+def test_bash_reads_the_run_directories_back(place: Path, names: list[str], tmp_path: Path) -> None:
+    text = script(Request(), planned(place, *names), place / ODD / "slurm", "x")
+    checked = subprocess.run(["bash", "-n"], input=text, capture_output=True, text=True)
+    assert (checked.returncode, checked.stderr) == (0, "")
+    head, found, _ = text.partition("\nrun=${runs[${SLURM_ARRAY_TASK_ID:-0}]}\n")
+    file = tmp_path / "head.sh"
+    file.write_text(f'{head}{found}printf \'%s\\n\' "${{runs[@]}}" "chosen: $run"\n', encoding="utf-8")
+    for element in range(len(names)):
+        env = {**os.environ, "SLURM_ARRAY_TASK_ID": str(element)} if len(names) > 1 else None
+        done = subprocess.run(["bash", file], env=env, capture_output=True, text=True, check=True)
+        assert done.stdout.splitlines() == [
+            *(f"{place}/{n}" for n in names),
+            f"chosen: {place}/{names[element]}",
+        ]
+
+
+def test_an_array_is_one_job_with_an_element_and_a_log_a_run(place: Path) -> None:
+    found = directives(script(Request(), planned(place, "a", "b", "c"), place / "array", "x"))
+    assert found["array"] == "0-2%3"
+    assert found["output"] == found["error"]
+    assert str(found["output"]).endswith("/array/job-%A_%a.log'")
+    assert "array" not in directives(script(Request(), planned(place, "a"), place / "slurm", "x"))
+
+
+def arguments_of_srun(text: str, tmp_path: Path) -> list[str]:
+    """Run the script as SLURM would; what srun was given."""
+    make_fake(tmp_path, "srun", f"printf '%s\\n' \"$@\" >'{tmp_path}/srun.log'")
+    make_fake(tmp_path, "scontrol", "")
+    file = tmp_path / "script.sh"
+    file.write_text(text, encoding="utf-8")
+    env = {**os.environ, "SLURM_JOB_ID": "7"}
+    done = subprocess.run(["bash", file], env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return (tmp_path / "srun.log").read_text(encoding="utf-8").splitlines()
+
+
+SUBMITIT = ["-u", "-m", "submitit.core._submit"]
+
+
+def test_srun_starts_one_task_a_node_and_ends_all_with_the_first_that_fails(
+    place: Path, tmp_path: Path
+) -> None:
+    folder = place / ODD / "slurm"
+    text = script(Request(nodes=3, gpus_per_node=2), planned(place, ODD), folder, "x")
+    given = arguments_of_srun(text, tmp_path)
+    at = given.index(sys.executable)
+    assert given[at:] == [sys.executable, *SUBMITIT, str(folder)]
+    assert set(given[:at]) >= {"--kill-on-bad-exit=1", "--nodes=3", "--ntasks=3", "--ntasks-per-node=1"}
+    assert "--gpu-bind=none" in given[:at]
+
+
+def test_with_pyxis_srun_itself_starts_the_container(place: Path, tmp_path: Path) -> None:
+    make_fake(tmp_path, "srun", "echo --container-image")
+    text = script(Request(container="team/dl2pa:1"), planned(place, ODD), place / "slurm", "x")
+    given = arguments_of_srun(text, tmp_path)
+    at = given.index("python")
+    assert given[at:] == ["python", *SUBMITIT, str(place / "slurm")]
+    assert set(given[:at]) >= {
+        "--container-image=team/dl2pa:1",
+        f"--container-mounts={place}:{place}",
+        f"--container-workdir={place}",
+    }
+
+
+def test_with_apptainer_srun_starts_the_engine(place: Path, tmp_path: Path) -> None:
+    make_fake(tmp_path, "apptainer", "")
+    text = script(Request(container="the image.sif"), planned(place, ODD), place / "slurm", "x")
+    given = arguments_of_srun(text, tmp_path)
+    at = given.index(str(tmp_path / "bin/apptainer"))
+    assert all(option.startswith("--") for option in given[:at])
+    assert given[at + 1 :] == [
+        *("exec", "--nv", "--bind", str(place), "--pwd", str(place), "the image.sif"),
+        *("python", *SUBMITIT, str(place / "slurm")),
+    ]
+
+
+# ---- sbatch ----
+
+
+@pytest.mark.parametrize("names", [["run"], [ODD, "b"]], ids=["one run", "an array"])
+def test_sbatch_is_given_exactly_the_script_that_is_shown(
+    place: Path, names: list[str], tmp_path: Path
+) -> None:
+    make_fake(tmp_path, "sbatch", f"cp \"$1\" '{tmp_path}/given.sh'; echo Submitted batch job 123")
+    runs, request = planned(place, *names), Request(nodes=2, time="10", cpus_per_gpu=2)
+    ids = slurm.submit(request, runs, place / "slurm", "dl2pa-x")
+    assert ids == (["123"] if len(names) == 1 else ["123_0", "123_1"])
+    given = (tmp_path / "given.sh").read_text(encoding="utf-8")
+    assert given == script(request, runs, place / "slurm", "dl2pa-x")
+
+
+def test_what_sbatch_says_when_it_fails_is_told(place: Path, tmp_path: Path) -> None:
+    make_fake(tmp_path, "sbatch", "echo 'sbatch: error: Batch job submission failed: quota' >&2; exit 1")
+    with pytest.raises(UserError, match=r"sbatch = 'dl2pa-x': failed: .*quota"):
+        slurm.submit(Request(), planned(place, "run"), place / "slurm", "dl2pa-x")
+
+
+def test_the_cluster_is_asked_whether_it_could_run_the_script(place: Path, tmp_path: Path) -> None:
+    make_fake(tmp_path, "sbatch", f"echo \"$*\" >'{tmp_path}/options'; cat >'{tmp_path}/given.sh'")
+    text = script(Request(), planned(place, "run"), place / "slurm", "x")
+    slurm.check_with_cluster(text)
+    assert (tmp_path / "options").read_text(encoding="utf-8") == "--test-only\n"
+    assert (tmp_path / "given.sh").read_text(encoding="utf-8") == text
+
+
+def test_what_the_cluster_cannot_run_is_refused_in_its_own_words(place: Path, tmp_path: Path) -> None:
+    said = "allocation failure: Requested node configuration is not available"
+    make_fake(tmp_path, "sbatch", f"cat >/dev/null; echo 'sbatch: error: {said}' >&2; exit 1")
+    text = script(Request(nodes=9, partition="gpu"), planned(place, "run"), place / "slurm", "x")
+    with pytest.raises(UserError, match=r"SLURM refuses it: Requested node configuration is not") as caught:
+        slurm.check_with_cluster(text)
+    assert caught.value.value == "--gpus-per-node=1 --nodes=9 --partition=gpu"

@@ -1,0 +1,672 @@
+"""supervise.sh in a real bash: what it does after an attempt, with SLURM's commands replaced by fakes."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dl2pa.errors import TrainingFailure, UserError
+from dl2pa.training.rundir import RunDirectory
+from launcher.node import this_node
+
+ROOT = Path(__file__).resolve().parents[3]
+SUPERVISE = ROOT / "launcher/supervise.sh"
+JOB = 4242
+ODD = 'a run; it\'s "odd" $HOME `id` [1]*'
+DEADLINE_S = 60
+DEATH_S = 30
+
+SCONTROL = """#!/usr/bin/env bash
+# Says what show-ID holds; refuses to requeue as often as there are files refuse-*, which may change what it says.
+cd "$(dirname "$0")/.."
+if [[ $1 == show ]]; then
+  cat "show-${!#}" 2>/dev/null || { echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1; }
+  exit
+fi
+echo "$*" >>scontrol.log
+for refusal in refuse-*; do
+  [[ -e $refusal ]] || break
+  [[ -s $refusal ]] && cp "$refusal" "show-${!#}"
+  rm "$refusal"
+  exit 1
+done
+"""
+SLEEP = """#!/usr/bin/env bash
+echo "$*" >>"$(dirname "$0")/../sleep.log"
+"""
+# Reports what it was given, then leaves what the test has put aside in the run directory, as a training would.
+ATTEMPT = """
+after=$1 run=$2 code=$3
+env -0 >"$after/../env"
+[[ -e $run/stop ]] && echo "the stop file was there"
+cp -r "$after/." "$run/"
+exit "$code"
+"""
+# Saves when it sees the stop file, and ends when the test lets it.
+SAVING = """
+after=$1 run=$2 gate=$3
+echo "child $$ ready"
+until [[ -e $run/stop ]]; do /bin/sleep 0.01; done
+echo "child saves"
+read -r <"$gate"
+cp -r "$after/." "$run/"
+echo "child ends"
+"""
+
+
+class Batch:
+    """One job's batch shell, its fakes and its run directory."""
+
+    def __init__(self, place: Path, name: str = ODD) -> None:
+        self.place = place
+        self.run = place / name
+        self.after = place / "after"
+        self.restarts = 0
+        self.env = {"PATH": f"{place / 'bin'}:{os.environ['PATH']}", "SLURM_JOB_ID": str(JOB)}
+        for folder in (place / "bin", self.after, self.run):
+            folder.mkdir()
+        self.fake("scontrol", SCONTROL)
+        self.fake("sleep", SLEEP)
+        self.show()
+
+    def fake(self, name: str, text: str) -> None:
+        file = self.place / "bin" / name
+        file.write_text(text, encoding="utf-8")
+        file.chmod(0o755)
+
+    def show(self, job: str = str(JOB), state: str = "RUNNING", restarts: int = 0) -> None:
+        """What `scontrol show job` says from now on."""
+        (self.place / f"show-{job}").write_text(job_line(job, state, restarts), encoding="utf-8")
+
+    def refuse(self, times: int, then_state: str = "") -> None:
+        """Let the next requests to requeue fail."""
+        for number in range(times):
+            text = job_line(str(JOB), then_state, self.restarts) if then_state else ""
+            (self.place / f"refuse-{number}").write_text(text, encoding="utf-8")
+
+    def before(self, state: str = "running", attempt: int = 1, step: int | None = None) -> None:
+        """What earlier attempts left."""
+        leave(self.run, state, attempt, step)
+
+    def command(self, script: str, *arguments: object) -> list[str]:
+        words = ["bash", "-c", script, "job", self.after, self.run, *arguments]
+        text = f"source {shlex.quote(str(SUPERVISE))}; supervise {shlex.join(map(str, [self.run, *words]))}"
+        return ["bash", "-c", text]
+
+    def environment(self) -> dict[str, str]:
+        count = {"SLURM_RESTART_COUNT": str(self.restarts)} if self.restarts else {}
+        return {**self.env, **count}
+
+    def attempt(self, code: int = 0, **env: str) -> subprocess.CompletedProcess[str]:
+        """Run one attempt that ends with `code` and leaves what is in `after`."""
+        return subprocess.run(
+            self.command(ATTEMPT, code),
+            env={**self.environment(), **env},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=DEADLINE_S,
+        )
+
+    def requeues(self) -> list[str]:
+        """What `scontrol requeue` was asked for."""
+        log = self.place / "scontrol.log"
+        return log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+
+    def seen(self) -> dict[str, str]:
+        """The environment of the last attempt's command; fails if it never ran."""
+        pairs = (self.place / "env").read_text(encoding="utf-8").split("\0")
+        return dict(pair.split("=", 1) for pair in pairs if pair)
+
+
+def job_line(job: str, state: str, restarts: int) -> str:
+    return (
+        f"JobId={job} JobName=dl2pa-x UserId=me(1) Priority=1 Nice=0 JobState={state} Reason=None Dependency=(null)"
+        f" Requeue=1 Restarts={restarts} BatchFlag=1 Reboot=0 ExitCode=0:0 Comment=dl2pa\n"
+    )
+
+
+def leave(place: Path, state: str, attempt: int, step: int | None = None) -> None:
+    """Status and checkpoint as a training writes them; the newest checkpoint is not complete."""
+    RunDirectory(place).write_status(state=state, attempt=attempt, step=99, error=None, top1=1.5, pid=1)
+    if step is not None:
+        (place / f"checkpoints/step-{step:09}").mkdir(parents=True)
+        (place / f"checkpoints/step-{step:09}/COMPLETE").touch()
+    (place / f"checkpoints/step-{(step or 0) + 900:09}").mkdir(parents=True, exist_ok=True)
+
+
+def report(place: Path, launch: str, final: bool, name: str = "rank-0") -> None:
+    """An error as a rank or node leaves it."""
+    fields = {
+        "rank": 0,
+        "time": 1.0,
+        "launch": launch,
+        "exit_code": 1,
+        "final": final,
+        "message": 'it\'s "so"',
+    }
+    (place / "logs").mkdir(exist_ok=True)
+    (place / f"logs/{name}.error.json").write_text(json.dumps(fields) + "\n", encoding="utf-8")
+
+
+@pytest.fixture
+def batch(tmp_path: Path) -> Batch:
+    return Batch(tmp_path)
+
+
+def a_finished_run(batch: Batch) -> None:
+    leave(batch.after, "finished", 2, 12)
+
+
+def a_stopped_run(batch: Batch) -> None:
+    leave(batch.after, "stopped", 2, 12)
+
+
+def a_stop_that_saved_nothing_new(batch: Batch) -> None:
+    batch.before(step=12)
+    leave(batch.after, "stopped", 2)
+
+
+def a_killed_run(batch: Batch) -> None:
+    leave(batch.after, "running", 2, 12)
+
+
+def killed_before_the_first_save(batch: Batch) -> None:
+    leave(batch.after, "running", 2)
+
+
+def nothing_started(batch: Batch) -> None:
+    """Whatever the attempt before left is no outcome of this one."""
+    batch.before("stopped", 1, 12)
+
+
+def a_finished_run_that_could_not_go_on(batch: Batch) -> None:
+    batch.before("finished", 1, 12)
+
+
+def a_finished_run_stopped_before_it_could_go_on(batch: Batch) -> None:
+    batch.before("finished", 1, 12)
+    (batch.after / "stop").touch()
+
+
+def a_cancelled_run(batch: Batch) -> None:
+    leave(batch.after, "stopped", 2, 12)
+    (batch.after / "cancelled").touch()
+
+
+def a_final_error(batch: Batch) -> None:
+    leave(batch.after, "failed", 2, 12)
+    report(batch.after, f"{JOB}.0", True)
+
+
+def a_final_error_of_a_node(batch: Batch) -> None:
+    report(batch.after, f"{JOB}.0", True, "node-1")
+
+
+def an_error_that_time_heals(batch: Batch) -> None:
+    leave(batch.after, "failed", 2, 12)
+    report(batch.after, f"{JOB}.0", False)
+
+
+def a_final_error_of_an_earlier_launch(batch: Batch) -> None:
+    batch.restarts = 1
+    batch.show(restarts=1)
+    report(batch.run, f"{JOB}.0", True)
+    report(batch.run, "77.1", True, "rank-1")
+    leave(batch.after, "running", 2, 12)
+
+
+def requeued_by_slurm_itself(batch: Batch) -> None:
+    leave(batch.after, "running", 2, 12)
+    batch.show(restarts=1)
+
+
+def waiting_again(batch: Batch) -> None:
+    leave(batch.after, "running", 2, 12)
+    batch.show(state="PENDING")
+
+
+def cancelled_by_scancel(batch: Batch) -> None:
+    leave(batch.after, "stopped", 2, 12)
+    batch.show(state="CANCELLED")
+
+
+def a_controller_that_is_away(batch: Batch) -> None:
+    leave(batch.after, "running", 2, 12)
+    (batch.place / f"show-{JOB}").unlink()
+
+
+REQUEUE = [f"requeue {JOB}"]
+
+
+@pytest.mark.parametrize(
+    ("what", "code", "expected", "requeues", "says"),
+    [
+        (a_finished_run, 0, 0, [], "finished"),
+        (a_finished_run, 1, 0, [], "finished"),
+        (a_stopped_run, 0, 0, REQUEUE, "stopped as asked, saved at step 12: requeueing"),
+        (a_stop_that_saved_nothing_new, 0, 0, REQUEUE, "stopped as asked, saved at step 12: requeueing"),
+        (a_killed_run, 137, 0, REQUEUE, "code 137 while running, saved up to step 12: requeueing"),
+        (killed_before_the_first_save, 1, 0, REQUEUE, "while running, saved up to step 0: requeueing"),
+        (nothing_started, 1, 0, REQUEUE, "while never started, saved up to step 12: requeueing"),
+        (a_finished_run_that_could_not_go_on, 1, 0, REQUEUE, "while never started"),
+        (a_finished_run_stopped_before_it_could_go_on, 0, 0, REQUEUE, "while never started"),
+        (a_cancelled_run, 0, 75, [], "cancelled (stopped, saved up to step 12); `dl2pa resume"),
+        (a_final_error, 2, 2, [], "another attempt would repeat (code 2)"),
+        (a_final_error, 0, 1, [], "another attempt would repeat"),
+        (a_final_error_of_a_node, 2, 2, [], "another attempt would repeat"),
+        (an_error_that_time_heals, 1, 0, REQUEUE, "code 1 while failed"),
+        (a_final_error_of_an_earlier_launch, 1, 0, REQUEUE, "code 1 while running"),
+        (requeued_by_slurm_itself, 1, 0, [], "SLURM requeued the job itself"),
+        (waiting_again, 1, 0, [], "SLURM requeued the job itself"),
+        (cancelled_by_scancel, 0, 0, [], "the job was cancelled: not requeued"),
+        (a_controller_that_is_away, 1, 0, REQUEUE, "code 1 while running"),
+    ],
+    ids=lambda value: value.__name__ if callable(value) else None,
+)
+def test_what_follows_an_attempt(
+    batch: Batch,
+    what: Callable[[Batch], None],
+    code: int,
+    expected: int,
+    requeues: list[str],
+    says: str,
+) -> None:
+    what(batch)
+    done = batch.attempt(code)
+    assert (done.returncode, batch.requeues()) == (expected, requeues), done.stdout
+    assert says in done.stdout
+
+
+def test_a_run_that_was_finished_before_is_finished_again(batch: Batch) -> None:
+    """SLURM may requeue a job whose node failed after the end: the next attempt finds nothing left to do."""
+    batch.before("finished", 3, 12)
+    done = batch.attempt(0)
+    assert (done.returncode, batch.requeues()) == (0, [])
+    assert "dl2pa: finished" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "error", [UserError("data.root", "/x", "is gone", "Look."), TrainingFailure("loss is nan")]
+)
+def test_the_error_files_of_a_node_are_understood(
+    batch: Batch, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `dl2pa train` itself writes them."""
+    from dl2pa.training.run import report_node_error
+
+    monkeypatch.setenv("DL2PA_LAUNCHED", f"{JOB}.0")
+    report_node_error(RunDirectory(batch.after), "0", error)
+    assert batch.attempt(1).returncode == 1
+    assert batch.requeues() == []
+
+
+def test_three_failures_without_progress_are_enough(batch: Batch) -> None:
+    batch.before(step=12)
+    for attempt in (2, 3):
+        leave(batch.after, "running", attempt)
+        assert batch.attempt(1).returncode == 0
+    assert len(batch.requeues()) == 2
+    leave(batch.after, "running", 4)
+    done = batch.attempt(1)
+    assert done.returncode == 1
+    assert len(batch.requeues()) == 2
+    assert "3 attempts in a row without progress beyond step 12: giving up; `dl2pa resume" in done.stdout
+
+
+def test_a_new_checkpoint_forgives_earlier_failures(batch: Batch) -> None:
+    for attempt in range(2, 8):
+        # Every third attempt saves something new.
+        leave(batch.after, "running", attempt, attempt if attempt % 3 == 0 else None)
+        assert batch.attempt(1).returncode == 0, f"gave up at attempt {attempt}"
+    assert len(batch.requeues()) == 6
+
+
+def test_requested_stops_have_a_limit_of_their_own(batch: Batch) -> None:
+    for attempt in range(2, 6):
+        leave(batch.after, "stopped", attempt)
+        assert batch.attempt(0, DL2PA_MAX_FAILURES="1", DL2PA_MAX_STOPS="5").returncode == 0
+    leave(batch.after, "stopped", 6)
+    done = batch.attempt(0, DL2PA_MAX_FAILURES="1", DL2PA_MAX_STOPS="5")
+    assert done.returncode == 1
+    assert "giving up" in done.stdout
+    assert len(batch.requeues()) == 4
+
+
+def test_a_run_cancelled_before_its_start_starts_nothing(batch: Batch) -> None:
+    (batch.run / "cancelled").touch()
+    done = batch.attempt()
+    assert (done.returncode, batch.requeues()) == (0, [])
+    assert "nothing is started" in done.stdout
+    assert not (batch.place / "env").exists()
+
+
+def test_a_stop_file_of_an_earlier_attempt_is_removed(batch: Batch) -> None:
+    (batch.run / "stop").touch()
+    a_finished_run(batch)
+    done = batch.attempt()
+    assert done.returncode == 0
+    assert "the stop file was there" not in done.stdout
+    assert not (batch.run / "stop").exists()
+
+
+def test_a_run_directory_that_cannot_be_made_ends_the_job(batch: Batch) -> None:
+    batch.run.rmdir()
+    batch.run.write_text("a file", encoding="utf-8")
+    assert batch.attempt().returncode == 1
+    assert not (batch.place / "env").exists()
+
+
+@pytest.mark.parametrize("name", ["plain", "two words", "it's;true", '"quoted"', "$HOME", "*", "-n"])
+def test_run_directories_of_any_name(tmp_path: Path, name: str) -> None:
+    batch = Batch(tmp_path, name)
+    leave(batch.after, "stopped", 1, 12)
+    done = batch.attempt()
+    assert (done.returncode, batch.requeues()) == (0, REQUEUE)
+    assert "saved at step 12" in done.stdout
+
+
+# ---- requeueing ----
+
+
+def test_an_element_of_an_array_is_requeued_by_the_arrays_number_and_its_own(batch: Batch) -> None:
+    batch.env |= {"SLURM_JOB_ID": "73", "SLURM_ARRAY_JOB_ID": "70", "SLURM_ARRAY_TASK_ID": "2"}
+    batch.show("70_2")
+    a_stopped_run(batch)
+    assert batch.attempt().returncode == 0
+    assert batch.requeues() == ["requeue 70_2"]
+
+
+def test_the_element_that_has_the_arrays_own_number_is_not_taken_for_the_others(batch: Batch) -> None:
+    """`scontrol show job ARRAY` lists all of its elements."""
+    batch.env |= {"SLURM_JOB_ID": "70", "SLURM_ARRAY_JOB_ID": "70", "SLURM_ARRAY_TASK_ID": "2"}
+    others = [job_line("71", "PENDING", 3), job_line("72", "CANCELLED", 1), job_line("70", "RUNNING", 0)]
+    (batch.place / "show-70").write_text("".join(others), encoding="utf-8")
+    batch.show("70_2")
+    a_stopped_run(batch)
+    done = batch.attempt()
+    assert (done.returncode, batch.requeues()) == (0, ["requeue 70_2"]), done.stdout
+
+
+def test_a_controller_that_is_busy_is_asked_again_ever_more_patiently(batch: Batch) -> None:
+    batch.refuse(3)
+    a_stopped_run(batch)
+    assert batch.attempt().returncode == 0
+    assert batch.requeues() == REQUEUE * 4
+    waits = [float(w) for w in (batch.place / "sleep.log").read_text(encoding="utf-8").split()]
+    assert len(waits) == 3
+    assert waits == sorted(set(waits))
+
+
+def test_a_controller_that_never_agrees_leaves_the_run_to_be_resumed(batch: Batch) -> None:
+    batch.refuse(99)
+    a_stopped_run(batch)
+    done = batch.attempt()
+    assert done.returncode == 75
+    assert f"refuses to requeue; `dl2pa resume {batch.run}`" in done.stdout
+
+
+@pytest.mark.parametrize("state", ["PENDING", "CANCELLED"])
+def test_a_job_that_was_requeued_or_cancelled_meanwhile_is_left_alone(batch: Batch, state: str) -> None:
+    batch.refuse(1, then_state=state)
+    a_stopped_run(batch)
+    assert batch.attempt().returncode == 0
+    assert batch.requeues() == REQUEUE
+
+
+# ---- what the command is given ----
+
+
+def test_the_command_knows_its_launch_and_where_to_meet(batch: Batch) -> None:
+    batch.restarts = 3
+    a_finished_run(batch)
+    batch.attempt(SLURMD_NODENAME="node7")
+    seen = batch.seen()
+    assert seen["DL2PA_HEAD"] == "node7"
+    assert seen["DL2PA_LAUNCHED"] == f"{JOB}.3"
+    assert seen["DL2PA_SUPERVISED"] == "1"
+    assert 10000 <= int(seen["DL2PA_PORT"]) < 30000
+
+
+def test_without_slurms_name_for_it_the_head_is_this_host(batch: Batch) -> None:
+    batch.fake("hostname", "#!/bin/sh\necho host-of-the-shell\n")
+    batch.attempt()
+    assert batch.seen()["DL2PA_HEAD"] == "host-of-the-shell"
+
+
+def is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def derived_port(job: int, restarts: int) -> int:
+    """As a node derives it that was told none."""
+    env = {
+        "SLURM_STEP_ID": "0",
+        "SLURM_STEP_NUM_NODES": "2",
+        "SLURM_JOB_ID": str(job),
+        "DL2PA_HEAD": "127.0.0.1",
+    }
+    return this_node({**env, "SLURM_RESTART_COUNT": str(restarts)}).port
+
+
+def test_the_port_is_derived_from_the_job_and_its_restarts(batch: Batch) -> None:
+    batch.restarts = 2
+    job = next(job for job in range(os.getpid(), os.getpid() + 99) if is_free(derived_port(job, 2)))
+    batch.attempt(SLURM_JOB_ID=str(job))
+    assert int(batch.seen()["DL2PA_PORT"]) == derived_port(job, 2)
+    assert derived_port(job, 2) != derived_port(job, 1) != derived_port(job + 1, 1)
+
+
+@pytest.mark.parametrize("port", [None, 29999], ids=["within the range", "the last of the range"])
+def test_a_port_in_use_is_skipped(batch: Batch, port: int | None) -> None:
+    last = pow(13, -1, 20000) * 19999 % 20000
+    job = JOB if port is None else last
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        derived = derived_port(job, 0)
+        assert port in (None, derived)
+        if is_free(derived):
+            taken.bind(("127.0.0.1", derived))
+            taken.listen()
+        batch.attempt(SLURM_JOB_ID=str(job))
+    chosen = int(batch.seen()["DL2PA_PORT"])
+    assert chosen != derived
+    assert 10000 <= chosen < 30000
+
+
+# ---- signals and deaths ----
+
+
+@pytest.fixture
+def start(batch: Batch) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start a command in a process group of its own; all of it is ended with the test, or when that hangs."""
+    os.mkfifo(batch.place / "gate")
+    started: list[subprocess.Popen[str]] = []
+    watchdogs: list[threading.Timer] = []
+
+    def end(process: subprocess.Popen[str]) -> None:
+        with suppress(ProcessLookupError):  # the group outlives the one who leads it
+            os.killpg(process.pid, signal.SIGKILL)
+
+    def begin(command: list[str], **env: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            command,
+            env={**batch.environment(), **env},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        started.append(process)
+        watchdogs.append(threading.Timer(DEADLINE_S, end, [process]))
+        watchdogs[-1].start()
+        return process
+
+    yield begin
+    for process, watchdog in zip(started, watchdogs, strict=True):
+        watchdog.cancel()
+        end(process)
+        process.communicate()
+
+
+def until(process: subprocess.Popen[str], word: str) -> str:
+    """The next line of its output that holds `word`."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if word in line:
+            return line
+    raise AssertionError(f"the output ended before {word!r}")
+
+
+def assert_ends(pid_file: int) -> None:
+    assert select.select([pid_file], [], [], DEATH_S)[0], "the process still runs"
+    os.close(pid_file)
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM])
+@pytest.mark.parametrize("to_all", [False, True], ids=["the shell", "its whole group"])
+def test_a_stop_signal_asks_for_a_save_and_waits_for_it(
+    batch: Batch, start: Callable[..., subprocess.Popen[str]], number: int, to_all: bool
+) -> None:
+    gate = batch.place / "gate"
+    process = start(batch.command(SAVING, gate))
+    until(process, "child")
+    (os.killpg if to_all else os.kill)(process.pid, number)
+    until(process, "child saves")
+    os.kill(process.pid, number)  # a second one, while it saves, changes nothing
+    until(process, "asked to stop")
+    leave(batch.after, "stopped", 1, 12)
+    gate.write_text("go\n", encoding="utf-8")
+    until(process, "child ends")
+    until(process, "stopped as asked, saved at step 12: requeueing")
+    assert process.wait(DEADLINE_S) == 0
+    assert batch.requeues() == REQUEUE
+
+
+needs_setpriv = pytest.mark.skipif(shutil.which("setpriv") is None, reason="setpriv is not on this machine")
+
+
+@needs_setpriv
+def test_the_command_dies_with_the_batch_shell(
+    batch: Batch, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    process = start(batch.command(SAVING, batch.place / "gate"))
+    child = os.pidfd_open(int(until(process, "child").split()[1]))
+    process.kill()
+    assert_ends(child)
+
+
+GUARDED = f"""
+source {shlex.quote(str(SUPERVISE))}
+guard "$@"
+printf '%s\\n' "$$" "${{DL2PA_GUARDED-not guarded any more}}" "$@"
+read -r <"$GATE"
+"""
+
+
+@needs_setpriv
+def test_the_batch_shell_dies_with_the_daemon_that_started_it(
+    batch: Batch, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    script = batch.place / "the script.sh"
+    script.write_text(GUARDED, encoding="utf-8")
+    daemon = ["bash", "-c", 'bash "$@" & wait', "daemon", str(script), "a b", "it's", ""]
+    process = start(daemon, GATE=str(batch.place / "gate"))
+    assert process.stdout is not None
+    shell, *lines = (process.stdout.readline().rstrip("\n") for _ in range(5))
+    assert lines == ["not guarded any more", "a b", "it's", ""]
+    alive = os.pidfd_open(int(shell))
+    process.kill()
+    assert_ends(alive)
+
+
+def test_without_setpriv_everything_else_works(batch: Batch) -> None:
+    tools = batch.place / "tools"
+    tools.mkdir()
+    for name in ("bash", "cat", "cp", "dirname", "env", "grep", "hostname", "mkdir", "rm", "sed", "touch"):
+        (tools / name).symlink_to(str(shutil.which(name)))
+    a_stopped_run(batch)
+    done = batch.attempt(PATH=f"{batch.place / 'bin'}:{tools}")
+    assert (done.returncode, batch.requeues()) == (0, REQUEUE), done.stdout
+    script = batch.place / "the script.sh"
+    script.write_text(
+        f'source {shlex.quote(str(SUPERVISE))}\nguard "$@"\necho "here: $1"\n', encoding="utf-8"
+    )
+    done = subprocess.run(
+        ["bash", script, "a b"], env={"PATH": str(tools)}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "here: a b\n"
+
+
+# ---- by hand ----
+
+SRUN = f"""#!{sys.executable}
+import json, os, sys
+from pathlib import Path
+place = Path(__file__).parents[1]
+(place / "srun.json").write_text(json.dumps(sys.argv[1:]))
+run = Path(sys.argv[-1])
+(run / "status.json").write_text(json.dumps({{"state": "finished", "attempt": 1}}, indent=1))
+"""
+
+
+def by_hand(batch: Batch, *arguments: str, **env: str) -> tuple[int, str, Any]:
+    """Exit code and output of slurm/train.sbatch, and what it gave to srun."""
+    batch.fake("srun", SRUN)
+    done = subprocess.run(
+        ["bash", ROOT / "slurm/train.sbatch", *arguments],
+        env={**batch.env, "SLURM_SUBMIT_DIR": str(ROOT), **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=DEADLINE_S,
+    )
+    log = batch.place / "srun.json"
+    return done.returncode, done.stdout, json.loads(log.read_text(encoding="utf-8")) if log.exists() else None
+
+
+def test_the_script_for_hand_use_trains_on_every_node_what_it_was_given(batch: Batch) -> None:
+    arguments = ["my config.yaml", str(batch.run), "optim.lr=1", "tracking.run_name=it's; so"]
+    code, output, srun = by_hand(batch, *arguments, SLURM_GPUS_ON_NODE="8")
+    assert code == 0, output
+    assert "--kill-on-bad-exit=1" in srun
+    assert "--ntasks-per-node=1" in srun
+    assert srun[srun.index("dl2pa") :] == [
+        *("dl2pa", "train", "my config.yaml", "launch.nproc=8", "optim.lr=1", "tracking.run_name=it's; so"),
+        *("--run-dir", str(batch.run)),
+    ]
+
+
+def test_the_script_for_hand_use_leaves_the_processes_to_the_configuration_without_gpus(batch: Batch) -> None:
+    code, output, srun = by_hand(batch, "c.yaml", str(batch.run))
+    assert code == 0, output
+    assert srun[srun.index("dl2pa") :] == ["dl2pa", "train", "c.yaml", "--run-dir", str(batch.run)]
+
+
+def test_the_script_for_hand_use_says_how(batch: Batch) -> None:
+    code, output, srun = by_hand(batch, "only-a-config.yaml")
+    assert code == 2
+    assert "usage: sbatch" in output
+    assert srun is None
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not on this machine")
+def test_shellcheck_finds_nothing() -> None:
+    files = ["launcher/supervise.sh", "slurm/train.sbatch"]
+    done = subprocess.run(["shellcheck", *files], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout

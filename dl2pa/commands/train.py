@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NoReturn
 from dl2pa.commands.output import note, say
 from dl2pa.config import Config, fingerprint, load_config, merge, parse_config
 from dl2pa.errors import EXIT_DONE, EXIT_FAILURE, EXIT_STOPPED, EXIT_USER_ERROR, TrainingFailure, UserError
-from dl2pa.orphans import PARENT_VARIABLE, die_with_parent
+from dl2pa.launched import PARENT_VARIABLE, die_with_parent, inside_torchrun
 from launcher.node import SUPERVISED, Node, listen_again, this_node
 
 if TYPE_CHECKING:
@@ -35,8 +35,6 @@ def run(args: argparse.Namespace) -> int:
         config = parse_config(merge(config.model_dump(mode="json"), {"launch": {"nproc": args.nproc}}))
     name = args.config.stem
     run_dir: Path = (args.run_dir or Path("runs") / f"{name}-{fingerprint(config)}").absolute()
-
-    from dl2pa.training.processes import inside_torchrun
 
     if inside_torchrun():
         _leave_at_once(_train_as_rank(config, run_dir, name))
@@ -104,18 +102,13 @@ def _leave_at_once(code: int) -> NoReturn:
 
 def _launch(args: argparse.Namespace, config: Config, run_dir: Path, name: str, node: Node) -> int:
     """Check what can be checked before any process starts, then start it or them."""
-    from dl2pa.training.data import open_data
-    from dl2pa.training.model import check_prototypes
-    from dl2pa.training.processes import choose_device
     from dl2pa.training.rundir import Ownership, RunDirectory
 
     world_size = node.count * config.launch.nproc
     supervised = bool(os.environ.get(SUPERVISED))
     data = None
-    choose_device(config.launch.device, config.launch.nproc - 1)
     if world_size == 1 or not supervised:  # else the ranks find the same, and `submit` has looked already
-        data = open_data(config, world_size)
-        check_prototypes(config, len(data.classes))
+        data = _check_before_start(config, world_size)
     if world_size == 1:
         return _train_here(config, run_dir, name, data)
     del data  # each process opens its own
@@ -132,6 +125,18 @@ def _launch(args: argparse.Namespace, config: Config, run_dir: Path, name: str, 
         finally:
             owner.release()
     return _launch_torchrun(args, config, directory, attempt, node)
+
+
+def _check_before_start(config: Config, world_size: int) -> DataSplits:
+    """Device, data and prototypes; the data set is returned open."""
+    from dl2pa.training.data import open_data
+    from dl2pa.training.model import check_prototypes
+    from dl2pa.training.processes import choose_device
+
+    choose_device(config.launch.device, config.launch.nproc - 1)
+    data = open_data(config, world_size)
+    check_prototypes(config, len(data.classes))
+    return data
 
 
 def _train_here(config: Config, run_dir: Path, name: str, data: DataSplits | None) -> int:

@@ -13,7 +13,7 @@ from torch import distributed as dist
 
 from dl2pa.config import Config
 from dl2pa.errors import UserError
-from dl2pa.orphans import die_with_parent
+from dl2pa.launched import die_with_parent, inside_torchrun
 
 log = logging.getLogger(__name__)
 
@@ -33,11 +33,6 @@ class World:
     @property
     def is_main(self) -> bool:
         return self.rank == 0
-
-
-def inside_torchrun() -> bool:
-    """Whether torchrun (or something that sets the same variables) started this process."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
 def choose_device(wanted: str, local_rank: int) -> torch.device:

@@ -78,6 +78,13 @@ def test_the_command_line_answers_before_anything_heavy_is_loaded() -> None:
     assert loaded_by("import dl2pa.cli; dl2pa.cli.build_parser().format_help()") & heavy == set()
 
 
+def test_a_launcher_of_processes_loads_nothing_that_only_they_need() -> None:
+    """On a cluster every node has one, and they all start at once."""
+    heavy = {"torch", "mlflow", "nvidia.dali", "torchvision", "submitit", "scipy"}
+    statement = "import dl2pa.commands.train, dl2pa.training.rundir, launcher.local"
+    assert loaded_by(statement) & heavy == set()
+
+
 STEPS_WITHOUT = """
 import sys
 for name in ("nvidia", "nvidia.dali", "mlflow", "submitit", "torchvision", "sklearn", "PIL"):

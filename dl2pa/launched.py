@@ -1,4 +1,4 @@
-"""No process outlives its launcher. A leaf without heavy imports: a worker calls it before anything else."""
+"""How this process was started, and that it does not outlive its launcher. A leaf without heavy imports."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ import signal
 _PR_SET_PDEATHSIG = 1
 PARENT_VARIABLE = "DL2PA_AGENT_PID"
 """Environment variable in which the launcher's torchrun names itself to its workers."""
+
+
+def inside_torchrun() -> bool:
+    """Whether torchrun (or something that sets the same variables) started this process."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
 def die_with_parent() -> None:

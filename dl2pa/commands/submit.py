@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import argparse
 import fcntl
-import itertools
-import json
-import math
 import os
-import re
 import sys
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dl2pa.commands.check import check_trainings
+from dl2pa.commands.expand import Element, check_distinct, expand, run_name
 from dl2pa.commands.output import note, say
-from dl2pa.config import Config, dump_config, fingerprint, load_config, merge, parse_config
+from dl2pa.config import Config, dump_config, load_config, merge, parse_config
 from dl2pa.errors import EXIT_DONE, UserError
 from launcher import jobs, slurm
 
-_RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
-_MAX_RUNS = 1000
 OPTIONS = tuple(slurm.Request.__dataclass_fields__)
 """The request's fields, each an option of `submit` and of `resume`."""
 
@@ -38,85 +34,56 @@ class Job:
 
 
 def run(args: argparse.Namespace) -> int:
-    request = slurm.Request().merged({k: getattr(args, k) for k in OPTIONS})
     elements = expand(args.config, args.overrides, args.array or [])
-    planned = [_plan(path, overrides, request, args, len(elements) > 1) for path, overrides in elements]
-    for job in planned:
-        if [j.run_dir for j in planned].count(job.run_dir) > 1:
-            remedy = "Sweep a key that changes the run."
-            raise UserError("--array", str(job.run_dir), "two of the array's runs are the same", remedy)
-    slurm.check_request(request)
-    check_runs(planned, request)
-    name = args.config.stem
-    if args.dry_run:
-        folder = _folder_of(planned, name)
-        print(slurm.script(request, [_planned(j) for j in planned], folder, f"dl2pa-{name}"))  # noqa: T201
-        return EXIT_DONE
-    submitted = queue(planned, request, name)
-    note_duration(planned[0].run_dir, request)
-    _tell(submitted, planned, args.json)
+    planned = plan(elements, args, len(elements) > 1)
+    submit(planned, args, args.config.stem)
     return EXIT_DONE
 
 
-def expand(config: Path, overrides: Sequence[str], sweeps: Sequence[str]) -> list[tuple[Path, list[str]]]:
-    """The configurations of an array: every combination of the swept values.
+def plan(elements: Sequence[Element], args: argparse.Namespace, is_array: bool) -> list[Job]:
+    """The runs to be, each with the configuration the job runs and its directory.
 
     Args:
-        sweeps: `key=a,b,c` or `key=0..4`; the key `config` sweeps configuration files.
+        is_array: `--run-dir` names the folder of the runs.
 
     Raises:
-        UserError: a sweep that cannot be read, or too many runs.
+        UserError: a wrong configuration, or two runs that are the same.
     """
-    axes = [_axis(text) for text in sweeps]
-    _check_count(math.prod(len(axis) for axis in axes))
-    found: list[tuple[Path, list[str]]] = []
-    for combination in itertools.product(*axes):
-        files = [Path(value) for key, value in combination if key == "config"]
-        keys = [f"{key}={value}" for key, value in combination if key != "config"]
-        found.append((files[-1] if files else config, [*overrides, *keys]))
-    return found
+    request = request_of(args)
+    planned = [_plan(element, request, args.run_dir, is_array) for element in elements]
+    check_distinct([job.run_dir for job in planned])
+    return planned
 
 
-def _check_count(runs: int) -> None:
-    if runs > _MAX_RUNS:
-        raise UserError("--array", runs, f"more than {_MAX_RUNS} runs", "Submit it in parts.")
+def submit(planned: Sequence[Job], args: argparse.Namespace, name: str, sweep: str | None = None) -> None:
+    """Check and queue the runs, several as one array, and tell; with `--dry-run` print the script.
+
+    Args:
+        sweep: the tag that the runs share; by default arrays have one of their own.
+    """
+    request = request_of(args)
+    slurm.check_request(request)
+    check_runs(planned, request)
+    if args.dry_run:
+        folder = _folder_of(planned, name)
+        print(slurm.script(request, [_planned(j) for j in planned], folder, f"dl2pa-{name}"))  # noqa: T201
+        return
+    submitted = queue(planned, request, name, sweep)
+    _tell(submitted, planned, args.json)
+    note_duration(planned[0].run_dir, request)
 
 
-def _axis(text: str) -> list[tuple[str, str]]:
-    key, equals, values = text.partition("=")
-    span = _RANGE.fullmatch(values)
-    if span is not None:
-        low, high = int(span[1]), int(span[2])
-        _check_count(high - low + 1)
-        found = [str(n) for n in range(low, high + 1)]
-    else:
-        found = [value for value in _split(values) if value]
-    if not equals or not key or not found:
-        remedy = "Write key=0..4 or key=a,b,c, for example train.seed=0..4."
-        raise UserError("--array", text, "names no key with values", remedy)
-    return [(key, value) for value in found]
+def request_of(args: argparse.Namespace) -> slurm.Request:
+    """What the command line asks of the cluster."""
+    return slurm.Request().merged({k: getattr(args, k) for k in OPTIONS})
 
 
-def _split(values: str) -> Iterator[str]:
-    """At commas that stand in no bracket."""
-    depth, start = 0, 0
-    for at, character in enumerate(values):
-        depth += (character in "[{") - (character in "]}")
-        if character == "," and depth == 0:
-            yield values[start:at]
-            start = at + 1
-    yield values[start:]
-
-
-def _plan(
-    path: Path, overrides: Sequence[str], request: slurm.Request, args: argparse.Namespace, is_array: bool
-) -> Job:
-    config = load_config(path, overrides)
-    default = f"{path.stem}-{fingerprint(config)}"
-    run_dir = Path("runs") / default if args.run_dir is None else args.run_dir
-    if is_array and args.run_dir is not None:
-        run_dir = args.run_dir / default
-    return Job(_for_job(config, request, path.stem), run_dir.absolute(), path.stem)
+def _plan(element: Element, request: slurm.Request, run_dir: Path | None, is_array: bool) -> Job:
+    config = load_config(element.config, element.overrides)
+    default = run_name(element.config, config)
+    place = Path("runs") / default if run_dir is None else run_dir / default if is_array else run_dir
+    stem = element.config.stem
+    return Job(_for_job(config, request, stem), place.absolute(), stem)
 
 
 def _for_job(config: Config, request: slurm.Request, name: str) -> Config:
@@ -134,11 +101,8 @@ def check_runs(planned: Sequence[Job], request: slurm.Request) -> None:
     Raises:
         UserError: naming the field at fault.
     """
-    from dl2pa.training.data import open_data
-    from dl2pa.training.model import check_prototypes
     from dl2pa.training.processes import choose_backend
 
-    seen: set[str] = set()
     for job in planned:
         config = job.config
         if config.launch.device == "cuda" and request.gpus_per_node == 0:
@@ -150,13 +114,7 @@ def check_runs(planned: Sequence[Job], request: slurm.Request) -> None:
             choose_backend(config.launch.backend, torch.device("cpu"))
         _check_free(job.run_dir)
         _check_continues(job)
-        tree = config.model_dump(mode="json")
-        tree["tracking"], tree["train"]["seed"] = None, None
-        key = json.dumps(tree, sort_keys=True)
-        if key not in seen:
-            seen.add(key)
-            data = open_data(config, request.nodes * config.launch.nproc)
-            check_prototypes(config, len(data.classes))
+    check_trainings([(job.config, request.nodes * job.config.launch.nproc) for job in planned])
     first = planned[0]
     runs = [_planned(job) for job in planned]
     text = slurm.script(request, runs, _folder_of(planned, first.name), f"dl2pa-{first.name}")
@@ -212,8 +170,13 @@ def _planned(job: Job) -> slurm.Planned:
     return slurm.Planned(job.run_dir, job.run_dir / "slurm/config.yaml", job.config.launch.nproc)
 
 
-def queue(planned: Sequence[Job], request: slurm.Request, name: str) -> list[dict[str, Any]]:
+def queue(
+    planned: Sequence[Job], request: slurm.Request, name: str, sweep: str | None = None
+) -> list[dict[str, Any]]:
     """Write the snapshots and queue the jobs; returns what `job.json` says of each.
+
+    Args:
+        sweep: the tag that the runs share; by default arrays have one of their own.
 
     Raises:
         UserError: somebody else submits the same run, or SLURM refuses.
@@ -221,8 +184,9 @@ def queue(planned: Sequence[Job], request: slurm.Request, name: str) -> list[dic
     from dl2pa.training.environment import code_version
 
     folder = _folder_of(planned, name)
-    if len(planned) > 1:
+    if sweep is None and len(planned) > 1:
         sweep = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if sweep is not None:
         planned = [_tagged(job, sweep) for job in planned]
     code = code_version()
     with ExitStack() as locks:

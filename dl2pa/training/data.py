@@ -69,6 +69,16 @@ def open_data(config: Config, world_size: int) -> DataSplits:
     check_batches(config, world_size)
     train, val = open_split(config, "train"), open_split(config, "val")
     splits = DataSplits(train, val, tuple(train.classes), groups_of(config, train))
+    check_fits(config, splits)
+    return splits
+
+
+def check_fits(config: Config, splits: DataSplits) -> None:
+    """The checks of ``open_data`` that need the data's sizes.
+
+    Raises:
+        UserError: naming the field at fault.
+    """
     if num_samples(splits.val) == 0:
         raise UserError("data.val_root", config.data.val_root, "holds no images", "Give a validation set.")
     check_lengths(config, num_samples(splits.train))
@@ -81,7 +91,6 @@ def open_data(config: Config, world_size: int) -> DataSplits:
             f"the images of {config.data.dataset} measure {side} x {side}",
             f"Set data.image_size={side}.",
         )
-    return splits
 
 
 def groups_of(config: Config, train: Dataset) -> tuple[Group, ...] | None:

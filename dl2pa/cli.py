@@ -6,13 +6,14 @@ import argparse
 import importlib
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from dl2pa import __version__
-from dl2pa.errors import EXIT_FAILURE, EXIT_USER_ERROR, TrainingFailure, UserError
+from dl2pa.errors import EXIT_DONE, EXIT_FAILURE, EXIT_USER_ERROR, TrainingFailure, UserError
 
 
 class _Parser(argparse.ArgumentParser):
@@ -115,16 +116,18 @@ def _add_cluster(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     _add_request(resume)
 
     jobs = add("jobs", "List this user's runs on the cluster: state, place, progress.")
-    jobs.add_argument("job", nargs="*", help="job number, array number or run directory; default: all")
+    jobs.add_argument(
+        "job", nargs="*", type=_text, help="job number, array number or run directory; default: all"
+    )
     jobs.add_argument("--all", action="store_true", help="ended ones too")
 
     logs = add("logs", "Show a job's log, what went wrong on top.")
-    logs.add_argument("job", help="job number or run directory")
+    logs.add_argument("job", type=_text, help="job number or run directory")
     logs.add_argument("--rank", type=int, metavar="R", help="the log of one process")
     logs.add_argument("--follow", action="store_true", help="go on until the job has ended")
 
     cancel = add("cancel", "Stop jobs: save, then end without requeueing.")
-    cancel.add_argument("job", nargs="+", help="job number, array number or run directory")
+    cancel.add_argument("job", nargs="+", type=_text, help="job number, array number or run directory")
     cancel.add_argument("--now", action="store_true", help="end at once, without saving")
 
 
@@ -134,13 +137,15 @@ def _add_request(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--gpus-per-node", type=int, metavar="G", help="and processes; 0: launch.nproc processes on CPUs"
     )
-    parser.add_argument("--time", metavar="T", help="limit of one attempt: minutes, H:MM:SS or D-HH:MM:SS")
+    parser.add_argument(
+        "--time", type=_text, metavar="T", help="limit of one attempt: minutes, H:MM:SS or D-HH:MM:SS"
+    )
     parser.add_argument("--stop-before", type=int, metavar="S", help="save so long before the limit (180 s)")
     for name in ("partition", "account", "qos", "constraint", "exclude", "mem"):
-        parser.add_argument(f"--{name}", metavar=name[0].upper(), help=f"as sbatch --{name}")
+        parser.add_argument(f"--{name}", type=_text, metavar=name[0].upper(), help=f"as sbatch --{name}")
     parser.add_argument("--cpus-per-gpu", type=int, metavar="N", help="cores of each process")
-    parser.add_argument("--container", metavar="IMAGE", help="run in it, by Pyxis or Apptainer")
-    parser.add_argument("--after", metavar="JOB", help="start when that job has ended well")
+    parser.add_argument("--container", type=_text, metavar="IMAGE", help="run in it, by Pyxis or Apptainer")
+    parser.add_argument("--after", type=_text, metavar="JOB", help="start when that job has ended well")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -153,6 +158,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(command.run(args))
     except UserError as error:
         return _report(error.as_dict(), str(error), "--json" in arguments, EXIT_USER_ERROR)
+    except BrokenPipeError:  # `| head`: whoever read has had enough
+        sys.stdout = None
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return EXIT_DONE
     except (TrainingFailure, OSError) as error:
         fields = {"field": None, "value": None, "message": str(error), "remedy": None}
         return _report(fields, str(error), "--json" in arguments, EXIT_FAILURE)
@@ -172,6 +181,13 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     return args
 
 
+def _text(text: str) -> str:
+    """Any text but an empty one (an unset shell variable), which would quietly mean no wish at all."""
+    if not text:
+        raise argparse.ArgumentTypeError("an empty value (an unset variable?)")
+    return text
+
+
 def _path(text: str) -> Path:
     """A path; an empty one (an unset shell variable) would quietly mean the current folder."""
     if not text:
@@ -185,7 +201,10 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
 
 
 def _report(fields: dict[str, Any], text: str, as_json: bool, code: int) -> int:
-    print(f"dl2pa: {text}", file=sys.stderr)
+    from dl2pa.tracking import redact  # what is wrong may be the command line, and that may name a password
+
+    print(f"dl2pa: {redact(text)}", file=sys.stderr)
     if as_json:
-        print(json.dumps({"error": fields}), flush=True)
+        shown = {k: redact(v) if isinstance(v, str) else v for k, v in fields.items()}
+        print(json.dumps({"error": shown}), flush=True)
     return code

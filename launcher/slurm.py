@@ -10,16 +10,17 @@ import subprocess
 import sys
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from dl2pa.errors import UserError
 from launcher.containers import Container
+from launcher.jobs import COMMENT, states
 from launcher.node import run_task
 
 SUPERVISE = Path(__file__).with_name("supervise.sh")
-_TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
+_TIME = re.compile(r"(?:(\d{1,6})-)?(\d{1,9})(?::(\d{1,6}))?(?::(\d{1,6}))?")
 _NO_LIMIT = ("0", "UNLIMITED", "INFINITE")
 _LINGER_S = 120
 _START_UP_S = 60
@@ -51,6 +52,13 @@ class Request:
     container: str | None = None
     after: str | None = None
     stop_before: int = 180
+
+    @classmethod
+    def of(cls, stored: Mapping[str, Any]) -> Request:
+        """What an earlier submission asked for, as far as it can be read."""
+        kinds = {f.name: int if f.type.startswith("int") else str for f in fields(cls)}
+        kept: dict[str, Any] = {k: v for k, v in stored.items() if k in kinds and type(v) is kinds[k]}
+        return cls(**kept)
 
     def merged(self, given: Mapping[str, Any]) -> Request:
         """This request with what was given changed; for a run submitted again."""
@@ -86,14 +94,43 @@ def check_request(request: Request) -> None:
     ):
         if value is not None and value < least:
             raise UserError(name, value, f"must be at least {least}", f"Give {least} or more.")
-    if request.time is None or request.time.upper() in _NO_LIMIT:
-        return
-    seconds = seconds_of(request.time)
-    if seconds is None:
+    if request.after is not None:
+        _check_after(request.after)
+    limit = None if request.time is None or request.time.upper() in _NO_LIMIT else seconds_of(request.time)
+    if request.time is not None and limit is None and request.time.upper() not in _NO_LIMIT:
         raise UserError("--time", request.time, "is no time limit", "Write minutes, H:MM:SS or D-HH:MM:SS.")
-    if seconds < request.stop_before + _START_UP_S:
+    default, longest = _partition_limits(request.partition)
+    if limit is not None and longest is not None and limit > longest:
+        message = f"longer than the partition allows ({longest // 60} minutes): it would wait for ever"
+        raise UserError(
+            "--time", request.time, message, "Give less: the job requeues itself until it is done."
+        )
+    allowed = limit if request.time is not None else default or longest
+    if allowed is not None and allowed < request.stop_before + _START_UP_S:
+        shown = request.time or f"{allowed // 60} minutes, the partition's default"
         message = f"leaves no time to train: the run saves {request.stop_before} s before the limit"
-        raise UserError("--time", request.time, message, "Give more time, or a shorter --stop-before.")
+        raise UserError("--time", shown, message, "Give more time, or a shorter --stop-before.")
+
+
+def _check_after(job: str) -> None:
+    """A job that is not there would be no condition at all, as SLURM takes it."""
+    if not re.fullmatch(r"\d{1,10}(_\d{1,10})?", job):
+        raise UserError("--after", job, "is no job's number", "Give N, or N_K of an array.")
+    found = subprocess.run(["scontrol", "show", "job", job], capture_output=True, check=False).returncode == 0
+    if not found and states([job])[job].state != "COMPLETED":
+        raise UserError("--after", job, "is no job that SLURM knows", "See `squeue` or `sacct`.")
+
+
+def _partition_limits(name: str | None) -> tuple[int | None, int | None]:
+    """Seconds of a partition's default and longest time limit; None where there is none or it is not known."""
+    done = subprocess.run(
+        ["scontrol", "show", "partition", "-o"], capture_output=True, text=True, check=False
+    )
+    for line in done.stdout.splitlines():
+        fields = dict(word.split("=", 1) for word in line.split() if "=" in word)
+        if fields.get("PartitionName") == name or (name is None and fields.get("Default") == "YES"):
+            return seconds_of(fields.get("DefaultTime", "")), seconds_of(fields.get("MaxTime", ""))
+    return None, None
 
 
 def seconds_of(time: str) -> int | None:
@@ -123,9 +160,14 @@ def check_with_cluster(text: str) -> None:
 
     Raises:
         UserError: with SLURM's words.
+        ConnectionError: SLURM does not answer.
     """
-    done = subprocess.run(["sbatch", "--test-only"], input=text, capture_output=True, text=True, check=False)
+    command = ["sbatch", "--test-only"]
+    with _own_environment():
+        done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
     if done.returncode != 0:
+        if "Unable to contact" in done.stderr:
+            raise ConnectionError("SLURM does not answer (sbatch): nothing was queued")
         lines = [line.partition("error: ")[2] or line for line in done.stderr.splitlines() if line.strip()]
         said = "; ".join(line.removeprefix("allocation failure: ") for line in lines)
         raise UserError("resources", _summary(text), f"SLURM refuses it: {said}", "See `sinfo`.")
@@ -141,7 +183,7 @@ def submit(request: Request, runs: Sequence[Planned], folder: Path, name: str) -
 
     executor = _executor(request, runs, folder, name)
     try:
-        with _outside_any_job():
+        with _own_environment():
             if len(runs) == 1:
                 return [executor.submit(run_task, _arguments(runs[0])).job_id]
             with executor.batch():
@@ -157,9 +199,10 @@ def log_of(job_id: str, folder: Path) -> Path:
 
 
 @contextmanager
-def _outside_any_job() -> Generator[None]:
-    """Without the variables of the job this runs in, if it does: sbatch would hand them on."""
-    inherited = {k: v for k, v in os.environ.items() if k.startswith("SLURM_") and k != "SLURM_CONF"}
+def _own_environment() -> Generator[None]:
+    """Without variables that sbatch would prefer to the script, or hand on from the job this may run in."""
+    foreign = ("SLURM_", "SBATCH_", "SRUN_", "SALLOC_")
+    inherited = {k: v for k, v in os.environ.items() if k.startswith(foreign) and k != "SLURM_CONF"}
     for name in inherited:
         del os.environ[name]
     try:
@@ -205,7 +248,7 @@ def _executor(request: Request, runs: Sequence[Planned], folder: Path, name: str
         job_name=name,
         nodes=request.nodes,
         ntasks_per_node=1,
-        comment="dl2pa",
+        comment=COMMENT,
         setup=_setup(runs),
         use_srun=False,  # ours stands in the command
         additional_parameters=extra,
@@ -251,6 +294,16 @@ def _task_command(request: Request, container: Container | None, processes: int)
 
 def _summary(text: str) -> str:
     """The request in the script's own words."""
-    wanted = ("nodes", "gpus-per-node", "partition", "time", "mem", "cpus-per-task", "qos", "account")
+    wanted = (
+        "nodes",
+        "gpus-per-node",
+        "partition",
+        "time",
+        "mem",
+        "cpus-per-task",
+        "qos",
+        "account",
+        "constraint",
+    )
     found = re.findall(r"^#SBATCH --([a-z-]+)=(.*)$", text, re.MULTILINE)
     return " ".join(f"--{key}={value}" for key, value in found if key in wanted)

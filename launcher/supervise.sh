@@ -25,14 +25,14 @@ supervise() {
   restarts=${SLURM_RESTART_COUNT:-0}
   rm -f "$run/stop" # before the look at `cancelled`, which `dl2pa cancel` writes first
   if [[ -e $run/cancelled ]]; then
-    _say "the run was cancelled: nothing is started"
-    return 0
+    _say "the run was cancelled: nothing is started; \`dl2pa resume\`, or removing $run/cancelled, undoes that"
+    return 75
   fi
   trap '_ask_to_stop "$run"' USR2 TERM
   export DL2PA_SUPERVISED=1 DL2PA_LAUNCHED="$SLURM_JOB_ID.$restarts"
   export DL2PA_HEAD=${SLURMD_NODENAME:-$(hostname)} DL2PA_PORT
   DL2PA_PORT=$(_free_port)
-  before_attempt=$(_status "$run" attempt)
+  before_attempt=$(_attempt "$run")
   before_step=$(_saved_step "$run")
   _say "start ${restarts} of job $(_job) on ${SLURM_JOB_NODELIST-this node}, from step ${before_step:-0}"
   _child "$@" &
@@ -61,11 +61,15 @@ _ask_to_stop() {
 # What to do after an attempt. Arguments: RUN, srun's exit code, attempt and saved step before.
 _decide() {
   local run=$1 code=$2 attempt state step
-  attempt=$(_status "$run" attempt)
+  attempt=$(_attempt "$run")
   state=$(_status "$run" state)
   step=$(_saved_step "$run")
   # Without an attempt of its own the status is an old one; a finished run has none when nothing was left to do.
   [[ ${attempt:-0} -gt ${3:-0} || $state == finished && $code == 0 && ! -e $run/stop ]] || state="never started"
+  if _is_final "$run"; then
+    _say "failed in a way that another attempt would repeat (code $code); see above and $run/logs"
+    return $((code ? code : 1))
+  fi
   if [[ $state == finished ]]; then
     _say "finished"
     return 0
@@ -73,10 +77,6 @@ _decide() {
   if [[ -e $run/cancelled ]]; then
     _say "cancelled ($state, saved up to step ${step:-0}); \`dl2pa resume $run\` goes on"
     return 75
-  fi
-  if _is_final "$run"; then
-    _say "failed in a way that another attempt would repeat (code $code); see above and $run/logs"
-    return $((code ? code : 1))
   fi
   _is_ours || return 0
   if [[ $state == stopped ]]; then
@@ -150,15 +150,20 @@ _job() { echo "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLUR
 _say() { printf '%(%F %T)T dl2pa: %s\n' -1 "$*"; }
 
 # One value of status.json, which has a line for each.
-_status() { sed -n "s/^ \"$2\": \"\{0,1\}\([^\",]*\)\"\{0,1\},\{0,1\}\$/\1/p" "$1/status.json" 2>/dev/null; }
+_status() { sed -n "s/^ \"$2\": \"\{0,1\}\([A-Za-z0-9_]*\)\"\{0,1\},\{0,1\}\$/\1/p" "$1/status.json" 2>/dev/null; }
+
+# How many attempts the run has counted; a file damaged by hand is none of bash's arithmetic.
+_attempt() {
+  local attempt
+  attempt=$(_status "$1" attempt)
+  [[ $attempt =~ ^[0-9]{1,9}$ ]] && echo $((10#$attempt))
+}
 
 # The newest complete checkpoint's step, without leading zeros.
 _saved_step() {
   local marker step=
   for marker in "$1"/checkpoints/step-*/COMPLETE; do
-    [[ -e $marker ]] || continue
-    step=${marker%/COMPLETE}
-    step=$((10#${step##*step-}))
+    [[ $marker =~ /step-([0-9]+)/COMPLETE$ && -e $marker ]] && step=$((10#${BASH_REMATCH[1]}))
   done
   echo "$step"
 }

@@ -22,17 +22,15 @@ _STATE_MIB = 400
 _MOST_SKEW_S = 2.0
 _NODE_WAIT_S = 120
 
-# Runs on a node: says its time, whether it sees the folder, and whether it reaches the tracking server.
+# Runs on a node: says its time, whether it sees the folder, and whether it reaches the tracking server, whose address
+# comes by the environment: it may hold a password, and SLURM keeps command lines.
 _ON_NODE = """
-import json, os, pathlib, socket, sys, time, urllib.request
+import json, os, pathlib, socket, sys, time
 seen = {"host": os.environ.get("SLURMD_NODENAME") or socket.gethostname(), "time": time.time()}
 seen["shared"] = pathlib.Path(sys.argv[1]).exists()
-if sys.argv[2]:
-    try:
-        urllib.request.urlopen(sys.argv[2].rstrip("/") + "/health", timeout=5)
-        seen["mlflow"] = True
-    except OSError as error:
-        seen["mlflow"] = str(error)
+if os.environ.get("MLFLOW_TRACKING_URI", "").startswith("http"):
+    from dl2pa.commands.finding import server_health
+    seen["mlflow"] = server_health(os.environ["MLFLOW_TRACKING_URI"])
 print(json.dumps(seen))
 """
 
@@ -144,9 +142,15 @@ def _accounts() -> Finding:
 
 
 def _from_a_node(partition: str | None) -> list[Finding]:
-    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
-    address = uri if uri.startswith("http") else ""
     folder = Path("runs") if Path("runs").is_dir() else Path()
+    try:
+        return _from_a_node_into(folder, partition)
+    except OSError as error:
+        remedy = "Choose another --run-dir."
+        return [Finding("shared folder", False, f"{folder.absolute()}: {error.strerror}", remedy)]
+
+
+def _from_a_node_into(folder: Path, partition: str | None) -> list[Finding]:
     where = [f"--partition={partition}"] if partition else []
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".doctor-") as shared:
         srun = [
@@ -162,7 +166,7 @@ def _from_a_node(partition: str | None) -> list[Finding]:
         began = time.time()
         try:
             done = subprocess.run(
-                [*srun, sys.executable, "-c", _ON_NODE, place, address],
+                [*srun, sys.executable, "-c", _ON_NODE, place],
                 capture_output=True,
                 text=True,
                 timeout=2 * _NODE_WAIT_S,
@@ -188,10 +192,10 @@ def _from_a_node(partition: str | None) -> list[Finding]:
             "Put --run-dir on a file system that all nodes share.",
         ),
     ]
-    if address:
-        reached = seen["mlflow"] is True
+    if "mlflow" in seen:
+        reached = seen["mlflow"] == "the server answers"
         remedy = "Set tracking.uri=none: the job spools, and `dl2pa sync` sends it from here."
-        said = "answers" if reached else str(seen["mlflow"])
+        said = str(seen["mlflow"])
         found.append(Finding("mlflow from node", reached, f"{host}: {said}", remedy, needed=False))
     return found
 

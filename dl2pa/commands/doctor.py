@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dl2pa.commands import cluster_health
-from dl2pa.commands.finding import Finding
+from dl2pa.commands.finding import Finding, server_health
 from dl2pa.commands.output import say
 from dl2pa.errors import EXIT_DONE, EXIT_FAILURE
 
@@ -148,13 +148,6 @@ def _mlflow() -> Finding:
         return Finding("mlflow uri", True, "not set: SQLite beside the runs")
     if not uri.startswith("http"):
         return Finding("mlflow uri", True, "a local store")
-    import urllib.error
-    import urllib.request
-
-    try:
-        with urllib.request.urlopen(uri.rstrip("/") + "/health", timeout=5) as answer:
-            return Finding("mlflow uri", answer.status == 200, "the server answers")
-    except (OSError, urllib.error.URLError) as error:
-        return Finding(
-            "mlflow uri", False, str(error), "Training spools; `dl2pa sync` sends it later.", False
-        )
+    said = server_health(uri)
+    remedy = "Training spools; `dl2pa sync` sends it later."
+    return Finding("mlflow uri", said == "the server answers", said, remedy, needed=False)

@@ -4,80 +4,97 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dl2pa.commands.output import note
-from dl2pa.errors import EXIT_DONE
-from launcher import jobs
+from dl2pa.errors import EXIT_DONE, EXIT_FAILURE, UserError
+from launcher import jobs, submissions
+from launcher.submissions import Submission
 
 _COLUMNS = ("job_id", "state", "nodes", "attempt", "epoch", "step", "images/s", "eta", "top1", "run_dir")
 
 
 def run(args: argparse.Namespace) -> int:
-    named = [run_dir for job in args.job for run_dir in jobs.find_runs(job)]
-    runs = named or _everything()
-    ids = {run_dir: str(jobs.read_job(run_dir).get("job_id")) for run_dir in runs}
+    named = [submission for job in args.job for submission in submissions.find(job)]
+    found = named or _everything()
+    answered = True
     try:
-        states = jobs.states(ids.values())
+        states = jobs.states(s.job_id for s in found)
     except ConnectionError as error:
         note(str(error))
-        states = dict.fromkeys(ids.values(), jobs.UNKNOWN)
-    rows = [describe(run_dir, job_id, states[job_id]) for run_dir, job_id in ids.items()]
+        states, answered = {s.job_id: jobs.UNKNOWN for s in found}, False
+    rows = [describe(s, states[s.job_id]) for s in found]
+    if not named:  # a directory that is gone is of interest while its job lives
+        rows = [row for row in rows if row["live"] or Path(row["run_dir"]).is_dir()]
     if not named and not args.all:
         rows = [row for row in rows if row["live"]] or rows[-20:]
     if args.json:
         print(json.dumps(rows), flush=True)  # noqa: T201
-        return EXIT_DONE
-    if not rows:
-        note("no run was submitted from here")
-    else:
+    elif rows:
         _print_table(rows)
-    if any(row["state"] == "UNKNOWN" for row in rows) and not jobs.has_accounting():
-        note(
-            "UNKNOWN: the job has left the queue and this cluster keeps no accounts (no sacct); see run_state"
-        )
-    return EXIT_DONE
+    else:
+        note("no run was submitted from here")
+    if answered and any(row["state"] == "UNKNOWN" for row in rows) and not jobs.has_accounting():
+        note("UNKNOWN: the job has left the queue and no accounts answer (sacct); see run_state")
+    return EXIT_DONE if answered else EXIT_FAILURE
 
 
-def describe(run_dir: Path, job_id: str, state: jobs.JobState) -> dict[str, Any]:
+def describe(submission: Submission, state: jobs.JobState) -> dict[str, Any]:
     """One run: what SLURM says of its job, and what its own status says."""
     from dl2pa.training.rundir import RunDirectory
 
+    run_dir = submission.run_dir
     status = RunDirectory(run_dir).status()
+    word = state.state
+    if word in ("UNKNOWN", "FAILED") and (run_dir / "cancelled").exists():
+        word = "CANCELLED"  # by `dl2pa cancel`, which lets the batch shell end in its own way
     return {
-        "job_id": job_id,
-        "state": state.state,
+        "job_id": submission.job_id,
+        "state": word,
         "reason": state.reason or None,
         "nodes": state.nodes or None,
-        "attempt": status.get("attempt", 0),
-        "epoch": status.get("epoch", 0),
-        "step": status.get("step", 0),
-        "total_steps": status.get("total_steps"),
-        "images_per_second": status.get("images_per_second"),
+        "attempt": _number(status, "attempt") or 0,
+        "epoch": _number(status, "epoch") or 0,
+        "step": _number(status, "step") or 0,
+        "total_steps": _number(status, "total_steps"),
+        "images_per_second": _number(status, "images_per_second"),
         "eta_seconds": seconds_left(status, run_dir) if state.is_live else None,
-        "top1": status.get("top1"),
+        "top1": _number(status, "top1"),
         "run_state": status.get("state"),
         "run_dir": str(run_dir),
         "live": state.is_live,
     }
 
 
-def seconds_left(status: dict[str, Any], run_dir: Path) -> float | None:
+def seconds_left(status: Mapping[str, Any], run_dir: Path) -> float | None:
     """Time that the run's remaining steps take at its last speed; None where that is not known."""
     from dl2pa.config import load_config
 
-    speed, step, total = (status.get(k) for k in ("images_per_second", "step", "total_steps"))
+    speed, step, total = (_number(status, k) for k in ("images_per_second", "step", "total_steps"))
     if not speed or step is None or not total:
         return None
-    return (total - step) * load_config(run_dir / "slurm/config.yaml").train.batch_size / speed
+    try:
+        batch = load_config(run_dir / "slurm/config.yaml").train.batch_size
+    except UserError:
+        return None
+    return (total - step) * batch / speed
 
 
-def _everything() -> list[Path]:
-    found = dict.fromkeys(jobs.known_runs())
-    for path in sorted(Path("runs").glob(f"*/{jobs.JOB_FILE}")):
-        found[path.parents[1].absolute()] = None
-    return list(found)
+def _number(status: Mapping[str, Any], key: str) -> Any:
+    """A number of the status; None where it is none (a file damaged by hand)."""
+    value = status.get(key)
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _everything() -> list[Submission]:
+    found = {s.run_dir: s for s in submissions.known()}
+    for path in sorted(Path("runs").glob(f"*/{submissions.JOB_FILE}")):
+        submission = submissions.read(path.parents[1].absolute())
+        if submission is not None:
+            found.setdefault(submission.run_dir, submission)
+    return list(found.values())
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:

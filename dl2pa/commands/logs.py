@@ -6,29 +6,32 @@ import argparse
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
 from dl2pa.commands.output import note
 from dl2pa.errors import EXIT_DONE, UserError
-from launcher import jobs
+from launcher import jobs, submissions
 
 _POLL_S = 0.5
 _ASK_SLURM_S = 10.0
 
 
 def run(args: argparse.Namespace) -> int:
-    run_dir = jobs.find_run(args.job)
-    job = jobs.read_job(run_dir)
-    path = Path(job["log"]) if args.rank is None else run_dir / f"logs/rank-{args.rank}.log"
+    submission = submissions.find_one(args.job)
+    run_dir, job_id = submission.run_dir, submission.job_id
+    path = _rank_log(run_dir, args.rank) if args.rank is not None else submission.log
+    if path is None:
+        raise UserError("job", args.job, f"{submissions.JOB_FILE} names no log", "See RUN/slurm/.")
     for text in failures(run_dir):
         print(text)  # noqa: T201
     if not path.exists() and not args.follow:
-        state = jobs.states([job["job_id"]])[job["job_id"]]
+        state = jobs.states([job_id])[job_id]
         remedy = "Wait with --follow." if state.is_live else "See `dl2pa jobs`."
-        raise UserError("log", str(path), f"not written yet (job {job['job_id']}: {state.state})", remedy)
+        raise UserError("log", str(path), f"not written yet (job {job_id}: {state.state})", remedy)
     try:
-        for line in _follow(path, job["job_id"]) if args.follow else _lines(path):
+        for line in _follow(path, job_id) if args.follow else _lines(path):
             sys.stdout.write(line)
     except KeyboardInterrupt:
         note("the job goes on")
@@ -36,12 +39,20 @@ def run(args: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
+def _rank_log(run_dir: Path, rank: int) -> Path:
+    there = sorted(int(p.stem.removeprefix("rank-")) for p in (run_dir / "logs").glob("rank-*.log"))
+    if rank < 0 or (there and rank not in there):
+        shown = f"there are logs of ranks {there[0]} to {there[-1]}" if there else "ranks count from 0"
+        raise UserError("--rank", rank, shown, "Choose one of them.")
+    return run_dir / f"logs/rank-{rank}.log"
+
+
 def failures(run_dir: Path) -> list[str]:
     """What ranks and nodes of the last launch reported before they failed, the first first."""
     from dl2pa.training.rundir import read_json
 
     reports = [read_json(path) for path in (run_dir / "logs").glob("*.error.json")]
-    reports = [r for r in reports if r.get("message")]
+    reports = [r for r in reports if r.get("message") and isinstance(r.get("time"), int | float)]
     if not reports or read_json(run_dir / "status.json").get("state") in ("finished", "stopped"):
         return []
     last = max(reports, key=lambda r: r.get("time", 0.0)).get("launch")
@@ -73,7 +84,9 @@ def _follow(path: Path, job_id: str) -> Iterator[str]:
             if not live:
                 return
             if time.monotonic() - asked > _ASK_SLURM_S:
-                live, asked = jobs.states([job_id])[job_id].is_live, time.monotonic()
+                with suppress(ConnectionError):  # the controller is away: the job is not
+                    live = jobs.states([job_id])[job_id].is_live
+                asked = time.monotonic()
             else:
                 time.sleep(_POLL_S)
     finally:

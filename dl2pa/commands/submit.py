@@ -16,9 +16,10 @@ from typing import Any
 from dl2pa.commands.check import check_trainings
 from dl2pa.commands.expand import Element, check_distinct, expand, run_name
 from dl2pa.commands.output import note, say
-from dl2pa.config import Config, dump_config, load_config, merge, parse_config
+from dl2pa.config import Config, dump_config, fingerprint, load_config, merge, parse_config
 from dl2pa.errors import EXIT_DONE, UserError
-from launcher import jobs, slurm
+from launcher import jobs, slurm, submissions
+from launcher.submissions import Submission
 
 OPTIONS = tuple(slurm.Request.__dataclass_fields__)
 """The request's fields, each an option of `submit` and of `resume`."""
@@ -64,6 +65,14 @@ def submit(planned: Sequence[Job], args: argparse.Namespace, name: str, sweep: s
     request = request_of(args)
     slurm.check_request(request)
     check_runs(planned, request)
+    finished = [job for job in planned if is_finished(job)]
+    for job in finished:
+        note(f"{job.run_dir} is finished; for another run give another --run-dir or configuration")
+    planned = [job for job in planned if job not in finished]
+    if not planned:
+        if args.json:
+            say({"job_id": None, "run_dir": str(finished[0].run_dir), "log": None}, True, "")
+        return
     if args.dry_run:
         folder = _folder_of(planned, name)
         print(slurm.script(request, [_planned(j) for j in planned], folder, f"dl2pa-{name}"))  # noqa: T201
@@ -112,8 +121,9 @@ def check_runs(planned: Sequence[Job], request: slurm.Request) -> None:
             import torch
 
             choose_backend(config.launch.backend, torch.device("cpu"))
-        _check_free(job.run_dir)
+        _check_name(job)
         _check_continues(job)
+    _check_free([job.run_dir for job in planned])
     check_trainings([(job.config, request.nodes * job.config.launch.nproc) for job in planned])
     first = planned[0]
     runs = [_planned(job) for job in planned]
@@ -136,16 +146,27 @@ def note_duration(run_dir: Path, request: slurm.Request) -> None:
         note(f"the rest takes {hours}: {attempts:.0f} attempts of {request.time}, requeued in between")
 
 
-def _check_free(run_dir: Path) -> None:
+def _check_name(job: Job) -> None:
+    """SLURM and submitit expand % in the names of files, and \\ and control characters do not survive a script."""
+    for field, text in (("run-dir", str(job.run_dir)), ("config", job.name)):
+        bad = next((c for c in text if c in "%\\" or not c.isprintable()), None)
+        if bad is not None:
+            remedy = "Choose another name with --run-dir." if field == "run-dir" else "Rename the file."
+            raise UserError(field, text, f"holds {bad!r}, which SLURM does not keep as it is", remedy)
+
+
+def _check_free(run_dirs: Sequence[Path]) -> None:
     from dl2pa.training.rundir import RunDirectory, is_owned
 
-    job = jobs.is_live(run_dir)
-    if job is not None:
-        remedy = f"Wait for it, `dl2pa cancel {job}`, or choose another --run-dir."
-        raise UserError("run-dir", str(run_dir), f"job {job} has it", remedy)
-    if run_dir.exists() and is_owned(RunDirectory(run_dir)):
-        remedy = "Wait for it, stop it, or choose another --run-dir."
-        raise UserError("run-dir", str(run_dir), "a process is training in it", remedy)
+    last = {run_dir: submissions.read(run_dir) for run_dir in run_dirs}
+    known = jobs.states(s.job_id for s in last.values() if s is not None)
+    for run_dir, submission in last.items():
+        if submission is not None and known[submission.job_id].is_live:
+            remedy = f"Wait for it, `dl2pa cancel {submission.job_id}`, or choose another --run-dir."
+            raise UserError("run-dir", str(run_dir), f"job {submission.job_id} has it", remedy)
+        if run_dir.exists() and is_owned(RunDirectory(run_dir)):
+            remedy = "Wait for it, stop it, or choose another --run-dir."
+            raise UserError("run-dir", str(run_dir), "a process is training in it", remedy)
 
 
 def _check_continues(job: Job) -> None:
@@ -155,8 +176,24 @@ def _check_continues(job: Job) -> None:
     from dl2pa.training.rundir import RunDirectory
 
     run = RunDirectory(job.run_dir)
-    if run.config.is_file() and CheckpointStore(run.checkpoints, 1, False).steps():
-        check_resumable(identity_of(load_config(run.config)), identity_of(job.config))
+    steps = CheckpointStore(run.checkpoints, 1, False).steps()
+    if not run.config.is_file() or not steps:
+        return
+    check_resumable(identity_of(load_config(run.config)), identity_of(job.config))
+    limit = job.config.train.max_steps
+    if limit is not None and limit < steps[-1]:
+        remedy = f"Give at least {steps[-1]}."
+        raise UserError("train.max_steps", limit, f"the run is at step {steps[-1]}", remedy)
+
+
+def is_finished(job: Job) -> bool:
+    """Whether the run is done and its configuration asks for nothing beyond."""
+    from dl2pa.training.rundir import RunDirectory
+
+    run = RunDirectory(job.run_dir)
+    status = run.status()
+    done = status.get("state") == "finished" and status.get("fingerprint") == fingerprint(job.config)
+    return done and run.model.exists()
 
 
 def _folder_of(planned: Sequence[Job], name: str) -> Path:
@@ -172,8 +209,8 @@ def _planned(job: Job) -> slurm.Planned:
 
 def queue(
     planned: Sequence[Job], request: slurm.Request, name: str, sweep: str | None = None
-) -> list[dict[str, Any]]:
-    """Write the snapshots and queue the jobs; returns what `job.json` says of each.
+) -> list[Submission]:
+    """Write the snapshots and queue the jobs.
 
     Args:
         sweep: the tag that the runs share; by default arrays have one of their own.
@@ -192,23 +229,24 @@ def queue(
     with ExitStack() as locks:
         for job in planned:
             locks.enter_context(_submitting(job.run_dir))
-            _check_free(job.run_dir)
+        _check_free([job.run_dir for job in planned])
+        for job in planned:
             _snapshot(job, code)
         ids = slurm.submit(request, [_planned(job) for job in planned], folder, f"dl2pa-{name}")
-        submitted: list[dict[str, Any]] = []
-        for job, job_id in zip(planned, ids, strict=True):
-            fields = {
-                "job_id": job_id,
-                "run_dir": str(job.run_dir),
-                "log": str(slurm.log_of(job_id, folder)),
-                "name": job.name,
-                "cwd": str(Path.cwd()),
-                "request": request.as_dict(),
-                "code": {k: v for k, v in code.items() if k != "diff"},
-            }
-            jobs.write_job(job.run_dir, fields)
-            submitted.append(fields)
-    return submitted
+        try:
+            return [
+                _noted(job, job_id, request, folder, code) for job, job_id in zip(planned, ids, strict=True)
+            ]
+        except BaseException:
+            jobs.cancel(ids)  # nobody would find them
+            raise
+
+
+def _noted(job: Job, job_id: str, request: slurm.Request, folder: Path, code: dict[str, Any]) -> Submission:
+    log = slurm.log_of(job_id, folder)
+    submission = Submission(job_id, job.run_dir, log, request.as_dict(), job.name, Path.cwd())
+    submissions.write(submission, code={k: v for k, v in code.items() if k != "diff"})
+    return submission
 
 
 def _tagged(job: Job, sweep: str) -> Job:
@@ -250,10 +288,10 @@ def _snapshot(job: Job, code: dict[str, Any]) -> None:
         counter.unlink()
 
 
-def _tell(submitted: Sequence[dict[str, Any]], planned: Sequence[Job], as_json: bool) -> None:
+def _tell(submitted: Sequence[Submission], planned: Sequence[Job], as_json: bool) -> None:
     from dl2pa.tracking import redact
 
-    shown = [{k: fields[k] for k in ("job_id", "run_dir", "log")} for fields in submitted]
+    shown = [{"job_id": s.job_id, "run_dir": str(s.run_dir), "log": str(s.log)} for s in submitted]
     tracking = planned[0].config.tracking
     uri = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or "none"
     spools = not tracking.enabled or uri == "none"

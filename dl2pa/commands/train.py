@@ -30,33 +30,38 @@ if TYPE_CHECKING:
 def run(args: argparse.Namespace) -> int:
     if os.environ.get(PARENT_VARIABLE) or "SLURM_STEP_ID" in os.environ:
         die_with_parent()  # before the imports, which take seconds
-    config = load_config(args.config, args.overrides)
-    if args.nproc is not None:
-        config = parse_config(merge(config.model_dump(mode="json"), {"launch": {"nproc": args.nproc}}))
-    name = args.config.stem
-    run_dir: Path = (args.run_dir or Path("runs") / f"{name}-{fingerprint(config)}").absolute()
-
     if inside_torchrun():
-        _leave_at_once(_train_as_rank(config, run_dir, name))
+        config, run_dir = _plan(args)
+        _leave_at_once(_train_as_rank(config, run_dir, args.config.stem))
     if not os.environ.get(SUPERVISED):
-        return _run_here(args, config, run_dir, name)
+        return _run_here(args, *_plan(args))
     try:
-        code = _run_here(args, config, run_dir, name)
+        code = _run_here(args, *_plan(args))
     except (UserError, TrainingFailure) as error:
-        _leave_word(run_dir, error)
+        if args.run_dir is not None:
+            _leave_word(args.run_dir.absolute(), error)
         raise
     # The batch shell reads the run directory; a code that is not 0 would have srun kill the other nodes.
     return EXIT_DONE if code == EXIT_STOPPED else code
 
 
-def _run_here(args: argparse.Namespace, config: Config, run_dir: Path, name: str) -> int:
+def _plan(args: argparse.Namespace) -> tuple[Config, Path]:
+    """The configuration and the run directory that the command line means."""
+    config = load_config(args.config, args.overrides)
+    if args.nproc is not None:
+        config = parse_config(merge(config.model_dump(mode="json"), {"launch": {"nproc": args.nproc}}))
+    run_dir: Path = args.run_dir or Path("runs") / f"{args.config.stem}-{fingerprint(config)}"
+    return config, run_dir.absolute()
+
+
+def _run_here(args: argparse.Namespace, config: Config, run_dir: Path) -> int:
     """This machine's part of the training, which may be all of it; returns the exit code."""
     node = this_node()
     if _already_finished(config, run_dir):
         note(f"{run_dir} is finished; for another run give another --run-dir or configuration")
         _report(run_dir, args.json)
         return EXIT_DONE
-    code = _launch(args, config, run_dir, name, node)
+    code = _launch(args, config, run_dir, args.config.stem, node)
     if node.index > 0:
         return code
     if code == EXIT_DONE:

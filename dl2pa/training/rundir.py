@@ -69,7 +69,7 @@ class RunDirectory:
         except OSError as error:
             raise UserError(
                 "run-dir",
-                self.root,
+                str(self.root),
                 f"cannot be written ({error.strerror})",
                 "Choose another with --run-dir.",
             ) from None
@@ -205,6 +205,8 @@ def is_owned(run: RunDirectory) -> bool:
     try:
         with (run.root / "owner.lock").open("a+", encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         return True
+    except OSError:  # no directory, or one that nobody can write: nobody owns it
+        return False
     return False

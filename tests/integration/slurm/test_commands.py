@@ -40,6 +40,11 @@ def rows_of(dl2pa: Any, *jobs: object) -> list[dict[str, Any]]:
         (["--array", "train.seed=1,1"], "--array"),
         (["launch.device=cuda", "--gpus-per-node", "0"], "launch.device"),
         (["--container", "image"], "--container"),
+        (["--time", "2-0"], "--time"),
+        (["--stop-before", "3600"], "--time"),
+        (["--after", "999999"], "--after"),
+        (["--after", ""], "command line"),
+        (["--run-dir", "a%a"], "run-dir"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
@@ -72,6 +77,30 @@ def test_a_dry_run_shows_the_script_and_queues_nothing(
     assert checked.returncode == 0, checked.stderr
 
 
+def test_the_user_s_sbatch_variables_do_not_change_what_was_asked(
+    dl2pa: Any, digits: Path, tmp_path: Path, helpers: Any, cluster: Any
+) -> None:
+    config, run = helpers.config_with(tmp_path, digits), tmp_path / "run"
+    habits = {
+        "SBATCH_PARTITION": "hi",
+        "SBATCH_TIMELIMIT": "1",
+        "SBATCH_NO_REQUEUE": "1",
+        "SBATCH_ARRAY_INX": "0-2",
+    }
+    done = dl2pa("submit", config, "--nodes=2", "--time=30", "--run-dir", run, "--json", **habits)
+    assert done.returncode == 0, done.stderr
+    job = json.loads(done.stdout.splitlines()[-1])["job_id"]
+    try:
+        seen = {
+            name: cluster.field(job, name) for name in ("Partition", "TimeLimit", "Requeue", "ArrayJobId")
+        }
+        assert seen == {"Partition": "gpu", "TimeLimit": "00:30:00", "Requeue": "1", "ArrayJobId": ""}
+    finally:
+        assert dl2pa("cancel", job, "--now").returncode == 0
+    cluster.wait(lambda: cluster.is_over(job), "cancelled")
+    assert rows_of(dl2pa, run)[0]["state"] == "CANCELLED"
+
+
 def test_a_directory_whose_job_is_alive_is_refused_and_a_cancelled_one_goes_on_with_fewer_nodes(
     submit: Any, dl2pa: Any, cluster: Any, helpers: Any
 ) -> None:
@@ -90,6 +119,7 @@ def test_a_directory_whose_job_is_alive_is_refused_and_a_cancelled_one_goes_on_w
     state = job.finish()
     assert state == "FAILED", "a job that stops short is not done, for jobs that wait for it"
     assert job.status["state"] == "stopped" and "cancelled (stopped" in job.log
+    assert rows_of(dl2pa, job.run)[0]["state"] == "CANCELLED"
     saved = job.status["step"]
     assert (job.run / f"checkpoints/step-{saved:09d}/COMPLETE").exists()
 

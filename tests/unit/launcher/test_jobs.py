@@ -1,4 +1,4 @@
-"""What the cluster's commands say, read; and the list of this user's runs."""
+"""What the cluster's commands say, read."""
 
 from __future__ import annotations
 
@@ -14,21 +14,23 @@ from launcher.jobs import UNKNOWN, JobState
 
 Fake = Callable[..., Path]
 
-# As `squeue --array --format=%i|%A|%F|%K|%T|%r|%N|%S` prints it.
+# As `squeue --array --format=%i|%F|%K|%T|%r|%N|%k` prints it.
 QUEUE = """\
-100|100|100|N/A|RUNNING|None|node[1-2]|2026-01-02T03:04:05
-101|101|101|N/A|PENDING|Resources||N/A
-103_0|104|103|0|RUNNING|None|node3|2026-01-02T03:04:05
-103_1|105|103|1|COMPLETING|None|node4|2026-01-02T03:04:05
-103_2|103|103|2|PENDING|JobArrayTaskLimit||N/A
-106|106|106|N/A|COMPLETED|None|node1|2026-01-02T03:04:05
+100|100|N/A|RUNNING|None|node[1-2]|dl2pa
+101|101|N/A|PENDING|Resources||dl2pa
+103_0|103|0|RUNNING|None|node3|dl2pa
+103_1|103|1|COMPLETING|None|node4|dl2pa
+103_2|103|2|PENDING|JobArrayTaskLimit||dl2pa
+106|106|N/A|COMPLETED|None|node1|dl2pa
+107|107|N/A|RUNNING|None|node1|somebody else's | job
 """
-# As `sacct -n -X -P --array -o JobID,State,NodeList` prints it.
+# As `sacct -n -X -P -o JobID,State,NodeList,JobName` prints it.
 ACCOUNTS = """\
-100|FAILED|node9
-90|COMPLETED|node[1-2]
-91|CANCELLED by 0|None assigned
-92_1|TIMEOUT|node1
+100|FAILED|node9|dl2pa-small
+90|COMPLETED|node[1-2]|dl2pa-small
+91|CANCELLED by 0|None assigned|dl2pa-small
+92_1|TIMEOUT|node1|dl2pa-a | b
+93|COMPLETED|node1|other
 """
 
 
@@ -116,6 +118,12 @@ def test_which_jobs_run_or_will(state: str, is_live: bool) -> None:
     assert JobState(state).is_live is is_live
 
 
+def test_a_job_of_another_program_is_not_taken_for_ours(fake: Fake) -> None:
+    fake("squeue", QUEUE)
+    fake("sacct", ACCOUNTS)
+    assert jobs.states(["107", "93"]) == {"107": UNKNOWN, "93": UNKNOWN}
+
+
 def test_without_accounting_a_job_that_left_the_queue_is_unknown(fake: Fake) -> None:
     fake("squeue", QUEUE)
     assert jobs.states(["90", "100"]) == {"90": UNKNOWN, "100": JobState("RUNNING", "", "node[1-2]")}
@@ -146,111 +154,6 @@ def test_nothing_is_asked_about_no_jobs(fake: Fake) -> None:
     log = fake("squeue", QUEUE)
     assert jobs.states([]) == {}
     assert not log.exists()
-
-
-# ---- runs ----
-
-
-def submitted(run_dir: Path, job_id: str) -> Path:
-    jobs.write_job(run_dir, {"job_id": job_id, "run_dir": str(run_dir), "log": "x"})
-    return run_dir
-
-
-def test_a_submission_is_noted_in_the_run_directory(fake: Fake, tmp_path: Path) -> None:
-    run = submitted(tmp_path / "a run; it's", "7")
-    assert jobs.read_job(run)["job_id"] == "7"
-    submitted(run, "8")
-    assert jobs.read_job(run)["job_id"] == "8"
-    assert [p.name for p in (run / "slurm").iterdir()] == ["job.json"], "nothing is left aside"
-
-
-@pytest.mark.parametrize("text", [None, "", "{", "[]", "null"])
-def test_a_run_directory_without_a_readable_note_was_never_submitted(
-    tmp_path: Path, text: str | None
-) -> None:
-    if text is not None:
-        (tmp_path / "slurm").mkdir()
-        (tmp_path / jobs.JOB_FILE).write_text(text, encoding="utf-8")
-    assert jobs.read_job(tmp_path) == {}
-    assert jobs.is_live(tmp_path) is None
-
-
-def test_a_run_is_live_as_long_as_its_last_job_is(fake: Fake, tmp_path: Path) -> None:
-    fake("squeue", QUEUE)
-    run = submitted(tmp_path / "a", "100")
-    assert jobs.is_live(run) == "100"
-    submitted(run, "106")
-    assert jobs.is_live(run) is None
-
-
-def test_known_runs_are_this_users_in_the_order_of_their_last_submission(fake: Fake, tmp_path: Path) -> None:
-    a, b, c = (submitted(tmp_path / name, number) for name, number in (("a", "1"), ("b", "2"), ("c", "3")))
-    submitted(a, "4")
-    (b / jobs.JOB_FILE).unlink()
-    assert jobs.known_runs() == [c, a]
-
-
-def test_a_list_that_was_cut_short_still_knows_the_other_runs(fake: Fake, tmp_path: Path) -> None:
-    a = submitted(tmp_path / "a", "1")
-    (listed,) = (tmp_path / "state").rglob("*.jsonl")
-    with listed.open("a", encoding="utf-8") as file:
-        file.write('{"job_id": "2", "run_d\n[]\n')
-    b = submitted(tmp_path / "b", "3")
-    assert jobs.known_runs() == [a, b]
-
-
-def test_without_a_list_no_run_is_known(fake: Fake) -> None:
-    assert jobs.known_runs() == []
-
-
-def test_a_home_that_cannot_be_written_does_not_stop_a_submission(fake: Fake, tmp_path: Path) -> None:
-    (tmp_path / "state").write_text("a file", encoding="utf-8")
-    run = submitted(tmp_path / "a", "1")
-    assert jobs.find_runs(str(run)) == [run]
-    assert jobs.known_runs() == []
-
-
-def test_runs_are_found_by_job_array_element_and_directory(
-    fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    one = submitted(tmp_path / "one", "7")
-    first, second = (submitted(tmp_path / f"seed {k}", f"70_{k}") for k in (0, 1))
-    other = submitted(tmp_path / "other", "700_1")
-    assert jobs.find_runs("7") == [one]
-    assert jobs.find_runs("70") == [first, second]
-    assert jobs.find_runs("70_1") == [second]
-    assert jobs.find_runs("700") == [other]
-    assert jobs.find_runs(str(first)) == [first]
-    monkeypatch.chdir(tmp_path)
-    assert jobs.find_runs("seed 1") == [second]
-
-
-def test_an_earlier_job_of_a_run_finds_it_once(fake: Fake, tmp_path: Path) -> None:
-    run = submitted(tmp_path / "a", "7")
-    submitted(run, "8")
-    submitted(run, "8")
-    assert jobs.find_runs("7") == jobs.find_runs("8") == [run]
-
-
-@pytest.mark.parametrize("job", ["9", "7_0", "9_1", "nonsense", "7;8", "no/such/folder"])
-def test_a_job_that_nobody_submitted_here_is_refused(fake: Fake, job: str, tmp_path: Path) -> None:
-    submitted(tmp_path / "a", "7")
-    with pytest.raises(UserError, match="is no job of dl2pa's that this user submitted here") as caught:
-        jobs.find_runs(job)
-    assert caught.value.value == job
-
-
-def test_a_job_whose_run_is_gone_is_refused(fake: Fake, tmp_path: Path) -> None:
-    run = submitted(tmp_path / "a", "7")
-    (run / jobs.JOB_FILE).unlink()
-    with pytest.raises(UserError, match="is no job"):
-        jobs.find_runs("7")
-
-
-def test_a_directory_that_was_never_submitted_is_refused(fake: Fake, tmp_path: Path) -> None:
-    (tmp_path / "trained here").mkdir()
-    with pytest.raises(UserError, match=r"trained here': was never submitted to SLURM"):
-        jobs.find_runs(str(tmp_path / "trained here"))
 
 
 # ---- stopping ----

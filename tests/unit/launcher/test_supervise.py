@@ -350,7 +350,7 @@ def test_requested_stops_have_a_limit_of_their_own(batch: Batch) -> None:
 def test_a_run_cancelled_before_its_start_starts_nothing(batch: Batch) -> None:
     (batch.run / "cancelled").touch()
     done = batch.attempt()
-    assert (done.returncode, batch.requeues()) == (0, [])
+    assert (done.returncode, batch.requeues()) == (75, [])
     assert "nothing is started" in done.stdout
     assert not (batch.place / "env").exists()
 

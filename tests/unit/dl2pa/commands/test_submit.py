@@ -6,18 +6,22 @@ from pathlib import Path
 
 import pytest
 
-from dl2pa.commands.submit import expand
+from dl2pa.commands.expand import expand
 from dl2pa.errors import UserError
 
 CONFIG = Path("a config.yaml")
 
 
+def runs(overrides: list[str], *sweeps: str) -> list[tuple[Path, list[str]]]:
+    return [(e.config, list(e.overrides)) for e in expand(CONFIG, overrides, sweeps)]
+
+
 def overrides_of(*sweeps: str) -> list[list[str]]:
-    return [overrides for _, overrides in expand(CONFIG, [], sweeps)]
+    return [overrides for _, overrides in runs([], *sweeps)]
 
 
 def test_without_a_sweep_there_is_one_run() -> None:
-    assert expand(CONFIG, ["optim.lr=1"], []) == [(CONFIG, ["optim.lr=1"])]
+    assert runs(["optim.lr=1"]) == [(CONFIG, ["optim.lr=1"])]
 
 
 @pytest.mark.parametrize(
@@ -41,7 +45,7 @@ def test_the_values_of_a_key(values: str, expected: list[str]) -> None:
 
 
 def test_several_keys_give_all_combinations_behind_the_common_overrides() -> None:
-    found = expand(CONFIG, ["train.epochs=5"], ["optim.lr=0.1,0.2", "train.seed=0..1"])
+    found = runs(["train.epochs=5"], "optim.lr=0.1,0.2", "train.seed=0..1")
     assert found == [
         (CONFIG, ["train.epochs=5", f"optim.lr={lr}", f"train.seed={seed}"])
         for lr in ("0.1", "0.2")
@@ -50,7 +54,7 @@ def test_several_keys_give_all_combinations_behind_the_common_overrides() -> Non
 
 
 def test_configurations_can_be_swept_with_other_keys() -> None:
-    found = expand(CONFIG, ["x=1"], ["config=a.yaml,b/c d.yaml", "train.seed=0..1"])
+    found = runs(["x=1"], "config=a.yaml,b/c d.yaml", "train.seed=0..1")
     assert found == [
         (Path(file), ["x=1", f"train.seed={seed}"]) for file in ("a.yaml", "b/c d.yaml") for seed in (0, 1)
     ]
@@ -66,7 +70,7 @@ def test_a_sweep_without_key_or_values_is_refused(sweep: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sweeps", "runs"),
+    ("sweeps", "count"),
     [
         (["train.seed=0..1000"], 1001),
         (["train.seed=1..40", "optim.lr=1..40"], 1600),
@@ -74,8 +78,8 @@ def test_a_sweep_without_key_or_values_is_refused(sweep: str) -> None:
         ([f"key{k}=1..1000" for k in range(9)], 1000**9),
     ],
 )
-def test_too_many_runs_are_refused_at_once(sweeps: list[str], runs: int) -> None:
-    with pytest.raises(UserError, match=f"--array = {runs}: more than 1000 runs"):
+def test_too_many_runs_are_refused_at_once(sweeps: list[str], count: int) -> None:
+    with pytest.raises(UserError, match=f"--array = {count}: more than 1000 runs"):
         overrides_of(*sweeps)
 
 

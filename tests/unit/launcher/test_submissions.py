@@ -1,0 +1,142 @@
+"""Which run a job is of: the note in the run directory and the user's list."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dl2pa.errors import UserError
+from launcher import submissions
+from launcher.slurm import Request
+from launcher.submissions import JOB_FILE, Submission
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    return tmp_path / "state/dl2pa/jobs.jsonl"
+
+
+def submitted(run_dir: Path, job_id: str) -> Path:
+    submissions.write(Submission(job_id, run_dir, run_dir / "log", {"nodes": 2}, "a name", Path("/here")))
+    return run_dir
+
+
+def runs_of(job: str) -> list[Path]:
+    return [submission.run_dir for submission in submissions.find(job)]
+
+
+def known_runs() -> list[Path]:
+    return [submission.run_dir for submission in submissions.known()]
+
+
+def test_a_submission_is_noted_in_the_run_directory(tmp_path: Path) -> None:
+    run = submitted(tmp_path / "a run; it's", "7")
+    expected = Submission("7", run, run / "log", {"nodes": 2}, "a name", Path("/here"))
+    assert submissions.read(run) == expected
+    submitted(run, "8_1")
+    assert submissions.find_one(str(run)).job_id == "8_1"
+    assert [p.name for p in (run / "slurm").iterdir()] == ["job.json"], "nothing is left aside"
+
+
+@pytest.mark.parametrize(
+    "text", [None, "", "{", "[]", "null", "{}", '{"job_id": 7}', "[" * 100_000, "\x00\x01"]
+)
+def test_a_note_that_is_absent_or_damaged_is_none(tmp_path: Path, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / "slurm").mkdir()
+        (tmp_path / JOB_FILE).write_text(text, encoding="utf-8")
+    assert submissions.read(tmp_path) is None
+    with pytest.raises(UserError, match=f"holds no readable {JOB_FILE}"):
+        submissions.find(str(tmp_path))
+
+
+def test_of_a_note_with_wrong_types_the_right_ones_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "slurm").mkdir()
+    (tmp_path / JOB_FILE).write_text('{"job_id": "7", "log": 3, "cwd": null, "request": [], "name": {}}')
+    assert submissions.read(tmp_path) == Submission("7", tmp_path, None, {}, tmp_path.name, Path())
+
+
+def test_of_a_stored_request_what_can_be_read_is_kept() -> None:
+    stored = {"nodes": 4, "time": "10", "partition": 3, "gpus_per_node": True, "later": "x", "mem": None}
+    assert Request.of(stored) == Request(nodes=4, time="10")
+
+
+def test_known_runs_are_this_users_in_the_order_of_their_last_submission(tmp_path: Path) -> None:
+    a, _, c = (submitted(tmp_path / name, number) for name, number in (("a", "1"), ("b", "2"), ("c", "3")))
+    submitted(a, "4")
+    assert known_runs() == [tmp_path / "b", c, a]
+    assert submissions.known()[-1].job_id == "4"
+
+
+def test_a_run_whose_directory_is_gone_is_still_known_by_its_job(tmp_path: Path) -> None:
+    run = submitted(tmp_path / "a", "7")
+    (run / JOB_FILE).unlink()
+    assert submissions.find("7") == [Submission("7", run)]
+    assert submissions.known() == [Submission("7", run)]
+
+
+@pytest.mark.parametrize(
+    "junk",
+    [
+        b'{"job_id": "2", "run_d',
+        b"\xff\xfe\x00",
+        b"[]",
+        b'{"job_id": "2"}',
+        b'{"job_id": 2, "run_dir": "x"}',
+        b'{"job_id": "2", "run_dir": ""}',
+        b"[" * 100_000,
+    ],
+)
+def test_junk_in_the_list_hides_no_other_run(tmp_path: Path, home: Path, junk: bytes) -> None:
+    a = submitted(tmp_path / "a", "1")
+    with home.open("ab") as file:
+        file.write(junk)
+    b = submitted(tmp_path / "b", "3")
+    assert known_runs() == [a, b]
+
+
+def test_a_home_that_cannot_be_written_does_not_stop_a_submission(tmp_path: Path) -> None:
+    (tmp_path / "state").write_text("a file", encoding="utf-8")
+    run = submitted(tmp_path / "a", "1")
+    assert runs_of(str(run)) == [run]
+    assert submissions.known() == []
+
+
+def test_runs_are_found_by_job_array_element_and_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = submitted(tmp_path / "one", "7")
+    first, second = (submitted(tmp_path / f"seed {k}", f"70_{k}") for k in (0, 1))
+    other = submitted(tmp_path / "other", "700_1")
+    assert runs_of("7") == [one]
+    assert runs_of("70") == [first, second]
+    assert runs_of("70_1") == [second]
+    assert runs_of("700") == [other]
+    assert runs_of(str(first)) == [first]
+    monkeypatch.chdir(tmp_path)
+    assert runs_of("seed 1") == [second]
+    with pytest.raises(UserError, match=r"names 2 runs.*70_0"):
+        submissions.find_one("70")
+
+
+def test_a_job_that_a_later_one_replaced_is_not_taken_for_it(tmp_path: Path) -> None:
+    submitted(submitted(tmp_path / "a", "7"), "8")
+    assert runs_of("8") == [tmp_path / "a"]
+    with pytest.raises(UserError, match=r"was replaced: .*a is now job 8"):
+        submissions.find("7")
+
+
+@pytest.mark.parametrize("job", ["9", "7_0", "9_1", "nonsense", "7;8", "no/such/folder", "x" * 5000])
+def test_a_job_that_nobody_submitted_here_is_refused(job: str, tmp_path: Path) -> None:
+    submitted(tmp_path / "a", "7")
+    with pytest.raises(UserError, match="is no job of dl2pa's that this user submitted here") as caught:
+        submissions.find(job)
+    assert caught.value.value == job
+
+
+def test_an_empty_name_is_not_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(submitted(tmp_path / "a", "7"))
+    with pytest.raises(UserError, match="an empty name"):
+        submissions.find("")

@@ -19,6 +19,7 @@ quickstart: setup
 
 # A real SLURM of two pretended nodes on this machine; the quickstart submitted to it and followed to its end.
 slurm-demo: setup
+	rm -rf build/slurm/quickstart
 	slurm/testcluster up build/slurm
 	. build/slurm/env && job=$$($(BIN)/dl2pa submit configs/quickstart.yaml --nodes 2 --gpus-per-node 2 \
 	  --run-dir build/slurm/quickstart --json | $(BIN)/python -c 'import json, sys; print(json.load(sys.stdin)["job_id"])') \

@@ -3,7 +3,14 @@
 from dl2pa.geometry.bounds import max_cosine_bound
 from dl2pa.geometry.certificate import Certificate, certify
 from dl2pa.geometry.files import load_prototypes, save_prototypes
-from dl2pa.geometry.prototypes import CONSTRUCTIONS, Construction, Prototypes, build_prototypes
+from dl2pa.geometry.prototypes import (
+    CONSTRUCTIONS,
+    Construction,
+    Prototypes,
+    build_prototypes,
+    is_defined,
+)
+from dl2pa.geometry.vectors import principal_directions, prototypes_from_vectors
 
 __all__ = [
     "CONSTRUCTIONS",
@@ -12,7 +19,10 @@ __all__ = [
     "Prototypes",
     "build_prototypes",
     "certify",
+    "is_defined",
     "load_prototypes",
     "max_cosine_bound",
+    "principal_directions",
+    "prototypes_from_vectors",
     "save_prototypes",
 ]

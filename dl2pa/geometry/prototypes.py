@@ -94,16 +94,26 @@ def _best_construction(num_classes: int, dim: int) -> str:
     return "polygon" if dim == 2 else "max_cosine"
 
 
-def _check_defined(construction: str, num_classes: int, dim: int) -> None:
-    """Raise a UserError where ``construction`` does not exist for C×d."""
+def is_defined(construction: str, num_classes: int, dim: int) -> bool:
+    """Whether ``construction`` exists for C×d."""
+    return construction == "auto" or _condition(construction, num_classes, dim)[0]
+
+
+def _condition(construction: str, num_classes: int, dim: int) -> tuple[bool, str]:
+    """Whether the condition for ``construction`` holds, and its words."""
     conditions = {
         "simplex": (dim >= num_classes - 1, "dim >= num_classes - 1"),
         "blocks": (dim < num_classes <= 2 * dim, "dim < num_classes <= 2 * dim"),
         "polygon": (dim == 2, "dim = 2"),
-        "kasarla": (dim == num_classes - 1, "dim = num_classes - 1"),
+        "kasarla": (dim >= num_classes - 1, "dim >= num_classes - 1"),
         "etf": (dim >= num_classes, "dim >= num_classes"),
     }
-    defined, condition = conditions.get(construction, (dim >= 2, "dim >= 2"))
+    return conditions.get(construction, (dim >= 2, "dim >= 2"))
+
+
+def _check_defined(construction: str, num_classes: int, dim: int) -> None:
+    """Raise a UserError where ``construction`` does not exist for C×d."""
+    defined, condition = _condition(construction, num_classes, dim)
     if not defined:
         message = f"this construction needs {condition}; got num_classes = {num_classes}, dim = {dim}"
         remedy = f"Choose auto (here {_best_construction(num_classes, dim)}), or a dim that fits"
@@ -117,7 +127,7 @@ def _construct(construction: str, num_classes: int, dim: int, seed: int, progres
     if construction == "etf":
         return simplex.etf(num_classes, dim, seed)
     if construction == "kasarla":
-        return simplex.kasarla(num_classes)
+        return simplex.kasarla(num_classes, dim)
     if construction == "polygon":
         return simplex.polygon(num_classes)
     return simplex.blocks(num_classes, dim) if construction == "blocks" else simplex.simplex(num_classes, dim)

@@ -45,19 +45,20 @@ def polygon(num_classes: int) -> Tensor:
     return torch.stack([angle.cos(), angle.sin()], dim=1).float()
 
 
-def kasarla(num_classes: int) -> Tensor:
-    """Kasarla et al. (2022), "Maximum class separation as inductive bias in one matrix"; d = C−1.
+def kasarla(num_classes: int, dim: int) -> Tensor:
+    """Kasarla et al. (2022), "Maximum class separation as inductive bias in one matrix"; d ≥ C−1.
 
-    Their recursion V_1 = [1 −1], V_k = [[1, −1/k·1ᵀ], [0, √(1−1/k²)·V_{k−1}]] holds prototypes as columns.
-    With k = d its row r is s_r·[0 … 0, 1, −1/(k−r), …], the 1 in column r, where the product of roots
-    telescopes to s_r² = (k−r)(k+1) / (k(k−r+1)). The points are those columns, as rows.
+    Their recursion V_1 = [1 −1], V_k = [[1, −1/k·1ᵀ], [0, √(1−1/k²)·V_{k−1}]] holds prototypes as columns, k = C−1 at
+    the end. Row r of V_k is s_r·[0 … 0, 1, −1/(k−r), …], the 1 in column r, where the product of roots telescopes to
+    s_r² = (k−r)(k+1) / (k(k−r+1)). The points are those columns, as rows. Theirs is for d = C−1; dimensions past that
+    are zero here.
     """
-    dim = num_classes - 1
-    left = dim - torch.arange(dim, dtype=torch.float64)
-    scale = (left * (dim + 1) / (dim * (left + 1))).sqrt()
+    order = num_classes - 1
+    left = order - torch.arange(order, dtype=torch.float64)
+    scale = (left * (order + 1) / (order * (left + 1))).sqrt()
     points = torch.zeros(num_classes, dim)
-    points[1:] = (-scale / left).float().expand(dim, -1).tril()
-    points[:-1].diagonal().copy_(scale)
+    points[1:, :order] = (-scale / left).float().expand(order, -1).tril()
+    points[:-1, :order].diagonal().copy_(scale)
     return points
 
 

@@ -9,14 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from dl2pa.backbones import Embedder, build_embedder
 from dl2pa.config import Config
 from dl2pa.errors import UserError
-from dl2pa.methods.base import cosines
-from dl2pa.methods.prototypical import PrototypeMethod
-from dl2pa.methods.psc import Psc
+from dl2pa.methods import Norm, PrototypeMethod, Readout
 from dl2pa.training.model import Trainee
 from pipelines.longtail import Group
 
@@ -25,17 +22,14 @@ _FORMAT = "dl2pa-model-1"
 
 @dataclass(frozen=True)
 class Classifier:
-    """Embedder, class vectors [C, d] and what to know about them.
+    """Embedder, readout and what to know about them.
 
     Attributes:
-        scale: of the cosines; None for the linear classifier.
         description: class names, preprocessing, backbone and method.
     """
 
     embedder: Embedder
-    class_vectors: Tensor
-    bias: Tensor | None
-    scale: float | None
+    readout: Readout
     description: dict[str, Any]
 
     @property
@@ -48,20 +42,17 @@ class Classifier:
         return self.description.get("groups")
 
     def to(self, device: torch.device) -> Classifier:
-        bias = None if self.bias is None else self.bias.to(device)
-        return Classifier(
-            self.embedder.to(device), self.class_vectors.to(device), bias, self.scale, self.description
-        )
+        tensors = {name: value.to(device) for name, value in _tensors_of(self.readout).items()}
+        readout = _readout_of(tensors, self.description)
+        return Classifier(self.embedder.to(device), readout, self.description)
 
     @torch.inference_mode()
     def score(self, images: Tensor) -> Tensor:
         """Logits [B, C] of normalised images [B, 3, H, W]."""
-        features = self.embedder(images)
-        if self.scale is None:
-            return F.linear(features.float(), self.class_vectors, self.bias)
-        return self.scale * cosines(features, self.class_vectors)
+        return self.readout.logits(self.embedder(images))
 
 
+@torch.no_grad()
 def save_classifier(
     path: Path,
     trainee: Trainee,
@@ -77,15 +68,16 @@ def save_classifier(
 
     method = trainee.method
     tensors = {f"embedder.{k}": v for k, v in trainee.embedder.state_dict().items()}
-    tensors["class_vectors"] = method.class_vectors()
+    readout = method.readout()
+    tensors |= _tensors_of(readout)
     if isinstance(method, PrototypeMethod):
         tensors |= {"prototypes": method.prototypes, "assignment": method.assignment}
-    if isinstance(method, Psc) and method.bias is not None:
-        tensors |= {"class_vectors": method.weight.detach(), "bias": method.bias.detach()}
     description = {
         "format": _FORMAT,
         "classes": list(classes),
-        "scale": method.scale(),
+        "scale": float(readout.scale),
+        "normalize": readout.normalize,
+        "vectors_per_class": readout.per_class,
         "method": config.method.name,
         "model": config.model.model_dump(mode="json"),
         "preprocessing": _preprocessing(config),
@@ -130,11 +122,38 @@ def load_classifier(path: Path) -> Classifier:
         embedder.load_state_dict(weights)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError("model", str(file), f"is damaged or not ours ({error})", "Export it again.") from None
-    if len(tensors["class_vectors"]) != len(description["classes"]):
+    if len(tensors["class_vectors"]) != len(description["classes"]) * description.get("vectors_per_class", 1):
         raise UserError("model", str(file), "names more or fewer classes than it has", "Export it again.")
     _frozen(embedder)
-    return Classifier(
-        embedder, tensors["class_vectors"], tensors.get("bias"), description["scale"], description
+    return Classifier(embedder, _readout_of(tensors, description), description)
+
+
+def _tensors_of(readout: Readout) -> dict[str, Tensor]:
+    """A readout's tensors by the names they have in a model file."""
+    tensors = {"class_vectors": readout.vectors}
+    if readout.bias is not None:
+        tensors["bias"] = readout.bias
+    for name, norm in (("feature_norm", readout.feature_norm), ("class_norm", readout.class_norm)):
+        if norm is not None:
+            tensors |= {f"{name}.gain": norm.gain, f"{name}.bias": norm.bias}
+    return tensors
+
+
+def _readout_of(tensors: dict[str, Tensor], description: dict[str, Any]) -> Readout:
+    """The readout a model file describes. The first files say no `normalize`: theirs is that a scale is named."""
+    norms = {
+        name: Norm(tensors[f"{name}.gain"], tensors[f"{name}.bias"])
+        for name in ("feature_norm", "class_norm")
+        if f"{name}.gain" in tensors
+    }
+    scale = description["scale"]
+    return Readout(
+        tensors["class_vectors"],
+        1.0 if scale is None else scale,
+        normalize=description.get("normalize", scale is not None),
+        per_class=description.get("vectors_per_class", 1),
+        bias=tensors.get("bias"),
+        **norms,
     )
 
 

@@ -49,21 +49,17 @@ def check_method(config: Config, num_classes: int) -> None:
     """
     if num_classes < 2:
         raise UserError("data.num_classes", num_classes, "a classifier needs two classes", "Add a class.")
-    if config.method.name == "psc":
-        if config.loss != "cross_entropy":
-            raise UserError(
-                "method.loss",
-                config.loss,
-                "the learned classifier psc trains with cross_entropy",
-                "Remove method.loss.",
-            )
-        if config.assignment == "dynamic":
-            raise UserError(
-                "method.assignment",
-                "dynamic",
-                "psc learns its class vectors: there are no fixed prototypes to match",
-                "Use static, or method.name=dl2pa.",
-            )
+    if config.method_defaults.learned:
+        _check_learned(config)
+    else:
+        _check_prototypical(config, num_classes)
+    if config.method.margin and config.loss == "cross_entropy" and not config.normalize:
+        raise UserError(
+            "method.margin",
+            config.method.margin,
+            "is taken off a cosine, and method.normalize = false leaves none",
+            "Set method.normalize=true or method.margin=0.",
+        )
     cifar = config.model.backbone in ("resnet8", "resnet14", "resnet20", "resnet32", "resnet44", "resnet56")
     if config.model.head == "batchnorm":
         width = config.model.widths[-1]
@@ -78,6 +74,46 @@ def check_method(config: Config, num_classes: int) -> None:
     if config.model.backbone == "swin_t" and config.data.image_size < 32:
         raise UserError(
             "data.image_size", config.data.image_size, "too small for swin_t", "Choose at least 32."
+        )
+
+
+def _check_learned(config: Config) -> None:
+    name, dim = config.method.name, config.model.embedding_dim
+    if config.loss != "cross_entropy":
+        message = f"the learned classifier {name} trains with cross_entropy"
+        raise UserError("method.loss", config.loss, message, "Remove method.loss.")
+    if config.assignment == "dynamic":
+        raise UserError(
+            "method.assignment",
+            "dynamic",
+            f"{name} learns its class vectors: there are no fixed prototypes to match",
+            "Use static, or a method with prototypes: dl2pa, hpn, ebv, etf, kasarla, word2vec.",
+        )
+    count = config.method.sub_prototypes or config.method_defaults.sub_prototypes
+    if name == "goto" and count > dim:
+        raise UserError(
+            "method.sub_prototypes",
+            count,
+            f"there are no {count} orthonormal vectors in {dim} dimensions (model.embedding_dim)",
+            f"Choose at most {dim}.",
+        )
+
+
+def _check_prototypical(config: Config, num_classes: int) -> None:
+    method, dim = config.method, config.model.embedding_dim
+    if method.name == "word2vec" and method.class_vectors is None:
+        raise UserError(
+            "method.class_vectors",
+            None,
+            "word2vec makes its prototypes from vectors of the class names",
+            "Give a .npy file [classes, k], a row a class in label order.",
+        )
+    if method.name == "kasarla" and method.prototypes == "auto" and dim < num_classes - 1:
+        raise UserError(
+            "model.embedding_dim",
+            dim,
+            f"kasarla's simplex of {num_classes} classes needs at least {num_classes - 1} dimensions",
+            f"Set model.embedding_dim={num_classes - 1}, or other prototypes: method.prototypes=max_cosine.",
         )
 
 
@@ -149,18 +185,28 @@ def warnings(config: Config, num_classes: int) -> list[str]:
 def _ignored(config: Config) -> list[tuple[str, str]]:
     """Keys that have no effect under the others, each with the reason."""
     data, method, optim = config.data, config.method, config.optim
-    psc, schedule = method.name == "psc", f"optim.schedule is {optim.schedule}"
+    name, schedule = method.name, f"optim.schedule is {optim.schedule}"
+    learned, softmax = config.method_defaults.learned, config.loss == "cross_entropy"
+    factors = ("method.scale", "method.learn_scale", "method.margin")
     torchvision_model = config.model.backbone in ("resnet50", "resnet101", "resnet152", "swin_t")
     table: list[tuple[bool, tuple[str, ...], str]] = [
         (config.assignment == "static", ("method.match",), "method.assignment is static"),
-        (psc, ("method.prototypes", "method.class_vectors"), "psc learns its class vectors"),
-        (not psc, ("method.normalize",), "only psc has two forms"),
-        (psc and not method.normalize, ("method.scale",), "the linear classifier has no scale"),
         (
-            config.loss != "cross_entropy",
-            ("method.scale", "method.label_smoothing"),
-            f"the loss is {config.loss}",
+            learned,
+            ("method.prototypes", "method.prototype_seed", "method.class_vectors"),
+            f"{name} learns its class vectors",
         ),
+        (
+            name == "word2vec",
+            ("method.prototypes", "method.prototype_seed"),
+            "word2vec's prototypes are its class vectors",
+        ),
+        (not softmax, (*factors, "method.label_smoothing", "method.normalize"), f"the loss is {config.loss}"),
+        (name == "psc" and not config.normalize, factors, "the linear classifier has no scale"),
+        (name == "dnc", factors, "dnc normalises its scores over the classes"),
+        (name in ("dnc", "goto"), ("method.normalize",), f"{name} has one form"),
+        (name not in ("dnc", "goto"), ("method.sub_prototypes",), f"{name} has one vector a class"),
+        (name != "dnc", ("method.centroid_momentum",), f"{name} has no centroids"),
         (torchvision_model, ("model.shortcut", "model.widths"), f"{config.model.backbone} has its own"),
         (data.crop != "random_resized", ("data.crop_scale", "data.crop_ratio"), f"data.crop is {data.crop}"),
         (data.crop != "pad", ("data.pad",), f"data.crop is {data.crop}"),

@@ -7,6 +7,8 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from dl2pa.catalogue import METHODS, MethodDefaults
+
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -14,6 +16,7 @@ NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 Triple = tuple[float, float, float]
 
+METHOD_NAMES = tuple(METHODS)
 BACKBONES = (
     "resnet8",
     "resnet14",
@@ -148,21 +151,34 @@ class MatchConfig(Section):
 class MethodConfig(Section):
     """The classifier over the embedding."""
 
-    name: Literal["dl2pa", "hpn", "psc"] = "dl2pa"
+    name: Literal[METHOD_NAMES] = "dl2pa"  # pyright: ignore[reportInvalidTypeForm]
+    """The method; its own choices for all that is left open here are in `dl2pa/catalogue.py`."""
     loss: Literal["squared_cosine", "dot_regression", "cross_entropy"] | None = None
-    """Default: the method's own (squared_cosine for prototypes, cross_entropy for psc)."""
+    """Default: the method's own."""
     assignment: Literal["static", "dynamic"] | None = None
     """Default: the method's own (dynamic for dl2pa, static otherwise)."""
     prototypes: str = "auto"
-    """A construction (auto, simplex, blocks, max_cosine, uniformity, hpn, ...) or a file of prototypes."""
+    """A construction (simplex, blocks, max_cosine, uniformity, hpn, ...) or a file of prototypes; auto: the method's
+    own construction, for dl2pa the best one for C and d."""
     prototype_seed: NonNegativeInt = 0
     class_vectors: str | None = None
-    """File of class vectors [C, k] that choose the first assignment; default: label c gets prototype c."""
-    scale: Positive = 1 / 0.07
-    """Scale of the cosines in cross_entropy."""
-    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    normalize: bool = True
-    """psc: cosines with a scale (true), or the linear classifier W f + b (false)."""
+    """File of class vectors [C, k]: word2vec's prototypes; for the others they choose the first assignment (default:
+    label c gets prototype c)."""
+    scale: Positive | None = None
+    """Factor of the scores in cross_entropy; default: the method's own."""
+    learn_scale: bool = False
+    """Learn that factor, starting from `scale`."""
+    margin: NonNegative = 0.0
+    """Subtracted from the cosine to a sample's own class in the cross_entropy of training."""
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
+    """Of cross_entropy; default: the method's own."""
+    normalize: bool | None = None
+    """cross_entropy over cosines (true) or over dot products with the features as they are (false; with psc the linear
+    classifier W f + b); default: the method's own (false for kasarla)."""
+    sub_prototypes: PositiveInt | None = None
+    """dnc, goto: vectors a class; default: the method's own."""
+    centroid_momentum: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
+    """dnc: weight of the old sub-centroid at an update; default: the method's own."""
     match: MatchConfig = MatchConfig()
 
 
@@ -278,14 +294,25 @@ class Config(Section):
     launch: LaunchConfig = LaunchConfig()
 
     @property
+    def method_defaults(self) -> MethodDefaults:
+        """The method's own choices."""
+        return METHODS[self.method.name]
+
+    @property
     def loss(self) -> str:
         """The loss in force: the one given, else the method's own."""
-        return self.method.loss or ("cross_entropy" if self.method.name == "psc" else "squared_cosine")
+        return self.method.loss or self.method_defaults.loss
 
     @property
     def assignment(self) -> str:
         """The assignment in force: the one given, else the method's own."""
-        return self.method.assignment or ("dynamic" if self.method.name == "dl2pa" else "static")
+        return self.method.assignment or self.method_defaults.assignment
+
+    @property
+    def normalize(self) -> bool:
+        """Whether cross_entropy sees cosines: as given, else as the method has it."""
+        given = self.method.normalize
+        return self.method_defaults.normalize if given is None else given
 
     @property
     def loader(self) -> str:

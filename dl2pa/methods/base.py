@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
-import torch
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch.nn import functional as F
 
 from dl2pa.assignment import Matching
+from dl2pa.methods.readout import Readout
 from dl2pa.methods.targets import Targets
 
 
@@ -29,23 +28,24 @@ class Method(nn.Module, ABC):
         """Scalar training loss, float32."""
 
     @abstractmethod
-    def logits(self, features: Tensor) -> Tensor:
-        """Scores [B, C] in the order of the labels; a softmax of them is the predicted distribution."""
+    def readout(self) -> Readout:
+        """What predicts at present."""
 
     @abstractmethod
     def class_vectors(self) -> Tensor:
         """Unit class vectors [C, d] in force, row c for class c."""
 
-    def scale(self) -> float | None:
-        """Factor of the cosines in the logits; None where the logits are no cosines."""
-        return 1.0
+    def logits(self, features: Tensor) -> Tensor:
+        """Scores [B, C] in the order of the labels; a softmax of them is the predicted distribution."""
+        return self.readout().logits(features)
 
     def begin_epoch(self, epoch: int) -> None:
         """Told before the first step of an epoch, when a run resumes inside it, and before the validation that
         precedes it."""
 
     def observe(self, features: Tensor, targets: Targets) -> None:
-        """Accumulate what a later matching needs; no host sync."""
+        """After each optimiser step: learn from its features what no gradient teaches. No host sync; may be a
+        collective."""
 
     def due_after_step(self, epoch: int, global_step: int) -> bool:
         """Whether ``rematch`` is due after this step."""
@@ -59,6 +59,9 @@ class Method(nn.Module, ABC):
         """Assign labels to prototypes anew; a collective."""
         return None
 
+    def refresh(self) -> None:
+        """Recompute what is derived from the state, after a load."""
+
     def gather_state(self) -> None:
         """Bring parts that the ranks hold separately together on every rank (before a save); a collective."""
 
@@ -67,10 +70,4 @@ class Method(nn.Module, ABC):
 
     def unsynchronised(self) -> set[str]:
         """Names of buffers that DDP must leave alone."""
-        return set()
-
-
-def cosines(features: Tensor, weights: Tensor) -> Tensor:
-    """Cosines [B, C] in float32, autocast or not."""
-    with torch.autocast(features.device.type, enabled=False):
-        return F.linear(F.normalize(features.float(), dim=1), weights.float())
+        return {name for name, _ in self.named_buffers()}

@@ -1,7 +1,8 @@
 """HPN: hyperspherical prototype networks (Mettes, van der Pol and Snoek, NeurIPS 2019).
 
-Prototypes placed by minimising the mean over classes of the largest cosine to another, label c at prototype c for
-good, squared cosine loss. Dynamic assignment is ours to offer (`method.assignment=dynamic`).
+Prototypes P [C, d] placed by minimising the mean over classes of the largest cosine to another (the construction
+`hpn`), label c at prototype c for good; squared cosine loss, mean (1 − cos(f, p_y))², f [B, d]. Dynamic assignment is
+ours to offer (`method.assignment=dynamic`).
 """
 
 from __future__ import annotations
@@ -10,4 +11,4 @@ from dl2pa.methods.prototypical import PrototypeMethod
 
 
 class Hpn(PrototypeMethod):
-    """Prototypes with static assignment; `PrototypeOptions.dynamic` is off by default."""
+    """Static prototypes, squared cosine."""

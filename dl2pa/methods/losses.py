@@ -23,12 +23,23 @@ def squared_cosine(features: Tensor, weights: Tensor, targets: Targets) -> Tenso
     return targets.mean(one(targets.first), None if targets.second is None else one(targets.second))
 
 
-def cross_entropy(logits: Tensor, targets: Targets, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy of logits [B, C], already scaled."""
+def cross_entropy(
+    logits: Tensor, targets: Targets, label_smoothing: float = 0.0, margin: float | Tensor = 0.0
+) -> Tensor:
+    """Cross-entropy of logits [B, C], already scaled, `margin` taken off the own class's logit.
+
+    With logits s·cos and margin s·m this is CosFace's additive cosine margin (Wang et al., CVPR 2018, eq. 4). Ours: of
+    two mixed labels each term takes the margin off its own; smoothing acts on what is left.
+    """
     logits = logits.float()
 
     def one(labels: Tensor) -> Tensor:
-        return F.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
+        scores = logits
+        if isinstance(margin, Tensor) or margin:
+            scores = logits - margin * (
+                torch.arange(logits.shape[1], device=logits.device) == labels[:, None]
+            )
+        return F.cross_entropy(scores, labels, reduction="none", label_smoothing=label_smoothing)
 
     return targets.mean(one(targets.first), None if targets.second is None else one(targets.second))
 

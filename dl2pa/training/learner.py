@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from dl2pa.assignment import Matching
 from dl2pa.backbones import likes_channels_last
 from dl2pa.config import Config
-from dl2pa.methods import PrototypeMethod, Targets
+from dl2pa.methods import Targets
 from dl2pa.training.average import MovingAverage
 from dl2pa.training.meter import TrainMeter
 from dl2pa.training.model import Trainee, embedder_buffers
@@ -174,8 +174,7 @@ class Learner:
         apply_settings(self.optimizer, self._config.optim)
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
-        if isinstance(self.trainee.method, PrototypeMethod):
-            self.trainee.method.refresh()
+        self.trainee.method.refresh()
         if self.average is not None:
             self.average.load(state["average"], self.trainee)
         self.meter.load(state["meter"])

@@ -14,15 +14,14 @@ from dl2pa.assignment import MatchSchedule
 from dl2pa.backbones import Embedder, build_embedder
 from dl2pa.config import Config
 from dl2pa.errors import UserError
-from dl2pa.geometry import CONSTRUCTIONS, build_prototypes, load_prototypes
-from dl2pa.methods import (
-    PROTOTYPE_METHODS,
-    Method,
-    PrototypeOptions,
-    Targets,
-    assignment_from_vectors,
-    build_learned,
+from dl2pa.geometry import (
+    CONSTRUCTIONS,
+    build_prototypes,
+    is_defined,
+    load_prototypes,
+    prototypes_from_vectors,
 )
+from dl2pa.methods import METHODS, LearnedEntry, Method, MethodOptions, Targets, assignment_from_vectors
 
 
 class Trainee(nn.Module):
@@ -61,16 +60,32 @@ def place_classes(config: Config, num_classes: int) -> Placement | None:
     Raises:
         UserError: prototypes or class vectors that do not fit.
     """
-    method = config.method
-    entry = PROTOTYPE_METHODS.get(method.name)
-    if entry is None:
+    method, dim = config.method, config.model.embedding_dim
+    source = construction_of(config, num_classes)
+    if source is None:
         return None
-    source = entry.construction if method.prototypes == "auto" else method.prototypes
-    points = find_prototypes(source, num_classes, config.model.embedding_dim, method.prototype_seed)
-    if method.class_vectors is None:
-        return Placement(points, None)
-    vectors = load_class_vectors(method.class_vectors, num_classes)
-    return Placement(points, assignment_from_vectors(points, vectors))
+    vectors = None
+    if method.class_vectors is not None:
+        vectors = load_class_vectors(method.class_vectors, num_classes)
+    if source == "class_vectors":
+        assert vectors is not None, "checked with the configuration"
+        return Placement(prototypes_from_vectors(vectors, dim), None)
+    points = find_prototypes(source, num_classes, dim, method.prototype_seed)
+    return Placement(points, None if vectors is None else assignment_from_vectors(points, vectors))
+
+
+def construction_of(config: Config, num_classes: int) -> str | None:
+    """What the prototypes are made by: a construction, a file, or `class_vectors`; None: the method has none."""
+    own = config.method_defaults
+    if own.construction in (None, "class_vectors"):
+        return own.construction
+    if config.method.prototypes != "auto":
+        return config.method.prototypes
+    if own.otherwise is not None and not is_defined(
+        own.construction, num_classes, config.model.embedding_dim
+    ):
+        return own.otherwise
+    return own.construction
 
 
 def placement_in(state: dict[str, Any]) -> Placement | None:
@@ -98,22 +113,26 @@ def build_trainee(config: Config, num_classes: int, placement: Placement | None 
 
 def build_method(config: Config, num_classes: int, placement: Placement | None) -> Method:
     """The configured method."""
-    method, dim = config.method, config.model.embedding_dim
-    entry = PROTOTYPE_METHODS.get(method.name)
-    if entry is None or placement is None:
-        return build_learned(
-            num_classes,
-            dim,
-            normalize=method.normalize,
-            scale=method.scale,
-            label_smoothing=method.label_smoothing,
-        )
-    match = method.match
-    options = PrototypeOptions(
-        loss=config.loss,
+    entry, options = METHODS[config.method.name], method_options(config)
+    if isinstance(entry, LearnedEntry):
+        return entry.build(num_classes, config.model.embedding_dim, options)
+    assert placement is not None, "a method over prototypes comes with them"
+    return entry.build(placement.prototypes, options, placement.assignment)
+
+
+def method_options(config: Config) -> MethodOptions:
+    """The configuration's choices, and the method's own for the rest."""
+    method, match = config.method, config.method.match
+    return METHODS[method.name].options(
+        loss=method.loss,
         dynamic=config.assignment == "dynamic",
         scale=method.scale,
+        learn_scale=method.learn_scale,
+        margin=method.margin,
         label_smoothing=method.label_smoothing,
+        normalize=method.normalize,
+        sub_prototypes=method.sub_prototypes,
+        centroid_momentum=method.centroid_momentum,
         warmup_scale=match.warmup_scale,
         momentum=match.momentum,
         schedule=MatchSchedule(
@@ -125,7 +144,6 @@ def build_method(config: Config, num_classes: int, placement: Placement | None) 
             last_epoch=match.last_epoch,
         ),
     )
-    return entry.build(placement.prototypes, options, placement.assignment)
 
 
 def find_prototypes(source: str, num_classes: int, dim: int, seed: int) -> Tensor:
@@ -177,10 +195,12 @@ def check_prototypes(config: Config, num_classes: int) -> None:
     Raises:
         UserError: naming method.prototypes or method.class_vectors.
     """
-    source = config.method.prototypes
-    if config.method.name == "psc":
+    source, dim = construction_of(config, num_classes), config.model.embedding_dim
+    if source is None:
         return
-    if source not in CONSTRUCTIONS:
-        find_prototypes(source, num_classes, config.model.embedding_dim, config.method.prototype_seed)
+    if source not in (*CONSTRUCTIONS, "class_vectors"):
+        find_prototypes(source, num_classes, dim, config.method.prototype_seed)
     if config.method.class_vectors is not None:
-        load_class_vectors(config.method.class_vectors, num_classes)
+        vectors = load_class_vectors(config.method.class_vectors, num_classes)
+        if source == "class_vectors":
+            prototypes_from_vectors(vectors, dim)

@@ -33,9 +33,10 @@ def world() -> World:
     return World(0, 1, 0, 1, torch.device("cuda", 0), 4)
 
 
-def _config(**train: object) -> Config:
+def _config(method: dict[str, object] | None = None, **train: object) -> Config:
     return parse_config(
         {
+            "method": method or {},
             "data": {"dataset": "cifar10", "crop": "pad", "image_size": 32},
             "model": {"backbone": "resnet20", "embedding_dim": 5},
             "train": {"batch_size": 64, "mixup": 0.2, "cutmix": 1.0, "ema": 0.9, **train},
@@ -56,8 +57,21 @@ def _pipeline(world: World, recipe: Recipe):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_step_never_waits_for_the_device(world: World, precision: str) -> None:
-    config = _config(precision=precision)
+@pytest.mark.parametrize(
+    "method",
+    [
+        {},
+        {"name": "psc", "margin": 0.2},
+        {"name": "ebv", "learn_scale": True, "margin": 0.2, "prototypes": "max_cosine"},
+        {"name": "etf"},
+        {"name": "kasarla", "prototypes": "max_cosine"},
+        {"name": "dnc"},
+        {"name": "goto"},
+    ],
+    ids=lambda method: str(method.get("name", "dl2pa")),
+)
+def test_a_step_never_waits_for_the_device(world: World, precision: str, method: dict[str, object]) -> None:
+    config = _config(method, precision=precision)
     recipe = Recipe(image_size=32, train=True, crop="pad", trivial_augment=True, erasing=0.5)
     pipeline = _pipeline(world, recipe)
     learner = Learner(config, build_trainee(config, 10), world, pipeline.steps_per_epoch)

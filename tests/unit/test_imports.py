@@ -46,7 +46,8 @@ def imported(package: str) -> set[tuple[str, str]]:
         ("launcher", ("launcher", "dl2pa.config", "dl2pa.errors")),
         ("pipelines", ("pipelines", "dl2pa.errors")),
         ("dl2pa.errors", ()),
-        ("dl2pa.config", ("dl2pa.config", "dl2pa.errors")),
+        ("dl2pa.catalogue", ()),
+        ("dl2pa.config", ("dl2pa.config", "dl2pa.errors", "dl2pa.catalogue")),
     ],
 )
 def test_a_package_imports_only_what_lies_below_it(package: str, allowed: tuple[str, ...]) -> None:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from dl2pa.assignment import ClassStatistic, match, verify_same
 from dl2pa.config import parse_config
 from dl2pa.errors import TrainingFailure
-from dl2pa.methods import Targets, build_learned
+from dl2pa.methods import METHODS, Targets
 from dl2pa.methods.losses import dot_regression
 from dl2pa.training.evaluate import evaluate
 from dl2pa.training.learner import Learner
@@ -140,7 +140,7 @@ def validating(rank: int, size: int) -> list[dict[str, Any]]:
     found = []
     for samples, batch in ((1, 4), (7, 4), (103, 10)):
         pipeline = SyntheticPipeline(6, 4, EvalOrder(samples, batch, rank, size), 0, CPU)
-        method = build_learned(6, 48, normalize=True, scale=5.0, label_smoothing=0.0)
+        method = METHODS["psc"].build(6, 48, METHODS["psc"].options(scale=5.0))
         with torch.no_grad():
             method.weight.copy_(torch.randn(6, 48, generator=torch.Generator().manual_seed(0)))
         result = evaluate(lambda images, m=method: m.logits(images.flatten(1)), pipeline, 6, CPU)

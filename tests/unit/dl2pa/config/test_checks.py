@@ -56,6 +56,18 @@ def test_a_batch_larger_than_the_data_is_refused() -> None:
     [
         ({"method": {"name": "psc", "loss": "squared_cosine"}}, "method.loss"),
         ({"method": {"name": "psc", "assignment": "dynamic"}}, "method.assignment"),
+        ({"method": {"name": "dnc", "loss": "dot_regression"}}, "method.loss"),
+        ({"method": {"name": "goto", "assignment": "dynamic"}}, "method.assignment"),
+        (
+            {"method": {"name": "goto", "sub_prototypes": 11}, "model": {"embedding_dim": 10}},
+            "sub_prototypes",
+        ),
+        ({"method": {"name": "goto"}, "model": {"embedding_dim": 3}}, "method.sub_prototypes"),
+        ({"method": {"name": "word2vec"}}, "method.class_vectors"),
+        ({"method": {"name": "kasarla"}, "model": {"embedding_dim": 98}}, "model.embedding_dim"),
+        ({"method": {"name": "kasarla", "margin": 0.1}, "model": {"embedding_dim": 99}}, "method.margin"),
+        ({"method": {"name": "psc", "normalize": False, "margin": 0.1}}, "method.margin"),
+        ({"method": {"loss": "cross_entropy", "normalize": False, "margin": 0.1}}, "method.margin"),
         ({"model": {"head": "batchnorm", "embedding_dim": 63}}, "model.head"),
         ({"model": {"head": "batchnorm", "backbone": "resnet50", "embedding_dim": 64}}, "model.head"),
         ({"model": {"backbone": "swin_t"}, "data": {"image_size": 16}}, "data.image_size"),
@@ -64,7 +76,15 @@ def test_a_batch_larger_than_the_data_is_refused() -> None:
 def test_a_method_that_cannot_run_is_refused(tree: dict[str, Any], field: str) -> None:
     with pytest.raises(UserError) as caught:
         check_method(config(CIFAR, tree), 100)
-    assert caught.value.field == field
+    assert caught.value.field.endswith(field)
+    assert caught.value.remedy
+
+
+def test_kasarla_names_the_dimension_it_needs() -> None:
+    tree = {"method": {"name": "kasarla"}, "model": {"embedding_dim": 50}}
+    with pytest.raises(UserError, match=r"at least 99 dimensions.*embedding_dim=99") as caught:
+        check_method(config(CIFAR, tree), 100)
+    assert (caught.value.field, caught.value.value) == ("model.embedding_dim", 50)
 
 
 def test_one_class_is_refused() -> None:
@@ -77,6 +97,14 @@ def test_one_class_is_refused() -> None:
     [
         {},
         {"method": {"name": "psc"}},
+        {"method": {"name": "psc", "margin": 0.3}},
+        {"method": {"name": "dnc"}, "model": {"embedding_dim": 3}},
+        {"method": {"name": "goto", "sub_prototypes": 10}, "model": {"embedding_dim": 10}},
+        {"method": {"name": "word2vec", "class_vectors": "v.npy", "assignment": "dynamic"}},
+        {"method": {"name": "kasarla"}, "model": {"embedding_dim": 99}},
+        {"method": {"name": "kasarla", "prototypes": "max_cosine"}, "model": {"embedding_dim": 10}},
+        {"method": {"name": "etf"}, "model": {"embedding_dim": 10}},
+        {"method": {"name": "kasarla", "loss": "squared_cosine", "margin": 0.1}},
         {"model": {"head": "batchnorm", "embedding_dim": 64}},
         {"model": {"head": "batchnorm", "embedding_dim": 128, "widths": [32, 64, 128]}},
     ],
@@ -143,6 +171,21 @@ SMALL = {"model": {"embedding_dim": 10}, "method": {"assignment": "dynamic"}}
         ({"method": {"assignment": "static", "match": {"every_steps": 5}}}, "method.match"),
         ({"method": {"name": "psc", "prototypes": "simplex", "assignment": None}}, "method.prototypes"),
         ({"method": {"scale": 10.0}}, "method.scale"),
+        ({"method": {"learn_scale": True}}, "method.learn_scale"),
+        ({"method": {"margin": 0.2}}, "method.margin"),
+        ({"method": {"normalize": False}}, "method.normalize"),
+        ({"method": {"sub_prototypes": 2}}, "method.sub_prototypes"),
+        ({"method": {"centroid_momentum": 0.9}}, "method.centroid_momentum"),
+        ({"method": {"name": "dnc", "assignment": None, "scale": 2.0}}, "method.scale"),
+        ({"method": {"name": "dnc", "assignment": None, "normalize": True}}, "method.normalize"),
+        (
+            {"method": {"name": "goto", "assignment": None, "centroid_momentum": 0.9}},
+            "method.centroid_momentum",
+        ),
+        ({"method": {"name": "goto", "assignment": None, "class_vectors": "v.npy"}}, "method.class_vectors"),
+        ({"method": {"name": "psc", "assignment": None, "prototype_seed": 3}}, "method.prototype_seed"),
+        ({"method": {"name": "psc", "assignment": None, "normalize": False, "scale": 2.0}}, "method.scale"),
+        ({"method": {"name": "word2vec", "class_vectors": "v", "prototypes": "hpn"}}, "method.prototypes"),
         ({"method": {"label_smoothing": 0.1}}, "method.label_smoothing"),
         ({"optim": {"milestones": [3]}}, "optim.milestones"),
         ({"optim": {"name": "adamw", "nesterov": True}}, "optim.nesterov"),
@@ -162,7 +205,12 @@ def test_a_setting_that_would_be_ignored_is_named(tree: dict[str, Any], key: str
     "tree",
     [
         {},
-        {"method": {"loss": "cross_entropy", "scale": 10.0, "label_smoothing": 0.1}},
+        {"method": {"loss": "cross_entropy", "scale": 10.0, "label_smoothing": 0.1, "margin": 0.2}},
+        {"method": {"loss": "cross_entropy", "normalize": False, "learn_scale": True}},
+        {"method": {"name": "ebv", "scale": 5.0, "prototype_seed": 2, "class_vectors": "v.npy"}},
+        {"method": {"name": "psc", "assignment": None, "margin": 0.2, "learn_scale": True}},
+        {"method": {"name": "goto", "assignment": None, "margin": 0.2, "sub_prototypes": 3}},
+        {"method": {"name": "dnc", "assignment": None, "sub_prototypes": 3, "centroid_momentum": 0.9}},
         {"optim": {"schedule": "step", "milestones": [3]}},
         {"optim": {"name": "adamw", "betas": [0.8, 0.9], "momentum": 0.9}},
         {"tracking": {"enabled": False, "experiment": "dl2pa"}},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from dl2pa.methods import PROTOTYPE_METHODS, PrototypeOptions, Targets, build_learned
+from dl2pa.assignment import MatchSchedule
+from dl2pa.methods import METHODS, Method, Targets
 from dl2pa.methods.losses import dot_regression, squared_cosine
 
 Floats = NDArray[np.float64]
@@ -46,10 +48,10 @@ def reference_dot_regression(f: Floats, w: Floats, y: NDArray[np.int64]) -> Floa
 
 
 def reference_cross_entropy(
-    scale: float, smoothing: float
+    scale: float, smoothing: float, margin: float = 0.0, normalize: bool = True
 ) -> Callable[[Floats, Floats, NDArray[np.int64]], Floats]:
     def loss(f: Floats, w: Floats, y: NDArray[np.int64]) -> Floats:
-        logits = scale * unit(f) @ w.T
+        logits = scale * ((unit(f) if normalize else f) @ w.T - margin * np.eye(len(w))[y])
         logs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
         target = np.eye(len(w))[y] * (1 - smoothing) + smoothing / len(w)
         return -(target * logs).sum(1)
@@ -57,15 +59,28 @@ def reference_cross_entropy(
     return loss
 
 
-CASES = {
-    "squared_cosine": (PrototypeOptions(loss="squared_cosine"), reference_squared_cosine),
-    "dot_regression": (PrototypeOptions(loss="dot_regression"), reference_dot_regression),
-    "cross_entropy": (PrototypeOptions(loss="cross_entropy", scale=14.0), reference_cross_entropy(14.0, 0.0)),
+CASES: dict[str, tuple[dict[str, Any], Callable[[Floats, Floats, NDArray[np.int64]], Floats]]] = {
+    "squared_cosine": ({"loss": "squared_cosine"}, reference_squared_cosine),
+    "dot_regression": ({"loss": "dot_regression"}, reference_dot_regression),
+    "cross_entropy": ({"loss": "cross_entropy", "scale": 14.0}, reference_cross_entropy(14.0, 0.0)),
     "smoothed": (
-        PrototypeOptions(loss="cross_entropy", scale=5.0, label_smoothing=0.1),
+        {"loss": "cross_entropy", "scale": 5.0, "label_smoothing": 0.1},
         reference_cross_entropy(5.0, 0.1),
     ),
+    "margin": (
+        {"loss": "cross_entropy", "scale": 5.0, "label_smoothing": 0.1, "margin": 0.35},
+        reference_cross_entropy(5.0, 0.1, margin=0.35),
+    ),
+    "dot products": (
+        {"loss": "cross_entropy", "scale": 0.1, "normalize": False},
+        reference_cross_entropy(0.1, 0.0, normalize=False),
+    ),
 }
+
+
+def over(weights: Tensor, **choices: Any) -> Method:
+    """A method with these prototypes."""
+    return METHODS["dl2pa"].build(weights, METHODS["dl2pa"].options(**choices), None)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -81,8 +96,7 @@ def test_a_loss_is_its_formulas_mean(case: str, mixed: bool) -> None:
         share = SHARES.double().numpy()
         expected = (share * first + (1 - share) * reference(f, w, OTHERS.numpy())).mean()
         targets = Targets(LABELS, OTHERS, SHARES)
-    method = PROTOTYPE_METHODS["dl2pa"].build(weights, options, None)
-    assert float(method.loss(features, targets)) == pytest.approx(expected, rel=2e-5)
+    assert float(over(weights, **options).loss(features, targets)) == pytest.approx(expected, rel=2e-5)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -107,7 +121,7 @@ def test_a_loss_moves_features_along_its_formulas_slope(case: str) -> None:
         step[place] = 1e-5
         slope[place] = (value(base + step) - value(base - step)) / 2e-5
     leaf = features.clone().requires_grad_()
-    PROTOTYPE_METHODS["dl2pa"].build(weights, options, None).loss(leaf, Targets(LABELS)).backward()
+    over(weights, **options).loss(leaf, Targets(LABELS)).backward()
     assert leaf.grad is not None
     assert np.abs(leaf.grad.numpy() - slope).max() < 1e-4 * np.abs(slope).max()
 
@@ -135,30 +149,33 @@ def test_a_feature_at_its_prototype_costs_nothing() -> None:
 def test_a_zero_feature_gives_a_finite_loss_and_gradient(case: str) -> None:
     _, weights = draw()
     leaf = torch.zeros(BATCH, DIM, requires_grad=True)
-    loss = PROTOTYPE_METHODS["dl2pa"].build(weights, CASES[case][0], None).loss(leaf, Targets(LABELS))
+    loss = over(weights, **CASES[case][0]).loss(leaf, Targets(LABELS))
     loss.backward()
     assert torch.isfinite(loss)
     assert leaf.grad is not None
     assert torch.isfinite(leaf.grad).all()
 
 
-@pytest.mark.parametrize("case", [*CASES, "psc linear", "psc normalised", "warm-up"])
+@pytest.mark.parametrize("case", [*CASES, "psc linear", "psc", "dnc", "goto", "warm-up"])
 def test_under_autocast_the_loss_is_that_of_the_same_features_in_float32(case: str) -> None:
     features, weights = draw()
     half = features.bfloat16()
     torch.manual_seed(0)
-    if case.startswith("psc"):
-        method = build_learned(CLASSES, DIM, normalize=case != "psc linear", scale=14.0, label_smoothing=0.1)
+    name = case.split()[0]
+    if name in ("psc", "dnc", "goto"):
+        entry = METHODS[name]
+        options = entry.options(
+            normalize=case != "psc linear", scale=14.0, label_smoothing=0.1, sub_prototypes=2
+        )
+        method = entry.build(CLASSES, DIM, options)
     elif case == "warm-up":
-        from dl2pa.assignment import MatchSchedule
-
-        options = PrototypeOptions(schedule=MatchSchedule(warmup_epochs=1))
-        method = PROTOTYPE_METHODS["dl2pa"].build(weights, options, None)
+        method = over(weights, schedule=MatchSchedule(warmup_epochs=1))
         method.begin_epoch(0)
     else:
-        method = PROTOTYPE_METHODS["dl2pa"].build(weights, CASES[case][0], None)
-    expected = method.loss(half.float(), Targets(LABELS))
+        method = over(weights, **CASES[case][0])
+    expected, logits = method.loss(half.float(), Targets(LABELS)), method.logits(half.float())
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = method.loss(half, Targets(LABELS))
-    assert loss.dtype == torch.float32
+        loss, under = method.loss(half, Targets(LABELS)), method.logits(half)
+    assert loss.dtype == under.dtype == torch.float32
     assert torch.equal(loss, expected)
+    assert torch.equal(under, logits)

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from dl2pa.assignment import MatchSchedule
-from dl2pa.methods import (
-    PROTOTYPE_METHODS,
-    PrototypeMethod,
-    PrototypeOptions,
-    Targets,
-    assignment_from_vectors,
-    build_learned,
-)
+from dl2pa.methods import METHODS, Method, PrototypeMethod, Targets, assignment_from_vectors
 
 CLASSES, DIM = 6, 3
 
@@ -24,9 +19,9 @@ def points(classes: int = CLASSES, dim: int = DIM) -> Tensor:
     return F.normalize(torch.randn(classes, dim, generator=torch.Generator().manual_seed(5)), dim=1)
 
 
-def build(**options: object) -> PrototypeMethod:
+def build(**choices: Any) -> PrototypeMethod:
     torch.manual_seed(0)
-    return PROTOTYPE_METHODS["dl2pa"].build(points(), PrototypeOptions(**options), None)  # type: ignore[arg-type]
+    return METHODS["dl2pa"].build(points(), METHODS["dl2pa"].options(**choices), None)
 
 
 def features(count: int = 40) -> Tensor:
@@ -50,7 +45,7 @@ def test_logits_are_scaled_cosines_to_the_class_vectors_in_force(loss: str, scal
 
 def test_a_first_assignment_places_the_labels() -> None:
     sigma = torch.tensor([2, 0, 1, 5, 4, 3])
-    method = PROTOTYPE_METHODS["hpn"].build(points(), PrototypeOptions(dynamic=False), sigma)
+    method = METHODS["hpn"].build(points(), METHODS["hpn"].options(), sigma)
     assert torch.equal(method.class_vectors(), points()[sigma])
 
 
@@ -177,9 +172,12 @@ def test_the_state_dict_restores_every_later_answer(warmup: int) -> None:
 class TestPsc:
     """The learned baseline, in both forms."""
 
-    def test_the_linear_form_is_a_linear_classifier(self) -> None:
+    def build(self, **choices: Any) -> Method:
         torch.manual_seed(1)
-        psc = build_learned(CLASSES, DIM, normalize=False, scale=99.0, label_smoothing=0.1)
+        return METHODS["psc"].build(CLASSES, DIM, METHODS["psc"].options(**choices))
+
+    def test_the_linear_form_is_a_linear_classifier(self) -> None:
+        psc = self.build(normalize=False, scale=99.0, label_smoothing=0.1)
         weight, bias = dict(psc.named_parameters())["weight"], dict(psc.named_parameters())["bias"]
         with torch.no_grad():
             bias.copy_(torch.arange(CLASSES).float())
@@ -189,8 +187,7 @@ class TestPsc:
         assert psc.loss(features(), Targets(labels())).item() == pytest.approx(expected.item(), rel=1e-5)
 
     def test_the_normalised_form_scales_cosines_and_has_no_bias(self) -> None:
-        torch.manual_seed(1)
-        psc = build_learned(CLASSES, DIM, normalize=True, scale=14.0, label_smoothing=0.0)
+        psc = self.build(scale=14.0)
         parameters = dict(psc.named_parameters())
         assert set(parameters) == {"weight"}
         expected = 14.0 * F.cosine_similarity(features()[:, None], parameters["weight"][None], dim=2)
@@ -200,7 +197,7 @@ class TestPsc:
     @pytest.mark.parametrize("normalize", [True, False])
     def test_every_parameter_learns(self, normalize: bool) -> None:
         """The published long-tail PSC rows come from a frozen classifier (ALGORITHMS, section 5)."""
-        psc = build_learned(CLASSES, DIM, normalize=normalize, scale=14.0, label_smoothing=0.0)
+        psc = self.build(normalize=normalize)
         psc.loss(features(), Targets(labels())).backward()
         assert all(p.grad is not None and p.grad.abs().max() > 0 for p in psc.parameters())
         assert psc.rematch() is None

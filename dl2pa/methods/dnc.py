@@ -1,0 +1,146 @@
+"""DNC: deep nearest centroids (Wang, Han, Zhou and Liu, "Visual recognition with deep nearest centroids", ICLR 2023).
+
+K = 4 sub-centroids a class, P [C, K, d] unit vectors, found by clustering instead of by gradient. With f̂ the features
+[B, d] after LayerNorm and L2 normalisation, the score of class c is max_k f̂ · P[c, k]; a LayerNorm over the C scores
+gives the logits; loss CE(logits, y). After each step, within each class of the batch:
+
+1. samples go to sub-centroids by balanced optimal transport on f̂ · P[y] (`balanced_assignment`);
+2. P[y, k] ← normalise(0.999 · P[y, k] + 0.001 · m), m the direction of the mean f̂ of the samples of k that were
+   classified correctly; a sub-centroid without such samples stays.
+
+Ours, where the source is silent or depends on the machine. The batch is the global one: features are gathered, B·d
+floats a step, less than the C·K·d sums; every rank then does the same sums in 64-bit fixed point, so that all hold the
+same P bit for bit, checked at each save. The transport is 20 Sinkhorn iterations at ε = 0.05 and the largest entry, of
+equal ones the nearest, without the source's Gumbel noise. The update follows the optimiser step. A mixed sample counts
+for the label of the larger share. Both LayerNorms have gain and bias, learned. P starts as random directions.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.nn import functional as F
+
+from dl2pa.assignment import verify_same
+from dl2pa.methods.learned import LearnedMethod
+from dl2pa.methods.options import MethodOptions
+from dl2pa.methods.readout import Norm, Readout
+from dl2pa.methods.targets import Targets
+
+_ITERATIONS = 20
+_EPSILON = 0.05
+_TIE = 1e-6
+_ONE = 2.0**32
+_ONE_OF_PLAN = 2.0**40
+
+
+class Dnc(LearnedMethod):
+    """K = `options.sub_prototypes` sub-centroids a class, moving with momentum `options.centroid_momentum`.
+
+    Buffers:
+        centroids: unit vectors [C, K, d], the same on every rank.
+    """
+
+    centroids: Tensor
+
+    def __init__(self, num_classes: int, dim: int, options: MethodOptions) -> None:
+        super().__init__(num_classes, dim, options, scaled=False)
+        start = torch.randn(num_classes, options.sub_prototypes, dim)
+        self.register_buffer("centroids", F.normalize(start, dim=2))
+        self.feature_norm = nn.LayerNorm(dim)
+        self.class_norm = nn.LayerNorm(num_classes)
+
+    def readout(self) -> Readout:
+        return Readout(
+            self.centroids.flatten(0, 1),
+            per_class=self.options.sub_prototypes,
+            feature_norm=Norm(self.feature_norm.weight, self.feature_norm.bias),
+            class_norm=Norm(self.class_norm.weight, self.class_norm.bias),
+        )
+
+    def class_vectors(self) -> Tensor:
+        return F.normalize(self.centroids.mean(dim=1), dim=1)
+
+    @torch.no_grad()
+    def observe(self, features: Tensor, targets: Targets) -> None:
+        """Move the sub-centroids by the global batch; a collective."""
+        labels = targets.first
+        if targets.second is not None and targets.share is not None:
+            labels = torch.where(targets.share >= 0.5, targets.first, targets.second)
+        readout = self.readout()
+        correct = readout.logits(features).argmax(dim=1) == labels
+        batch = _gathered(readout.embed(features)), _gathered(labels), _gathered(correct.long()).bool()
+        self.centroids.copy_(moved_centroids(self.centroids, *batch, self.options.centroid_momentum))
+
+    def gather_state(self) -> None:
+        """Nothing to gather; the ranks' sub-centroids are compared.
+
+        Raises:
+            TrainingFailure: they differ.
+        """
+        verify_same(self.centroids, "sub-centroids")
+
+
+def balanced_assignment(cosines_bk: Tensor, labels_b: Tensor, num_classes: int) -> Tensor:
+    """Sub-centroid of each sample, int64 [B]: within a class each takes about as many samples.
+
+    Sinkhorn's scaling of exp(cosine/ε) to one unit a sample and n_c/K a sub-centroid of class c, n_c its samples; then
+    the largest entry. Among equal ones the largest cosine decides: a class's only sample spreads evenly over all and
+    goes to the nearest. Sums over samples are integers: their order does not matter.
+
+    Args:
+        cosines_bk: of each sample to the K sub-centroids of its own class.
+        labels_b: int64.
+    """
+    count = cosines_bk.shape[1]
+    best = cosines_bk.amax(dim=1, keepdim=True)
+    kernel = ((cosines_bk - best).double() / _EPSILON).exp()
+
+    def summed(values_bk: Tensor) -> Tensor:
+        sums = torch.zeros(num_classes, count, dtype=torch.int64, device=labels_b.device)
+        return sums.index_add_(0, labels_b, (values_bk * _ONE_OF_PLAN).round().long()).double()
+
+    wanted_ck = summed(torch.ones_like(kernel)) / count
+    factor_ck = torch.ones_like(wanted_ck)
+    for _ in range(_ITERATIONS):
+        plan = kernel * factor_ck[labels_b]
+        plan = plan / plan.sum(dim=1, keepdim=True)
+        factor_ck = factor_ck * wanted_ck / summed(plan).clamp(min=1.0)
+    plan = kernel * factor_ck[labels_b]
+    tied = plan > (1.0 - _TIE) * plan.amax(dim=1, keepdim=True)
+    return cosines_bk.masked_fill(~tied, -math.inf).argmax(dim=1)
+
+
+def moved_centroids(
+    centroids_ckd: Tensor, unit_bd: Tensor, labels_b: Tensor, correct_b: Tensor, momentum: float
+) -> Tensor:
+    """The sub-centroids after one batch, float32 [C, K, d].
+
+    Args:
+        unit_bd: unit features.
+        labels_b: int64.
+        correct_b: bool, whether a sample was classified correctly; the others only take part in the transport.
+    """
+    num_classes, count, dim = centroids_ckd.shape
+    cosines_bk = (centroids_ckd[labels_b] * unit_bd[:, None]).sum(dim=2)
+    places = labels_b * count + balanced_assignment(cosines_bk, labels_b, num_classes)
+    fixed = (unit_bd * correct_b[:, None] * _ONE).round().long()
+    sums = torch.zeros(num_classes * count, dim, dtype=torch.int64, device=unit_bd.device)
+    sums.index_add_(0, places, fixed)
+    seen = torch.zeros(num_classes * count, dtype=torch.int64, device=unit_bd.device)
+    seen.index_add_(0, places, correct_b.long())
+    old = centroids_ckd.flatten(0, 1).double()
+    new = F.normalize(momentum * old + (1.0 - momentum) * F.normalize(sums.double(), dim=1), dim=1)
+    return torch.where(seen[:, None] > 0, new, old).float().view_as(centroids_ckd)
+
+
+def _gathered(part: Tensor) -> Tensor:
+    """The ranks' parts one after the other; each has as many rows."""
+    if not dist.is_initialized():
+        return part
+    parts = [torch.empty_like(part) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, part.contiguous())
+    return torch.cat(parts)

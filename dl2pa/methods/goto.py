@@ -1,0 +1,59 @@
+"""Goto: several orthonormal sub-prototypes a class, learned by gradient.
+
+After Goto et al., "Learning intra-class multimodal distributions with orthonormal matrices" (WACV 2024): each class has
+an orthonormal matrix in place of the sub-centroids of DNC, updated by a gradient method. Their formulas are not public;
+what follows is ours.
+
+    M_c [K, d], M_c M_cᵀ = I, K ≤ d; score of class c = max_k cos(f, M_c[k]); loss CE(s · scores, y), f [B, d].
+
+The parameter is a frame V_c [K, d] and M_c its Gram–Schmidt rows, so gradients see the constraint; after each step V_c
+is replaced by M_c (re-orthonormalised). The frames start as random ones; frames of different classes are free to
+overlap. The paper's abstract speaks of a continuous assignment to the rows; the maximum, which chooses one, is ours.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dl2pa.methods.learned import LearnedMethod
+from dl2pa.methods.options import MethodOptions
+from dl2pa.methods.readout import Readout
+from dl2pa.methods.targets import Targets
+
+
+class Goto(LearnedMethod):
+    """C learned frames of K orthonormal rows; K = `options.sub_prototypes`."""
+
+    def __init__(self, num_classes: int, dim: int, options: MethodOptions) -> None:
+        super().__init__(num_classes, dim, options)
+        start = torch.randn(num_classes, options.sub_prototypes, dim)
+        self.frames = nn.Parameter(orthonormal_rows(start))
+
+    def readout(self) -> Readout:
+        rows = orthonormal_rows(self.frames)
+        return Readout(rows.flatten(0, 1), self.scale(), per_class=self.options.sub_prototypes)
+
+    def class_vectors(self) -> Tensor:
+        return F.normalize(orthonormal_rows(self.frames.detach()).mean(dim=1), dim=1)
+
+    @torch.no_grad()
+    def observe(self, features: Tensor, targets: Targets) -> None:
+        """Bring the frames back to orthonormal ones; the same on every rank, whose frames are the same."""
+        self.frames.copy_(orthonormal_rows(self.frames))
+
+
+def orthonormal_rows(frames_ckd: Tensor) -> Tensor:
+    """Gram–Schmidt along the middle axis of [C, K, d], K ≤ d: differentiable, no host sync.
+
+    Each vector is freed of the earlier ones twice, which keeps the rows orthogonal to rounding error.
+    """
+    rows: list[Tensor] = []
+    for vector in frames_ckd.unbind(dim=1):
+        for _ in range(2):
+            for row in rows:
+                vector = vector - (vector * row).sum(dim=1, keepdim=True) * row
+            vector = F.normalize(vector, dim=1)
+        rows.append(vector)
+    return torch.stack(rows, dim=1)

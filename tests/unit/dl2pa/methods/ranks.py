@@ -1,0 +1,165 @@
+"""Run by test_ranks.py: forks gloo groups of 1, 2, 3 and 4 processes and writes what each rank saw as JSON."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from dl2pa.config import merge, parse_config
+from dl2pa.errors import TrainingFailure
+from dl2pa.methods import METHODS, Targets
+from dl2pa.training.learner import Learner
+from dl2pa.training.model import build_trainee
+from dl2pa.training.processes import World
+from pipelines.order import TrainOrder
+from pipelines.synthetic import SyntheticPipeline
+
+CPU = torch.device("cpu")
+CLASSES, DIM, BATCH = 6, 5, 24
+WORLDS = (1, 2, 3, 4)
+TRAININGS: dict[str, dict[str, Any]] = {
+    "dnc": {"name": "dnc", "centroid_momentum": 0.9},
+    "goto": {"name": "goto", "learn_scale": True, "margin": 0.1},
+    "ebv": {
+        "name": "ebv",
+        "assignment": "dynamic",
+        "learn_scale": True,
+        "match": {"warmup_epochs": 1, "every_steps": 1},
+    },
+    "kasarla": {"name": "kasarla", "assignment": "dynamic", "match": {"every_steps": 1}},
+}
+
+
+def digest(tensor: Tensor) -> str:
+    return hashlib.sha256(tensor.detach().contiguous().numpy().tobytes()).hexdigest()[:16]
+
+
+def clustering(rank: int, size: int) -> list[str]:
+    """DNC's sub-centroids after each of 4 global batches, of which each rank sees its part."""
+    torch.manual_seed(0)
+    method = METHODS["dnc"].build(CLASSES, DIM, METHODS["dnc"].options(centroid_momentum=0.8))
+    generator = torch.Generator().manual_seed(1)
+    found = []
+    share = BATCH // size
+    for _ in range(4):
+        f, y = (
+            torch.randn(BATCH, DIM, generator=generator),
+            torch.randint(0, CLASSES, (BATCH,), generator=generator),
+        )
+        y[::2] = method.logits(f).argmax(dim=1)[::2]
+        mine = slice(rank * share, (rank + 1) * share)
+        method.observe(f[mine], Targets(y[mine]))
+        found.append(digest(method.state_dict()["centroids"]))
+    return found
+
+
+def drifting(rank: int, size: int) -> str | None:
+    """What a save says when one rank's sub-centroids are not the others'."""
+    torch.manual_seed(0)
+    method = METHODS["dnc"].build(CLASSES, DIM, METHODS["dnc"].options())
+    method.gather_state()
+    if rank == size - 1:
+        method.state_dict()["centroids"][0, 0, 0] += 1e-7
+    try:
+        method.gather_state()
+    except TrainingFailure as error:
+        return str(error)
+    return None
+
+
+def training(method: dict[str, Any], world: World) -> dict[str, Any]:
+    """4 steps in 2 epochs under DDP, and the last 2 again from a checkpoint between them."""
+    tree = {
+        "data": {"dataset": "synthetic", "num_classes": CLASSES, "image_size": 8},
+        "model": {"backbone": "resnet8", "embedding_dim": DIM, "widths": [4, 4, 4]},
+        "train": {"batch_size": BATCH, "virtual_shards": 12},
+        "optim": {"lr": 0.1, "schedule": "constant"},
+    }
+    config = parse_config(merge(tree, {"method": method}))
+    pipeline = SyntheticPipeline(CLASSES, 8, TrainOrder(2 * BATCH, BATCH, 0, world.rank, world.size), 0, CPU)
+
+    def epoch(learner: Learner, number: int) -> None:
+        learner.begin_epoch(number)
+        learner.trainee.train()
+        pipeline.start(number)
+        for step, batch in enumerate(pipeline, start=2 * number):
+            learner.step(batch, step)
+            if learner.trainee.method.due_after_step(number, step + 1):
+                learner.rematch()
+        if learner.trainee.method.due_after_epoch(number):
+            learner.rematch()
+
+    whole = Learner(config, build_trainee(config, CLASSES), world, 2)
+    whole.wrap()
+    epoch(whole, 0)
+    state = copy.deepcopy(whole.state())
+    whole.release_gathered()
+    if world.size > 1:
+        box = [state]
+        dist.broadcast_object_list(box, src=0)
+        (state,) = box
+    epoch(whole, 1)
+    resumed = Learner(config, build_trainee(config, CLASSES), world, 2)
+    resumed.load(copy.deepcopy(state))
+    resumed.wrap()
+    resumed.release_gathered()
+    epoch(resumed, 1)
+    ours, theirs = (
+        {k: digest(v) for k, v in one.trainee.state_dict().items() if "statistic" not in k}
+        for one in (whole, resumed)
+    )
+    moved = build_trainee(config, CLASSES).state_dict()
+    return {
+        "state": {k: v for k, v in ours.items() if "running" not in k and "num_batches" not in k},
+        "resumed_differs": sorted(k for k in ours if ours[k] != theirs[k]),
+        "learned": sorted(k for k in ours if k in moved and digest(moved[k]) != ours[k]),
+    }
+
+
+def one_rank(rank: int, size: int, out: Path) -> None:
+    torch.set_num_threads(1)
+    side = None
+    if size > 1:
+        dist.init_process_group("gloo", init_method=f"file://{out}/store-{size}", rank=rank, world_size=size)
+        side = dist.new_group(backend="gloo")
+    world = World(rank, size, rank, size, CPU, 1, side)
+    report = {
+        "clustering": clustering(rank, size),
+        "drifting": drifting(rank, size),
+        "training": {name: training(method, world) for name, method in TRAININGS.items()},
+    }
+    (out / f"{size}-{rank}.json").write_text(json.dumps(report), encoding="utf-8")
+
+
+def main(out: Path) -> int:
+    """Fork each group after the imports, which are most of the time."""
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    failed = 0
+    for size in WORLDS:
+        children = []
+        for rank in range(size):
+            child = os.fork()
+            if child == 0:
+                try:
+                    one_rank(rank, size, out)
+                except BaseException:
+                    traceback.print_exc()
+                    os._exit(1)
+                os._exit(0)
+            children.append(child)
+        failed += sum(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0 for child in children)
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

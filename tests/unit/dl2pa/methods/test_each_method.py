@@ -1,0 +1,373 @@
+"""Each method with its own defaults, as the configuration builds it, against a few lines of float64 NumPy.
+
+Values of logits and loss, and slopes by central differences along the features and every parameter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dl2pa.catalogue import METHODS as CATALOGUE
+from dl2pa.config import Config, parse_config
+from dl2pa.geometry import build_prototypes
+from dl2pa.geometry.objectives import ebv_threshold
+from dl2pa.methods import METHODS, Method, PrototypeMethod, Targets
+from dl2pa.training.model import build_method, place_classes
+
+Floats = NDArray[np.float64]
+Values = dict[str, Floats]
+BATCH, CLASSES, DIM = 10, 7, 6
+LABELS = torch.tensor([0, 0, 0, 1, 1, 2, 3, 3, 6, 5])
+OTHERS = torch.tensor([1, 2, 3, 3, 0, 0, 0, 1, 6, 4])
+SHARES = torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0, 0.9, 0.1, 0.5, 0.3, 0.6])
+
+
+def features() -> Tensor:
+    """[B, d] of norms between 0.3 and 3."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(BATCH, DIM, generator=generator) * torch.logspace(-0.5, 0.5, BATCH)[:, None]
+
+
+def configured(name: str, tmp_path: Path, **choices: Any) -> Config:
+    method = {"name": name, **choices}
+    if name == "word2vec":
+        method["class_vectors"] = str(tmp_path / "vectors.npy")
+        np.save(tmp_path / "vectors.npy", word_vectors())
+    return parse_config({"model": {"embedding_dim": DIM}, "method": method})
+
+
+def word_vectors() -> NDArray[np.float32]:
+    return np.random.default_rng(4).standard_normal((CLASSES, 20)).astype(np.float32) + 3.0
+
+
+def built(name: str, tmp_path: Path, **choices: Any) -> Method:
+    config = configured(name, tmp_path, **choices)
+    torch.manual_seed(3)
+    method = build_method(config, CLASSES, place_classes(config, CLASSES))
+    with torch.no_grad():  # biases and gains at their start would hide a missing term
+        for parameter in method.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(8))
+    return method
+
+
+def unit(rows: Floats) -> Floats:
+    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+
+
+def layer_norm(rows: Floats, gain: Floats, bias: Floats) -> Floats:
+    centred = rows - rows.mean(1, keepdims=True)
+    return gain * centred / np.sqrt((centred**2).mean(1, keepdims=True) + 1e-5) + bias
+
+
+def cosine_logits(scale: float) -> Callable[[Values, Floats], Floats]:
+    return lambda v, f: scale * unit(f) @ v["prototypes"][v["assignment"].astype(int)].T
+
+
+def dnc_logits(v: Values, f: Floats) -> Floats:
+    f = unit(layer_norm(f, v["feature_norm.weight"], v["feature_norm.bias"]))
+    scores = np.stack([(f @ own.T).max(1) for own in v["centroids"]], 1)
+    return layer_norm(scores, v["class_norm.weight"], v["class_norm.bias"])
+
+
+def goto_logits(v: Values, f: Floats) -> Floats:
+    """The QR factorisation with a positive diagonal is Gram-Schmidt's."""
+    scores = []
+    for frame in v["frames"]:
+        q, r = np.linalg.qr(frame.T)
+        scores.append((unit(f) @ (q * np.sign(np.diag(r)))).max(1))
+    return np.stack(scores, 1) / 0.07
+
+
+LOGITS: dict[str, Callable[[Values, Floats], Floats]] = {
+    "dl2pa": cosine_logits(1.0),
+    "psc": lambda v, f: unit(f) @ unit(v["weight"]).T / 0.07,
+    "psc linear": lambda v, f: f @ v["weight"].T + v["bias"],
+    "word2vec": cosine_logits(1.0),
+    "hpn": cosine_logits(1.0),
+    "ebv": cosine_logits(1 / 0.07),
+    "etf": cosine_logits(1.0),
+    "kasarla": lambda v, f: 0.1 * f @ v["prototypes"].T,
+    "dnc": dnc_logits,
+    "goto": goto_logits,
+}
+LOGITS |= {"psc margin": LOGITS["psc"], "goto margin": LOGITS["goto"], "ebv margin": LOGITS["ebv"]}
+CHOICES: dict[str, dict[str, Any]] = {
+    "psc linear": {"normalize": False},
+    **{f"{name} margin": {"margin": 0.3} for name in ("psc", "goto", "ebv")},
+}
+
+
+def softmax_loss(logits: Floats, y: NDArray[np.int64], smoothing: float) -> Floats:
+    logs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    target = np.eye(CLASSES)[y] * (1 - smoothing) + smoothing / CLASSES
+    return -(target * logs).sum(1)
+
+
+def regression_loss(f: Floats, w: Floats, y: NDArray[np.int64], held: Floats) -> Floats:
+    """½ (f·w̃ - |w̃||f|)² / |f| with |f| held: no gradient goes through it."""
+    counts = np.bincount(y, minlength=CLASSES)
+    size = np.sqrt(len(y) / (counts > 0).sum() / counts[y])
+    return 0.5 * (size * ((f * w[y]).sum(1) - held)) ** 2 / held
+
+
+def reference_loss(name: str, v: Values, f: Floats, held: Floats) -> Callable[[NDArray[np.int64]], Floats]:
+    if name == "etf":
+        return lambda y: regression_loss(f, v["prototypes"], y, held)
+    logits = LOGITS[name](v, f)
+    if name in ("dl2pa", "hpn", "word2vec"):
+        return lambda y: (1 - logits[np.arange(len(y)), y]) ** 2
+    margin = 0.3 / 0.07 if "margin" in name else 0.0
+    smoothing = 0.1 if "ebv" in name else 0.0
+    return lambda y: softmax_loss(logits - margin * np.eye(CLASSES)[y], y, smoothing)
+
+
+def values_of(method: Method) -> Values:
+    return {k: v.detach().double().numpy() for k, v in method.state_dict().items()}
+
+
+@pytest.mark.parametrize("name", LOGITS)
+def test_logits_are_the_formulas(name: str, tmp_path: Path) -> None:
+    method = built(name.split()[0], tmp_path, **CHOICES.get(name, {}))
+    expected = LOGITS[name](values_of(method), features().double().numpy())
+    found = method.logits(features()).detach().numpy()
+    assert found.shape == (BATCH, CLASSES)
+    assert np.abs(found - expected).max() < 2e-5 * max(1.0, np.abs(expected).max())
+    assert np.ptp(expected, axis=1).min() > 1e-3, "all logits alike would prove nothing"
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("name", LOGITS)
+def test_the_loss_is_the_formulas_mean(name: str, mixed: bool, tmp_path: Path) -> None:
+    method = built(name.split()[0], tmp_path, **CHOICES.get(name, {}))
+    f = features().double().numpy()
+    loss = reference_loss(name, values_of(method), f, np.linalg.norm(f, axis=1))
+    expected, targets = loss(LABELS.numpy()), Targets(LABELS)
+    if mixed:
+        share = SHARES.double().numpy()
+        expected = share * expected + (1 - share) * loss(OTHERS.numpy())
+        targets = Targets(LABELS, OTHERS, SHARES)
+    assert method.loss(features(), targets).item() == pytest.approx(expected.mean(), rel=2e-5)
+
+
+@pytest.mark.parametrize("name", LOGITS)
+def test_gradients_are_the_formulas_slopes(name: str, tmp_path: Path) -> None:
+    method = built(name.split()[0], tmp_path, **CHOICES.get(name, {}))
+    values, f = values_of(method), features().double().numpy()
+    held = np.linalg.norm(f, axis=1)
+    leaf = features().requires_grad_()
+    method.loss(leaf, Targets(LABELS)).backward()
+    assert leaf.grad is not None
+    compare(leaf.grad, f, lambda moved: reference_loss(name, values, moved, held)(LABELS.numpy()).mean())
+    for key, parameter in method.named_parameters():
+        assert parameter.grad is not None, key
+
+        def moved_loss(moved: Floats, key: str = key) -> float:
+            return float(reference_loss(name, {**values, key: moved}, f, held)(LABELS.numpy()).mean())
+
+        compare(parameter.grad, values[key], moved_loss)
+
+
+def compare(gradient: Tensor, at: Floats, value: Callable[[Floats], float]) -> None:
+    """A gradient against central differences of `value`."""
+    slope = np.zeros_like(at)
+    for place in np.ndindex(at.shape):
+        step = np.zeros_like(at)
+        step[place] = 1e-6
+        slope[place] = (value(at + step) - value(at - step)) / 2e-6
+    assert np.abs(slope).max() > 1e-4
+    assert np.abs(gradient.numpy() - slope).max() < 2e-4 * np.abs(slope).max()
+
+
+def test_every_method_is_in_the_catalogue_and_builds_what_it_says() -> None:
+    assert METHODS.keys() == CATALOGUE.keys()
+    for name, entry in METHODS.items():
+        assert entry.defaults is CATALOGUE[name]
+        assert isinstance(entry.build, type)
+        assert issubclass(entry.build, PrototypeMethod) != entry.defaults.learned
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_state_dict_is_complete(name: str, tmp_path: Path) -> None:
+    """After it is loaded into a method built otherwise, every later answer is the same bits."""
+    choices: dict[str, Any] = {} if CATALOGUE[name].learned else {"assignment": "dynamic"}
+    method = built(name, tmp_path, **choices)
+    observed(method, 0)
+    other = built(name, tmp_path, **choices)
+    with torch.no_grad():
+        for tensor in (*other.parameters(), *other.buffers()):
+            tensor.zero_()
+    other.load_state_dict(method.state_dict())
+    other.refresh()
+    for one in (method, other):
+        observed(one, 1)
+        one.rematch()
+    assert torch.equal(other.logits(features()), method.logits(features()))
+    assert torch.equal(other.class_vectors(), method.class_vectors())
+    assert torch.equal(other.loss(features(), Targets(LABELS)), method.loss(features(), Targets(LABELS)))
+
+
+def observed(method: Method, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    method.observe(torch.randn(40, DIM, generator=generator), Targets(torch.arange(40) % CLASSES))
+
+
+@pytest.mark.parametrize("name", [n for n in METHODS if not CATALOGUE[n].learned])
+@pytest.mark.parametrize("loss", ["squared_cosine", "dot_regression", "cross_entropy"])
+def test_any_prototypes_can_be_assigned_dynamically_under_any_loss(
+    name: str, loss: str, tmp_path: Path
+) -> None:
+    """Features at the prototypes of other labels: one matching, and those prototypes are theirs."""
+    method = built(name, tmp_path, assignment="dynamic", loss=loss)
+    assert isinstance(method, PrototypeMethod)
+    points, planted = method.prototypes.clone(), torch.tensor([3, 0, 4, 1, 6, 2, 5])
+    labels = torch.arange(CLASSES)
+    before = method.loss(2.0 * points[planted], Targets(labels))
+    method.observe(2.0 * points[planted], Targets(labels))
+    result = method.rematch()
+    assert result is not None
+    assert result.moved == 7
+    assert torch.equal(method.class_vectors(), points[planted])
+    assert torch.equal(method.logits(points[planted]).argmax(dim=1), labels)
+    assert method.loss(2.0 * points[planted], Targets(labels)) < before
+    assert method.due_after_epoch(0)
+
+
+@pytest.mark.parametrize("name", [n for n in METHODS if not CATALOGUE[n].learned])
+def test_a_static_method_never_matches(name: str, tmp_path: Path) -> None:
+    method = built(name, tmp_path, assignment="static")
+    observed(method, 0)
+    assert method.rematch() is None
+    assert not method.due_after_epoch(0)
+    assert torch.equal(method.class_vectors(), dict(method.named_buffers())["prototypes"])
+
+
+@pytest.mark.parametrize(
+    ("name", "assignment"),
+    [(n, "static") for n in METHODS] + [(n, "dynamic") for n in METHODS if not CATALOGUE[n].learned],
+)
+def test_no_step_reads_a_value_back_from_the_device(name: str, assignment: str, tmp_path: Path) -> None:
+    """Fake tensors hold no values: whatever would wait for one (item, nonzero, a mask as index) raises."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    softmax = CATALOGUE[name].loss == "cross_entropy" and name not in ("dnc", "kasarla")
+    choices: dict[str, Any] = {"learn_scale": True, "margin": 0.2} if softmax else {}
+    config = configured(name, tmp_path, assignment=assignment, **choices)
+    placement = place_classes(config, CLASSES)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        method = build_method(config, CLASSES, placement)
+        leaf = torch.randn(BATCH, DIM, requires_grad=True)
+        for targets in (
+            Targets(LABELS.clone()),
+            Targets(LABELS.clone(), OTHERS.clone(), SHARES.clone()),
+        ):
+            method.loss(leaf, targets).backward()
+            method.observe(leaf.detach(), targets)
+
+
+class TestGeometry:
+    """The prototypes each method promises, as training receives them."""
+
+    def points(self, name: str, tmp_path: Path, classes: int, dim: int, seed: int = 0) -> Tensor:
+        method: dict[str, Any] = {"name": name, "prototype_seed": seed}
+        if name == "word2vec":
+            np.save(tmp_path / "v.npy", np.random.default_rng(classes).standard_normal((classes, 30)) + 2.0)
+            method["class_vectors"] = str(tmp_path / "v.npy")
+        config = parse_config({"model": {"embedding_dim": dim}, "method": method})
+        placement = place_classes(config, classes)
+        assert placement is not None
+        assert placement.assignment is None
+        assert torch.allclose(placement.prototypes.norm(dim=1), torch.ones(classes), atol=1e-6)
+        return placement.prototypes
+
+    def cosines(self, points: Tensor) -> Tensor:
+        gram = points.double() @ points.double().T
+        return gram[torch.triu(torch.ones_like(gram), diagonal=1).bool()]
+
+    @pytest.mark.parametrize(
+        ("name", "dim"), [("etf", 12), ("etf", 20), ("etf", 11), ("kasarla", 11), ("kasarla", 20)]
+    )
+    def test_a_simplex_where_there_is_room(self, name: str, dim: int, tmp_path: Path) -> None:
+        cosines = self.cosines(self.points(name, tmp_path, 12, dim))
+        assert torch.allclose(cosines, torch.tensor(-1 / 11, dtype=torch.float64), atol=1e-6)
+
+    def test_an_etf_is_turned_at_random(self, tmp_path: Path) -> None:
+        first, second = (self.points("etf", tmp_path, 12, 16, seed) for seed in (0, 1))
+        assert not torch.allclose(first, second, atol=0.1)
+        assert first.abs().min() > 0, "in general position, unlike the simplex of the closed form"
+
+    @pytest.mark.parametrize(("classes", "dim"), [(12, 7), (9, 2)])
+    def test_an_etf_without_room_is_the_best_there_is(self, classes: int, dim: int, tmp_path: Path) -> None:
+        points = self.points("etf", tmp_path, classes, dim)
+        assert torch.equal(points, build_prototypes(classes, dim, "auto").points)
+
+    def test_ebv_keeps_every_cosine_small(self, tmp_path: Path) -> None:
+        points = self.points("ebv", tmp_path, 40, 30)
+        assert self.cosines(points).abs().max() <= ebv_threshold(40, 30) + 1e-3
+        assert ebv_threshold(40, 30) < 0.2
+
+    def test_hpn_makes_its_own(self, tmp_path: Path) -> None:
+        assert torch.equal(self.points("hpn", tmp_path, 9, 4), build_prototypes(9, 4, "hpn").points)
+
+    @pytest.mark.parametrize("dim", [3, 8, 30])
+    def test_word_vectors_are_projected_on_their_principal_components(self, dim: int, tmp_path: Path) -> None:
+        """By the covariance's eigenvectors; with 11 or more dimensions nothing is lost but the mean."""
+        points = self.points("word2vec", tmp_path, 12, dim)
+        vectors = np.random.default_rng(12).standard_normal((12, 30)) + 2.0
+        vectors = vectors.astype(np.float32).astype(np.float64)
+        centred = vectors - vectors.mean(0)
+        _, axes = np.linalg.eigh(centred.T @ centred)
+        projected = centred @ axes[:, ::-1][:, : min(dim, 11)]
+        expected = unit(projected) @ unit(projected).T
+        assert np.abs(points.double().numpy() @ points.double().numpy().T - expected).max() < 1e-5
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_class_vectors_are_unit_rows_in_label_order(name: str, tmp_path: Path) -> None:
+    method = built(name, tmp_path)
+    vectors = method.class_vectors()
+    assert vectors.shape == (CLASSES, DIM)
+    assert not vectors.requires_grad
+    assert torch.allclose(vectors.norm(dim=1), torch.ones(CLASSES), atol=1e-6)
+    if not CATALOGUE[name].learned:
+        assert torch.equal(method.logits(5.0 * vectors).argmax(dim=1), torch.arange(CLASSES))
+
+
+def test_a_margin_leaves_predictions_alone(tmp_path: Path) -> None:
+    plain, strict = (built("ebv", tmp_path, margin=m) for m in (0.0, 0.35))
+    assert torch.equal(plain.logits(features()), strict.logits(features()))
+    assert strict.loss(features(), Targets(LABELS)) > plain.loss(features(), Targets(LABELS)) + 1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "margin"), [(n, m) for n in ("ebv", "psc", "goto") for m in (0.0, 0.2)] + [("kasarla", 0.0)]
+)
+def test_a_learned_scale_starts_as_given_and_follows_its_slope(
+    name: str, margin: float, tmp_path: Path
+) -> None:
+    """The slope along log s is s times that along s: central differences of the loss at given scales."""
+
+    def loss(scale: float, learn: bool) -> tuple[Tensor, Method]:
+        config = configured(name, tmp_path, scale=scale, margin=margin, learn_scale=learn)
+        torch.manual_seed(3)
+        method = build_method(config, CLASSES, place_classes(config, CLASSES))
+        return method.loss(features(), Targets(LABELS, OTHERS, SHARES)), method
+
+    learned, method = loss(5.0, True)
+    assert learned.item() == pytest.approx(loss(5.0, False)[0].item(), rel=1e-6)
+    learned.backward()
+    log_scale = dict(method.named_parameters())["scale.log"]
+    assert log_scale.grad is not None
+    slope = (loss(5.0 * np.exp(1e-2), False)[0] - loss(5.0 * np.exp(-1e-2), False)[0]).item() / 2e-2
+    assert log_scale.grad.item() == pytest.approx(slope, rel=1e-2)
+    before = method.logits(features())
+    with torch.no_grad():
+        log_scale += 1.0
+    assert torch.allclose(method.logits(features()), torch.e * before, rtol=1e-5)

@@ -1,0 +1,67 @@
+"""Methods over a real process group: gloo with 1 to 4 processes, started once for all tests here."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[4]
+Reports = dict[int, list[dict[str, Any]]]
+WORLDS = (1, 2, 3, 4)
+NAMES = ("dnc", "goto", "ebv", "kasarla")
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory: pytest.TempPathFactory) -> Reports:
+    """World size to what each of its ranks reported."""
+    out = tmp_path_factory.mktemp("ranks")
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(Path(__file__).with_name("ranks.py")), str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=240)
+    assert done.returncode == 0, done.stderr
+    return {
+        size: [json.loads((out / f"{size}-{rank}.json").read_text(encoding="utf-8")) for rank in range(size)]
+        for size in WORLDS
+    }
+
+
+@pytest.mark.parametrize("size", WORLDS[1:])
+def test_sub_centroids_are_those_of_one_process_bit_for_bit(reports: Reports, size: int) -> None:
+    (alone,) = reports[1]
+    assert len(set(alone["clustering"])) == 4, "each batch moved some"
+    for report in reports[size]:
+        assert report["clustering"] == alone["clustering"]
+
+
+@pytest.mark.parametrize("size", WORLDS[1:])
+def test_sub_centroids_that_drifted_apart_are_not_saved(reports: Reports, size: int) -> None:
+    for report in reports[size]:
+        assert f"sub-centroids of rank(s) [{size - 1}]" in report["drifting"]
+
+
+@pytest.mark.parametrize("size", WORLDS)
+@pytest.mark.parametrize("name", NAMES)
+def test_every_rank_holds_the_same_method_after_training(reports: Reports, name: str, size: int) -> None:
+    states = [report["training"][name]["state"] for report in reports[size]]
+    assert all(state == states[0] for state in states)
+    learned = set(reports[size][0]["training"][name]["learned"])
+    expected = {
+        "dnc": {"method.centroids", "method.class_norm.weight", "method.feature_norm.bias"},
+        "goto": {"method.frames", "method.scale.log"},
+        "ebv": {"method.warmup", "method.scale.log", "method.assignment"},
+        "kasarla": {"method.assignment"},
+    }[name]
+    assert expected <= learned
+
+
+@pytest.mark.parametrize("size", WORLDS)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_resumed_run_ends_in_the_same_bits(reports: Reports, name: str, size: int) -> None:
+    for report in reports[size]:
+        assert report["training"][name]["resumed_differs"] == []

@@ -1,5 +1,7 @@
 """Which class each prototype stands for: the statistic, the exact solve, and both over a process group."""
 
+from dl2pa.assignment.insight import Insight
+from dl2pa.assignment.margin import second_best_margin
 from dl2pa.assignment.match import Matching, match, reduce_statistic, verify_same
 from dl2pa.assignment.schedule import MatchSchedule
 from dl2pa.assignment.solve import solve_assignment
@@ -7,10 +9,12 @@ from dl2pa.assignment.statistic import ClassStatistic
 
 __all__ = [
     "ClassStatistic",
+    "Insight",
     "MatchSchedule",
     "Matching",
     "match",
     "reduce_statistic",
+    "second_best_margin",
     "solve_assignment",
     "verify_same",
 ]

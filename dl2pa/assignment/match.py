@@ -10,29 +10,47 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from dl2pa.assignment.solve import solve_assignment
+from dl2pa.assignment.insight import Insight, look_into
+from dl2pa.assignment.solve import centred_cost, solve_cost
 from dl2pa.assignment.statistic import ClassStatistic
 from dl2pa.errors import TrainingFailure
 
 
 @dataclass(frozen=True)
 class Matching:
-    """What one matching did; all but `seconds` is the same on every rank.
+    """What one matching did; all but `seconds` and `insight` is the same on every rank.
 
     Attributes:
         moved: labels whose prototype changed.
+        moves: (label, its old prototype, its new one) of each of them.
         objective_before, objective_after: Σ_c q_c · P[σ(c)] under the old and the new assignment.
         own_cosine: mean cosine of the features since the last matching to their own (old) prototype.
         classes_seen: classes with at least one sample since the last matching.
         seconds: wall time of reduce, solve and broadcast.
+        insight: on rank 0.
     """
 
     moved: int
+    moves: tuple[tuple[int, int, int], ...]
     objective_before: float
     objective_after: float
     own_cosine: float
     classes_seen: int
     seconds: float
+    insight: Insight | None
+
+    def metrics(self) -> dict[str, float]:
+        """The numbers that are curves over a run and do not depend on the clock."""
+        ours = {
+            "moved": self.moved,
+            "objective_before": self.objective_before,
+            "objective_after": self.objective_after,
+            "objective_gain": self.objective_after - self.objective_before,
+            "own_cosine": self.own_cosine,
+            "classes_seen": self.classes_seen,
+        }
+        found = {} if self.insight is None else self.insight.metrics()
+        return {name: float(value) for name, value in (ours | found).items()}
 
 
 def reduce_statistic(statistic: ClassStatistic, group: dist.ProcessGroup | None = None) -> None:
@@ -64,21 +82,30 @@ def match(
     points = prototypes_cd.double()
     before = assignment_c.clone()
     own = ((means * points[before]).sum(dim=1) * counts).sum() / counts.sum().clamp(min=1e-300)
-    if not dist.is_initialized() or dist.get_rank(group) == 0:
-        sigma = solve_assignment(directions.cpu().numpy(), points.cpu().numpy())
-        assignment_c.copy_(torch.from_numpy(sigma))
+    is_main = not dist.is_initialized() or dist.get_rank(group) == 0
+    cost = centred_cost(directions.cpu().numpy(), points.cpu().numpy()) if is_main else None
+    if cost is not None:
+        assignment_c.copy_(torch.from_numpy(solve_cost(cost)))
     if dist.is_initialized():
         dist.broadcast(assignment_c, group=group, group_src=0)
         verify_same(assignment_c, "assignment", group)
     statistic.rows.copy_(directions)
     statistic.reset()
+    seconds = time.perf_counter() - began
+    after, insight = assignment_c.cpu(), None
+    if cost is not None:
+        insight = look_into(cost, after.numpy(), means.cpu().numpy(), counts.cpu().numpy())
+    labels = (after != before.cpu()).nonzero().flatten()
+    moves = torch.stack([labels, before.cpu()[labels], after[labels]], dim=1).tolist()
     return Matching(
-        moved=int((assignment_c != before).sum()),
+        moved=len(moves),
+        moves=tuple((label, old, new) for label, old, new in moves),
         objective_before=float((directions * points[before]).sum()),
         objective_after=float((directions * points[assignment_c]).sum()),
         own_cosine=float(own),
         classes_seen=int((counts > 0).sum()),
-        seconds=time.perf_counter() - began,
+        seconds=seconds,
+        insight=insight,
     )
 
 

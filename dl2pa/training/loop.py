@@ -17,6 +17,7 @@ from dl2pa.training.checkpoint import CheckpointStore
 from dl2pa.training.display import Display
 from dl2pa.training.evaluate import Evaluation, evaluate
 from dl2pa.training.learner import Learner
+from dl2pa.training.matchings import MatchingLog
 from dl2pa.training.processes import World, expect_promptness, gather_objects
 from dl2pa.training.progress import Progress
 from dl2pa.training.rundir import RunDirectory, write_atomically
@@ -62,6 +63,7 @@ class Loop:
         self.display = display
         self.identity = identity
         self.groups = groups
+        self.matchings = MatchingLog(run.matchings)
         self.progress = Progress()
         self.last_match = -1
         self.images_seen = 0
@@ -177,8 +179,14 @@ class Loop:
             return
         at.labels_moved.append(result.moved)
         self.last_match = at.global_step
-        values = {f"match/{k}": float(v) for k, v in asdict(result).items() if k != "seconds"}
-        self.tracker.metrics(at.global_step, {**values, "time/match_s": result.seconds})
+        values = {f"match/{k}": v for k, v in result.metrics().items()}
+        values["time/match_s"] = result.seconds
+        if result.insight is not None:
+            values["time/insight_s"] = result.insight.seconds
+        self.tracker.metrics(at.global_step, values)
+        if self.world.is_main:
+            epochs = at.epoch + at.step / self.train_pipeline.steps_per_epoch
+            self.matchings.add(at.global_step, epochs, result)
         self.display.matched(at.global_step, result.moved, result.own_cosine)
 
     def _just_matched(self) -> bool:

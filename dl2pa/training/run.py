@@ -29,6 +29,7 @@ from dl2pa.training.environment import bitwise_differences, describe_environment
 from dl2pa.training.learner import Learner
 from dl2pa.training.loop import Loop
 from dl2pa.training.model import build_trainee, place_classes, placement_in
+from dl2pa.training.pictures import draw_pictures
 from dl2pa.training.processes import World, from_rank_zero, join_world, leave_world
 from dl2pa.training.rundir import Ownership, RunDirectory, read_json, write_atomically
 from dl2pa.training.stop import StopMonitor
@@ -198,6 +199,8 @@ def _build(
             loop.restore(state)
             at = loop.progress
             log.info("resuming at epoch %d, step %d of the run (%s)", at.epoch, at.global_step, at.phase)
+        if world.is_main:
+            loop.matchings.cut_after(loop.last_match)
         learner.wrap()
         learner.release_gathered()
     except BaseException:
@@ -244,6 +247,8 @@ def _start_tracker(
     )
     tags = {
         "method": config.method.name,
+        "loss": config.loss,
+        "assignment": config.assignment,
         "backbone": config.model.backbone,
         "dataset": config.data.dataset,
         "dim": str(config.model.embedding_dim),
@@ -278,10 +283,22 @@ def _close(loop: Loop, config: Config, data: DataSplits, finished: bool) -> None
     write_atomically(run.result, json.dumps(result) + "\n")
     for path in (run.root / "validation.json", run.result, run.model):
         tracker.artifact(path)
+    _show_assignment(loop, config, data)
     tracker.finish("finished")
     result["mlflow_run_id"] = tracker.mlflow_run_id
     write_atomically(run.result, json.dumps(result) + "\n")
     run.write_status(state="finished")
+
+
+def _show_assignment(loop: Loop, config: Config, data: DataSplits) -> None:
+    """Record the matchings, and pictures of what they led to."""
+    run, tracker = loop.run_dir, loop.tracker
+    if run.matchings.exists():
+        tracker.artifact(run.matchings)
+    if config.tracking.enabled:
+        method = loop.learner.trainee.method
+        for path in draw_pictures(run.pictures, method, loop.matchings.records(), data.classes):
+            tracker.artifact(path, "pictures")
 
 
 def summarise(loop: Loop, config: Config, num_classes: int) -> dict[str, Any]:
@@ -304,6 +321,8 @@ def summarise(loop: Loop, config: Config, num_classes: int) -> dict[str, Any]:
         "run_dir": str(loop.run_dir.root),
         "mlflow_run_id": loop.tracker.mlflow_run_id,
         "method": config.method.name,
+        "loss": config.loss,
+        "assignment": config.assignment,
         "dim": config.model.embedding_dim,
         "num_classes": num_classes,
     }

@@ -49,6 +49,8 @@ class RunDirectory:
         self.status_file = root / "status.json"
         self.checkpoints = root / "checkpoints"
         self.logs = root / "logs"
+        self.matchings = root / "matchings.jsonl"
+        self.pictures = root / "pictures"
         self.model = root / "model.safetensors"
         self.result = root / "result.json"
         self.stop_file = root / "stop"

@@ -219,6 +219,7 @@ class Outcome:
     assignment: list[int]
     result: dict[str, Any]
     points: dict[tuple[str, int], Any]
+    matchings: str
 
 
 def outcome_of(run: Path) -> Outcome:
@@ -238,7 +239,9 @@ def outcome_of(run: Path) -> Outcome:
             if not name.startswith("time/"):
                 assert (name, event["step"]) not in points, "a point recorded twice"
                 points[name, event["step"]] = value
-    return Outcome((run / "model.safetensors").read_bytes(), assignment, result, points)
+    log = run / "matchings.jsonl"
+    matchings = log.read_text() if log.exists() else ""
+    return Outcome((run / "model.safetensors").read_bytes(), assignment, result, points, matchings)
 
 
 def assert_identical(run: Path, reference: Path) -> None:
@@ -246,6 +249,7 @@ def assert_identical(run: Path, reference: Path) -> None:
     ours, theirs = outcome_of(run), outcome_of(reference)
     assert ours.result == theirs.result
     assert ours.assignment == theirs.assignment
+    assert ours.matchings == theirs.matchings
     different = sorted(
         k for k in ours.points.keys() | theirs.points.keys() if ours.points.get(k) != theirs.points.get(k)
     )

@@ -140,7 +140,12 @@ def test_sync_sends_a_run_whose_server_was_down(
     assert recorded == spooled
     history = client.get_metric_history(stored.info.run_id, "train/loss")
     assert len(history) == 29, "no point is doubled"
-    assert "model.safetensors" in [f.path for f in client.list_artifacts(stored.info.run_id)]
+    files = {f.path for f in client.list_artifacts(stored.info.run_id)}
+    assert {"model.safetensors", "matchings.jsonl"} <= files
+    drawn = {f.path for f in client.list_artifacts(stored.info.run_id, "pictures")}
+    assert drawn == {"pictures/assignment_flow.png", "pictures/class_cosines.png"}
+    moved = [json.loads(line)["moved"] for line in (run / "matchings.jsonl").read_text().splitlines()]
+    assert moved == json.loads((run / "result.json").read_text())["labels_moved"]
 
 
 @pytest.mark.parametrize(("nproc", "count"), [(3, 103), (2, 7), (3, 1)])

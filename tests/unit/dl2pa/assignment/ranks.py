@@ -35,7 +35,8 @@ def matchings(rank: int, size: int) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     points = F.normalize(torch.randn(CLASSES, DIM, generator=generator), dim=1)
     sigma, statistic = torch.arange(CLASSES), ClassStatistic(CLASSES, DIM)
-    found = []
+    found: list[Any] = []
+    insights: list[Any] = []
     for _ in range(2):
         features = torch.randn(SAMPLES, DIM, generator=generator)
         labels = torch.randint(0, CLASSES - 1, (SAMPLES,), generator=generator)
@@ -43,8 +44,9 @@ def matchings(rank: int, size: int) -> dict[str, Any]:
         statistic.add(features[mine], labels[mine])
         result = match(statistic, points, sigma, momentum=0.3)
         found.append([sigma.tolist(), result.moved, result.objective_before, result.objective_after])
-        found[-1] += [result.own_cosine, result.classes_seen]
-    return {"matchings": found, "rows": statistic.rows.tolist()}
+        found[-1] += [result.own_cosine, result.classes_seen, [list(move) for move in result.moves]]
+        insights.append(result.insight and result.insight.metrics())
+    return {"matchings": found, "rows": statistic.rows.tolist(), "insights": insights}
 
 
 def differing_ranks(rank: int, size: int) -> str | None:

@@ -39,6 +39,17 @@ def test_every_rank_holds_the_assignment_that_one_process_finds(reports: Reports
 
 
 @pytest.mark.parametrize("size", [2, 3])
+def test_rank_zero_alone_looks_into_a_matching_and_sees_what_one_process_sees(
+    reports: Reports, size: int
+) -> None:
+    (alone,) = reports[1]
+    assert all(insight["margin"] > 0 for insight in alone["insights"])
+    first, *others = (report["insights"] for report in reports[size])
+    assert first == alone["insights"]
+    assert all(insights == [None, None] for insights in others)
+
+
+@pytest.mark.parametrize("size", [2, 3])
 def test_ranks_that_differ_are_named(reports: Reports, size: int) -> None:
     for report in reports[size]:
         assert f"[{size - 1}]" in report["differing"]

@@ -1,0 +1,85 @@
+"""What a matching tells about the classes: how sure it is, how tight and how far apart the classes lie."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dl2pa.assignment.margin import second_best_margin
+from dl2pa.assignment.solve import Floats
+
+_MOST_CLASSES = 4096
+"""Classes up to which the closest pair is looked for."""
+
+
+@dataclass(frozen=True)
+class Insight:
+    """Measured on the features since the last matching; None where it cannot be told or would take too long.
+
+    Attributes:
+        margin: objective of the new assignment less that of the second best one; 0 where another is as good.
+        compactness: mean over the classes seen of the mean cosine of a class's features to their mean direction, which
+            is the length of their mean unit feature.
+        loosest_class: the label where that is smallest.
+        mean_cosine: between the mean directions of two classes, over all pairs.
+        largest_cosine, closest_classes: of the two classes closest to each other, and their labels.
+        seconds: what it took.
+    """
+
+    margin: float | None
+    compactness: float | None
+    loosest_class: int | None
+    mean_cosine: float | None
+    largest_cosine: float | None
+    closest_classes: tuple[int, int] | None
+    seconds: float
+
+    def metrics(self) -> dict[str, float]:
+        """The numbers that are curves over a run."""
+        named = {
+            "margin": self.margin,
+            "compactness": self.compactness,
+            "mean_class_cosine": self.mean_cosine,
+            "largest_class_cosine": self.largest_cosine,
+        }
+        return {name: value for name, value in named.items() if value is not None}
+
+
+def look_into(cost_cc: Floats, assignment_c: NDArray[np.int64], means_cd: Floats, seen_c: Floats) -> Insight:
+    """Insight into one matching.
+
+    Args:
+        cost_cc: of the matching [C, C].
+        assignment_c: its optimum, int64 [C].
+        means_cd: mean unit feature of each class [C, d].
+        seen_c: weight of the samples of each class [C]; 0: none seen.
+    """
+    began = time.perf_counter()
+    margin = second_best_margin(cost_cc, assignment_c)
+    lengths = np.linalg.norm(means_cd, axis=1)
+    labels = np.flatnonzero((seen_c > 0) & (lengths > 0))
+    compactness = loosest = mean = largest = closest = None
+    if len(labels):
+        compactness = float(lengths[labels].mean())
+        loosest = int(labels[lengths[labels].argmin()])
+    if len(labels) > 1:
+        directions = means_cd[labels] / lengths[labels, None]
+        count = len(labels)
+        mean = float((np.square(directions.sum(axis=0)).sum() - count) / (count * (count - 1)))
+        if count <= _MOST_CLASSES:
+            largest, (one, other) = _closest(directions)
+            closest = int(labels[one]), int(labels[other])
+    seconds = time.perf_counter() - began
+    return Insight(margin, compactness, loosest, mean, largest, closest, seconds)
+
+
+def _closest(directions_cd: Floats) -> tuple[float, tuple[int, int]]:
+    """The largest cosine between two rows, and which."""
+    single = directions_cd.astype(np.float32)
+    cosines = single @ single.T
+    np.fill_diagonal(cosines, -np.inf)
+    one, other = sorted(int(i) for i in divmod(int(cosines.argmax()), len(single)))
+    return float(directions_cd[one] @ directions_cd[other]), (one, other)

@@ -1,0 +1,158 @@
+"""Pictures of the assignment, drawn once at the end of a run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional as F
+
+from dl2pa.methods import Method, PrototypeMethod
+
+log = logging.getLogger(__name__)
+
+_MOST_CLASSES = 1000
+"""More are not told apart in a picture of this size."""
+_MOST_NAMES = 60
+Order = NDArray[np.int64]
+
+
+def draw_pictures(
+    folder: Path, method: Method, records: Sequence[dict[str, Any]], classes: Sequence[str]
+) -> list[Path]:
+    """Draw what can be drawn; the files made. Never raises: a run does not fail for its pictures.
+
+    Args:
+        folder: made if absent.
+        records: of `MatchingLog`.
+        classes: names in label order.
+    """
+    if len(classes) > _MOST_CLASSES:
+        log.info("no pictures: %d classes are too many for one", len(classes))
+        return []
+    made: list[Path] = []
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
+    try:
+        folder.mkdir(exist_ok=True)
+        made.append(draw_cosines(folder / "class_cosines.png", method, classes))
+        if isinstance(method, PrototypeMethod) and records:
+            history = assignments_over(records, method.assignment.cpu().numpy())
+            if history is None:
+                log.info("no picture of the assignment: %d matchings do not add up", len(records))
+            else:
+                made.append(draw_flow(folder / "assignment_flow.png", history, records, method, classes))
+    except ImportError:
+        log.info("no pictures: matplotlib is not installed")
+    except Exception as error:
+        log.warning("no more pictures: %s", error)
+    return made
+
+
+def assignments_over(records: Sequence[dict[str, Any]], final_c: Order) -> Order | None:
+    """σ before the first matching and after each, [matchings + 1, C]; None where the moves do not lead to the end."""
+    history = [final_c.copy()]
+    for record in reversed(records):
+        sigma = history[-1].copy()
+        for label, old, new in record["moves"]:
+            if sigma[label] != new:
+                return None
+            sigma[label] = old
+        history.append(sigma)
+    return np.stack(history[::-1])
+
+
+def draw_cosines(path: Path, method: Method, classes: Sequence[str]) -> Path:
+    """Cosines class by class: between the mean directions of the features at the last matching, where there was one,
+    and between the class vectors in force; classes alike side by side."""
+    from matplotlib.figure import Figure
+
+    panels = {"class vectors": _unit_rows(method.class_vectors())}
+    if isinstance(method, PrototypeMethod) and method.statistic is not None and method.statistic.rows.any():
+        panels = {"mean features at the last matching": _unit_rows(method.statistic.rows), **panels}
+    order = _alike_together(next(iter(panels.values())))
+    figure = Figure(figsize=(6.5 * len(panels), 5.5), layout="constrained")
+    for axes, (title, rows) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
+    ):
+        cosines = (rows @ rows.T)[np.ix_(order, order)]
+        shown = axes.imshow(cosines, vmin=-1, vmax=1, cmap="RdBu_r", interpolation="nearest")
+        axes.set_title(f"cosines between {title}", fontsize=10)
+        _name(axes, [classes[int(c)] for c in order])
+    figure.colorbar(shown, ax=figure.axes, shrink=0.8)  # pyright: ignore[reportPossiblyUnboundVariable]
+    figure.savefig(path, dpi=110)
+    return path
+
+
+def draw_flow(
+    path: Path,
+    history: Order,
+    records: Sequence[dict[str, Any]],
+    method: PrototypeMethod,
+    classes: Sequence[str],
+) -> Path:
+    """Each label's way from prototype to prototype, matching by matching; below, how many moved and by what margin."""
+    from matplotlib.figure import Figure
+
+    order = _alike_together(_unit_rows(method.prototypes))
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    epochs = np.array([0.0, *(record["epoch"] for record in records)])
+    figure = Figure(figsize=(10, 8), layout="constrained")
+    flow, moved = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
+    ways = place[history]
+    restless = (history[1:] != history[:-1]).any(axis=0)
+    for label in np.argsort(restless, kind="stable"):
+        colour = f"C{label % 10}" if restless[label] else "0.85"
+        flow.plot(
+            epochs, ways[:, label], color=colour, linewidth=1.2 if len(classes) <= 100 else 0.5, alpha=0.8
+        )
+    flow.set_ylabel("prototype, neighbours together")
+    flow.set_title(
+        f"labels on prototypes: {int(restless.sum())} of {len(classes)} labels ever moved", fontsize=10
+    )
+    if len(classes) <= _MOST_NAMES:
+        flow.set_yticks(ways[-1], classes, fontsize=6)
+        flow.yaxis.tick_right()
+    moved.plot(
+        epochs[1:], [record["moved"] for record in records], "k.-", linewidth=0.8, label="labels moved"
+    )
+    moved.set_ylabel("labels moved")
+    moved.set_xlabel("epoch")
+    margins = [record.get("margin") for record in records]
+    if any(margin for margin in margins):
+        beside = moved.twinx()
+        beside.semilogy(epochs[1:], [margin or np.nan for margin in margins], "C1.-", linewidth=0.8)
+        beside.set_ylabel("margin to the second best", color="C1")
+    figure.savefig(path, dpi=110)
+    return path
+
+
+def _unit_rows(rows: torch.Tensor) -> NDArray[np.float64]:
+    return F.normalize(rows.detach().cpu().double(), dim=1).numpy()
+
+
+def _alike_together(rows_cd: NDArray[np.float64]) -> Order:
+    """An order in which rows of large cosine are neighbours: the leaves of an average-linkage tree."""
+    from scipy.cluster.hierarchy import leaves_list, linkage
+    from scipy.spatial.distance import squareform
+
+    if len(rows_cd) < 3:
+        return np.arange(len(rows_cd))
+    distances = np.clip(1.0 - rows_cd @ rows_cd.T, 0.0, None)
+    distances = 0.5 * (distances + distances.T)
+    np.fill_diagonal(distances, 0.0)
+    return np.asarray(leaves_list(linkage(squareform(distances, checks=False), "average")), dtype=np.int64)
+
+
+def _name(axes: Any, names: Sequence[str]) -> None:
+    if len(names) > _MOST_NAMES:
+        axes.set_xticks([])
+        axes.set_yticks([])
+        return
+    axes.set_yticks(range(len(names)), names, fontsize=6)
+    axes.set_xticks(range(len(names)), names, fontsize=6, rotation=90)

@@ -41,6 +41,7 @@ class Goto(LearnedMethod):
     @torch.no_grad()
     def observe(self, features: Tensor, targets: Targets) -> None:
         """Bring the frames back to orthonormal ones; the same on every rank, whose frames are the same."""
+        super().observe(features, targets)
         self.frames.copy_(orthonormal_rows(self.frames))
 
 

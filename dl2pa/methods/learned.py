@@ -29,3 +29,6 @@ class LearnedMethod(Method):
         with torch.autocast(features.device.type, enabled=False):
             margin = self._margin * self.scale() if self._margin else 0.0
             return cross_entropy(self.logits(features), targets, self.options.label_smoothing, margin)
+
+    def observe(self, features: Tensor, targets: Targets) -> None:
+        self.scale.restrain()

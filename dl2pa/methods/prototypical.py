@@ -54,7 +54,7 @@ class PrototypeMethod(Method):
         with torch.autocast(features.device.type, enabled=False):
             features = features.float()
             if self._warming:
-                loss, idle = cross_entropy(self.logits(features), targets), self.scale.log
+                loss, idle = cross_entropy(self.logits(features), targets), self.scale.shift
             else:
                 loss, idle = self._prototype_loss(features, targets), self.warmup
             # A zero gradient keeps an idle parameter in DDP's buckets: their layout decides the order of summation,
@@ -76,6 +76,7 @@ class PrototypeMethod(Method):
         self._warming = self.warmup is not None and epoch < self.options.schedule.warmup_epochs
 
     def observe(self, features: Tensor, targets: Targets) -> None:
+        self.scale.restrain()
         if self.statistic is None:
             return
         features = features.detach()

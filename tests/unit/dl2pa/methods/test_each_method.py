@@ -352,7 +352,7 @@ def test_a_margin_leaves_predictions_alone(tmp_path: Path) -> None:
 def test_a_learned_scale_starts_as_given_and_follows_its_slope(
     name: str, margin: float, tmp_path: Path
 ) -> None:
-    """The slope along log s is s times that along s: central differences of the loss at given scales."""
+    """s = s₀ exp(t/10): central differences of the loss at the scales given by t = ±0.1."""
 
     def loss(scale: float, learn: bool) -> tuple[Tensor, Method]:
         config = configured(name, tmp_path, scale=scale, margin=margin, learn_scale=learn)
@@ -363,11 +363,24 @@ def test_a_learned_scale_starts_as_given_and_follows_its_slope(
     learned, method = loss(5.0, True)
     assert learned.item() == pytest.approx(loss(5.0, False)[0].item(), rel=1e-6)
     learned.backward()
-    log_scale = dict(method.named_parameters())["scale.log"]
-    assert log_scale.grad is not None
-    slope = (loss(5.0 * np.exp(1e-2), False)[0] - loss(5.0 * np.exp(-1e-2), False)[0]).item() / 2e-2
-    assert log_scale.grad.item() == pytest.approx(slope, rel=1e-2)
+    shift = dict(method.named_parameters())["scale.shift"]
+    assert shift.grad is not None
+    slope = (loss(5.0 * np.exp(0.01), False)[0] - loss(5.0 * np.exp(-0.01), False)[0]).item() / 0.2
+    assert shift.grad.item() == pytest.approx(slope, rel=1e-2)
     before = method.logits(features())
     with torch.no_grad():
-        log_scale += 1.0
+        shift += 10.0
     assert torch.allclose(method.logits(features()), torch.e * before, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["ebv", "psc", "goto"])
+@pytest.mark.parametrize(("far", "factor"), [(1e3, 10.0), (-1e3, 0.1), (5.0, np.exp(0.5))])
+def test_a_learned_scale_stays_within_ten_times_its_start(
+    name: str, far: float, factor: float, tmp_path: Path
+) -> None:
+    method = built(name, tmp_path, learn_scale=True, scale=6.0)
+    with torch.no_grad():
+        dict(method.named_parameters())["scale.shift"].fill_(far)
+    method.observe(features(), Targets(LABELS))
+    scale = torch.as_tensor(method.readout().scale).detach().item()
+    assert scale == pytest.approx(6.0 * factor, rel=1e-5)

@@ -6,7 +6,6 @@ import itertools
 import json
 import logging
 import time
-from dataclasses import asdict
 from typing import Any
 
 import torch

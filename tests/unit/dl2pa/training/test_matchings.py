@@ -56,6 +56,7 @@ def test_a_record_tells_all_but_the_time_it_took(log: MatchingLog) -> None:
 def test_a_step_recorded_again_replaces_its_record_and_what_came_after(log: MatchingLog) -> None:
     for step in (10, 20, 30):
         log.add(step, step / 10, matching((0, 0, step)))
+    log.add(20, 2.0, matching((0, 0, 98)))
     log.add(20, 2.0, matching((0, 0, 99)))
     assert steps(log) == [10, 20]
     assert log.records()[-1]["moves"] == [[0, 0, 99]]

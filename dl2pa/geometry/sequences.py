@@ -1,0 +1,105 @@
+"""Binary codes whose words, read as ±1, have few and small correlations: Kerdock and Gold.
+
+Both hold words as int8 ±1; divided by the root of their length they are spherical codes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Signs = NDArray[np.int8]
+
+# Exponents of a primitive polynomial over GF(2) for each degree.
+_PRIMITIVE = {3: (3, 1, 0), 5: (5, 2, 0), 7: (7, 1, 0)}
+
+
+def kerdock(degree: int) -> Signs:
+    """The Kerdock code of length n = 2^(degree+1) as signs: n² words with inner products 0, ±√n and ±n.
+
+    Hammons, Kumar, Calderbank, Sloane and Solé (1994): words (T(aξ) + b) over Z4, a in the Galois ring
+    GR(4, degree) and ξ through its Teichmüller set, under the Gray map. T(aξ) runs through all linear forms in ξ,
+    so the coordinates of ξ are the columns of a generator matrix. Degree 3 gives the Nordstrom–Robinson code.
+
+    Args:
+        degree: 3, 5 or 7 (it must be odd).
+
+    Returns:
+        [n², n].
+    """
+    points = _teichmueller(degree)
+    generator = np.concatenate([np.ones((1, len(points)), dtype=np.int8), points.T])
+    words = np.zeros((1, len(points)), dtype=np.int8)
+    for row in generator:
+        words = np.concatenate([(words + times * row) & 3 for times in range(4)]).astype(np.int8)
+    # Gray map, 0 1 2 3 to 00 01 11 10: the first bit is the high one, the second both bits' sum.
+    high = words >> 1
+    bits = np.stack([high, high ^ (words & 1)], axis=2).reshape(len(words), -1)
+    return (1 - 2 * bits).astype(np.int8)
+
+
+def gold(degree: int) -> Signs:
+    """Words Tr(ax + bx³) + c over x in GF(n), n = 2^degree: 2n² words, inner products 0, ±√(2n) and ±n.
+
+    The dual of the extended BCH code that corrects two errors (Gold 1967). It is linear: the columns of a
+    generator matrix are (1, x, x³) in bits.
+
+    Args:
+        degree: 3, 5 or 7 (it must be odd).
+
+    Returns:
+        [2n², n].
+    """
+    powers = _powers(degree, modulus=2)
+    order = len(powers)
+    cubes = powers[np.arange(order) * 3 % order]
+    zero = np.zeros((1, degree), dtype=np.int8)
+    columns = np.concatenate([np.concatenate([zero, powers]), np.concatenate([zero, cubes])], axis=1)
+    words = np.zeros((1, order + 1), dtype=np.int8)
+    for row in np.concatenate([np.ones((1, order + 1), dtype=np.int8), columns.T]):
+        words = np.concatenate([words, words ^ row])
+    return (1 - 2 * words).astype(np.int8)
+
+
+def shortened(words: Signs, times: int) -> Signs:
+    """The words that are + in the first ``times`` places, without those places.
+
+    Inner products fall by ``times`` while the length does too. Both codes above have strength 5 (their dual
+    distance is 6), so for up to 5 places the number of words is divided by exactly 2^times.
+    """
+    kept = words[(words[:, :times] == 1).all(axis=1)]
+    return np.ascontiguousarray(kept[:, times:])
+
+
+def _teichmueller(degree: int) -> Signs:
+    """Zero and the powers of a primitive (2^degree − 1)-th root of unity in GR(4, degree), [2^degree, degree]."""
+    powers = _powers(degree, modulus=4)
+    return np.concatenate([np.zeros((1, degree), dtype=np.int8), powers])
+
+
+def _powers(degree: int, modulus: int) -> Signs:
+    """1, x, x², … modulo a primitive polynomial over GF(2), or its lift to Z4; [2^degree − 1, degree]."""
+    polynomial = np.zeros(degree + 1, dtype=np.int64)
+    polynomial[list(_PRIMITIVE[degree])] = 1
+    if modulus == 4:
+        polynomial = _graeffe(polynomial)
+    power = np.zeros(degree, dtype=np.int64)
+    power[0] = 1
+    rows: list[NDArray[np.int64]] = []
+    for _ in range((1 << degree) - 1):
+        rows.append(power)
+        carry = power[-1]
+        power = (np.concatenate([[0], power[:-1]]) - carry * polynomial[:-1]) % modulus
+    return np.array(rows, dtype=np.int8)
+
+
+def _graeffe(polynomial: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The monic lift of a polynomial over GF(2) to Z4 that divides x^(2^m − 1) − 1 (Graeffe's method).
+
+    With even and odd parts e and o the lift h has h(x²) = ±(e(x)² − o(x)²).
+    """
+    even, odd = polynomial.copy(), polynomial.copy()
+    even[1::2] = 0
+    odd[0::2] = 0
+    lifted = (np.convolve(even, even) - np.convolve(odd, odd))[::2] % 4
+    return lifted * lifted[-1] % 4

@@ -24,6 +24,7 @@ class Certificate:
         dim: d.
         max_cosine: largest cosine between two different prototypes.
         mean_nearest_cosine: mean over prototypes of the cosine to their nearest other one.
+        mean_norm: length of the mean prototype; 0 when they balance, near 1 when they crowd on one side.
         lower_bound: no C unit vectors in R^d have a smaller max_cosine (see ``bounds``).
         construction: how they were made, or ``file``.
         seconds: what making them took.
@@ -33,6 +34,7 @@ class Certificate:
     dim: int
     max_cosine: float
     mean_nearest_cosine: float
+    mean_norm: float
     lower_bound: float
     construction: str
     seconds: float
@@ -57,10 +59,18 @@ def certify(points: Tensor, construction: str, seconds: float) -> Certificate:
         dim=dim,
         max_cosine=_plain(nearest.max()),
         mean_nearest_cosine=_plain(nearest.mean()),
+        mean_norm=mean_norm(points),
         lower_bound=max_cosine_bound(num_classes, dim),
         construction=construction,
         seconds=seconds,
     )
+
+
+def mean_norm(points: Tensor) -> float:
+    """Length of the mean of the rows' directions, in float64."""
+    unit = points.detach().to(torch.float64)
+    unit = unit / torch.linalg.vector_norm(unit, dim=1, keepdim=True)
+    return float(torch.linalg.vector_norm(unit.mean(dim=0)))
 
 
 def nearest_cosines(points: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dl2pa.errors import UserError
-from dl2pa.geometry.certificate import Certificate, certify
+from dl2pa.geometry.certificate import Certificate, certify, mean_norm
 from dl2pa.geometry.prototypes import Prototypes, check_shape
 
 _FORMAT = "dl2pa-prototypes-1"
@@ -210,8 +210,9 @@ def _verified(points: Tensor, record: dict[str, Any], path: Path) -> Certificate
         raise _damaged(path, "the points do not match their checksum")
     try:
         values = json.loads(record["certificate"])
+        values.setdefault("mean_norm", mean_norm(points))  # files from before it was recorded
         certificate = Certificate(**{field.name: values[field.name] for field in fields(Certificate)})
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise _damaged(path, "its certificate cannot be read") from error
     if (certificate.num_classes, certificate.dim) != tuple(points.shape):
         raise _damaged(path, "its certificate is for another shape")

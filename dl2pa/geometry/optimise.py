@@ -96,13 +96,13 @@ def minimise_max_cosine(
     plan = plan or plan_for(num_classes, dim)
     total = plan.anneal.steps + plan.polish.steps
     points = random_points(num_classes, dim, seed, plan.starts)
-    points = _anneal(points, plan.anneal, 0, total, progress)
+    points = anneal(points, plan.anneal, 0, total, progress)
     best = min(range(plan.starts), key=lambda start: float(nearest_cosines(points[start]).max()))
     # Past β ≈ 1e4 float32 cosines are coarse for the exponent; large C cannot afford double.
     polished = points[best : best + 1]
     if num_classes <= _LARGEST_IN_DOUBLE:
         polished = polished.double()
-    polished = _anneal(polished, plan.polish, plan.anneal.steps, total, progress)
+    polished = anneal(polished, plan.polish, plan.anneal.steps, total, progress)
     candidates = [points[best], polished[0].to(points.dtype)]
     return min(candidates, key=lambda candidate: float(nearest_cosines(candidate).max()))
 
@@ -173,7 +173,7 @@ def tangent(gradient: Tensor, points: Tensor) -> Tensor:
     return gradient - (gradient * points).sum(dim=-1, keepdim=True) * points
 
 
-def _anneal(points: Tensor, stage: Stage, done: int, total: int, progress: Progress | None) -> Tensor:
+def anneal(points: Tensor, stage: Stage, done: int, total: int, progress: Progress | None) -> Tensor:
     """Adam on the sphere while β rises and the step shrinks; ``points`` [S, C, d]."""
     mean, square = torch.zeros_like(points), torch.zeros_like(points)
     # Dividing by √d makes the step length an angle: Adam moves every coordinate by about as much.

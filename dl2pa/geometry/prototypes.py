@@ -13,9 +13,20 @@ from dl2pa.errors import UserError
 from dl2pa.geometry import objectives, simplex
 from dl2pa.geometry.certificate import Certificate, certify
 from dl2pa.geometry.optimise import Progress, minimise_max_cosine, threads_for
+from dl2pa.geometry.search import best_found, best_known
 
 Construction = Literal[
-    "auto", "simplex", "blocks", "polygon", "max_cosine", "uniformity", "hpn", "ebv", "kasarla", "etf"
+    "auto",
+    "simplex",
+    "blocks",
+    "polygon",
+    "known",
+    "max_cosine",
+    "uniformity",
+    "hpn",
+    "ebv",
+    "kasarla",
+    "etf",
 ]
 CONSTRUCTIONS: tuple[Construction, ...] = get_args(Construction)
 
@@ -54,10 +65,11 @@ def build_prototypes(
         num_classes: C ≥ 2.
         dim: d ≥ 1; with d = 1 no more than 2 classes fit.
         construction: one of ``CONSTRUCTIONS``. ``auto`` takes the optimal closed form where there is one (d
-            ≥ C−1, C ≤ 2d, d = 2) and ``max_cosine`` elsewhere; the certificate names what was taken.
-        seed: of ``max_cosine``, ``uniformity``, ``hpn``, ``ebv`` and ``etf``; the same seed gives the same
-            points on the same machine and thread count (up to C = 512 on any count). The others have nothing
-            random.
+            ≥ C−1, C ≤ 2d, d = 2) and elsewhere the best of ``known``, ``max_cosine`` and ``max_cosine`` started
+            from ``known``; the certificate names what was taken.
+        seed: of ``auto``, ``max_cosine``, ``uniformity``, ``hpn``, ``ebv`` and ``etf``; the same seed gives the
+            same points on the same machine and thread count (up to C = 512 on any count). ``known`` draws
+            only subsets of very large codes. The others have nothing random.
         progress: called as ``progress(done, total)`` by the constructions that iterate.
 
     Raises:
@@ -67,11 +79,13 @@ def build_prototypes(
     if construction not in CONSTRUCTIONS:
         remedy = f"Choose one of {', '.join(CONSTRUCTIONS)} (default auto)"
         raise UserError("method.prototypes", construction, "no such construction", remedy)
-    chosen = _best_construction(num_classes, dim) if construction == "auto" else construction
-    _check_defined(chosen, num_classes, dim)
+    _check_defined(construction, num_classes, dim)
     started = time.perf_counter()
-    points = _construct(chosen, num_classes, dim, seed, progress)
-    return Prototypes(points, certify(points, chosen, time.perf_counter() - started))
+    if construction in ("auto", "known"):
+        points, made = _best(construction, num_classes, dim, seed, progress)
+    else:
+        points, made = _construct(construction, num_classes, dim, seed, progress), construction
+    return Prototypes(points, certify(points, made, time.perf_counter() - started))
 
 
 def check_shape(num_classes: int, dim: int) -> None:
@@ -85,18 +99,36 @@ def check_shape(num_classes: int, dim: int) -> None:
         raise UserError("dim", dim, message, "Choose dim >= 2")
 
 
-def _best_construction(num_classes: int, dim: int) -> str:
-    """The closed form that is optimal for C×d, or ``max_cosine``. Known closed codes would come in here."""
+def _optimal(num_classes: int, dim: int) -> Construction | None:
+    """The closed form that is optimal for any C×d like this, if there is one."""
     if num_classes <= dim + 1:
         return "simplex"
     if num_classes <= 2 * dim:
         return "blocks"
-    return "polygon" if dim == 2 else "max_cosine"
+    return "polygon" if dim == 2 else None
+
+
+def _best(
+    construction: str, num_classes: int, dim: int, seed: int, progress: Progress | None
+) -> tuple[Tensor, str]:
+    """Points by ``auto`` or ``known``, and what they are made of."""
+    optimal = _optimal(num_classes, dim)
+    if optimal is not None:
+        return _construct(optimal, num_classes, dim, seed, progress), optimal
+    if construction == "auto":
+        with threads_for(num_classes):
+            found = best_found(num_classes, dim, seed, progress)
+    else:
+        found = best_known(num_classes, dim, seed)
+    if found is None:
+        message = f"no combination of known codes has {num_classes} points in {dim} dimensions"
+        raise UserError("method.prototypes", construction, message, "Choose auto")
+    return found.points, found.construction
 
 
 def is_defined(construction: str, num_classes: int, dim: int) -> bool:
     """Whether ``construction`` exists for C×d."""
-    return construction == "auto" or _condition(construction, num_classes, dim)[0]
+    return _condition(construction, num_classes, dim)[0]
 
 
 def _condition(construction: str, num_classes: int, dim: int) -> tuple[bool, str]:
@@ -108,6 +140,7 @@ def _condition(construction: str, num_classes: int, dim: int) -> tuple[bool, str
         "kasarla": (dim >= num_classes - 1, "dim >= num_classes - 1"),
         "etf": (dim >= num_classes, "dim >= num_classes"),
     }
+    conditions |= dict.fromkeys(("auto", "known"), (True, ""))
     return conditions.get(construction, (dim >= 2, "dim >= 2"))
 
 
@@ -116,7 +149,9 @@ def _check_defined(construction: str, num_classes: int, dim: int) -> None:
     defined, condition = _condition(construction, num_classes, dim)
     if not defined:
         message = f"this construction needs {condition}; got num_classes = {num_classes}, dim = {dim}"
-        remedy = f"Choose auto (here {_best_construction(num_classes, dim)}), or a dim that fits"
+        remedy = (
+            f"Choose auto (here {_optimal(num_classes, dim) or 'max_cosine or known'}), or a dim that fits"
+        )
         raise UserError("method.prototypes", construction, message, remedy)
 
 

@@ -77,6 +77,12 @@ def build_parser() -> argparse.ArgumentParser:
     prototypes.add_argument(
         "--out", type=_path, metavar="FILE", help=".safetensors or .npy; default: not written"
     )
+    prototypes.add_argument(
+        "--plot",
+        type=_path,
+        metavar="FILE",
+        help=".png, .pdf or .svg: the cosines, for D <= 3 the sphere too",
+    )
     prototypes.add_argument("--batch_size", type=int, help=argparse.SUPPRESS)
     prototypes.add_argument("--num_epoch", type=int, help=argparse.SUPPRESS)
 

@@ -1,21 +1,68 @@
-"""`dl2pa prototypes`: place, certify and write prototypes; the authors' flag names work too."""
+"""`dl2pa prototypes`: place, certify, write and draw prototypes; the authors' flag names work too."""
 
 from __future__ import annotations
 
 import argparse
+import sys
+import time
+from types import TracebackType
+from typing import Any
 
 from dl2pa.commands.output import note, say
+
+_SECONDS_BETWEEN_LINES = 10.0
 
 
 def run(args: argparse.Namespace) -> int:
     from dl2pa.geometry import build_prototypes, save_prototypes
+    from dl2pa.geometry.files import check_form
+    from dl2pa.geometry.plot import check_picture, plot_prototypes
 
+    # A name that cannot be written is refused now, not after a minute's search.
+    if args.out is not None:
+        check_form(args.out)
+    if args.plot is not None:
+        check_picture(args.plot)
     for flag in ("batch_size", "num_epoch"):
         if getattr(args, flag) is not None:
             note(f"--{flag} is accepted and ignored: our constructions need neither batches nor epochs")
-    prototypes = build_prototypes(args.num_classes, args.dim, args.construction, args.seed)
+    with _Progress() as progress:
+        prototypes = build_prototypes(args.num_classes, args.dim, args.construction, args.seed, progress)
     if args.out is not None:
         save_prototypes(prototypes, args.out)
-    result = {**prototypes.certificate.as_dict(), "file": str(args.out) if args.out is not None else None}
-    say(result, args.json, "prototypes:")
+    if args.plot is not None:
+        plot_prototypes(prototypes, args.plot)
+    written = {
+        "file": None if args.out is None else str(args.out),
+        "plot": None if args.plot is None else str(args.plot),
+    }
+    say({**prototypes.certificate.as_dict(), **written}, args.json, "prototypes:")
     return 0
+
+
+class _Progress:
+    """Steps done of all, on standard error: a bar on a terminal, else a line every ten seconds."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._spoke = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        if sys.stderr.isatty():
+            if self._bar is None:
+                from tqdm import tqdm
+
+                self._bar = tqdm(total=total, unit="step", leave=False, file=sys.stderr)
+            self._bar.update(done - self._bar.n)
+        elif time.monotonic() - self._spoke >= _SECONDS_BETWEEN_LINES:
+            self._spoke = time.monotonic()
+            note(f"placing prototypes: step {done:,} of {total:,}")
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()

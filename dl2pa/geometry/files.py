@@ -49,10 +49,7 @@ def save_prototypes(prototypes: Prototypes, path: str | Path) -> Path:
     path = Path(path)
     from safetensors.torch import save_file
 
-    if path.suffix not in (".safetensors", ".npy"):
-        raise UserError(
-            str(path), path.suffix, "prototypes are not written in this form", "Use .safetensors or .npy"
-        )
+    check_form(path)
     points = prototypes.points.detach().to("cpu", torch.float32).contiguous()
     record = {
         "format": _FORMAT,
@@ -72,6 +69,14 @@ def save_prototypes(prototypes: Prototypes, path: str | Path) -> Path:
         message = f"cannot be written ({error.strerror or error})"
         raise UserError(str(path), path.name, message, "Choose a folder you can write to") from error
     return path
+
+
+def check_form(path: Path) -> None:
+    """Raise a UserError unless prototypes can be written under such a name."""
+    if path.suffix not in (".safetensors", ".npy"):
+        raise UserError(
+            str(path), path.suffix, "prototypes are not written in this form", "Use .safetensors or .npy"
+        )
 
 
 def load_prototypes(path: str | Path, num_classes: int, dim: int) -> Prototypes:

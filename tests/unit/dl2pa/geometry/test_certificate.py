@@ -21,6 +21,7 @@ def test_it_measures_the_closest_pair_and_the_mean_nearest() -> None:
         "dim": 2,
         "max_cosine": certificate.max_cosine,
         "mean_nearest_cosine": certificate.mean_nearest_cosine,
+        "mean_norm": pytest.approx(math.sqrt(2.6) / 3, abs=1e-6),
         "lower_bound": -0.5,
         "construction": "by hand",
         "seconds": 1.5,

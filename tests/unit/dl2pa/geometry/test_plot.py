@@ -1,0 +1,58 @@
+"""The picture of prototypes, and the command that draws it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from dl2pa.cli import main
+from dl2pa.geometry import build_prototypes
+from dl2pa.geometry.plot import cosine_histogram, plot_prototypes
+
+
+@pytest.mark.parametrize("shape", [(2, 1), (7, 2), (4, 3), (20, 10)])
+def test_a_picture_is_drawn_for_every_dimension(shape: tuple[int, int], tmp_path: Path) -> None:
+    path = plot_prototypes(build_prototypes(*shape), tmp_path / "a new folder" / "p.png")
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_histogram_counts_every_pair_once_however_rows_are_blocked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    points = torch.randn(103, 5, generator=torch.Generator().manual_seed(0))
+    whole = cosine_histogram(points)
+    assert int(whole.sum()) == 103 * 102 // 2
+    monkeypatch.setattr("dl2pa.geometry.plot.BLOCK_ELEMENTS", 103 * 10)
+    assert (cosine_histogram(points) - whole).abs().sum() <= 2
+
+
+def test_the_command_takes_the_authors_flags_and_writes_all_three(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, plot = tmp_path / "p.npy", tmp_path / "p.png"
+    flags = (
+        "--seed 1 --num_centroids 10 --batch_size 5 --space_dim 6 --num_epoch 9 --construction known --json"
+    )
+    assert main(["prototypes", *flags.split(), "--out", str(out), "--plot", str(plot)]) == 0
+    said = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (said["file"], said["plot"], said["construction"]) == (str(out), str(plot), "blocks")
+    assert said["mean_norm"] < 1e-6 and out.is_file() and plot.is_file()
+
+
+@pytest.mark.parametrize("flag", ["--out", "--plot"])
+def test_a_name_that_cannot_be_written_is_refused_before_the_search(
+    flag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dl2pa.geometry.build_prototypes", lambda *_: pytest.fail("searched"))
+    name = str(tmp_path / "p.gif")
+    assert main(["prototypes", "--num-classes", "50", "--dim", "5", flag, name]) == 2
+
+
+def test_prototypes_import_no_matplotlib() -> None:
+    code = "import sys, dl2pa.geometry, dl2pa.geometry.plot; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

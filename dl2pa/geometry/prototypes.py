@@ -12,6 +12,7 @@ from torch import Tensor
 from dl2pa.errors import UserError
 from dl2pa.geometry import objectives, simplex
 from dl2pa.geometry.certificate import Certificate, certify
+from dl2pa.geometry.known import best_combination
 from dl2pa.geometry.optimise import Progress, minimise_max_cosine, threads_for
 from dl2pa.geometry.search import best_found, best_known
 
@@ -108,6 +109,11 @@ def _optimal(num_classes: int, dim: int) -> Construction | None:
     return "polygon" if dim == 2 else None
 
 
+def _is_known(num_classes: int, dim: int) -> bool:
+    """Whether ``known`` has C points in R^d."""
+    return _optimal(num_classes, dim) is not None or best_combination(num_classes, dim) is not None
+
+
 def _best(
     construction: str, num_classes: int, dim: int, seed: int, progress: Progress | None
 ) -> tuple[Tensor, str]:
@@ -120,9 +126,7 @@ def _best(
             found = best_found(num_classes, dim, seed, progress)
     else:
         found = best_known(num_classes, dim, seed)
-    if found is None:
-        message = f"no combination of known codes has {num_classes} points in {dim} dimensions"
-        raise UserError("method.prototypes", construction, message, "Choose auto")
+    assert found is not None, "checked before"
     return found.points, found.construction
 
 
@@ -140,7 +144,9 @@ def _condition(construction: str, num_classes: int, dim: int) -> tuple[bool, str
         "kasarla": (dim >= num_classes - 1, "dim >= num_classes - 1"),
         "etf": (dim >= num_classes, "dim >= num_classes"),
     }
-    conditions |= dict.fromkeys(("auto", "known"), (True, ""))
+    conditions["auto"] = (True, "")
+    if construction == "known":
+        conditions["known"] = (_is_known(num_classes, dim), "known codes with room for that many")
     return conditions.get(construction, (dim >= 2, "dim >= 2"))
 
 

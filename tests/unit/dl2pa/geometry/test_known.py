@@ -71,7 +71,9 @@ def test_a_subset_is_balanced_and_needs_no_seed() -> None:
 def test_known_is_the_optimum_where_there_is_one_and_refuses_what_it_cannot() -> None:
     assert build_prototypes(10, 20, "known").certificate.construction == "simplex"
     assert build_prototypes(30, 20, "known").certificate.construction == "blocks"
-    with pytest.raises(UserError, match="no combination of known codes has 1000 points in 5 dimensions"):
+    with pytest.raises(
+        UserError, match="known codes with room for that many; got num_classes = 1000, dim = 5"
+    ):
         build_prototypes(1000, 5, "known")
 
 

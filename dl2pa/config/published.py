@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from pydantic import ValidationError, model_validator
 
 from dl2pa.config.load import load_config, read_yaml
-from dl2pa.config.schema import Config, Section
+from dl2pa.config.schema import Config, PositiveInt, Section
 from dl2pa.errors import UserError
 
 Column = int | float | str
@@ -70,11 +71,13 @@ class Table(Section):
 
     Attributes:
         column: what the columns are.
+        num_validated: images of the whole validation set: a run that saw another number is not of this table.
     """
 
     title: str
-    column: str
+    column: Literal["d", "imbalance", "backbone"]
     columns: tuple[Column, ...]
+    num_validated: PositiveInt | None = None
     rows: dict[str, Row]
     suspect: Suspect | None = None
 
@@ -98,6 +101,12 @@ class Published(Section):
 
     source: str
     tables: dict[str, Table]
+
+
+def published_file(given: Path | None = None) -> Path:
+    """The file of the published tables: the one given, else this folder's, else the one beside the program."""
+    here = Path("configs/published.yaml")
+    return given or (here if here.is_file() else Path(__file__).resolve().parents[2] / here)
 
 
 def load_published(path: Path) -> tuple[Published, tuple[Cell, ...]]:

@@ -80,6 +80,14 @@ def test_sums_over_the_batch_are_converted_to_means() -> None:
             assert config.optim.weight_decay == pytest.approx(1e-4 / config.train.batch_size)
 
 
+def test_every_table_says_how_many_images_a_whole_validation_has() -> None:
+    official = {"cifar10": 10000, "cifar100": 10000, "stl10": 8000, "svhn_lt_legacy": 26032}
+    official |= {"tiny_imagenet": 10000, "imagefolder": 50000}
+    for cell in CELLS:
+        if cell.row == "dl2pa":
+            assert PUBLISHED.tables[cell.table].num_validated == official[cell.load().data.dataset]
+
+
 def test_rows_are_methods() -> None:
     assert {cell.row for cell in CELLS} <= METHODS
 

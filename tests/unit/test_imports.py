@@ -13,7 +13,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 OURS = ("dl2pa", "launcher", "pipelines")
 METHOD = ("dl2pa.geometry", "dl2pa.assignment", "dl2pa.methods", "dl2pa.backbones")
-ABOVE_METHOD = ("dl2pa.training", "dl2pa.tracking", "dl2pa.commands", "dl2pa.config", "pipelines", "launcher")
+ABOVE_METHOD = (
+    *("dl2pa.training", "dl2pa.tracking", "dl2pa.commands", "dl2pa.config", "dl2pa.report"),
+    *("pipelines", "launcher"),
+)
 
 
 def imports_of(file: Path) -> Iterator[str]:
@@ -48,6 +51,7 @@ def imported(package: str) -> set[tuple[str, str]]:
         ("dl2pa.errors", ()),
         ("dl2pa.catalogue", ()),
         ("dl2pa.config", ("dl2pa.config", "dl2pa.errors", "dl2pa.catalogue")),
+        ("dl2pa.report", ("dl2pa.report", "dl2pa.config", "dl2pa.errors", "dl2pa.catalogue")),
     ],
 )
 def test_a_package_imports_only_what_lies_below_it(package: str, allowed: tuple[str, ...]) -> None:
@@ -59,8 +63,8 @@ def test_a_package_imports_only_what_lies_below_it(package: str, allowed: tuple[
     ("package", "forbidden"),
     [
         *((package, ABOVE_METHOD) for package in METHOD),
-        ("dl2pa.tracking", ("dl2pa.training", "dl2pa.commands", "launcher", "pipelines")),
-        ("dl2pa.training", ("dl2pa.commands", "dl2pa.cli", "launcher")),
+        ("dl2pa.tracking", ("dl2pa.training", "dl2pa.commands", "dl2pa.report", "launcher", "pipelines")),
+        ("dl2pa.training", ("dl2pa.commands", "dl2pa.cli", "dl2pa.report", "launcher")),
     ],
 )
 def test_a_package_imports_nothing_above_it(package: str, forbidden: tuple[str, ...]) -> None:
@@ -75,7 +79,17 @@ def loaded_by(statement: str) -> set[str]:
 
 
 def test_the_command_line_answers_before_anything_heavy_is_loaded() -> None:
-    heavy = {"torch", "pydantic", "mlflow", "nvidia.dali", "numpy", "scipy", "torchvision", "submitit"}
+    heavy = {
+        "torch",
+        "pydantic",
+        "mlflow",
+        "nvidia.dali",
+        "numpy",
+        "scipy",
+        "torchvision",
+        "submitit",
+        "matplotlib",
+    }
     assert loaded_by("import dl2pa.cli; dl2pa.cli.build_parser().format_help()") & heavy == set()
 
 
@@ -115,3 +129,8 @@ def test_training_needs_neither_dali_mlflow_submitit_nor_torchvision(tmp_path: P
 def test_importing_the_run_loads_no_optional_library() -> None:
     heavy = {"nvidia.dali", "mlflow", "submitit", "torchvision"}
     assert loaded_by("import dl2pa.training.run") & heavy == set()
+
+
+def test_reading_runs_needs_neither_torch_mlflow_nor_a_plot() -> None:
+    heavy = {"torch", "nvidia.dali", "mlflow", "submitit", "torchvision", "matplotlib"}
+    assert loaded_by("import dl2pa.commands.report") & heavy == set()

@@ -1,0 +1,113 @@
+"""Run directories as a training leaves them, without the training."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dl2pa.config import Config, dump_config, flatten, parse_config
+
+MakeRun = Callable[..., Path]
+TREE: dict[str, Any] = {
+    "data": {"dataset": "synthetic", "num_classes": 10, "synthetic_samples": [800, 200], "image_size": 8},
+    "model": {"backbone": "resnet8", "embedding_dim": 6},
+    "optim": {"lr": 0.1, "schedule": "step", "milestones": [10, 15]},
+    "train": {"epochs": 20, "batch_size": 8},
+}
+STEPS_PER_EPOCH = 100
+
+
+@pytest.fixture(autouse=True)
+def no_data_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DL2PA_DATA", raising=False)
+
+
+@pytest.fixture(scope="session")
+def config_with() -> Callable[..., Config]:
+    """The small configuration with changes: ``config_with({"train.seed": 3})``."""
+
+    def make(changes: Mapping[str, Any] | None = None) -> Config:
+        tree = json.loads(json.dumps(TREE))
+        for key, value in (changes or {}).items():
+            *sections, name = key.split(".")
+            place = tree
+            for section in sections:
+                place = place.setdefault(section, {})
+            place[name] = value
+        return parse_config(tree)
+
+    return make
+
+
+@pytest.fixture
+def make_run(tmp_path: Path, make_runs_in: Callable[[Path], MakeRun]) -> MakeRun:
+    """Makes finished run directories in the test's own folder."""
+    return make_runs_in(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def make_runs_in(config_with: Callable[..., Config]) -> Callable[[Path], MakeRun]:
+    """Makes what makes finished run directories in a folder.
+
+    ``make_run({"train.seed": 1}, last=50.0)`` builds on the small configuration, ``make_run(config)`` on another;
+    further keywords stand in result.json. ``attempts`` are configurations that the attempts began with.
+    """
+
+    def in_folder(folder: Path) -> MakeRun:
+        return functools.partial(_make_run, config_with, folder, [])
+
+    return in_folder
+
+
+def _make_run(
+    config_with: Callable[..., Config],
+    folder: Path,
+    made: list[Path],
+    changes: Mapping[str, Any] | Config | None = None,
+    *,
+    last: float = 50.0,
+    best: float | None = None,
+    name: str | None = None,
+    state: str = "finished",
+    status: Mapping[str, Any] | None = None,
+    attempts: Sequence[Config] = (),
+    steps_per_epoch: int = STEPS_PER_EPOCH,
+    **result: Any,
+) -> Path:
+    config = changes if isinstance(changes, Config) else config_with(changes)
+    run = folder / "runs" / (name or f"run-{len(made):02}")
+    made.append(run)
+    (run / "logs").mkdir(parents=True)
+    (run / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+    whole = config.train.epochs * steps_per_epoch
+    steps = min(whole, config.train.max_steps or whole)
+    told = {
+        "top1_last": last,
+        "top1_best": best if best is not None else last,
+        "ece_last": 3.0,
+        "num_validated": 200,
+        "num_classes": 10,
+        "epochs": steps // steps_per_epoch,
+        "steps": steps,
+        "world_size": 1,
+        **result,
+    }
+    (run / "result.json").write_text(json.dumps(told), encoding="utf-8")
+    standing = {"state": state, "step": steps, "total_steps": steps, "updated": 1000.0 + len(made)}
+    (run / "status.json").write_text(json.dumps({**standing, **(status or {})}), encoding="utf-8")
+    ran_on = {"device": "cpu", "git_commit": "0123456789abcdef", "git_dirty": False}
+    (run / "environment.json").write_text(json.dumps({"attempts": [ran_on]}), encoding="utf-8")
+    (run / "events").mkdir()
+    lines = [_started(number, attempt) for number, attempt in enumerate(attempts or [config], 1)]
+    (run / "events/events.jsonl").write_text("".join(lines), encoding="utf-8")
+    return run
+
+
+def _started(attempt: int, config: Config) -> str:
+    params = {key: str(value) for key, value in flatten(config).items()}
+    return json.dumps({"e": "start", "t": 1, "a": attempt, "run": {}, "params": params, "tags": {}}) + "\n"

@@ -18,6 +18,8 @@ from dl2pa.report.recipe import NEUTRAL
 
 GROUPS = ("head", "medium", "tail")
 """Classes of long-tailed data by their number of training images."""
+_CHANGED = "dl2pa.changed."
+"""Beginning of the tags by which an attempt says what it changed; ``dl2pa.tracking`` writes them."""
 _NO_RUNS_BELOW = {"mlartifacts", "mlruns"}
 
 Percent = Annotated[float, Field(ge=0, le=100)]
@@ -139,23 +141,20 @@ def _with_groups(path: Path) -> dict[str, Any]:
 
 
 def _changed_between_attempts(spool: Path, config: Config) -> tuple[str, ...]:
-    """Keys whose value differs between the attempts' beginnings, those left out that change no result.
+    """Keys that a later attempt began with another value of, those left out that change no result.
 
-    `train.max_steps` only ends a run. `train.epochs` does no more where the schedule does not depend on it.
+    The spool marks them with tags. `train.max_steps` only ends a run; `train.epochs` does no more where the
+    schedule does not depend on it.
     """
     harmless = [*PLACES, *NEUTRAL, "train.max_steps"]
     if config.optim.schedule != "cosine":
         harmless.append("train.epochs")
-    first: dict[str, Any] | None = None
-    changed: set[str] = set()
-    for params in _started_with(spool):
-        first = first if first is not None else params
-        changed |= {k for k in first.keys() | params.keys() if first.get(k) != params.get(k)}
+    changed = {tag.removeprefix(_CHANGED) for tag in _tags_of_attempts(spool) if tag.startswith(_CHANGED)}
     return tuple(sorted(key for key in changed if not key.startswith(tuple(harmless))))
 
 
-def _started_with(spool: Path) -> Iterator[dict[str, Any]]:
-    """The configuration that each attempt recorded when it began."""
+def _tags_of_attempts(spool: Path) -> Iterator[str]:
+    """The names of the tags that the attempts recorded when they began."""
     try:
         lines = spool.read_bytes().splitlines()
     except OSError:
@@ -167,8 +166,8 @@ def _started_with(spool: Path) -> Iterator[dict[str, Any]]:
             event = json.loads(line)
         except ValueError:
             continue
-        if isinstance(event, dict) and event.get("e") == "start" and isinstance(event.get("params"), dict):
-            yield event["params"]
+        if isinstance(event, dict) and event.get("e") == "start" and isinstance(event.get("tags"), dict):
+            yield from event["tags"]
 
 
 def _walk(folder: Path) -> Iterator[Path]:

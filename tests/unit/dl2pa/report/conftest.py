@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from dl2pa.config import Config, dump_config, flatten, parse_config
+from dl2pa.tracking.spool import Spool, ensure_identity
 
 MakeRun = Callable[..., Path]
 TREE: dict[str, Any] = {
@@ -102,12 +103,17 @@ def _make_run(
     (run / "status.json").write_text(json.dumps({**standing, **(status or {})}), encoding="utf-8")
     ran_on = {"device": "cpu", "git_commit": "0123456789abcdef", "git_dirty": False}
     (run / "environment.json").write_text(json.dumps({"attempts": [ran_on]}), encoding="utf-8")
-    (run / "events").mkdir()
-    lines = [_started(number, attempt) for number, attempt in enumerate(attempts or [config], 1)]
-    (run / "events/events.jsonl").write_text("".join(lines), encoding="utf-8")
+    _record_attempts(run, attempts or [config])
     return run
 
 
-def _started(attempt: int, config: Config) -> str:
-    params = {key: str(value) for key, value in flatten(config).items()}
-    return json.dumps({"e": "start", "t": 1, "a": attempt, "run": {}, "params": params, "tags": {}}) + "\n"
+def _record_attempts(run: Path, attempts: Sequence[Config]) -> None:
+    """The spool, as the tracker of each attempt writes it."""
+    identity = ensure_identity(run, "report", run.name)
+    for number, config in enumerate(attempts, 1):
+        spool = Spool(run, number)
+        spool.start(identity, flatten(config), {"seed": str(config.train.seed)})
+        spool.metrics(number, {"train/loss": 1.0})
+        spool.event("end", status="finished", dropped=0)
+        spool.flush()
+        spool.close()

@@ -109,6 +109,7 @@ def test_groups_come_from_the_validation_where_the_result_has_none(make_run: Mak
         ({"train.epochs": 5, "optim.schedule": "cosine"}, ("optim.schedule",)),
         ({"launch.nproc": 2, "tracking.experiment": "x", "train.log_every": 3, "data.root": "/d"}, ()),
         ({"method.match.every_steps": 5, "optim.lr": 0.3}, ("method.match.every_steps", "optim.lr")),
+        ({}, ()),
     ],
 )
 def test_a_recipe_that_an_attempt_changed_midway_is_noticed(
@@ -116,6 +117,11 @@ def test_a_recipe_that_an_attempt_changed_midway_is_noticed(
 ) -> None:
     run = finished(make_run(attempts=[config_with(before), config_with()]))
     assert run.changed == changed
+
+
+def test_a_change_that_was_taken_back_is_noticed(make_run: MakeRun, config_with: Callable[..., Any]) -> None:
+    attempts = [config_with(), config_with({"optim.lr": 0.3}), config_with()]
+    assert finished(make_run(attempts=attempts)).changed == ("optim.lr",)
 
 
 def test_more_epochs_change_a_cosine_schedule(make_run: MakeRun, config_with: Callable[..., Any]) -> None:

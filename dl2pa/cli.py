@@ -45,6 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     train.add_argument("--run-dir", type=_path, metavar="DIR", help="default: runs/<config>-<fingerprint>")
 
     _add_cluster(add)
+    _add_comparison(add)
     evaluate = add("evaluate", "Validate a run's model: exact counts, top-1, top-5, calibration.")
     evaluate.add_argument("run", type=_path, help="run directory")
     evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="for example data.val_root=DIR")
@@ -135,6 +136,26 @@ def _add_cluster(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     cancel = add("cancel", "Stop jobs: save, then end without requeueing.")
     cancel.add_argument("job", nargs="+", type=_text, help="job number, array number or run directory")
     cancel.add_argument("--now", action="store_true", help="end at once, without saving")
+
+
+def _add_comparison(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
+    """Many runs, and what came of them."""
+    report = add("report", "Show finished runs as tables: mean and spread over seeds, last and best.")
+    report.add_argument("run", type=_path, nargs="*", help="run directory")
+    report.add_argument("--all", type=_path, metavar="DIR", help="every run in this folder, at any depth")
+    report.add_argument("--published", action="store_true", help="beside the published tables")
+    report.add_argument(
+        "--tables", type=_path, metavar="FILE", help="other tables than configs/published.yaml"
+    )
+    report.add_argument(
+        "--out", type=_path, metavar="DIR", help="write report.md, report.html and plots there"
+    )
+    report.add_argument(
+        "--mlflow", metavar="EXPERIMENT", help="log them as artifacts of the experiment's run `report`"
+    )
+    report.add_argument(
+        "--uri", help="MLflow server or store; default: MLFLOW_TRACKING_URI, else the runs' own"
+    )
 
 
 def _add_request(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dl2pa.commands.output import note
+from dl2pa.commands.output import note, table
 from dl2pa.errors import EXIT_DONE, EXIT_FAILURE, UserError
 from launcher import jobs, submissions
 from launcher.submissions import Submission
@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(rows), flush=True)  # noqa: T201
     elif rows:
-        _print_table(rows)
+        table([_COLUMNS, *([_texts(row)[c] for c in _COLUMNS] for row in rows)])
     else:
         note("no run was submitted from here")
     if answered and any(row["state"] == "UNKNOWN" for row in rows) and not jobs.has_accounting():
@@ -95,13 +95,6 @@ def _everything() -> list[Submission]:
         if submission is not None:
             found.setdefault(submission.run_dir, submission)
     return list(found.values())
-
-
-def _print_table(rows: list[dict[str, Any]]) -> None:
-    table = [dict(zip(_COLUMNS, _COLUMNS, strict=True)), *(_texts(row) for row in rows)]
-    widths = {c: max(len(line[c]) for line in table) for c in _COLUMNS}
-    lines = ["  ".join(line[c].ljust(widths[c]) for c in _COLUMNS).rstrip() for line in table]
-    print("\n".join(lines), flush=True)  # noqa: T201
 
 
 def _texts(row: dict[str, Any]) -> dict[str, str]:

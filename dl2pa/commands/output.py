@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -21,6 +21,15 @@ def say(result: Mapping[str, Any], as_json: bool, title: str) -> None:
 def note(text: str) -> None:
     """A line for people, on standard error so that it never mixes with a result."""
     print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def table(rows: Sequence[Sequence[str]]) -> None:
+    """Aligned columns, the first row their heads."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
+    print("\n".join(lines), flush=True)  # noqa: T201
 
 
 def _short(value: Any) -> str:

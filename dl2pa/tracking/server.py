@@ -94,10 +94,7 @@ class Server:
     """A connection to one server for one run. Every method may raise whatever MLflow raises."""
 
     def __init__(self, uri: str, identity: Identity, noted_run_id: str | None) -> None:
-        database = _sqlite_file(uri)
-        if database is not None:
-            database.parent.mkdir(parents=True, exist_ok=True)
-        self._client, self._error = _connect(uri)
+        self._client, self._error = connect(uri)
         self.run_id = self._find_or_create_run(uri, identity, noted_run_id)
         self._refused = 0
 
@@ -195,7 +192,7 @@ class Server:
 
     def _find_or_create_run(self, uri: str, identity: Identity, noted: str | None) -> str:
         """The run with our uuid. A search first: a crash or a lost answer may hide one just made."""
-        experiment = self._ensure_experiment(uri, identity.experiment)
+        experiment = ensure_experiment(self._client, uri, identity.experiment)
         run = self._carriers(experiment, identity, noted)
         if run is None and noted is not None:
             run = self._get(noted)
@@ -242,20 +239,27 @@ class Server:
                 return None
             raise
 
-    def _ensure_experiment(self, uri: str, name: str) -> str:
-        experiment = self._client.get_experiment_by_name(name)
-        if experiment is None:
-            try:
-                return str(self._client.create_experiment(name, artifact_location=_artifact_location(uri)))
-            except self._error as error:
-                if self._code(error) != "RESOURCE_ALREADY_EXISTS":
-                    raise
-                experiment = self._client.get_experiment_by_name(name)
-        return str(experiment.experiment_id)
+
+def ensure_experiment(client: Any, uri: str, name: str) -> str:
+    """The id of the experiment, which is made where there is none."""
+    from mlflow.exceptions import MlflowException
+
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        try:
+            return str(client.create_experiment(name, artifact_location=_artifact_location(uri)))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            experiment = client.get_experiment_by_name(name)
+    return str(experiment.experiment_id)
 
 
-def _connect(uri: str) -> tuple[Any, type[Exception]]:
+def connect(uri: str) -> tuple[Any, type[Exception]]:
     """MLflow's client and the class of its errors."""
+    database = _sqlite_file(uri)
+    if database is not None:
+        database.parent.mkdir(parents=True, exist_ok=True)
     with _importing:
         import mlflow
         from mlflow.exceptions import MlflowException

@@ -140,6 +140,37 @@ def _add_cluster(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
 
 def _add_comparison(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     """Many runs, and what came of them."""
+    sweep = add("sweep", "Train many configurations, here or on SLURM; the same command resumes.")
+    sweep.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="CONFIG key=value",
+        help="YAML configuration, or a file with `sweep:`; then overrides for every run",
+    )
+    sweep.add_argument(
+        "--array",
+        action="append",
+        metavar="KEY=VALUES",
+        help="one run a value: train.seed=0..4, optim.lr=0.1,0.2, config=A.yaml,B.yaml; repeated: all combinations",
+    )
+    sweep.add_argument("--seeds", metavar="A..B", help="short for --array train.seed=A..B")
+    sweep.add_argument(
+        "--cells",
+        action="append",
+        metavar="TABLE[:ROW[:COLUMN]]",
+        help="in place of a configuration: what stands for these cells of the published tables",
+    )
+    sweep.add_argument("--parallel", type=int, metavar="K", help="runs at a time on this machine (1)")
+    sweep.add_argument("--run-dir", type=_path, metavar="DIR", help="folder of the runs (runs)")
+    sweep.add_argument(
+        "--tables", type=_path, metavar="FILE", help="other tables than configs/published.yaml"
+    )
+    sweep.add_argument("--dry-run", action="store_true", help="check everything, print what would be started")
+    sweep.add_argument(
+        "--slurm", action="store_true", help="queue the runs as an array, as `dl2pa submit` does"
+    )
+    _add_request(sweep)
+
     report = add("report", "Show finished runs as tables: mean and spread over seeds, last and best.")
     report.add_argument("run", type=_path, nargs="*", help="run directory")
     report.add_argument("--all", type=_path, metavar="DIR", help="every run in this folder, at any depth")

@@ -77,8 +77,10 @@ def submit(planned: Sequence[Job], args: argparse.Namespace, name: str, sweep: s
         folder = _folder_of(planned, name)
         print(slurm.script(request, [_planned(j) for j in planned], folder, f"dl2pa-{name}"))  # noqa: T201
         return
+    if sweep is None and len(planned) > 1:
+        sweep = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     submitted = queue(planned, request, name, sweep)
-    _tell(submitted, planned, args.json)
+    _tell(submitted, planned, sweep, args.json)
     note_duration(planned[0].run_dir, request)
 
 
@@ -213,7 +215,7 @@ def queue(
     """Write the snapshots and queue the jobs.
 
     Args:
-        sweep: the tag that the runs share; by default arrays have one of their own.
+        sweep: the tag that the runs share, if they do.
 
     Raises:
         UserError: somebody else submits the same run, or SLURM refuses.
@@ -221,8 +223,6 @@ def queue(
     from dl2pa.training.environment import code_version
 
     folder = _folder_of(planned, name)
-    if sweep is None and len(planned) > 1:
-        sweep = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     if sweep is not None:
         planned = [_tagged(job, sweep) for job in planned]
     code = code_version()
@@ -288,7 +288,9 @@ def _snapshot(job: Job, code: dict[str, Any]) -> None:
         counter.unlink()
 
 
-def _tell(submitted: Sequence[Submission], planned: Sequence[Job], as_json: bool) -> None:
+def _tell(
+    submitted: Sequence[Submission], planned: Sequence[Job], sweep: str | None, as_json: bool
+) -> None:
     from dl2pa.tracking import redact
 
     shown = [{"job_id": s.job_id, "run_dir": str(s.run_dir), "log": str(s.log)} for s in submitted]
@@ -303,6 +305,8 @@ def _tell(submitted: Sequence[Submission], planned: Sequence[Job], as_json: bool
             "log": str(Path(shown[0]["log"]).parent),
             "jobs": shown,
         }
+    if sweep is not None:
+        result["sweep"] = sweep
     result["mlflow"] = None if spools else redact(uri)
     if as_json:
         say(result, True, "")

@@ -57,7 +57,7 @@ def _plan(args: argparse.Namespace) -> tuple[Config, Path]:
 def _run_here(args: argparse.Namespace, config: Config, run_dir: Path) -> int:
     """This machine's part of the training, which may be all of it; returns the exit code."""
     node = this_node()
-    if _already_finished(config, run_dir):
+    if already_finished(config, run_dir):
         note(f"{run_dir} is finished; for another run give another --run-dir or configuration")
         _report(run_dir, args.json)
         return EXIT_DONE
@@ -209,7 +209,7 @@ def _status(run_dir: Path) -> dict[str, object]:
     return RunDirectory(run_dir).status()
 
 
-def _already_finished(config: Config, run_dir: Path) -> bool:
+def already_finished(config: Config, run_dir: Path) -> bool:
     """Finished, and the configuration asks for nothing beyond what it was finished under."""
     status = _status(run_dir)
     return (

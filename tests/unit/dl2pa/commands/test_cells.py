@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dl2pa.commands.cells import expand_cells, select
+from dl2pa.config.published import Cell, load_published
+from dl2pa.errors import UserError
+
+_, CELLS = load_published(Path(__file__).resolve().parents[4] / "configs/published.yaml")
+
+
+def names(cells: list[Cell]) -> list[tuple[str, str, object]]:
+    return [(cell.table, cell.row, cell.column) for cell in cells]
+
+
+def test_a_table_a_row_a_cell() -> None:
+    assert len(select(CELLS, ["cifar100"])) == 16
+    assert names(select(CELLS, ["cifar100:hpn"])) == [("cifar100", "hpn", d) for d in (10, 25, 50, 100)]
+    assert names(select(CELLS, ["cifar10_lt:dl2pa:0.010"])) == [("cifar10_lt", "dl2pa", 0.01)]
+    assert names(select(CELLS, ["imagenet1k:kasarla"])) == [
+        ("imagenet1k", "kasarla", "resnet50"),
+        ("imagenet1k", "kasarla", "resnet152"),
+    ]
+
+
+def test_several_are_taken_together_each_once_in_the_tables_order() -> None:
+    found = select(CELLS, ["cifar100:dl2pa:10", "cifar100:hpn:25", "cifar100:dl2pa"])
+    assert names(found) == [("cifar100", "hpn", 25), *(("cifar100", "dl2pa", d) for d in (10, 25, 50, 100))]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("cifar", "there is no table 'cifar'.*Known: cifar100, imagenet200"),
+        ("cifar100:dnc", "there is no row 'dnc'.*Known: psc, word2vec, hpn, dl2pa"),
+        ("cifar100:hpn:11", "there is no column '11'.*Known: 10, 25, 50, 100"),
+        ("imagenet1k:psc:resnet101", "there is no column 'resnet101' with a figure.*Known: resnet50, swin_t"),
+        ("cifar100:hpn:x", "there is no column 'x'"),
+        ("cifar100:hpn:10:1", "too many parts"),
+        ("", "there is no table ''"),
+    ],
+)
+def test_a_name_that_no_cell_has_is_refused_with_those_there_are(text: str, words: str) -> None:
+    with pytest.raises(UserError, match=words) as caught:
+        select(CELLS, [text])
+    assert (caught.value.field, caught.value.value) == ("--cells", text)
+
+
+def test_each_cell_runs_its_own_configuration_with_the_users_overrides_and_sweeps() -> None:
+    cells = select(CELLS, ["cifar100:hpn:10", "cifar100:psc:10"])
+    found = expand_cells(cells, ["data.root=/data"], ["train.seed=0..1"])
+    psc, hpn = cells
+    assert [(e.config, e.overrides) for e in found] == [
+        (cell.config, (*cell.overrides, "data.root=/data", f"train.seed={seed}"))
+        for cell in (psc, hpn)
+        for seed in (0, 1)
+    ]
+    assert found[3].swept == ("cifar100:hpn:10", "train.seed=1")
+
+
+def test_what_a_cell_needs_goes_to_it_alone() -> None:
+    cells = select(CELLS, ["cifar100:word2vec:10", "cifar100:hpn:10"])
+    found = expand_cells(cells, ["method.class_vectors=v.npy", "data.root=/data"], [])
+    assert {e.swept[0]: "method.class_vectors=v.npy" in e.overrides for e in found} == {
+        "cifar100:word2vec:10": True,
+        "cifar100:hpn:10": False,
+    }
+    swept = expand_cells(cells, [], ["method.class_vectors=v.npy,w.npy"])
+    assert [e.swept for e in swept] == [
+        ("cifar100:word2vec:10", "method.class_vectors=v.npy"),
+        ("cifar100:word2vec:10", "method.class_vectors=w.npy"),
+        ("cifar100:hpn:10",),
+    ]
+    with pytest.raises(UserError, match="the cell cifar100:word2vec:10 needs it") as caught:
+        expand_cells(cells, ["data.root=/data"], [])
+    assert caught.value.field == "method.class_vectors"
+
+
+def test_too_many_cells_times_seeds_are_refused() -> None:
+    with pytest.raises(UserError, match="more than 1000 runs"):
+        expand_cells(select(CELLS, ["cifar100:hpn", "cifar100:dl2pa"]), [], ["train.seed=0..199"])

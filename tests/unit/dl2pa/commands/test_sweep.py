@@ -1,0 +1,160 @@
+"""What `dl2pa sweep` plans and what it refuses; nothing is trained here."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dl2pa.cli import main
+from dl2pa.config import fingerprint, load_config
+
+TINY: dict[str, Any] = {
+    "data": {"dataset": "synthetic", "num_classes": 5, "synthetic_samples": [64, 20], "image_size": 8},
+    "model": {"backbone": "resnet8", "embedding_dim": 3, "widths": [4, 4, 4]},
+    "train": {"epochs": 2, "batch_size": 8},
+    "launch": {"device": "cpu"},
+}
+Planned = list[tuple[Path, dict[str, str], Path]]
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DL2PA_DATA", raising=False)
+    Path("tiny.yaml").write_text(yaml.safe_dump(TINY))
+    return tmp_path
+
+
+@pytest.fixture
+def plan(capsys: pytest.CaptureFixture[str]) -> Callable[..., Planned]:
+    """What would be started: configuration, overrides and run directory of each."""
+
+    def dry_run(*arguments: str) -> Planned:
+        assert main(["sweep", *arguments, "--dry-run"]) == 0, capsys.readouterr().err
+        found: Planned = []
+        for line in capsys.readouterr().out.splitlines():
+            start, module, program, command, config, *rest = shlex.split(line)
+            assert (start, module, program, command) == (sys.executable, "-m", "dl2pa", "train")
+            *overrides, option, run_dir, as_json = rest
+            assert (option, as_json) == ("--run-dir", "--json")
+            found.append((Path(config), dict(text.split("=", 1) for text in overrides), Path(run_dir)))
+        return found
+
+    return dry_run
+
+
+def test_each_run_is_the_train_command_that_resumes_it(plan: Callable[..., Planned], place: Path) -> None:
+    found = plan("tiny.yaml", "--array", "method.name=dl2pa,hpn", "--seeds", "0..1", "train.epochs=3")
+    swept = [(overrides["method.name"], overrides["train.seed"]) for _, overrides, _ in found]
+    assert swept == [("dl2pa", "0"), ("dl2pa", "1"), ("hpn", "0"), ("hpn", "1")]
+    for config, overrides, run_dir in found:
+        assert (config, overrides["train.epochs"]) == (Path("tiny.yaml"), "3")
+        texts = [f"{key}={value}" for key, value in overrides.items()]
+        name = f"tiny-{fingerprint(load_config('tiny.yaml', texts))}"
+        assert run_dir == place / "runs" / name, "where dl2pa train would put it"
+        assert "launch.threads" not in overrides
+    assert len({overrides["tracking.tags.sweep"] for _, overrides, _ in found}) == 1
+    assert not (place / "runs").exists()
+
+
+def test_the_same_command_gives_the_same_tag_and_another_sweep_another(plan: Callable[..., Planned]) -> None:
+    def tag(*arguments: str) -> str:
+        ((_, overrides, _), *_) = plan("tiny.yaml", *arguments)
+        return json.loads(overrides["tracking.tags.sweep"])
+
+    assert tag("--seeds", "0..1") == tag("--seeds", "0,1", "launch.nproc=1", "--parallel", "2")
+    assert tag("--seeds", "0..1") != tag("--seeds", "0..2")
+    assert tag("--seeds", "0..1").startswith("tiny-")
+    assert tag("--seeds", "0..1", "tracking.tags={sweep: mine}") == "mine"
+
+
+def test_runs_at_a_time_share_the_cores(
+    plan: Callable[..., Planned], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(12)))
+    threads = [
+        overrides["launch.threads"]
+        for _, overrides, _ in plan("tiny.yaml", "--seeds", "0..3", "--parallel", "3")
+    ]
+    assert threads == ["4"] * 4
+    few = plan("tiny.yaml", "--seeds", "0..1", "--parallel", "9", "launch.nproc=2")
+    assert [overrides["launch.threads"] for _, overrides, _ in few] == ["3", "3"]
+    own = plan("tiny.yaml", "--seeds", "0..1", "--parallel", "2", "launch.threads=5")
+    assert [overrides["launch.threads"] for _, overrides, _ in own] == ["5", "5"]
+
+
+def test_a_sweep_file_with_the_command_line_over_it(plan: Callable[..., Planned], place: Path) -> None:
+    (place / "deep").mkdir()
+    (place / "tiny.yaml").rename(place / "deep/tiny.yaml")
+    tree = {
+        "config": "tiny.yaml",
+        "seeds": "0..2",
+        "array": {"optim.lr": [0.1, 0.2]},
+        "overrides": {"train.epochs": 3},
+    }
+    (place / "deep/all.yaml").write_text(yaml.safe_dump({"sweep": tree}))
+    found = plan("deep/all.yaml", "--seeds", "7", "train.epochs=4", "--array", "method.name=dl2pa,hpn")
+    assert [config for config, _, _ in found] == [Path("deep/tiny.yaml")] * 4
+    told = [
+        [o[key] for key in ("method.name", "optim.lr", "train.seed", "train.epochs")] for _, o, _ in found
+    ]
+    assert told == [[m, lr, "7", "4"] for m in ("dl2pa", "hpn") for lr in ("0.1", "0.2")]
+    assert json.loads(found[0][1]["tracking.tags.sweep"]).startswith("all-")
+
+
+def test_cells_of_a_table(plan: Callable[..., Planned], place: Path) -> None:
+    row = {"top1": [1.0, 2.0], "config": "tiny.yaml", "overrides": ["model.embedding_dim={column}"]}
+    rows = {"dl2pa": row, "hpn": {**row, "overrides": [*row["overrides"], "method.name=hpn"]}}
+    table = {"title": "Small", "column": "d", "columns": [2, 3], "rows": rows}
+    (place / "p.yaml").write_text(yaml.safe_dump({"source": "us", "tables": {"small": table}}))
+    found = plan("--tables", "p.yaml", "--cells", "small:hpn", "--cells", "small:dl2pa:3", "--seeds", "4")
+    told = [(o["model.embedding_dim"], o.get("method.name"), o["train.seed"]) for _, o, _ in found]
+    assert told == [("3", None, "4"), ("2", "hpn", "4"), ("3", "hpn", "4")]
+    assert json.loads(found[0][1]["tracking.tags.sweep"]).startswith("small-")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        ([], "config"),
+        (["tiny.yaml", "other.yaml"], "config"),
+        (["gone.yaml"], "config"),
+        (["tiny.yaml", "--cells", "cifar100"], "config"),
+        (["train.epochs=3"], "config"),
+        (["--cells", "cifar"], "--cells"),
+        (["--cells", "cifar100:hpn"], "data.root"),
+        (["--cells", "cifar100:word2vec"], "method.class_vectors"),
+        (["tiny.yaml", "--tables", "x.yaml"], "--tables"),
+        (["--cells", "small", "--tables", "gone.yaml"], "config"),
+        (["tiny.yaml", "--parallel", "0"], "--parallel"),
+        (["tiny.yaml", "--seeds", "x"], "train.seed"),
+        (["tiny.yaml", "--seeds", ""], "--array"),
+        (["tiny.yaml", "--seeds", "1,1"], "--array"),
+        (["tiny.yaml", "--array", "optim.lr"], "--array"),
+        (["tiny.yaml", "--array", "optim.lrr=1,2"], "optim.lrr"),
+        (["tiny.yaml", "--array", "train.batch_size=8,100"], "train.batch_size"),
+        (["tiny.yaml", "--array", "data.dataset=synthetic,imagefolder"], "data.root"),
+        (["tiny.yaml", "--nodes", "2"], "--nodes"),
+        (["tiny.yaml", "--cpus-per-gpu", "2"], "--cpus-per-gpu"),
+        (["tiny.yaml", "--slurm", "--parallel", "2"], "--parallel"),
+        (["tiny.yaml", "--run-dir", "tiny.yaml/runs"], "--run-dir"),
+        (["tiny.yaml", "--frobnicate"], "command line"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_wrong_input_is_told_before_anything_starts(
+    arguments: list[str], field: str, capsys: pytest.CaptureFixture[str], place: Path
+) -> None:
+    assert main(["sweep", *arguments, "--json"]) == 2
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])["error"]
+    assert told["field"] == field
+    assert told["message"] and told["remedy"]
+    assert not (place / "runs").exists()

@@ -1,0 +1,113 @@
+"""`dl2pa sweep --slurm` against a stand-in for sbatch: what it hands over. tests/integration/slurm has the real one."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dl2pa.cli import main
+from dl2pa.config import fingerprint, load_config
+
+SBATCH = """#!/bin/sh
+case "$1" in
+  --test-only) cat > /dev/null;;
+  *) cp "$1" "$FOLDER/submitted"; echo "Submitted batch job 77";;
+esac
+"""
+COMMAND = ["sweep", "tiny.yaml", "--array", "method.name=dl2pa,hpn", "--seeds", "0..1", "--slurm", "--json"]
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    tree: dict[str, Any] = {
+        "data": {"dataset": "synthetic", "num_classes": 5, "synthetic_samples": [64, 20], "image_size": 8},
+        "model": {"backbone": "resnet8", "embedding_dim": 3, "widths": [4, 4, 4]},
+        "train": {"epochs": 2, "batch_size": 8},
+        "launch": {"device": "cpu"},
+    }
+    monkeypatch.chdir(tmp_path)
+    Path("tiny.yaml").write_text(yaml.safe_dump(tree))
+    (tmp_path / "bin").mkdir()
+    for name, text in (("sbatch", SBATCH), ("squeue", "#!/bin/sh\n")):
+        (tmp_path / "bin" / name).write_text(text)
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("FOLDER", str(tmp_path))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    return tmp_path
+
+
+def told(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_the_runs_are_one_array_with_one_tag_in_the_directories_of_a_local_sweep(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    request = ["--gpus-per-node", "0", "--partition", "cpu", "--time", "30"]
+    assert main([*COMMAND, *request]) == 0
+    result = told(capsys)
+    assert result["job_id"] == "77"
+    assert [job["job_id"] for job in result["jobs"]] == [f"77_{k}" for k in range(4)]
+    script = (place / "submitted").read_text()
+    assert "#SBATCH --array=0-3" in script and "#SBATCH --partition=cpu" in script
+    tags: set[str] = set()
+    for job, (method, seed) in zip(
+        result["jobs"], [(m, s) for m in ("dl2pa", "hpn") for s in (0, 1)], strict=True
+    ):
+        overrides = [f"method.name={method}", f"train.seed={seed}"]
+        name = f"tiny-{fingerprint(load_config('tiny.yaml', overrides))}"
+        assert job["run_dir"] == str(place / "runs" / name)
+        assert job["run_dir"] in script
+        snapshot = load_config(Path(job["run_dir"]) / "slurm/config.yaml")
+        assert (snapshot.method.name, snapshot.train.seed) == (method, seed)
+        tags.add(snapshot.tracking.tags["sweep"])
+    assert tags == {result["sweep"]}
+    assert re.fullmatch(r"tiny-[0-9a-f]{8}", result["sweep"])
+    assert main([*COMMAND[:-2], "--dry-run"]) == 0
+    assert f'tracking.tags.sweep="{result["sweep"]}"' in capsys.readouterr().out, (
+        "the tag of the same local sweep"
+    )
+
+
+def finish(place: Path, method: str, seed: int) -> None:
+    config = load_config("tiny.yaml", [f"method.name={method}", f"train.seed={seed}"])
+    run = place / "runs" / f"tiny-{fingerprint(config)}"
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "model.safetensors").touch()
+    status = {"state": "finished", "fingerprint": fingerprint(config)}
+    (run / "status.json").write_text(json.dumps(status), encoding="utf-8")
+
+
+def test_finished_runs_are_left_out(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    finish(place, "dl2pa", 0)
+    assert main([*COMMAND, "--gpus-per-node", "0"]) == 0
+    result = told(capsys)
+    assert len(result["jobs"]) == 3
+    assert "#SBATCH --array=0-2" in (place / "submitted").read_text()
+    (place / "submitted").unlink()
+    for method, seed in (("dl2pa", 1), ("hpn", 0), ("hpn", 1)):
+        finish(place, method, seed)
+    assert main([*COMMAND, "--gpus-per-node", "0"]) == 0
+    assert told(capsys) == {"sweep": result["sweep"], "jobs": []}
+    assert not (place / "submitted").exists()
+
+
+def test_submit_itself_gives_an_array_a_tag_and_a_single_run_none(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["submit", "tiny.yaml", "--array", "train.seed=0..1", "--gpus-per-node", "0", "--json"]) == 0
+    array = told(capsys)
+    tags = [load_config(Path(job["run_dir"]) / "slurm/config.yaml").tracking.tags for job in array["jobs"]]
+    assert tags == [{"sweep": array["sweep"]}] * 2
+    assert re.fullmatch(r"tiny-\d{8}-\d{6}", array["sweep"])
+    assert main(["submit", "tiny.yaml", "--run-dir", "one", "--gpus-per-node", "0", "--json"]) == 0
+    single = told(capsys)
+    assert (single["run_dir"], "sweep" in single) == (str(place / "one"), False)
+    assert load_config("one/slurm/config.yaml").tracking.tags == {}

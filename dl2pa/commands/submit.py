@@ -288,9 +288,7 @@ def _snapshot(job: Job, code: dict[str, Any]) -> None:
         counter.unlink()
 
 
-def _tell(
-    submitted: Sequence[Submission], planned: Sequence[Job], sweep: str | None, as_json: bool
-) -> None:
+def _tell(submitted: Sequence[Submission], planned: Sequence[Job], sweep: str | None, as_json: bool) -> None:
     from dl2pa.tracking import redact
 
     shown = [{"job_id": s.job_id, "run_dir": str(s.run_dir), "log": str(s.log)} for s in submitted]

@@ -23,7 +23,7 @@ from dl2pa.config import Config, fingerprint, load_config
 from dl2pa.config.published import load_published, published_file
 from dl2pa.config.sweep import Sweep, is_sweep, load_sweep
 from dl2pa.errors import EXIT_DONE, EXIT_FAILURE, EXIT_STOPPED, UserError
-from dl2pa.orphans import PARENT_VARIABLE
+from dl2pa.launched import PARENT_VARIABLE
 from launcher.pool import CANNOT_START, Pool, Task
 
 _OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")

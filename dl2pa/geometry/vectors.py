@@ -10,6 +10,7 @@ from dl2pa.errors import UserError
 from dl2pa.geometry.certificate import nearest_cosines
 
 _SAME = 1.0 - 1e-9
+_NOTHING = 1e-6
 
 
 def principal_directions(vectors_ck: Tensor, dim: int) -> Tensor:
@@ -18,10 +19,7 @@ def principal_directions(vectors_ck: Tensor, dim: int) -> Tensor:
     The vectors are centred, projected on their d leading principal components and scaled to length 1. With fewer
     than d components the rest of the coordinates are zero. A vector equal to the mean gives a zero row.
     """
-    centred = vectors_ck.double() - vectors_ck.double().mean(dim=0)
-    left, values, _ = torch.linalg.svd(centred, full_matrices=False)
-    reduced = F.pad((left * values)[:, :dim], (0, max(0, dim - len(values))))
-    return F.normalize(reduced, dim=1)
+    return F.normalize(_principal_part(vectors_ck, dim), dim=1)
 
 
 def prototypes_from_vectors(vectors_ck: Tensor, dim: int) -> Tensor:
@@ -30,9 +28,10 @@ def prototypes_from_vectors(vectors_ck: Tensor, dim: int) -> Tensor:
     Raises:
         UserError: two classes would share a prototype, or one would have none.
     """
-    rows = principal_directions(vectors_ck, dim)
+    part = _principal_part(vectors_ck, dim)
+    rows, lengths = F.normalize(part, dim=1), part.norm(dim=1)
     remedy = "Give class vectors that tell all classes apart, or a larger model.embedding_dim."
-    lost = (rows.norm(dim=1) < 0.5).nonzero().flatten().tolist()
+    lost = (lengths <= _NOTHING * lengths.max()).nonzero().flatten().tolist()
     if lost:
         message = (
             f"the vector of class {lost[0]} is the mean of all: reduced to d = {dim} nothing is left of it"
@@ -44,3 +43,10 @@ def prototypes_from_vectors(vectors_ck: Tensor, dim: int) -> Tensor:
         message = f"the vectors of classes {twins[0]} and {other} coincide when reduced to d = {dim}"
         raise UserError("method.class_vectors", f"{len(rows)} vectors", message, remedy)
     return rows.float()
+
+
+def _principal_part(vectors_ck: Tensor, dim: int) -> Tensor:
+    """Coordinates along the d leading principal components, float64 [C, d], the largest variance first."""
+    centred = vectors_ck.double() - vectors_ck.double().mean(dim=0)
+    left, values, _ = torch.linalg.svd(centred, full_matrices=False)
+    return F.pad((left * values)[:, :dim], (0, max(0, dim - len(values))))

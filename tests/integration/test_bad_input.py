@@ -42,6 +42,11 @@ def _prototypes(places: Places, points: Any) -> list[object]:
     return training(f"method.prototypes={places.folder / 'points.npy'}")(places)
 
 
+def _class_vectors(places: Places, vectors: Any) -> list[object]:
+    np.save(places.folder / "vectors.npy", vectors)
+    return training("method.name=word2vec", f"method.class_vectors={places.folder / 'vectors.npy'}")(places)
+
+
 def _damaged_prototypes(places: Places) -> list[object]:
     file = places.file("points.safetensors", b"\x08" + bytes(30))
     return training(f"method.prototypes={file}")(places)
@@ -101,6 +106,25 @@ ROWS: dict[str, tuple[Command, str, str, str]] = {
         "method.class_vectors",
         "/no.npy",
         "",
+    ),
+    "word2vec without vectors": (training("method.name=word2vec"), "method.class_vectors", "", ".npy"),
+    "word2vec of classes alike": (
+        lambda p: _class_vectors(p, np.ones((10, 4), dtype=np.float32)),
+        "method.class_vectors",
+        "",
+        "tell all classes apart",
+    ),
+    "no room for kasarla's simplex": (
+        training("method.name=kasarla", "model.embedding_dim=8"),
+        "model.embedding_dim",
+        "8",
+        "model.embedding_dim=9",
+    ),
+    "more orthonormal rows than dimensions": (
+        training("method.name=goto", "model.embedding_dim=3"),
+        "method.sub_prototypes",
+        "4",
+        "at most 3",
     ),
     "missing config": (lambda p: ["train", p.folder / "none.yaml"], "config", "none.yaml", "YAML"),
     "broken YAML": (

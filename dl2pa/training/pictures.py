@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 _MOST_CLASSES = 1000
 """More are not told apart in a picture of this size."""
 _MOST_NAMES = 60
+_MOST_TICKS = 20
 Order = NDArray[np.int64]
 
 
@@ -95,41 +96,48 @@ def draw_flow(
     method: PrototypeMethod,
     classes: Sequence[str],
 ) -> Path:
-    """Each label's way from prototype to prototype, matching by matching; below, how many moved and by what margin."""
+    """Each label's way from prototype to prototype, one column a matching that moved any; below, over all epochs, how
+    many moved and by what margin."""
     from matplotlib.figure import Figure
 
     order = _alike_together(_unit_rows(method.prototypes))
     place = np.empty_like(order)
     place[order] = np.arange(len(order))
-    epochs = np.array([0.0, *(record["epoch"] for record in records)])
+    epochs = [0.0, *(record["epoch"] for record in records)]
+    moves = (history[1:] != history[:-1]).any(axis=1)
+    columns = [0, *(np.flatnonzero(moves) + 1).tolist()]
+    ways = place[history[columns]]
+    restless = (ways != ways[0]).any(axis=0)
     figure = Figure(figsize=(10, 8), layout="constrained")
-    flow, moved = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
-    ways = place[history]
-    restless = (history[1:] != history[:-1]).any(axis=0)
+    flow, moved = figure.subplots(2, 1, height_ratios=[4, 1])
     for label in np.argsort(restless, kind="stable"):
         colour = f"C{label % 10}" if restless[label] else "0.85"
-        flow.plot(
-            epochs, ways[:, label], color=colour, linewidth=1.2 if len(classes) <= 100 else 0.5, alpha=0.8
-        )
+        flow.plot(ways[:, label], color=colour, linewidth=1.2 if len(classes) <= 100 else 0.4, alpha=0.8)
+    shown = range(0, len(columns), 1 + len(columns) // _MOST_TICKS)
+    flow.set_xticks(shown, [f"{epochs[columns[i]]:.4g}" for i in shown])
+    flow.set_xlabel("epoch of each matching that moved labels")
     flow.set_ylabel("prototype, neighbours together")
     flow.set_title(
         f"labels on prototypes: {int(restless.sum())} of {len(classes)} labels ever moved", fontsize=10
     )
     if len(classes) <= _MOST_NAMES:
-        flow.set_yticks(ways[-1], classes, fontsize=6)
+        by_place = np.argsort(ways[-1])
+        flow.set_yticks(range(len(classes)), [classes[int(c)] for c in by_place], fontsize=6)
         flow.yaxis.tick_right()
-    moved.plot(
-        epochs[1:], [record["moved"] for record in records], "k.-", linewidth=0.8, label="labels moved"
-    )
-    moved.set_ylabel("labels moved")
-    moved.set_xlabel("epoch")
-    margins = [record.get("margin") for record in records]
-    if any(margin for margin in margins):
-        beside = moved.twinx()
-        beside.semilogy(epochs[1:], [margin or np.nan for margin in margins], "C1.-", linewidth=0.8)
-        beside.set_ylabel("margin to the second best", color="C1")
+    _draw_matchings(moved, epochs[1:], records)
     figure.savefig(path, dpi=110)
     return path
+
+
+def _draw_matchings(axes: Any, epochs: Sequence[float], records: Sequence[dict[str, Any]]) -> None:
+    axes.plot(epochs, [record["moved"] for record in records], "k.-", linewidth=0.8, markersize=3)
+    axes.set_ylabel("labels moved")
+    axes.set_xlabel("epoch")
+    margins = [record.get("margin") or np.nan for record in records]
+    if np.isfinite(margins).any():
+        beside = axes.twinx()
+        beside.semilogy(epochs, margins, "C1.-", linewidth=0.8, markersize=3)
+        beside.set_ylabel("margin to the second best", color="C1")
 
 
 def _unit_rows(rows: torch.Tensor) -> NDArray[np.float64]:

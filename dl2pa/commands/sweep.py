@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
         return EXIT_DONE
     _check_writable(folder)
     outcomes = {p.run_dir: Outcome(p, "finished") for p in planned}
-    pool = Pool(_places([p.config for p in pending], at_once))
+    pool = Pool(places([p.config for p in pending], at_once))
     outcomes.update(_run(pool, pending, tasks))
     return _tell([outcomes[p.run_dir] for p in planned], tag, pool.stopping, args.json)
 
@@ -170,8 +170,8 @@ def _task(planned: Planned, tag: str, at_once: int) -> Task:
     return Task(command, planned.log, {PARENT_VARIABLE: str(os.getpid())})
 
 
-def _places(configs: Sequence[Config], at_once: int) -> list[dict[str, str]]:
-    """The environment of each of the places: runs of one process are dealt out over the GPUs."""
+def places(configs: Sequence[Config], at_once: int) -> list[dict[str, str]]:
+    """What the environment has in each of the places where runs go: those of one process are dealt out over the GPUs."""
     if any(config.launch.nproc > 1 for config in configs) or all(c.launch.device == "cpu" for c in configs):
         return [{}] * at_once
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")

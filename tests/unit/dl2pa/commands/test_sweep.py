@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from dl2pa.cli import main
+from dl2pa.commands.sweep import places
 from dl2pa.config import fingerprint, load_config
 
 TINY: dict[str, Any] = {
@@ -89,6 +90,25 @@ def test_runs_at_a_time_share_the_cores(
     assert [overrides["launch.threads"] for _, overrides, _ in few] == ["3", "3"]
     own = plan("tiny.yaml", "--seeds", "0..1", "--parallel", "2", "launch.threads=5")
     assert [overrides["launch.threads"] for _, overrides, _ in own] == ["5", "5"]
+
+
+@pytest.mark.parametrize(
+    ("visible", "overrides", "expected"),
+    [
+        ("4,5,7", [], ["4", "5", "7", "4"]),
+        ("GPU-aa,GPU-bb", ["launch.device=cuda"], ["GPU-aa", "GPU-bb", "GPU-aa", "GPU-bb"]),
+        ("4", [], [None] * 4),
+        ("", [], [None] * 4),
+        ("4,5", ["launch.device=cpu"], [None] * 4),
+        ("4,5", ["launch.nproc=2"], [None] * 4),
+    ],
+)
+def test_runs_of_one_process_are_dealt_out_over_the_gpus(
+    visible: str, overrides: list[str], expected: list[str | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    configs = [load_config("tiny.yaml", ["launch.device=auto", *overrides])] * 6
+    assert [place.get("CUDA_VISIBLE_DEVICES") for place in places(configs, 4)] == expected
 
 
 def test_a_sweep_file_with_the_command_line_over_it(plan: Callable[..., Planned], place: Path) -> None:

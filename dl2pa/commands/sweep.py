@@ -171,7 +171,7 @@ def _task(planned: Planned, tag: str, at_once: int) -> Task:
 
 
 def places(configs: Sequence[Config], at_once: int) -> list[dict[str, str]]:
-    """What the environment has in each of the places where runs go: those of one process are dealt out over the GPUs."""
+    """The environment of each place that a run can take: runs of one process are dealt out over the GPUs."""
     if any(config.launch.nproc > 1 for config in configs) or all(c.launch.device == "cpu" for c in configs):
         return [{}] * at_once
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")

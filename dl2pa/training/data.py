@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,12 +16,13 @@ from dl2pa.errors import UserError
 from dl2pa.training.processes import World
 from pipelines.batch import Pipeline
 from pipelines.build import Dataset, SyntheticDataset, build_pipeline, num_samples
-from pipelines.datasets import ArrayDataset, check_num_classes, open_dataset
+from pipelines.datasets import ArrayDataset, check_num_classes, has_digits, open_dataset
 from pipelines.longtail import Group, class_groups
 from pipelines.order import EvalOrder, TrainOrder
 from pipelines.recipe import Recipe
 
-DIGITS_ROOT = Path("data/digits")
+DIGITS_ROOTS = (Path("data/digits"), Path("runs/digits"))
+"""Where the digits go without `data.root`: beside the runs where data/ cannot be written, as in the image."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,22 @@ def open_split(config: Config, split: Literal["train", "val"]) -> Dataset:
         assert data.num_classes is not None, "checked with the loader"
         count = data.synthetic_samples[0 if split == "train" else 1]
         return SyntheticDataset(count, tuple(str(c) for c in range(data.num_classes)))
-    root = Path(data.root) if data.root else DIGITS_ROOT if data.dataset == "digits" else None
+    root = Path(data.root) if data.root else _digits_root() if data.dataset == "digits" else None
     val_root = Path(data.val_root) if data.val_root else None
     dataset = open_dataset(data.dataset, root, val_root, data.classes, split, data.imbalance)
     check_num_classes(dataset, data.num_classes)
     return dataset
+
+
+def _digits_root() -> Path:
+    """Where the digits are, else the first place where they can be written, else the usual one."""
+    there = next((root for root in DIGITS_ROOTS if has_digits(root)), None)
+    return there or next((root for root in DIGITS_ROOTS if _can_be_made(root)), DIGITS_ROOTS[0])
+
+
+def _can_be_made(folder: Path) -> bool:
+    above = next(parent for parent in folder.absolute().parents if parent.exists())
+    return os.access(above, os.W_OK | os.X_OK)
 
 
 def open_data(config: Config, world_size: int) -> DataSplits:

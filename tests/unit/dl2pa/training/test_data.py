@@ -75,3 +75,18 @@ def test_a_folder_with_a_tail_of_its_own_has_groups(digits: Path, tmp_path: Path
     splits = open_data(config(tmp_path, data={"dataset": "imagefolder"}), 1)
     assert train_counts(splits)[:2] == [130, 65]
     assert splits.groups == ("head", *["medium"] * 5, *["tail"] * 4)
+
+
+def test_digits_lie_beside_the_runs_where_data_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in the image: / is read-only, /runs is a volume."""
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    unset = parse_config(SMALL)
+    with monkeypatch.context() as read_only:
+        read_only.setattr("os.access", lambda path, mode: Path(path) != tmp_path)
+        open_data(unset, 1)
+        assert (tmp_path / "runs/digits/train").is_dir() and not (tmp_path / "data").exists()
+    open_data(unset, 1)
+    assert not (tmp_path / "data").exists(), "written again beside what was there"

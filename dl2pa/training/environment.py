@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from dl2pa import __version__
+from dl2pa.image import image_revision
 from dl2pa.tracking import redact
 from dl2pa.training.processes import World
 
@@ -39,7 +40,7 @@ def describe_environment(world: World) -> dict[str, Any]:
         "world_size": world.size,
         "threads": world.threads,
         "command": redact(" ".join(sys.argv)),
-        "git_commit": _git("rev-parse", "HEAD"),
+        "git_commit": _commit(),
         "git_dirty": bool(_git("status", "--porcelain")),
         **slurm,
     }
@@ -51,9 +52,8 @@ def bitwise_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str
 
 
 def code_version() -> dict[str, Any]:
-    """Commit and uncommitted changes of the program, where it runs from a repository; else its version alone."""
-    commit = _git("rev-parse", "HEAD")
-    return {"version": __version__, "git_commit": commit, "diff": _git("diff", "HEAD") if commit else None}
+    """Commit and uncommitted changes of the program, where it runs from a repository or an image of one."""
+    return {"version": __version__, "git_commit": _commit(), "diff": _git("diff", "HEAD")}
 
 
 def _version(package: str) -> str | None:
@@ -69,6 +69,11 @@ def _processor() -> str:
     except OSError:
         return platform.processor()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+
+
+def _commit() -> str | None:
+    """The repository's commit, else the one the image was built from; None where neither is known."""
+    return _git("rev-parse", "HEAD") or image_revision()
 
 
 def _git(*arguments: str) -> str | None:

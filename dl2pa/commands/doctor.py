@@ -17,6 +17,7 @@ from dl2pa.commands import cluster_health
 from dl2pa.commands.finding import Finding, server_health
 from dl2pa.commands.output import say
 from dl2pa.errors import EXIT_DONE, EXIT_FAILURE
+from dl2pa.image import inside_image
 
 
 def run(args: argparse.Namespace) -> int:
@@ -26,7 +27,9 @@ def run(args: argparse.Namespace) -> int:
         _devices,
         _dali,
         _memory,
+        _scratch,
         _write_access,
+        *([_run_volume] if inside_image() else []),
         _data,
         _mlflow,
     ]
@@ -44,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
     return EXIT_FAILURE if broken else EXIT_DONE
 
 
+_DRIVER = Path("/proc/driver/nvidia/version")
 _PACKAGES = (
     ("torch", "torch", True),
     ("torchvision", "torchvision", True),
@@ -81,13 +85,27 @@ def _package(name: str, module: str, needed: bool) -> Callable[[], Finding]:
 
 
 def _devices() -> Finding:
+    """Whether every GPU that is visible computes: one too old or too new for this torch shows only then."""
     import torch
 
+    cores = f"{len(os.sched_getaffinity(0))} CPU cores"
     if not torch.cuda.is_available():
+        if _DRIVER.exists():
+            seen = f"none visible, though this host has NVIDIA's driver; {cores}"
+            remedy = f"docker run --gpus all, apptainer --nv; or the driver is too old for CUDA {torch.version.cuda}."
+            return Finding("gpu", False, seen, remedy, needed=False)
         remedy = "Fine for small data; otherwise check the driver with nvidia-smi."
-        return Finding("gpu", False, f"none; {len(os.sched_getaffinity(0))} CPU cores", remedy, needed=False)
-    names = {torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
-    return Finding("gpu", True, f"{torch.cuda.device_count()} x {', '.join(sorted(names))}")
+        return Finding("gpu", False, f"none; {cores}", remedy, needed=False)
+    names: list[str] = []
+    for index in range(torch.cuda.device_count()):
+        name = torch.cuda.get_device_name(index)
+        names.append(name)
+        try:
+            torch.ones(2, device=f"cuda:{index}").sum().item()
+        except RuntimeError as error:
+            said = str(error).splitlines()[0]
+            return Finding("gpu", False, f"number {index}, {name}: {said}", "See nvidia-smi.", needed=False)
+    return Finding("gpu", True, f"{len(names)} x {', '.join(sorted(set(names)))}")
 
 
 def _dali() -> Finding:
@@ -114,32 +132,61 @@ def _dali() -> Finding:
 
 
 def _memory() -> Finding:
-    shm = shutil.disk_usage("/dev/shm")
-    ok = shm.total >= 1 << 30
-    return Finding(
-        "/dev/shm", ok, f"{shm.total / 2**30:.1f} GiB", "In a container give --shm-size=8g.", False
-    )
+    """Processes of one machine exchange gradients through it; a container's default is 64 MiB."""
+    try:
+        size = shutil.disk_usage("/dev/shm").total
+    except OSError as error:
+        size, seen = 0, str(error.strerror)
+    else:
+        seen = f"{size / 2**30:.1f} GiB"
+    return Finding("/dev/shm", size >= 1 << 30, seen, "In a container give --shm-size=8g.", False)
+
+
+def _scratch() -> Finding:
+    """A place for temporary files, which torchrun needs."""
+    try:
+        return Finding("scratch", True, tempfile.gettempdir())
+    except FileNotFoundError:
+        remedy = "In a container give --tmpfs /tmp; elsewhere set TMPDIR."
+        return Finding("scratch", False, "no temporary folder can be written", remedy)
 
 
 def _write_access() -> Finding:
-    folder = Path("runs") if Path("runs").is_dir() else Path()
+    folder = _run_folder()
     try:
         with tempfile.NamedTemporaryFile(dir=folder):
             free = shutil.disk_usage(folder).free / 2**30
     except OSError as error:
-        return Finding(
-            "write access", False, f"{folder.absolute()}: {error.strerror}", "Choose another --run-dir."
-        )
+        remedy = "Choose another --run-dir"
+        if inside_image():
+            remedy += ', or run as the folder\'s owner: docker run --user "$(id -u):$(id -g)"'
+        return Finding("write access", False, f"{folder.absolute()}: {error.strerror}", f"{remedy}.")
     return Finding("write access", True, f"{folder.absolute()}, {free:.0f} GiB free")
+
+
+def _run_volume() -> Finding:
+    """Whether the runs outlive the container."""
+    folder = _run_folder().absolute()
+    if folder.stat().st_dev != Path("/").stat().st_dev:
+        return Finding("run volume", True, f"{folder} is mounted")
+    seen = f"{folder} is part of the container and ends with it"
+    return Finding("run volume", False, seen, "docker run -v DIR:/runs", needed=False)
+
+
+def _run_folder() -> Path:
+    return Path("runs") if Path("runs").is_dir() else Path()
 
 
 def _data() -> Finding:
     root = os.environ.get("DL2PA_DATA")
     if not root:
         return Finding("DL2PA_DATA", False, "not set", "Set it, or data.root in the configuration.", False)
-    return Finding(
-        "DL2PA_DATA", Path(root).is_dir(), root, "The folder does not exist: mount or create it.", False
-    )
+    mount = "docker run -v DIR:/data:ro" if inside_image() else "mount or create it"
+    try:
+        empty = next(os.scandir(root), None) is None
+    except OSError as error:
+        return Finding("DL2PA_DATA", False, f"{root}: {error.strerror}", f"Make it readable: {mount}.", False)
+    return Finding("DL2PA_DATA", not empty, f"{root}{' is empty' * empty}", f"Fill it: {mount}.", False)
 
 
 def _mlflow() -> Finding:

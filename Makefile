@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup quickstart test lint bench slurm-demo clean
+.PHONY: setup quickstart test lint bench slurm-demo image docker-test clean
 
 setup: $(READY)
 
@@ -26,6 +26,15 @@ slurm-demo: setup
 	  && $(BIN)/dl2pa logs $$job --follow && $(BIN)/dl2pa jobs $$job && $(BIN)/dl2pa sync build/slurm/quickstart; \
 	  status=$$?; slurm/testcluster down build/slurm; exit $$status
 
+# The container image, by docker or whatever stands in for it (make image ENGINE=podman).
+ENGINE := docker
+image:
+	$(ENGINE) build --build-arg REVISION=$$(git rev-parse HEAD)$$(git diff --quiet HEAD || echo +) --tag dl2pa .
+
+# The same without an engine, as root on a Debian: built, and run as a nameless user on a read-only file system.
+docker-test: setup
+	docker/build-test build/docker
+
 test: setup
 	$(BIN)/python -m pytest
 
@@ -33,6 +42,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/hadolint Dockerfile
 
 bench: setup
 	$(BIN)/dl2pa bench matching

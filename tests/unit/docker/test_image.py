@@ -1,0 +1,79 @@
+"""What can go wrong between the image and the rest of the repository; docker/build-test builds and runs it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import tomllib
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[3]
+COMPOSE = ROOT / "docker/compose.yaml"
+
+
+def instructions() -> Iterator[list[str]]:
+    """The Dockerfile's instructions as words, continuation lines joined."""
+    text = re.sub(r"^\s*#.*\n", "", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE)
+    for line in text.replace("\\\n", " ").splitlines():
+        if line.strip():
+            yield line.split()
+
+
+def copied() -> set[str]:
+    """What the Dockerfile copies out of the repository."""
+    found: set[str] = set()
+    for name, *words in instructions():
+        if name == "COPY" and not any(word.startswith("--from") for word in words):
+            found |= {word for word in words[:-1] if not word.startswith("--")}
+    return found
+
+
+def let_in() -> set[str]:
+    """What .dockerignore sends to the builder."""
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    return {line.removeprefix("!") for line in lines if line.startswith("!")}
+
+
+def service(name: str) -> dict[str, Any]:
+    return yaml.safe_load(COMPOSE.read_text())["services"][name]
+
+
+def test_what_the_image_copies_exists_and_reaches_the_builder() -> None:
+    assert {source for source in copied() if not (ROOT / source).exists()} == set()
+    assert copied() == let_in()
+
+
+def test_every_package_that_is_installed_is_in_the_image() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    patterns = settings["tool"]["setuptools"]["packages"]["find"]["include"]
+    packages = {
+        f.parent.name for f in ROOT.glob("*/__init__.py") if any(fnmatch(f.parent.name, p) for p in patterns)
+    }
+    assert packages and packages <= copied()
+
+
+def test_compose_trains_configurations_that_exist_on_a_server_that_answers_to_its_name() -> None:
+    for name in ("train", "train-gpu"):
+        command = service(name)["command"]
+        config = re.search(r"\$\{CONFIG:-(.*?)\}", command)
+        assert config is not None and (ROOT / config[1]).is_file(), command
+        address = service(name)["environment"]["MLFLOW_TRACKING_URI"]
+        assert address == "http://tracking:5000"  # the name docker/tracking-server answers to
+    assert "for name in tracking " in (ROOT / "docker/tracking-server").read_text()
+    targets = {words[-1] for name, *words in instructions() if name == "FROM"}
+    assert service("tracking")["build"]["target"] in targets
+
+
+@pytest.mark.skipif(shutil.which("docker-compose") is None, reason="docker-compose is not installed")
+@pytest.mark.parametrize("profile", [[], ["--profile", "cpu"], ["--profile", "gpu"]])
+def test_docker_compose_takes_the_file(profile: list[str]) -> None:
+    command = ["docker-compose", "--file", str(COMPOSE), *profile, "config", "--quiet"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -61,11 +61,16 @@ class Container:
         ]
 
     def prefix(self) -> list[str]:
-        """What stands before the program; Apptainer hands the environment on by itself."""
+        """What stands before the program.
+
+        Apptainer hands the environment on by itself, all of it: a PYTHONPATH of the host's would bring packages for
+        another Python in. Pyxis gives the image's own variables precedence.
+        """
         if self.engine == "pyxis":
             return []
         binds = [part for m in self.mounts for part in ("--bind", m)]
-        return [self.engine, "exec", "--nv", *binds, "--pwd", str(Path.cwd()), self.image]
+        where = ["--pwd", str(Path.cwd())]
+        return [self.engine, "exec", "--nv", *binds, *where, self.image, "env", "--unset=PYTHONPATH"]
 
 
 def _srun_has_pyxis() -> bool:

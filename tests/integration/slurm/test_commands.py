@@ -201,8 +201,8 @@ def test_signals_reach_the_run_when_a_container_s_process_stands_between(
         "ctypes.CDLL(None).prctl(1, signal.SIGKILL)\n"
         "signal.signal(signal.SIGUSR2, signal.SIG_IGN)\n"
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
-        "inside = sys.argv[sys.argv.index('the image') + 1:]\n"
-        f"sys.exit(subprocess.call([{sys.executable!r}, *inside[1:]]))\n"
+        "inside = sys.argv[sys.argv.index('python') + 1:]\n"
+        f"sys.exit(subprocess.call([{sys.executable!r}, *inside]))\n"
     )
     engine.chmod(0o755)
     monkeypatch.setenv("PATH", f"{engine.parent}{os.pathsep}{os.environ['PATH']}")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,3 +90,20 @@ def test_the_data_folder_of_the_environment_is_mounted(
     monkeypatch.setenv("DL2PA_DATA", "/datasets")
     mounts = Container.find("dl2pa.sif", [Run(tmp_path / "work/runs/a")]).mounts
     assert mounts == ("/datasets", f"{tmp_path}/work")
+
+
+def test_the_host_s_python_path_does_not_reach_the_image(tmp_path: Path) -> None:
+    """A stand-in for Apptainer, which hands on the whole environment."""
+    engine = tmp_path / "apptainer"
+    engine.write_text('#!/bin/sh\nwhile [ "$1" != "the image" ]; do shift; done\nshift\nexec "$@"\n')
+    engine.chmod(0o755)
+    prefix = Container("the image", str(engine), (str(tmp_path),)).prefix()
+    show = "import os; print(os.environ.get('PYTHONPATH'), os.environ['DL2PA_HEAD'])"
+    done = subprocess.run(
+        [*prefix, sys.executable, "-c", show],
+        env={**os.environ, "PYTHONPATH": str(tmp_path), "DL2PA_HEAD": "node1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "None node1\n"

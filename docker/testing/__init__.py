@@ -1,0 +1,1 @@
+"""What docker/build-test builds, runs and looks at, without a docker engine."""

@@ -64,6 +64,7 @@ def test_apptainer_is_chosen_where_srun_has_no_containers(fake: Fake, name: str,
         *(str(engine), "exec", "--nv"),
         *("--bind", f"{tmp_path}/a run;", "--bind", f"{tmp_path}/work"),
         *("--pwd", f"{tmp_path}/work", "dl2pa.sif"),
+        *("env", "--unset=PYTHONPATH"),
     ]
 
 

@@ -275,7 +275,7 @@ def test_with_apptainer_srun_starts_the_engine(place: Path, tmp_path: Path) -> N
     assert all(option.startswith("--") for option in given[:at])
     assert given[at + 1 :] == [
         *("exec", "--nv", "--bind", str(place), "--pwd", str(place), "the image.sif"),
-        *("python", *SUBMITIT, str(place / "slurm")),
+        *("env", "--unset=PYTHONPATH", "python", *SUBMITIT, str(place / "slurm")),
     ]
 
 

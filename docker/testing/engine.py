@@ -11,7 +11,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -181,19 +181,24 @@ def sha256(path: Path) -> str:
 
 
 def _steps(log: str) -> list[Step]:
-    """The instructions a build's log tells of."""
+    """The instructions a build's log tells of; one that waits for another stage gets its result after that one's."""
     steps: list[Step] = []
-    stage = ""
+    stages: dict[str, str] = {}
+    open_ones: list[int] = []
     for line in log.splitlines():
-        begun = re.match(r"(?:\[\d+/\d+\] )?STEP \d+/\d+: (.*)", line)
+        begun = re.match(r"(?:\[(\d+)/\d+\] )?STEP \d+/\d+: (.*)", line)
         if begun:
-            text = begun[1]
+            number, text = begun[1] or "", begun[2]
             named = re.match(r"FROM .* AS (\S+)", text)
-            stage = named[1] if named else stage
-            if not text.startswith("FROM"):
-                steps.append(Step(stage, text, cached=False))
-        elif line.startswith("--> Using cache") and steps:
-            steps[-1] = Step(steps[-1].stage, steps[-1].text, cached=True)
+            if named:
+                stages[number] = named[1]
+            elif not text.startswith("FROM"):
+                open_ones.append(len(steps))
+                steps.append(Step(stages.get(number, ""), text, cached=False))
+        elif line.startswith("--> Using cache") and open_ones:
+            steps[open_ones[-1]] = replace(steps[open_ones[-1]], cached=True)
+        elif re.fullmatch(r"--> [0-9a-f]+", line) and open_ones:
+            open_ones.pop()
     return steps
 
 
@@ -267,9 +272,22 @@ class Container:
 
     def signal(self, number: int) -> None:
         """As `docker kill --signal`: to the container's first process."""
+        os.kill(self._first(), number)
+
+    def health(self, **env: str) -> tuple[int, str]:
+        """Exit code and words of the image's health check, run beside what runs here as Docker does."""
+        settings = self.engine.config(self.image)
+        variables = [*settings["Env"], *(f"{name}={value}" for name, value in env.items())]
+        uid, gid = self.user.split(":")
+        enter = ["nsenter", "--target", str(self._first()), "--mount", "--pid", "--uts", "--root", "--wd"]
+        check = ["/usr/bin/env", "-i", *variables, *settings["Healthcheck"]["Test"][1:]]
+        command = [*enter, "--setuid", uid, "--setgid", gid, "--", *check]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        return done.returncode, (done.stdout + done.stderr).strip()
+
+    def _first(self) -> int:
         unshare = self._process.pid
-        children = Path(f"/proc/{unshare}/task/{unshare}/children").read_text(encoding="utf-8").split()
-        os.kill(int(children[0]), number)
+        return int(Path(f"/proc/{unshare}/task/{unshare}/children").read_text(encoding="utf-8").split()[0])
 
     def close(self) -> None:
         """End it, if it still runs, with all its processes."""

@@ -19,6 +19,7 @@ from testing.report import check, give_up, say
 from testing.runs import QUICKSTART, Scene, wait_for
 
 _PASSWORD = "only for this test"
+_PORT = 5000
 _TOOL = Path(__file__).resolve().parents[1] / "testpostgres"
 
 
@@ -56,10 +57,19 @@ def request(
         return 0, None
 
 
+def _free_port() -> int:
+    """The image's own if nobody listens there: only there its health check can look."""
+    try:
+        free = socket.create_server(("127.0.0.1", _PORT))
+    except OSError:
+        free = socket.create_server(("127.0.0.1", 0))
+    with free:
+        return int(free.getsockname()[1])
+
+
 def check_tracking(scene: Scene) -> None:
     """The compose file's parts: MLflow on PostgreSQL in its image, the training in its own, as it signs in there."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = _free_port()
     address = f"http://127.0.0.1:{port}"
     with database(scene.folder / "postgres") as variables:
         server = scene.start(
@@ -79,6 +89,8 @@ def check_tracking(scene: Scene) -> None:
         }
         wanted = {"anonymous": 401, "as tracking:5000": 200, "as a stranger": 403}
         check(answers == wanted, f"the tracking server answers {answers}, not {wanted}")
+        if port == _PORT:
+            check(server.health()[0] == 0, f"its own health check fails: {server.health()[1]}")
         say("MLflow on PostgreSQL", f"healthy after {seconds:.0f} s; {answers}")
         signed_in = {
             "MLFLOW_TRACKING_URI": address,

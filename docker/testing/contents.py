@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -120,7 +121,7 @@ def tell_size(engine: Engine, name: str) -> None:
 def check_code_change(engine: Engine, place: Path) -> None:
     """One changed line of code builds the code's layers anew and nothing else."""
     with (place / "dl2pa/errors.py").open("a", encoding="utf-8") as file:
-        file.write("# one more line\n")
+        file.write(f"# one more line, never seen before: {time.time_ns()}\n")
     built = engine.build(place, "dl2pa-changed", "train", revision())
     again = [step for step in built.steps if not step.cached]
     check(again, "the change was not noticed")

@@ -78,11 +78,12 @@ class Cluster:
         return command(*last).split()[0]
 
     def processes(self, job: str) -> list[str]:
-        """Command lines of everything that runs with the job's number in its environment."""
+        """Command lines of everything that runs with the job's number, of this cluster, in its environment."""
         found: list[str] = []
+        ours = {f"SLURM_JOB_ID={job}".encode(), f"SLURM_CONF={self.folder}/slurm.conf".encode()}
         for folder in Path("/proc").glob("[0-9]*"):
             try:
-                if f"SLURM_JOB_ID={job}".encode() in (folder / "environ").read_bytes().split(b"\0"):
+                if ours <= set((folder / "environ").read_bytes().split(b"\0")):
                     found.append((folder / "cmdline").read_text().replace("\0", " "))
             except OSError:
                 continue

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 
 @dataclass
@@ -19,12 +20,14 @@ class Batch:
         targets: int64 [B].
         indices: int64 [B], the samples' places in the data set.
         valid: how many of the B are real; the others are padding at the end (validation only).
+        missing: unreadable images of this step that were left out, where that is allowed (validation only).
     """
 
     images: Tensor
     targets: Tensor
     indices: Tensor
     valid: int
+    missing: int = 0
 
 
 class Pipeline(Protocol):
@@ -45,7 +48,12 @@ class Pipeline(Protocol):
     def __iter__(self) -> Iterator[Batch]: ...
 
     def problems(self) -> list[str]:
-        """Paths of unreadable images replaced so far on this rank."""
+        """Paths of unreadable images replaced or left out so far on this rank."""
+        ...
+
+    @property
+    def most_bad(self) -> int:
+        """Different unreadable images allowed, over all ranks."""
         ...
 
     def close(self) -> None:
@@ -55,6 +63,7 @@ class Pipeline(Protocol):
 
 def host_to_device(array_or_tensor: Tensor, device: torch.device) -> Tensor:
     """Copy without waiting for the device: through pinned memory where there is a GPU."""
-    if device.type == "cuda":
-        return array_or_tensor.pin_memory().to(device, non_blocking=True)
-    return array_or_tensor.to(device)
+    with record_function("dl2pa.to_device"):
+        if device.type == "cuda":
+            return array_or_tensor.pin_memory().to(device, non_blocking=True)
+        return array_or_tensor.to(device)

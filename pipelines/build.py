@@ -9,8 +9,9 @@ import torch
 from dl2pa.errors import UserError
 from pipelines.batch import Pipeline
 from pipelines.datasets.arrays import ArrayDataset
-from pipelines.datasets.folder import FolderDataset
-from pipelines.order import EvalOrder, TrainOrder
+from pipelines.datasets.table import ImageTable
+from pipelines.encoded import FaultLimits, ImageReader
+from pipelines.order import Order
 from pipelines.recipe import Recipe
 
 
@@ -23,7 +24,7 @@ class SyntheticDataset:
     fingerprint: str = "synthetic"
 
 
-Dataset = ArrayDataset | FolderDataset | SyntheticDataset
+Dataset = ArrayDataset | ImageTable | SyntheticDataset
 
 
 def num_samples(dataset: Dataset) -> int:
@@ -34,13 +35,13 @@ def num_samples(dataset: Dataset) -> int:
 def build_pipeline(
     dataset: Dataset,
     recipe: Recipe,
-    order: TrainOrder | EvalOrder,
+    order: Order,
     *,
     loader: str,
     seed: int,
     device: torch.device,
     threads: int,
-    max_bad_fraction: float,
+    limits: FaultLimits | None = None,
 ) -> Pipeline:
     """Build the pipeline that `loader` names (dali, torchvision, resident, synthetic).
 
@@ -54,35 +55,34 @@ def build_pipeline(
     if loader == "resident":
         from pipelines.resident import ResidentPipeline, decode_folder
 
-        if isinstance(dataset, FolderDataset):
+        if isinstance(dataset, ImageTable):
             dataset = decode_folder(dataset, recipe.image_size, threads)
         return ResidentPipeline(dataset, recipe, order, seed, device)
     if isinstance(dataset, ArrayDataset):
         raise UserError("data.loader", loader, "reads image files, not arrays", "Set data.loader=resident.")
-    return _build_files(dataset, recipe, order, loader, seed, device, threads, max_bad_fraction)
+    return _build_files(dataset, recipe, order, loader, seed, device, threads, limits or FaultLimits())
 
 
 def _build_files(
-    dataset: FolderDataset,
+    dataset: ImageTable,
     recipe: Recipe,
-    order: TrainOrder | EvalOrder,
+    order: Order,
     loader: str,
     seed: int,
     device: torch.device,
     threads: int,
-    max_bad_fraction: float,
+    limits: FaultLimits,
 ) -> Pipeline:
-    from pipelines.encoded import ImageReader
     from pipelines.files import Decoder, ImageFilePipeline
 
     decoder: Decoder
     if loader == "dali":
         from pipelines.decode_dali import DaliDecoder
 
-        decoder = DaliDecoder(recipe.image_size, order.local_batch, threads, device)
+        decoder = DaliDecoder(recipe.image_size, order.local_batch, threads, device, square=recipe.train)
     else:
         from pipelines.decode_pillow import PillowDecoder
 
         decoder = PillowDecoder(recipe.image_size, threads)
-    reader = ImageReader(dataset, recipe, seed, max_bad_fraction)
+    reader = ImageReader(dataset, recipe, seed, limits)
     return ImageFilePipeline(reader, recipe, order, decoder, device, threads)

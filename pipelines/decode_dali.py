@@ -20,9 +20,16 @@ _PREFETCH = 2
 
 
 class DaliDecoder:
-    """Streams of encoded steps in, uint8 images [B, S, S, 3] on the device out."""
+    """Streams of encoded steps in, uint8 images [B, S, S, 3] on the device out.
 
-    def __init__(self, image_size: int, max_batch: int, threads: int, device: torch.device) -> None:
+    Args:
+        square: the plans resample to the final square itself, as all of training's do: nothing is left to cut off.
+    """
+
+    def __init__(
+        self, image_size: int, max_batch: int, threads: int, device: torch.device, square: bool = False
+    ) -> None:
+        self._square = square
         self._size = image_size
         self._max_batch = max_batch
         self._threads = threads
@@ -64,14 +71,10 @@ class DaliDecoder:
         self._given.append(step)
         plan = step.plan
         anchor, shape = plan.window[:, :2].astype(np.int32), plan.window[:, 2:].astype(np.int32)
-        return (
-            step.data,
-            list(anchor),
-            list(shape),
-            list(plan.resized.astype(np.float32)),
-            list(plan.offset.astype(np.int32)),
-            list(plan.flip.astype(np.int32)),
-        )
+        always = (step.data, list(anchor), list(shape), list(plan.flip.astype(np.int32)))
+        if self._square:
+            return always
+        return (*always, list(plan.resized.astype(np.float32)), list(plan.offset.astype(np.int32)))
 
     def _build(self) -> Any:
         try:
@@ -96,9 +99,11 @@ class DaliDecoder:
             prefetch_queue_depth=_PREFETCH,
         )
         def graph() -> Any:
-            data, anchor, shape, size, offset, mirror = fn.external_source(
-                source=self._next, num_outputs=6, batch=True
+            data, anchor, shape, mirror, *rest = fn.external_source(
+                source=self._next, num_outputs=4 if self._square else 6, batch=True
             )
+            side = np.array([self._size, self._size], dtype=np.int32)
+            size, offset = rest or ([float(self._size)] * 2, None)
             images = fn.decoders.image_slice(
                 data,
                 anchor,
@@ -113,8 +118,8 @@ class DaliDecoder:
                 output_type=types.RGB,
             )
             images = fn.resize(images, size=size, interp_type=types.INTERP_TRIANGULAR, antialias=True)
-            side = np.array([self._size, self._size], dtype=np.int32)
-            images = fn.slice(images, offset, side, axis_names="HW")
+            if offset is not None:
+                images = fn.slice(images, offset, side, axis_names="HW")
             return fn.flip(images, horizontal=mirror)
 
         pipe = graph()

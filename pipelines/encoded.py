@@ -1,65 +1,98 @@
-"""Reading encoded images ahead of the decoder, with unreadable ones replaced by a deterministic substitute."""
+"""Reading encoded images ahead of the decoder: unreadable ones replaced or left out, hanging reads reported."""
 
 from __future__ import annotations
 
-import io
 import logging
-import struct
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dl2pa.errors import UserError
-from pipelines.datasets.folder import FolderDataset
+from pipelines.datasets.table import ImageTable
 from pipelines.draws import Stream, below
+from pipelines.header import BadImage, image_size
+from pipelines.readers import ReadingPool, StalledRead, UnderWay, describe_stall
 from pipelines.recipe import Plan, Recipe, draw_plan
 
 log = logging.getLogger(__name__)
 
 _AHEAD = 3
 _MOST_SUBSTITUTES = 100
-_MOST_PIXELS = 178_956_970  # PIL's bound: a header that claims more is damaged or hostile
+_SLACK = 10
 
-
-class BadImage(Exception):
-    """One image that cannot be decoded; the text says why."""
+Fetched = tuple[int, NDArray[np.uint8], tuple[int, int]]
+"""Sample actually used, its bytes and its (height, width)."""
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """One rank's share of a step before decoding: files as bytes, and what to do with them."""
+    """One rank's share of a step before decoding: files as bytes, and what to do with them.
+
+    Attributes:
+        missing: unreadable validation images of the step that were left out.
+    """
 
     epoch: int
     step: int
     data: list[NDArray[np.uint8]]
     plan: Plan
     samples: NDArray[np.int64]
+    missing: int = 0
+
+
+@dataclass(frozen=True)
+class FaultLimits:
+    """When a damaged data set or a hanging file system is too much.
+
+    Attributes:
+        max_bad_fraction: share of unreadable training images beyond which the run stops.
+        max_bad_val_fraction: share of unreadable validation images that may be left out of the count.
+        slow_read_s: seconds after which a read that has not come back is reported, and again after as many.
+        read_timeout_s: seconds after which it ends the run.
+    """
+
+    max_bad_fraction: float = 0.01
+    max_bad_val_fraction: float = 0.0
+    slow_read_s: float = 30.0
+    read_timeout_s: float = 300.0
+
+    def allowed(self, num_samples: int, train: bool) -> int:
+        """Different unreadable images among `num_samples` that a run bears."""
+        if train:
+            return max(1, int(self.max_bad_fraction * num_samples)) if self.max_bad_fraction > 0 else 0
+        return int(self.max_bad_val_fraction * num_samples)
 
 
 class ImageReader:
     """Bytes and size of a sample's image; keeps account of the unreadable ones."""
 
-    def __init__(self, dataset: FolderDataset, recipe: Recipe, seed: int, max_bad_fraction: float) -> None:
+    def __init__(self, dataset: ImageTable, recipe: Recipe, seed: int, limits: FaultLimits) -> None:
         self.dataset = dataset
         self.recipe = recipe
         self.seed = seed
+        self.limits = limits
         self.bad: dict[int, str] = {}
         self.refused: set[tuple[int, int]] = set()
-        self._limit = max(1, int(max_bad_fraction * len(dataset.labels))) if max_bad_fraction > 0 else 0
+        self.under_way = UnderWay()
+        self.allowed = limits.allowed(len(dataset), recipe.train)
+        self._asked = 0
         self._lock = threading.Lock()
 
-    def fetch(self, epoch: int, sample: int) -> tuple[int, NDArray[np.uint8], tuple[int, int]]:
-        """Sample actually used, its bytes and its (height, width).
+    def fetch(self, epoch: int, sample: int) -> Fetched | None:
+        """The sample or, in training, what stands in for an unreadable one; None for one left out of validation.
 
         Raises:
-            UserError: an unreadable validation image, or more unreadable training images than allowed.
+            UserError: more unreadable images than allowed.
         """
         candidate = sample
+        with self._lock:
+            self._asked += 1
         for attempt in range(_MOST_SUBSTITUTES):
             try:
                 if (epoch, candidate) in self.refused:
@@ -68,9 +101,9 @@ class ImageReader:
                 return candidate, data, image_size(data)
             except BadImage as error:
                 self.mark_bad(candidate, str(error))
-            candidate = int(
-                below(len(self.dataset.labels), self.seed, Stream.SUBSTITUTE, epoch, sample, attempt)
-            )
+            if not self.recipe.train:
+                return None
+            candidate = int(below(len(self.dataset), self.seed, Stream.SUBSTITUTE, epoch, sample, attempt))
         raise UserError("data.root", self.dataset.root, "hardly any image can be read", "Check the files.")
 
     def refuse(self, epoch: int, sample: int, reason: str) -> None:
@@ -85,85 +118,50 @@ class ImageReader:
     def mark_bad(self, sample: int, reason: str) -> None:
         """Count an unreadable image once; raise when it may not be replaced."""
         path = self.dataset.path(sample)
-        if not self.recipe.train:
+        train = self.recipe.train
+        if not train and self.limits.max_bad_val_fraction == 0:
             raise UserError(
                 "data.val_root",
                 path,
                 f"validation image {reason}",
-                "Restore or remove the file: counts are exact.",
+                "Restore or remove the file: counts are exact. data.max_bad_val_fraction allows some to be left out.",
             )
         with self._lock:
             if sample in self.bad:
                 return
             self.bad[sample] = reason
             count = len(self.bad)
-        log.warning("training image %s %s: replaced by another (%d so far)", path, reason, count)
-        if count > self._limit:
-            raise UserError(
-                "data.max_bad_fraction",
-                count,
-                f"unreadable training images exceed the {self._limit} allowed, the latest {path} ({reason})",
-                "Repair the data set, or raise data.max_bad_fraction.",
-            )
+        kind, fate = ("training", "replaced by another") if train else ("validation", "left out")
+        log.warning("%s image %s %s: %s (%d so far)", kind, path, reason, fate, count)
+        if count > self.allowed:
+            which = f"exceed the {self.allowed} allowed"
+        elif train and count > _SLACK + 2 * self.limits.max_bad_fraction * self._asked:
+            # At this rate the whole set is far beyond the limit, which one of many processes would take long to meet.
+            which = f"are too many of the {self._asked} read so far"
+        else:
+            return
+        raise too_many(train, count, which, f", the latest {path} ({reason})")
 
     def _read(self, sample: int) -> bytes:
         try:
-            data = self.dataset.read(sample)
+            with self.under_way.read(sample):
+                data = self.dataset.read(sample)
         except OSError as error:
             raise BadImage(f"cannot be read ({error.strerror})") from None
         if not data:
             raise BadImage("is empty")
+        expected = int(self.dataset.lengths[sample])
+        if len(data) != expected:
+            raise BadImage(f"has changed (of {len(data)} bytes; {expected} when it was listed)")
         return data
 
 
-def image_size(data: NDArray[np.uint8]) -> tuple[int, int]:
-    """(height, width) from the header of an encoded image.
-
-    Raises:
-        BadImage: not an image, a JPEG that ends before its end, or too many pixels.
-    """
-    jpeg = data[:2].tobytes() == b"\xff\xd8"
-    size = _jpeg_size(data) if jpeg and _jpeg_complete(data) else None
-    height, width = size or _size_by_pillow(data.tobytes(), full=jpeg)
-    if height * width > _MOST_PIXELS:
-        raise BadImage(f"cannot be decoded (claims {width} x {height} pixels)")
-    return height, width
-
-
-def _jpeg_size(data: NDArray[np.uint8]) -> tuple[int, int] | None:
-    """Walk the segments up to the frame header; None where the walk fails."""
-    view = memoryview(data)  # pyright: ignore[reportArgumentType]
-    at = 2
-    while at + 9 < len(view):
-        if view[at] != 0xFF:
-            return None
-        marker = view[at + 1]
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width = struct.unpack(">HH", view[at + 5 : at + 9])
-            return (height, width) if height and width else None
-        if marker == 0xFF:
-            at += 1
-            continue
-        at += 2 + struct.unpack(">H", view[at + 2 : at + 4])[0]
-    return None
-
-
-def _jpeg_complete(data: NDArray[np.uint8]) -> bool:
-    return b"\xff\xd9" in data[-64:].tobytes()
-
-
-def _size_by_pillow(data: bytes, full: bool) -> tuple[int, int]:
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            if full:
-                image.load()
-            return image.height, image.width
-    except UnidentifiedImageError:
-        raise BadImage("is not an image") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise BadImage(f"cannot be decoded ({error})") from None
+def too_many(train: bool, count: int, which: str, latest: str = "") -> UserError:
+    """The error for more unreadable images than allowed."""
+    field = "data.max_bad_fraction" if train else "data.max_bad_val_fraction"
+    kind = "training" if train else "validation"
+    message = f"unreadable {kind} images {which}{latest}"
+    return UserError(field, count, message, f"Repair the data set, or raise {field}.")
 
 
 class EncodedStream:
@@ -179,28 +177,49 @@ class EncodedStream:
         self._reader = reader
         self._indices = indices
         self._steps = steps_per_epoch
-        self._pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="dl2pa-read")
+        self._pool = ReadingPool(threads)
 
     def steps(self, epoch: int, step: int) -> Iterator[Encoded]:
         """Encoded steps `step`, `step` + 1, … of `epoch`."""
-        ahead: deque[tuple[int, list[Future[tuple[int, NDArray[np.uint8], tuple[int, int]]]]]] = deque()
+        ahead: deque[tuple[int, list[Future[Fetched | None]]]] = deque()
         upcoming = step
         while ahead or upcoming < self._steps:
             while upcoming < self._steps and len(ahead) < _AHEAD:
                 samples = self._indices(epoch, upcoming).tolist()
-                jobs = [self._pool.submit(self._reader.fetch, epoch, sample) for sample in samples]
+                jobs = [self._pool.submit(partial(self._reader.fetch, epoch, s)) for s in samples]
                 ahead.append((upcoming, jobs))
                 upcoming += 1
             number, jobs = ahead.popleft()
-            yield self._assemble(epoch, number, [job.result() for job in jobs])
+            yield self._assemble(epoch, number, [self._wait(job) for job in jobs])
 
-    def _assemble(
-        self, epoch: int, step: int, fetched: list[tuple[int, NDArray[np.uint8], tuple[int, int]]]
-    ) -> Encoded:
+    def _wait(self, job: Future[Fetched | None]) -> Fetched | None:
+        """The job's result.
+
+        Raises:
+            StalledRead: a file has not been read within the time allowed.
+        """
+        limits = self._reader.limits
+        pause = min(limits.slow_read_s, limits.read_timeout_s)
+        while True:
+            try:
+                return job.result(pause)
+            except TimeoutError:
+                if job.done():
+                    return job.result()
+            stalled = self._reader.under_way.longer_than(pause)
+            for sample, seconds in stalled:
+                sentence = describe_stall(self._reader.dataset.path(sample), seconds)
+                if seconds >= limits.read_timeout_s:
+                    raise StalledRead(f"{sentence} (data.read_timeout_s = {limits.read_timeout_s:g})")
+                log.warning(sentence)
+
+    def _assemble(self, epoch: int, step: int, asked: list[Fetched | None]) -> Encoded:
+        fetched = [one for one in asked if one is not None]
         samples = np.array([sample for sample, _, _ in fetched], dtype=np.int64)
         sizes = np.array([size for _, _, size in fetched], dtype=np.int64).reshape(-1, 2)
         plan = draw_plan(self._reader.recipe, self._reader.seed, epoch, samples, sizes)
-        return Encoded(epoch, step, [data for _, data, _ in fetched], plan, samples)
+        data = [data for _, data, _ in fetched]
+        return Encoded(epoch, step, data, plan, samples, len(asked) - len(fetched))
 
     def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._pool.close()

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from pipelines.batch import Batch, host_to_device
 from pipelines.encoded import Encoded, EncodedStream, ImageReader
-from pipelines.order import EvalOrder, TrainOrder
+from pipelines.order import Order
 from pipelines.ordered import OrderedPipeline
+from pipelines.readers import StalledRead
 from pipelines.recipe import Plan, Recipe, finish
 
 log = logging.getLogger(__name__)
@@ -32,13 +33,13 @@ class Decoder(Protocol):
 
 
 class ImageFilePipeline(OrderedPipeline):
-    """A ``Pipeline`` over an indexed image folder."""
+    """A ``Pipeline`` over a table of encoded images."""
 
     def __init__(
         self,
         reader: ImageReader,
         recipe: Recipe,
-        order: TrainOrder | EvalOrder,
+        order: Order,
         decoder: Decoder,
         device: torch.device,
         threads: int,
@@ -53,6 +54,10 @@ class ImageFilePipeline(OrderedPipeline):
     def problems(self) -> list[str]:
         return [str(self._reader.dataset.path(sample)) for sample in sorted(self._reader.bad)]
 
+    @property
+    def most_bad(self) -> int:
+        return self._reader.allowed
+
     def close(self) -> None:
         self._stream.close()
         self._decoder.close()
@@ -64,17 +69,29 @@ class ImageFilePipeline(OrderedPipeline):
                 for batch in self._batches(epoch, step):
                     yield batch
                     step += 1
+            except StalledRead:
+                raise
             except _DECODING_ERRORS as error:
                 self._find_bad(error)
 
     def _batches(self, epoch: int, step: int) -> Iterator[Batch]:
-        full = (s for s in self._stream.steps(epoch, step) if len(s.samples))
+        missing: dict[int, int] = {}
         expected = step
-        for encoded, images in self._decoder.decode(full):
+        for encoded, images in self._decoder.decode(self._with_images(epoch, step, missing)):
+            for passed in range(expected, encoded.step):
+                yield self._padding(missing.get(passed, 0))
             yield self._batch(encoded, images)
             expected = encoded.step + 1
-        for _ in range(expected, self.steps_per_epoch):
-            yield self._padding()
+        for passed in range(expected, self.steps_per_epoch):
+            yield self._padding(missing.get(passed, 0))
+
+    def _with_images(self, epoch: int, step: int, missing: dict[int, int]) -> Iterator[Encoded]:
+        """Steps for the decoder, which takes no empty batch; notes what is missing from those passed over."""
+        for encoded in self._stream.steps(epoch, step):
+            if len(encoded.samples):
+                yield encoded
+            else:
+                missing[encoded.step] = encoded.missing
 
     def _find_bad(self, error: Exception) -> None:
         """The decoder gave up on a step: find the images at fault, so that the step can be read again."""
@@ -109,13 +126,14 @@ class ImageFilePipeline(OrderedPipeline):
             targets=host_to_device(torch.from_numpy(labels), self._device),
             indices=host_to_device(torch.from_numpy(samples), self._device),
             valid=valid,
+            missing=encoded.missing,
         )
 
-    def _padding(self) -> Batch:
+    def _padding(self, missing: int) -> Batch:
         size, side = self._order.local_batch, self._recipe.image_size
         images = torch.zeros((size, 3, side, side), device=self._device)
         zeros = torch.zeros(size, dtype=torch.int64, device=self._device)
-        return Batch(images.contiguous(memory_format=torch.channels_last), zeros, zeros.clone(), 0)
+        return Batch(images.contiguous(memory_format=torch.channels_last), zeros, zeros.clone(), 0, missing)
 
 
 def _alone(encoded: Encoded, i: int) -> Encoded:

@@ -91,3 +91,27 @@ class EvalOrder:
         """This rank's samples [<= local_batch] at `step`; the epoch does not matter."""
         start = (step * self.world_size + self.rank) * self.local_batch
         return np.arange(start, min(start + self.local_batch, self.num_samples), dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class ChosenOrder:
+    """Samples named one by one, for one process: to look at them as evaluation prepares them."""
+
+    samples: tuple[int, ...]
+    local_batch: int
+
+    @property
+    def num_samples(self) -> int:
+        return len(self.samples)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-len(self.samples) // self.local_batch)
+
+    def indices(self, epoch: int, step: int) -> NDArray[np.int64]:
+        """The samples [<= local_batch] of a step; the epoch does not matter."""
+        start = step * self.local_batch
+        return np.array(self.samples[start : start + self.local_batch], dtype=np.int64)
+
+
+Order = TrainOrder | EvalOrder | ChosenOrder

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pipelines.order import EvalOrder, TrainOrder
+from pipelines.order import Order
 
 
 class OrderedPipeline:
     """Counts and position of a ``Pipeline``; its subclasses make the batches."""
 
-    def __init__(self, order: TrainOrder | EvalOrder) -> None:
+    def __init__(self, order: Order) -> None:
         self._order = order
         self._position = (0, 0)
 
@@ -25,6 +25,10 @@ class OrderedPipeline:
 
     def problems(self) -> list[str]:
         return []
+
+    @property
+    def most_bad(self) -> int:
+        return 0
 
     def close(self) -> None:
         return None

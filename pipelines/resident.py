@@ -13,16 +13,16 @@ from torch import Tensor
 
 from pipelines.batch import Batch, host_to_device
 from pipelines.datasets.arrays import ArrayDataset
-from pipelines.datasets.folder import FolderDataset
+from pipelines.datasets.table import ImageTable
 from pipelines.draws import Stream, below
-from pipelines.order import EvalOrder, TrainOrder
+from pipelines.order import Order
 from pipelines.ordered import OrderedPipeline
 from pipelines.recipe import Recipe, draw_flips, draw_plan, finish
 
 log = logging.getLogger(__name__)
 
 
-def decode_folder(dataset: FolderDataset, image_size: int, threads: int) -> ArrayDataset:
+def decode_folder(dataset: ImageTable, image_size: int, threads: int) -> ArrayDataset:
     """Decode a folder of small images into one array, shorter side and centre crop to `image_size`.
 
     Raises:
@@ -30,8 +30,8 @@ def decode_folder(dataset: FolderDataset, image_size: int, threads: int) -> Arra
     """
     from dl2pa.errors import UserError
     from pipelines.decode_pillow import decode_image
-    from pipelines.encoded import BadImage
-    from pipelines.encoded import image_size as size_of
+    from pipelines.header import BadImage
+    from pipelines.header import image_size as size_of
 
     recipe = Recipe(image_size=image_size, train=False, eval_resize=image_size)
 
@@ -62,7 +62,7 @@ class ResidentPipeline(OrderedPipeline):
         self,
         dataset: ArrayDataset,
         recipe: Recipe,
-        order: TrainOrder | EvalOrder,
+        order: Order,
         seed: int,
         device: torch.device,
     ) -> None:

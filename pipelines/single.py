@@ -1,4 +1,4 @@
-"""One image file, prepared as evaluation prepares it: for prediction, without DALI."""
+"""One image, prepared as evaluation prepares it: for prediction, without DALI."""
 
 from __future__ import annotations
 
@@ -11,18 +11,39 @@ from torch import Tensor
 
 from dl2pa.errors import UserError
 from pipelines.decode_pillow import decode_image
-from pipelines.encoded import BadImage
-from pipelines.encoded import image_size as size_of
+from pipelines.header import BadImage
+from pipelines.header import image_size as size_of
 from pipelines.recipe import Recipe, draw_plan, finish
 
 
 def load_image(
     path: Path, *, resize_shorter_side: int, image_size: int, mean: Sequence[float], std: Sequence[float]
 ) -> Tensor:
-    """Float32 [3, S, S]: shorter side resized, centre crop, normalised.
+    """``prepare_image`` of a file.
 
     Raises:
         UserError: the file is missing or no image.
+    """
+    try:
+        return prepare_image(
+            path.read_bytes(),
+            resize_shorter_side=resize_shorter_side,
+            image_size=image_size,
+            mean=mean,
+            std=std,
+        )
+    except (BadImage, OSError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise UserError("image", str(path), f"cannot be read ({reason})", "Give an image file.") from None
+
+
+def prepare_image(
+    data: bytes, *, resize_shorter_side: int, image_size: int, mean: Sequence[float], std: Sequence[float]
+) -> Tensor:
+    """Float32 [3, S, S] of an encoded image: shorter side resized, centre crop, normalised.
+
+    Raises:
+        BadImage: not an image, or a damaged one.
     """
     recipe = Recipe(
         image_size=image_size,
@@ -32,11 +53,10 @@ def load_image(
         std=(std[0], std[1], std[2]),
     )
     try:
-        data = np.frombuffer(path.read_bytes(), dtype=np.uint8)
-        plan = draw_plan(recipe, 0, 0, np.zeros(1, dtype=np.int64), np.array([size_of(data)], dtype=np.int64))
+        size = size_of(np.frombuffer(data, dtype=np.uint8))
+        plan = draw_plan(recipe, 0, 0, np.zeros(1, dtype=np.int64), np.array([size], dtype=np.int64))
         boxes = plan.window[0].tolist(), plan.resized[0].tolist(), plan.offset[0].tolist()
-        pixels = np.asarray(decode_image(data.tobytes(), *boxes, image_size))
-    except (BadImage, OSError, SyntaxError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise UserError("image", str(path), f"cannot be read ({reason})", "Give an image file.") from None
+        pixels = np.asarray(decode_image(data, *boxes, image_size))
+    except (OSError, SyntaxError) as error:  # as Pillow refuses
+        raise BadImage(str(error)) from None
     return finish(recipe, torch.from_numpy(pixels.copy())[None], 0, 0, np.zeros(1, dtype=np.int64))[0]

@@ -9,7 +9,7 @@ import torch
 
 from pipelines.batch import Batch, host_to_device
 from pipelines.draws import Stream, bits, uniform
-from pipelines.order import EvalOrder, TrainOrder
+from pipelines.order import Order
 from pipelines.ordered import OrderedPipeline
 
 _POOL = 32
@@ -22,7 +22,7 @@ class SyntheticPipeline(OrderedPipeline):
         self,
         num_classes: int,
         image_size: int,
-        order: TrainOrder | EvalOrder,
+        order: Order,
         seed: int,
         device: torch.device,
     ) -> None:

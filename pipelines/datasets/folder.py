@@ -2,110 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import overload
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
 from dl2pa.errors import UserError
-from pipelines.datasets.arrays import Split, subset_fingerprint
+from pipelines.datasets.arrays import Split
 from pipelines.datasets.classes import check_known
+from pipelines.datasets.table import ImageTable, PathTable
 
 IMAGE_SUFFIXES = frozenset({"jpeg", "jpg", "png", "webp", "bmp"})
 _SCAN_THREADS = 16
 _LAYOUT = "It must hold one folder of images per class"
-
-
-class PathTable(Sequence[str]):
-    """Many relative paths as one block of bytes: small, quick to pickle, and shared between processes.
-
-    A list of 1.28 million strings would be copied into every forked worker, since counting references writes
-    to each of them.
-
-    Attributes:
-        blob: the paths in UTF-8, one after the other.
-        ends: [N], where each path ends in ``blob``.
-    """
-
-    def __init__(self, blob: bytes, ends: NDArray[np.int64]) -> None:
-        self.blob = blob
-        self.ends = ends
-
-    @classmethod
-    def of(cls, paths: Iterable[str]) -> PathTable:
-        """Pack ``paths`` in their order."""
-        encoded = [path.encode("utf-8", "surrogateescape") for path in paths]
-        return cls(b"".join(encoded), np.cumsum([len(path) for path in encoded], dtype=np.int64))
-
-    def __len__(self) -> int:
-        return len(self.ends)
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        position = range(len(self))[index]
-        start = int(self.ends[position - 1]) if position else 0
-        return self.blob[start : int(self.ends[position])].decode("utf-8", "surrogateescape")
-
-
-@dataclass(frozen=True, eq=False)
-class FolderDataset:
-    """Encoded images on disk with their labels.
-
-    Attributes:
-        root: the folder that the paths are relative to.
-        files: N paths with forward slashes.
-        labels: [N], indices into ``classes``.
-        classes: the class names in label order; some may have no image.
-        fingerprint: 16 hexadecimal digits that change with any path, file size or label, not with ``root``.
-    """
-
-    root: Path
-    files: PathTable
-    labels: NDArray[np.int64]
-    classes: tuple[str, ...]
-    fingerprint: str
-
-    @classmethod
-    def of(
-        cls,
-        root: Path,
-        files: PathTable,
-        sizes: Sequence[int],
-        labels: ArrayLike,
-        classes: tuple[str, ...],
-    ) -> FolderDataset:
-        """Build with the fingerprint computed; ``sizes`` are the files' in bytes."""
-        label_array = np.asarray(labels, dtype=np.int64)
-        return cls(root, files, label_array, classes, _fingerprint(files, sizes, label_array))
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def subset(self, samples: NDArray[np.int64]) -> FolderDataset:
-        """The images ``samples`` [M] in that order."""
-        files = PathTable.of(self.files[i] for i in samples.tolist())
-        labels = self.labels[samples]
-        fingerprint = subset_fingerprint(self.fingerprint, samples, labels)
-        return FolderDataset(self.root, files, labels, self.classes, fingerprint)
-
-    def path(self, i: int) -> Path:
-        """Where image ``i`` lies."""
-        return self.root / self.files[i]
-
-    def read(self, i: int) -> bytes:
-        """The encoded bytes of image ``i``. Raises ``OSError`` where the file has gone."""
-        return self.path(i).read_bytes()
 
 
 @dataclass(frozen=True)
@@ -116,7 +28,7 @@ class ImageFile:
     size: int
 
 
-def index_folder(root: Path, classes: Sequence[str] | None, field: str) -> FolderDataset:
+def index_folder(root: Path, classes: Sequence[str] | None, field: str) -> ImageTable:
     """List the images below ``root``, one folder per class, in the same order on every machine.
 
     Images lie in the class folder or one folder further down (Tiny-ImageNet's ``images/``). Classes and paths
@@ -152,7 +64,30 @@ def index_folder(root: Path, classes: Sequence[str] | None, field: str) -> Folde
     # Sorted by folder, not by label: the order of the samples does not hang on that of data.classes.
     labels = np.repeat([label_of[name] for name in folders], [len(images) for images in found])
     flat = [image for images in found for image in images]
-    return FolderDataset.of(root, PathTable.of(i.path for i in flat), [i.size for i in flat], labels, names)
+    return ImageTable.of(root, PathTable.of(i.path for i in flat), [i.size for i in flat], labels, names)
+
+
+def open_folders(
+    root: Path,
+    val_root: Path | None,
+    classes: tuple[str, ...] | None,
+    split: Split,
+    learned: tuple[str, ...] | None = None,
+) -> ImageTable:
+    """List one half of an image folder; both halves have the same classes in the same order.
+
+    Args:
+        learned: the classes of training where they are known already.
+
+    Raises:
+        UserError: as ``split_root`` and ``index_folder``, or a validation folder that training does not have.
+    """
+    folder, field = split_root(root, val_root, split)
+    if split == "val" and classes is None:
+        classes = learned or tuple(class_folders(*split_root(root, val_root, "train")))
+        remedy = "Move the folder away, or list the classes of both halves with data.classes."
+        check_known(class_folders(folder, field), classes, folder, field, str(val_root or root), remedy)
+    return index_folder(folder, classes, field)
 
 
 def class_folders(root: Path, field: str) -> list[str]:
@@ -240,10 +175,3 @@ def _size(root: Path, path: str, entry: os.DirEntry[str], field: str) -> int:
 
 def _suffixes() -> str:
     return "as files ending in " + ", ".join(f".{suffix}" for suffix in sorted(IMAGE_SUFFIXES))
-
-
-def _fingerprint(files: PathTable, sizes: Sequence[int], labels: NDArray[np.int64]) -> str:
-    digest = hashlib.sha256(files.blob)
-    for column in (files.ends, np.asarray(sizes, dtype=np.int64), labels):
-        digest.update(column.astype("<i8").data)
-    return digest.hexdigest()[:16]

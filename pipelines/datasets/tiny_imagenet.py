@@ -8,12 +8,13 @@ from pathlib import Path
 from dl2pa.errors import UserError
 from pipelines.datasets.arrays import Split, damaged, require, subfolder
 from pipelines.datasets.classes import check_known, load_classes
-from pipelines.datasets.folder import FolderDataset, PathTable, index_folder, list_images
+from pipelines.datasets.folder import index_folder, list_images
+from pipelines.datasets.table import ImageTable, PathTable
 
 _ARCHIVE = "tiny-imagenet-200.zip, the official archive"
 
 
-def index_tiny_imagenet(root: Path, split: Split, classes: Sequence[str] | None = None) -> FolderDataset:
+def index_tiny_imagenet(root: Path, split: Split, classes: Sequence[str] | None = None) -> ImageTable:
     """Tiny-ImageNet: 100,000 training and 10,000 validation images of 64×64 pixels, 200 classes.
 
     Args:
@@ -35,7 +36,7 @@ def index_tiny_imagenet(root: Path, split: Split, classes: Sequence[str] | None 
     return _index_val(root, folder / "val", tuple(classes))
 
 
-def _index_val(root: Path, folder: Path, classes: tuple[str, ...]) -> FolderDataset:
+def _index_val(root: Path, folder: Path, classes: tuple[str, ...]) -> ImageTable:
     annotations = require(root, folder / "val_annotations.txt", _ARCHIVE)
     wnid_of = _read_annotations(annotations)
     remedy = "Add the class to data.classes."
@@ -47,7 +48,7 @@ def _index_val(root: Path, folder: Path, classes: tuple[str, ...]) -> FolderData
         raise damaged(annotations, f"the image {differing[0]} {problem} ({len(differing):,} such names)")
     label_of = {name: label for label, name in enumerate(classes)}
     labels = [label_of[wnid_of[name]] for name in names]
-    return FolderDataset.of(
+    return ImageTable.of(
         folder,
         PathTable.of(image.path for image in images),
         [image.size for image in images],

@@ -14,7 +14,9 @@ from PIL import Image
 
 from pipelines.batch import Pipeline
 from pipelines.build import Dataset, build_pipeline
-from pipelines.datasets.folder import FolderDataset, index_folder
+from pipelines.datasets.folder import index_folder
+from pipelines.datasets.table import ImageTable
+from pipelines.encoded import FaultLimits
 from pipelines.order import EvalOrder, TrainOrder
 from pipelines.recipe import Recipe
 
@@ -61,10 +63,10 @@ def drawn() -> type[Drawn]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Callable[..., FolderDataset]:
+def folder(tmp_path: Path) -> Callable[..., ImageTable]:
     """``folder(8, {5: data})``: 8 drawn JPEGs, the first half class a, the rest b; sample 5 holds `data`."""
 
-    def make(count: int, others: dict[int, bytes] | None = None) -> FolderDataset:
+    def make(count: int, others: dict[int, bytes] | None = None) -> ImageTable:
         root = tmp_path / f"set {len(list(tmp_path.iterdir()))}"
         for i in range(count):
             file = root / ("a" if 2 * i < count else "b") / f"{i:03d}.jpeg"
@@ -83,7 +85,7 @@ def pipeline_over() -> Iterator[Callable[..., Pipeline]]:
     def build(
         dataset: Dataset, loader: str, recipe: Recipe, order: TrainOrder | EvalOrder, **options: Any
     ) -> Pipeline:
-        settings = {"seed": 0, "device": torch.device("cpu"), "threads": 1, "max_bad_fraction": 0.5}
+        settings = {"seed": 0, "device": torch.device("cpu"), "threads": 1, "limits": FaultLimits(0.5)}
         pipeline = build_pipeline(dataset, recipe, order, loader=loader, **{**settings, **options})
         opened.append(pipeline)
         return pipeline

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from dl2pa.errors import UserError
-from pipelines.datasets.folder import FolderDataset
-from pipelines.encoded import BadImage, EncodedStream, ImageReader, image_size
+from pipelines.datasets.table import ImageTable
+from pipelines.encoded import EncodedStream, FaultLimits, ImageReader
+from pipelines.header import BadImage, image_size
 from pipelines.order import TrainOrder
 from pipelines.recipe import Recipe
 
-Folder = Callable[..., FolderDataset]
+Folder = Callable[..., ImageTable]
 TRAIN = Recipe(16, train=True)
 EVAL = Recipe(16, train=False, eval_resize=16)
 
@@ -73,7 +74,7 @@ BAD: dict[str, Callable[[Any], bytes]] = {
 def test_a_bad_file_is_replaced_and_reported(
     drawn: Any, folder: Folder, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    reader = ImageReader(folder(8, {5: BAD[kind](drawn)}), TRAIN, 0, 0.5)
+    reader = ImageReader(folder(8, {5: BAD[kind](drawn)}), TRAIN, 0, FaultLimits(0.5))
     used, data, size = reader.fetch(0, 5)
     assert used != 5
     assert size == (60, 80)
@@ -85,7 +86,7 @@ def test_a_bad_file_is_replaced_and_reported(
 
 @pytest.mark.parametrize("kind", BAD)
 def test_a_bad_validation_image_is_named_not_replaced(drawn: Any, folder: Folder, kind: str) -> None:
-    reader = ImageReader(folder(8, {5: BAD[kind](drawn)}), EVAL, 0, 0.5)
+    reader = ImageReader(folder(8, {5: BAD[kind](drawn)}), EVAL, 0, FaultLimits(0.5))
     with pytest.raises(UserError) as caught:
         reader.fetch(0, 5)
     assert caught.value.field == "data.val_root"
@@ -93,7 +94,7 @@ def test_a_bad_validation_image_is_named_not_replaced(drawn: Any, folder: Folder
 
 
 def test_a_file_that_went_away_is_replaced(folder: Folder) -> None:
-    reader = ImageReader(folder(8), TRAIN, 0, 0.5)
+    reader = ImageReader(folder(8), TRAIN, 0, FaultLimits(0.5))
     reader.dataset.path(3).unlink()
     used, _, _ = reader.fetch(0, 3)
     assert used != 3
@@ -101,7 +102,7 @@ def test_a_file_that_went_away_is_replaced(folder: Folder) -> None:
 
 
 def test_a_good_file_is_itself(drawn: Any, folder: Folder) -> None:
-    reader = ImageReader(folder(8), TRAIN, 0, 0.5)
+    reader = ImageReader(folder(8), TRAIN, 0, FaultLimits(0.5))
     used, data, size = reader.fetch(0, 2)
     assert (used, size, data.tobytes()) == (2, (60, 80), drawn.encoded(2))
     assert reader.bad == {}
@@ -111,7 +112,7 @@ def test_the_substitute_depends_on_seed_epoch_and_sample_not_on_what_was_read_be
     dataset = folder(40, dict.fromkeys(range(20), b""))
 
     def substitutes(epoch: int, seed: int, order: list[int]) -> dict[int, int]:
-        reader = ImageReader(dataset, TRAIN, seed, 1.0)
+        reader = ImageReader(dataset, TRAIN, seed, FaultLimits(1.0))
         return {sample: reader.fetch(epoch, sample)[0] for sample in order}
 
     there, back = list(range(20)), list(range(19, -1, -1))
@@ -125,7 +126,7 @@ def test_the_substitute_depends_on_seed_epoch_and_sample_not_on_what_was_read_be
 
 @pytest.mark.parametrize(("fraction", "allowed"), [(0.0, 0), (0.01, 1), (0.1, 4), (0.24, 9)])
 def test_more_bad_images_than_allowed_stop_the_run(folder: Folder, fraction: float, allowed: int) -> None:
-    reader = ImageReader(folder(40, dict.fromkeys(range(20), b"")), TRAIN, 0, fraction)
+    reader = ImageReader(folder(40, dict.fromkeys(range(20), b"")), TRAIN, 0, FaultLimits(fraction))
     for sample in range(allowed):
         reader.mark_bad(sample, "is empty")
     with pytest.raises(UserError) as caught:
@@ -136,13 +137,13 @@ def test_more_bad_images_than_allowed_stop_the_run(folder: Folder, fraction: flo
 
 
 def test_a_bad_image_counts_once_however_often_it_is_met(folder: Folder) -> None:
-    reader = ImageReader(folder(40, {3: b""}), TRAIN, 0, 0.01)
+    reader = ImageReader(folder(40, {3: b""}), TRAIN, 0, FaultLimits(0.01))
     assert [reader.fetch(epoch, 3)[0] != 3 for epoch in range(5)] == [True] * 5
     assert len(reader.bad) == 1
 
 
 def test_a_data_set_without_a_readable_image_is_refused(folder: Folder) -> None:
-    reader = ImageReader(folder(4, dict.fromkeys(range(4), b"")), TRAIN, 0, 1.0)
+    reader = ImageReader(folder(4, dict.fromkeys(range(4), b"")), TRAIN, 0, FaultLimits(1.0))
     with pytest.raises(UserError) as caught:
         reader.fetch(0, 0)
     assert caught.value.field == "data.root"
@@ -156,7 +157,7 @@ def test_a_header_that_is_no_image_says_so() -> None:
 @pytest.mark.parametrize("threads", [1, 3])
 def test_the_stream_delivers_every_step_in_order_from_any_step(folder: Folder, threads: int) -> None:
     order = TrainOrder(20, 4, 0)
-    reader = ImageReader(folder(20, {7: b""}), TRAIN, 0, 0.5)
+    reader = ImageReader(folder(20, {7: b""}), TRAIN, 0, FaultLimits(0.5))
     stream = EncodedStream(reader, order.indices, order.steps_per_epoch, threads)
     whole = list(stream.steps(2, 0))
     assert [step.step for step in whole] == [0, 1, 2, 3, 4]
@@ -175,7 +176,10 @@ def test_an_error_in_reading_ahead_reaches_the_reader(folder: Folder) -> None:
     order = TrainOrder(20, 4, 0)
     bad = int(order.indices(0, 2)[1])
     stream = EncodedStream(
-        ImageReader(folder(20, {bad: b""}), EVAL, 0, 0.5), order.indices, order.steps_per_epoch, 2
+        ImageReader(folder(20, {bad: b""}), EVAL, 0, FaultLimits(0.5)),
+        order.indices,
+        order.steps_per_epoch,
+        2,
     )
     seen = []
     with pytest.raises(UserError, match="is empty"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ from torchvision.transforms import v2
 
 from dl2pa.errors import UserError
 from pipelines.batch import Batch, Pipeline
-from pipelines.datasets.folder import FolderDataset, PathTable
+from pipelines.datasets.table import ImageTable, PathTable
+from pipelines.encoded import FaultLimits
 from pipelines.order import EvalOrder, TrainOrder
 from pipelines.recipe import Recipe, draw_plan
 
-Folder = Callable[..., FolderDataset]
+Folder = Callable[..., ImageTable]
 Build = Callable[..., Pipeline]
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 TRAIN = Recipe(24, train=True, trivial_augment=True, erasing=0.3)
@@ -105,10 +107,11 @@ def test_validation_pads_the_last_batches(
     assert sorted(seen) == list(range(7))
 
 
-def of(files: list[Path]) -> FolderDataset:
+def of(files: list[Path]) -> ImageTable:
     root = files[0].parents[1]
     names = [str(f.relative_to(root)) for f in files]
-    return FolderDataset.of(root, PathTable.of(names), [1] * len(files), [0] * len(files), ("photograph",))
+    lengths = [f.stat().st_size for f in files]
+    return ImageTable.of(root, PathTable.of(names), lengths, [0] * len(files), ("photograph",))
 
 
 # Measured: DALI differs by 0.11 to 0.18 on average and by 1 at most; it rounds its resampling otherwise.
@@ -176,6 +179,46 @@ def test_every_kind_of_image_becomes_three_channels(
         transform = v2.Compose([v2.Resize(40), v2.CenterCrop(32), v2.PILToTensor()])
         expected = transform(drawn.image(i).convert(mode).convert("RGB")).float()
         assert (image - expected).abs().mean() < 4
+
+
+@pytest.mark.parametrize(("form", "options"), [("cmyk", {}), ("progressive", {"progressive": True})])
+def test_cmyk_and_progressive_jpegs_show_what_torchvision_shows(
+    drawn: Any, folder: Folder, pipeline_over: Build, loader: str, form: str, options: dict[str, Any]
+) -> None:
+    data = drawn.encoded(0, "JPEG", "CMYK" if form == "cmyk" else "RGB", **options)
+    recipe = Recipe(32, train=False, eval_resize=40, **PLAIN)
+    (batch,) = pipeline_over(folder(2, {0: data}), loader, recipe, EvalOrder(2, 2))
+    transform = v2.Compose([v2.Resize(40), v2.CenterCrop(32), v2.PILToTensor()])
+    expected = transform(Image.open(io.BytesIO(data)).convert("RGB")).float()
+    assert (batch.images[0] * 255 - expected).abs().mean() <= TOLERANCE[loader] + 1e-3
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+@pytest.mark.parametrize("size", [(1, 1), (80, 1)])
+def test_a_tiny_image_fills_the_square(
+    folder: Folder, pipeline_over: Build, loader: str, form: str, size: tuple[int, int]
+) -> None:
+    file = io.BytesIO()
+    Image.new("RGB", size, (200, 120, 40)).save(file, form)
+    for recipe, order in ((Recipe(32, train=False, eval_resize=40, **PLAIN), EvalOrder(2, 2)), (TRAIN, None)):
+        table = folder(2, {i: file.getvalue() for i in range(2)})
+        (batch,) = pipeline_over(table, loader, recipe, order or TrainOrder(2, 2, 0))
+        assert torch.isfinite(batch.images).all() and batch.valid == 2
+        if order:
+            level = batch.images.mean((0, 2, 3)) * 255
+            assert (level - torch.tensor([200.0, 120.0, 40.0])).abs().max() < 3
+
+
+def test_16_bit_pngs_are_scaled_by_dali_and_clipped_by_pillow(
+    folder: Folder, pipeline_over: Build, loader: str
+) -> None:
+    """Stated, not wished: Pillow's conversion, and so torchvision's, takes every level above 255 as white."""
+    file = io.BytesIO()
+    Image.fromarray(np.full((40, 40), 25_700, dtype=np.uint16)).save(file, "PNG")
+    recipe = Recipe(32, train=False, eval_resize=40, **PLAIN)
+    (batch,) = pipeline_over(folder(2, {0: file.getvalue()}), loader, recipe, EvalOrder(2, 2))
+    expected = {"dali": 100.0, "torchvision": 255.0}[loader]
+    assert (batch.images[0] * 255 - expected).abs().max() <= 1.001
 
 
 def wrong_component(drawn: Any) -> bytes:
@@ -246,7 +289,7 @@ def test_more_refused_images_than_allowed_stop_the_run(
 ) -> None:
     bad = SPOILED["png cut"](drawn)
     dataset = folder(20, {3: bad, 5: bad})
-    pipeline = pipeline_over(dataset, loader, TRAIN, TrainOrder(20, 4, 0), max_bad_fraction=0.05)
+    pipeline = pipeline_over(dataset, loader, TRAIN, TrainOrder(20, 4, 0), limits=FaultLimits(0.05))
     with pytest.raises(UserError) as caught:
         list(pipeline)
     assert caught.value.field == "data.max_bad_fraction"

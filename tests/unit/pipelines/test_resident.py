@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 from dl2pa.errors import UserError
 from pipelines.batch import Pipeline
 from pipelines.datasets.arrays import ArrayDataset
-from pipelines.datasets.folder import FolderDataset
+from pipelines.datasets.table import ImageTable
 from pipelines.order import EvalOrder, TrainOrder
 from pipelines.recipe import Recipe, finish
 
@@ -110,7 +110,7 @@ def test_epochs_are_augmented_anew(arrays: ArrayDataset, pipeline_over: Build) -
 
 
 def test_a_folder_of_images_can_be_held_in_memory(
-    drawn: Any, folder: Callable[..., FolderDataset], pipeline_over: Build
+    drawn: Any, folder: Callable[..., ImageTable], pipeline_over: Build
 ) -> None:
     recipe = Recipe(20, train=False)
     (batch,) = pipeline_over(folder(5), "resident", recipe, EvalOrder(5, 5))
@@ -122,9 +122,7 @@ def test_a_folder_of_images_can_be_held_in_memory(
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", b"\xff\xd8cut"])
-def test_a_bad_file_is_named(
-    folder: Callable[..., FolderDataset], pipeline_over: Build, content: bytes
-) -> None:
+def test_a_bad_file_is_named(folder: Callable[..., ImageTable], pipeline_over: Build, content: bytes) -> None:
     dataset = folder(5, {3: content})
     with pytest.raises(UserError) as caught:
         pipeline_over(dataset, "resident", Recipe(20, train=True), TrainOrder(5, 5, 0))

@@ -11,7 +11,7 @@ from torchvision.transforms import v2
 
 from dl2pa.errors import UserError
 from pipelines.batch import Pipeline
-from pipelines.datasets.folder import FolderDataset
+from pipelines.datasets.table import ImageTable
 from pipelines.order import EvalOrder
 from pipelines.recipe import Recipe
 from pipelines.single import load_image
@@ -38,7 +38,7 @@ def test_an_image_is_prepared_as_torchvision_prepares_it(photographs: list[Path]
 
 
 def test_prediction_sees_what_validation_saw(
-    folder: Callable[..., FolderDataset], pipeline_over: Callable[..., Pipeline]
+    folder: Callable[..., ImageTable], pipeline_over: Callable[..., Pipeline]
 ) -> None:
     dataset = folder(3)
     recipe = Recipe(32, train=False, eval_resize=40, mean=MEAN, std=STD)

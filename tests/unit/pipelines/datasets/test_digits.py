@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from dl2pa.errors import UserError
-from pipelines.datasets import FolderDataset, index_folder, write_digits
+from pipelines.datasets import ImageTable, index_folder, write_digits
 from pipelines.datasets.digits import has_digits, held_out
 
 
@@ -28,7 +28,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sklearn.datasets, "load_digits", lambda: whole)
 
 
-def both(root: Path) -> tuple[FolderDataset, FolderDataset]:
+def both(root: Path) -> tuple[ImageTable, ImageTable]:
     return index_folder(root / "train", None, "data.root"), index_folder(root / "val", None, "data.root")
 
 

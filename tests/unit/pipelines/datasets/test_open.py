@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dl2pa.errors import UserError
-from pipelines.datasets import ArrayDataset, FolderDataset, check_num_classes, open_dataset
+from pipelines.datasets import ArrayDataset, ImageTable, check_num_classes, open_dataset
 
 Tree = Callable[..., Path]
 
@@ -19,8 +19,8 @@ def refused(words: str, **changes: Any) -> UserError:
     return caught.value
 
 
-def folder(dataset: ArrayDataset | FolderDataset) -> FolderDataset:
-    assert isinstance(dataset, FolderDataset)
+def folder(dataset: ArrayDataset | ImageTable) -> ImageTable:
+    assert isinstance(dataset, ImageTable)
     return dataset
 
 

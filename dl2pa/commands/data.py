@@ -1,0 +1,131 @@
+"""`dl2pa data`: index a data set, and pack one into shards."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dl2pa.commands.output import note, say
+from dl2pa.errors import UserError
+
+if TYPE_CHECKING:
+    from pipelines.datasets.index import Index
+
+_SHOWN = 50
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
+
+
+def run(args: argparse.Namespace) -> int:
+    workers = args.workers if args.workers is not None else len(os.sched_getaffinity(0))
+    if workers < 1:
+        raise UserError("--workers", workers, "is no number of processes", "Give 1 or more.")
+    try:
+        return _index(args, workers) if args.action == "index" else _pack(args, workers)
+    except KeyboardInterrupt:
+        note("dl2pa: interrupted; the same command goes on from here")
+        return 130
+
+
+def _index(args: argparse.Namespace, workers: int) -> int:
+    from pipelines.datasets.build_index import build_index, default_out
+
+    root: Path = args.root
+    out: Path = args.out or default_out(root)
+    began = time.monotonic()
+    with _bar("indexing") as progress:
+        index = build_index(root, out, workers, progress)
+    result = {"index": str(out), **_describe(index, root), "seconds": round(time.monotonic() - began, 2)}
+    _say(result, args.json, f"{root} is indexed:")
+    return 0
+
+
+def _pack(args: argparse.Namespace, workers: int) -> int:
+    from pipelines.datasets.build_index import list_source
+    from pipelines.datasets.pack import PackOptions, pack
+
+    if args.short_side is not None and args.short_side < 1:
+        raise UserError("--short-side", args.short_side, "is no size in pixels", "Give for example 256.")
+    if not 1 <= args.quality <= 100:
+        raise UserError("--quality", args.quality, "is no JPEG quality", "Give 1 to 100.")
+    options = PackOptions(args.short_side, args.quality, _bytes("--shard-size", args.shard_size))
+    root: Path = args.root
+    began = time.monotonic()
+    with _bar("packing") as progress:
+        done = pack(list_source(root), args.out, options, workers, progress)
+    result: dict[str, Any] = {
+        "out": str(args.out),
+        "shards": done.shards,
+        "gib_before": done.bytes_in / 2**30,
+        "gib_after": done.bytes_out / 2**30,
+        **_describe(done.index, args.out),
+        "not_resampled": done.kept_as_they_are,
+        "seconds": round(time.monotonic() - began, 2),
+    }
+    _say(result, args.json, f"{root} is packed, read back and compared; train with data.root={args.out}:")
+    return 0
+
+
+def _describe(index: Index, root: Path) -> dict[str, Any]:
+    from pipelines.datasets.build_index import problems_of
+
+    problems = list(problems_of(index, root))
+    counts = Counter(kind for problem in problems for kind in problem["kinds"].split(", "))
+    halves = {name: half.table for name, half in index.halves.items()}
+    return {
+        "images": {name: len(table) for name, table in halves.items()},
+        "classes": len(index.classes),
+        "fingerprint": {name: table.fingerprint for name, table in halves.items()},
+        "problem_counts": dict(counts),
+        "problems": problems,
+    }
+
+
+def _say(result: dict[str, Any], as_json: bool, title: str) -> None:
+    if as_json:
+        say(result, True, "")
+        return
+    shown = {k: _inline(v) if isinstance(v, dict) else v for k, v in result.items() if k != "problems"}
+    say({k: v if v != [] and v != "" else "none" for k, v in shown.items()}, False, title)
+    for problem in result["problems"][:_SHOWN]:
+        note(f"  {problem['path']}: {problem['kinds']}")
+    if len(result["problems"]) > _SHOWN:
+        note(f"  … and {len(result['problems']) - _SHOWN:,} more: --json names all")
+
+
+def _inline(values: dict[str, Any]) -> str:
+    shown = {key: f"{value:,}" if isinstance(value, int) else str(value) for key, value in values.items()}
+    return ", ".join(f"{key} {value}" for key, value in shown.items())
+
+
+@contextmanager
+def _bar(what: str) -> Generator[Callable[[int, int], None]]:
+    """A progress bar on a terminal; nothing elsewhere."""
+    from tqdm import tqdm
+
+    with tqdm(desc=what, leave=False, file=sys.stderr, disable=not sys.stderr.isatty()) as bar:
+
+        def told(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield told
+
+
+def _bytes(option: str, text: str) -> int:
+    """1GiB, 500MB or a plain number."""
+    number = text.rstrip("BbiIkKmMgG")
+    unit = text[len(number) :].upper().removesuffix("B")
+    try:
+        value = int(float(number) * _UNITS[unit])
+    except (ValueError, KeyError, OverflowError):
+        value = 0
+    if value < 1:
+        raise UserError(option, text, "is no size", "Write for example 1GiB or 500MB.")
+    return value

@@ -1,0 +1,273 @@
+"""Making the index of a folder or of tar shards: many files looked at in parallel, pieces kept until all are done."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dl2pa.errors import UserError
+from pipelines.datasets.arrays import Split
+from pipelines.datasets.classes import load_classes
+from pipelines.datasets.folder import index_folder, open_folders
+from pipelines.datasets.index import INDEX_NAME, Half, Index, open_index, write_index
+from pipelines.datasets.probe import Flag, Probe, probe
+from pipelines.datasets.shards import ShardContent, find_shards, labels_to_numbers, read_shard
+from pipelines.datasets.table import ImageTable, Members, PathTable
+from pipelines.parallel import in_parallel
+
+CLASSES_NAME = "classes.json"
+"""Beside packed shards: class names in label order, each with its words."""
+
+_PIECE = 4096
+_WORDS = ("LOC_synset_mapping.txt", "words.txt", "classes.txt")
+
+Progress = Callable[[int, int], None]
+"""Told (done, of so many) images, or shards where there are shards."""
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Files to look at: some images of a folder, or one shard (`names` of one, no `lengths`)."""
+
+    root: Path
+    names: PathTable
+    lengths: NDArray[np.int64] | None
+    result: Path
+
+
+def build_index(root: Path, out: Path, workers: int, progress: Progress = lambda done, total: None) -> Index:
+    """Index `root` into the file `out`; what a killed attempt had looked at is not looked at again.
+
+    Args:
+        root: class folders, or ``train`` and ``val`` of them, or tar shards (``shards.find_shards``); only read.
+        out: written at the end; a hidden folder beside it holds the pieces until then.
+
+    Raises:
+        UserError: nothing to index, data that contradicts itself, or `out` cannot be written.
+    """
+    if not root.is_dir():
+        raise UserError("ROOT", str(root), "is not a directory", "Give the folder of the data set.")
+    parts = out.with_name(f".{out.name}.parts")
+    try:
+        parts.mkdir(parents=True, exist_ok=True)
+        if not os.access(parts, os.W_OK):
+            raise PermissionError(13, "Permission denied", str(parts))
+    except OSError as error:
+        remedy = "Give --out FILE, and train with data.index=FILE."
+        raise UserError("--out", str(out), f"cannot be written: {error.strerror}", remedy) from None
+    shards = find_shards(root)
+    if shards:
+        index = _of_shards(root, shards, parts, workers, progress)
+    else:
+        index = _of_folders(root, parts, workers, progress)
+    write_index(out, root, index)
+    shutil.rmtree(parts, ignore_errors=True)
+    return index
+
+
+def list_source(root: Path) -> Index:
+    """An image folder, from its index where it has one, else by listing it: nothing is looked at.
+
+    Raises:
+        UserError: nothing to list, or tar shards (``ROOT``).
+    """
+    file = default_out(root)
+    if file.is_file():
+        index = open_index(file, root)
+    else:
+        if find_shards(root):
+            raise UserError("ROOT", str(root), "holds tar shards already", "Give a folder of class folders.")
+        tables = _list_folders(root)
+        halves = {name: Half(table, np.zeros(len(table), np.uint8)) for name, table in tables.items()}
+        classes = next(iter(tables.values())).classes
+        index = Index(halves, classes, _read_words(root, classes))
+    if any(half.table.members is not None for half in index.halves.values()):
+        raise UserError("ROOT", str(root), "holds tar shards already", "Give a folder of class folders.")
+    return index
+
+
+def problems_of(index: Index, root: Path) -> Iterator[dict[str, str]]:
+    """Every remarkable image: half, path below `root` (with its member where it lies in a shard), kinds."""
+    for name, half in index.halves.items():
+        for i in np.flatnonzero(half.flags).tolist():
+            kinds = [str(flag.name).lower() for flag in Flag(int(half.flags[i]))]
+            path = os.path.relpath(half.table.path(i), root)
+            yield {"half": name, "path": path, "kinds": ", ".join(kinds)}
+
+
+def _of_folders(root: Path, parts: Path, workers: int, progress: Progress) -> Index:
+    tables = _list_folders(root)
+    pieces = {name: list(_pieces_of(table, parts)) for name, table in tables.items()}
+    _look(_look_at_images, [p for each in pieces.values() for p in each], workers, progress)
+    halves: dict[str, Half] = {}
+    for name, table in tables.items():
+        stored = [_load(piece) for piece in pieces[name]]
+        sizes = np.concatenate([part["sizes"] for part in stored])
+        flags = np.concatenate([part["flags"] for part in stored])
+        halves[name] = Half(replace(table, sizes=sizes), flags)
+    classes = next(iter(tables.values())).classes
+    return Index(halves, classes, _read_words(root, classes))
+
+
+def _list_folders(root: Path) -> dict[str, ImageTable]:
+    if not (root / "train").is_dir():
+        return {"all": index_folder(root, None, "ROOT")}
+    halves: list[Split] = ["train", "val"] if (root / "val").is_dir() else ["train"]
+    return {half: open_folders(root, None, None, half) for half in halves}
+
+
+def _pieces_of(table: ImageTable, parts: Path) -> Iterator[_Piece]:
+    for start in range(0, len(table), _PIECE):
+        names = table.files.part(start, min(start + _PIECE, len(table)))
+        lengths = np.array(table.lengths[start : start + _PIECE])
+        yield _Piece(
+            table.root,
+            names,
+            lengths,
+            parts
+            / f"{_digest(str(table.root), bytes(names.blob), names.ends.tobytes(), lengths.tobytes())}.npz",
+        )
+
+
+def _of_shards(
+    root: Path, shards: dict[str, list[Path]], parts: Path, workers: int, progress: Progress
+) -> Index:
+    pieces: dict[str, list[_Piece]] = {name: [] for name in shards}
+    for name, paths in shards.items():
+        for path in paths:
+            state = path.stat()
+            digest = _digest(str(path), state.st_size, state.st_mtime_ns)
+            pieces[name].append(_Piece(path.parent, PathTable.of([path.name]), None, parts / f"{digest}.npz"))
+    _look(_look_at_shard, [p for each in pieces.values() for p in each], workers, progress)
+    classes = _read_classes(root)
+    contents = {name: [ShardContent(**_load(piece)) for piece in each] for name, each in pieces.items()}
+    labels = {
+        name: labels_to_numbers([label for content in each for label in content.labels], classes, root)
+        for name, each in contents.items()
+    }
+    if not any(map(len, labels.values())):
+        raise UserError(
+            "ROOT", str(root), "its shards hold no images", "See docs/data.md for what a shard must hold."
+        )
+    if classes is None:
+        classes = tuple(
+            str(k) for k in range(1 + max(int(part.max()) for part in labels.values() if len(part)))
+        )
+    halves = {name: _join(pieces[name], contents[name], labels[name], classes) for name in shards}
+    return Index(halves, classes, _read_words(root, classes))
+
+
+def _join(
+    pieces: Sequence[_Piece],
+    contents: Sequence[ShardContent],
+    labels: NDArray[np.int64],
+    classes: tuple[str, ...],
+) -> Half:
+    counts = [len(content.labels) for content in contents]
+    members = Members(
+        np.repeat(np.arange(len(contents), dtype=np.int32), counts),
+        np.concatenate([content.offsets for content in contents]),
+    )
+    lengths = np.concatenate([content.lengths for content in contents])
+    files = PathTable.of(piece.names[0] for piece in pieces)
+    table = ImageTable.of(pieces[0].root, files, lengths, labels, classes, members)
+    sizes = np.concatenate([content.sizes for content in contents])
+    return Half(replace(table, sizes=sizes), np.concatenate([content.flags for content in contents]))
+
+
+def _look(work: Callable[[_Piece], int], pieces: list[_Piece], workers: int, progress: Progress) -> None:
+    """Look at the pieces that no earlier attempt finished."""
+    total, missing = sum(len(p.names) for p in pieces), [p for p in pieces if not p.result.exists()]
+    done = total - sum(len(p.names) for p in missing)
+    progress(done, total)
+    for count in in_parallel(work, missing, min(workers, len(missing))):
+        done += count
+        progress(done, total)
+
+
+def _look_at_images(piece: _Piece) -> int:
+    assert piece.lengths is not None
+    pairs = zip(piece.names, piece.lengths.tolist(), strict=True)
+    found = [_look_at_image(piece.root / name, length) for name, length in pairs]
+    sizes = np.array([(one.height, one.width) for one in found], dtype=np.int32).reshape(-1, 2)
+    _store(piece, {"sizes": sizes, "flags": np.array([one.flags for one in found], dtype=np.uint8)})
+    return len(found)
+
+
+def _look_at_image(path: Path, length: int) -> Probe:
+    try:
+        # A pipe would keep the opening waiting for whoever writes to it.
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
+        return Probe(0, 0, Flag.UNREADABLE)
+    try:
+        return probe(handle, 0, length, path.name)
+    finally:
+        os.close(handle)
+
+
+def _look_at_shard(piece: _Piece) -> int:
+    _store(piece, vars(read_shard(piece.root / piece.names[0])))
+    return 1
+
+
+def _store(piece: _Piece, columns: dict[str, Any]) -> None:
+    aside = piece.result.with_suffix(f".{os.getpid()}")
+    with aside.open("wb") as file:
+        np.savez(file, allow_pickle=False, **{key: np.asarray(value) for key, value in columns.items()})
+    aside.replace(piece.result)
+
+
+def _load(piece: _Piece) -> dict[str, Any]:
+    with np.load(piece.result) as stored:
+        return {key: stored[key].tolist() if key == "labels" else stored[key] for key in stored}
+
+
+def _digest(*about: object) -> str:
+    return hashlib.sha256(repr(about).encode()).hexdigest()[:32]
+
+
+def _read_classes(root: Path) -> tuple[str, ...] | None:
+    """The class names that lie beside shards, in label order: the keys of classes.json, or classes.txt."""
+    if (root / CLASSES_NAME).is_file():
+        found = _read_json(root / CLASSES_NAME)
+        return tuple(found)
+    listed = root / "classes.txt"
+    return load_classes(listed) if listed.is_file() else None
+
+
+def _read_json(file: Path) -> dict[str, str]:
+    try:
+        found: object = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise UserError("ROOT", str(file), f"cannot be read ({error})", "Restore it.") from None
+    if not isinstance(found, dict):
+        raise UserError("ROOT", str(file), "is no JSON object", "Write {class: words} in label order.")
+    return {str(key): str(value) for key, value in found.items()}
+
+
+def _read_words(root: Path, classes: Sequence[str]) -> dict[str, str]:
+    """What each class is called, from the files that come with ImageNet: ``n01440764 tench, Tinca tinca``."""
+    if (root / CLASSES_NAME).is_file():
+        return {key: words for key, words in _read_json(root / CLASSES_NAME).items() if words}
+    for name in _WORDS:
+        if (root / name).is_file():
+            lines = (root / name).read_text(encoding="utf-8-sig").splitlines()
+            split = (line.split(maxsplit=1) for line in lines)
+            found = {parts[0]: parts[1].strip() for parts in split if len(parts) == 2}
+            return {key: found[key] for key in classes if key in found}
+    return {}
+
+
+def default_out(root: Path) -> Path:
+    """Where training finds an index by itself."""
+    return root / INDEX_NAME

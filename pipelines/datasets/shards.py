@@ -1,0 +1,132 @@
+"""Tar shards in WebDataset's form: the members of a sample share the name up to its first dot.
+
+A sample is an image (``.jpg``, ``.jpeg``, ``.png``, ``.webp``, ``.bmp``) and its label: ``.cls`` (a number, or a
+class's name) or ``.json`` with the key ``label`` (the same). Other members are passed over. Uncompressed tar only:
+offsets into a compressed one would be of no use.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dl2pa.errors import UserError
+from pipelines.datasets.folder import IMAGE_SUFFIXES
+from pipelines.datasets.probe import probe
+
+_HALVES = {"train": "train", "val": "val", "validation": "val"}
+_HALF = re.compile(r"(?:^|[-_.])(train|val|validation)(?=$|[-_.0-9])", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class ShardContent:
+    """The samples of one shard in their order; arrays of length n, sizes [n, 2], labels as they are written."""
+
+    offsets: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+    sizes: NDArray[np.int32]
+    flags: NDArray[np.uint8]
+    labels: list[str]
+
+
+def find_shards(root: Path) -> dict[str, list[Path]]:
+    """The shards of each half, sorted by name: in ``train/`` and ``val/``, or named so, or else all together."""
+    found: dict[str, list[Path]] = {}
+    if not root.is_dir():
+        return found
+    for half in ("train", "val"):
+        if inside := sorted((root / half).glob("*.tar")):
+            found[half] = inside
+    for path in sorted(root.glob("*.tar")) if not found else []:
+        match = _HALF.search(path.stem)
+        found.setdefault(_HALVES[match[1].lower()] if match else "all", []).append(path)
+    return found
+
+
+def read_shard(path: Path) -> ShardContent:
+    """List one shard, looking at the header of each image.
+
+    Raises:
+        UserError: not a tar file, or a sample without a label or with two images (``ROOT``).
+    """
+    images: dict[str, tuple[int, int, str]] = {}
+    labels: dict[str, str] = {}
+    try:
+        with tarfile.open(path, "r:") as archive:
+            for member in archive:
+                if not member.isfile():
+                    continue
+                folder, slash, base = member.name.rpartition("/")
+                stem, _, ending = base.partition(".")
+                key, ending = f"{folder}{slash}{stem}", ending.lower()
+                if ending in IMAGE_SUFFIXES:
+                    if key in images:
+                        raise _broken(path, f"the sample {key!r} has two images")
+                    images[key] = member.offset_data, member.size, member.name
+                elif ending in ("cls", "json") and (ending == "cls" or key not in labels):
+                    stream = archive.extractfile(member)
+                    label = _label(path, member.name, ending, stream.read() if stream else b"")
+                    labels |= {} if label is None else {key: label}
+    except (tarfile.TarError, EOFError) as error:
+        raise _broken(path, f"is not a whole, uncompressed tar file ({error})") from None
+    unlabelled = next((key for key in images if key not in labels), None)
+    if unlabelled is not None:
+        raise _broken(
+            path, f"the sample {unlabelled!r} has no label: neither .cls nor .json with the key 'label'"
+        )
+    return _content(path, list(images.values()), [labels[key] for key in images])
+
+
+def labels_to_numbers(
+    labels: Sequence[str], classes: tuple[str, ...] | None, root: Path
+) -> NDArray[np.int64]:
+    """Numbers as they are, names by their place among `classes`.
+
+    Raises:
+        UserError: a label that is neither (``ROOT``).
+    """
+    place = {name: number for number, name in enumerate(classes or ())}
+    known = {text: place[text] if text in place else _number(text) for text in set(labels)}
+    for text, number in known.items():
+        if number is None or not 0 <= number < (len(classes) if classes else 1 << 31):
+            count = f"the {len(classes)} classes of classes.txt" if classes else "numbers from 0"
+            remedy = "Put classes.txt beside the shards: a class a line in label order."
+            raise UserError("ROOT", str(root), f"the label {text!r} is not among {count}", remedy)
+    return np.array([known[text] for text in labels], dtype=np.int64)
+
+
+def _content(path: Path, images: Sequence[tuple[int, int, str]], labels: list[str]) -> ShardContent:
+    sizes = np.zeros((len(images), 2), dtype=np.int32)
+    flags = np.zeros(len(images), dtype=np.uint8)
+    with path.open("rb") as file:
+        for i, (offset, length, name) in enumerate(images):
+            height, width, flags[i] = probe(file.fileno(), offset, length, name)
+            sizes[i] = height, width
+    offsets, lengths = (np.array([image[k] for image in images], dtype=np.int64) for k in (0, 1))
+    return ShardContent(offsets, lengths, sizes, flags, labels)
+
+
+def _label(path: Path, name: str, ending: str, content: bytes) -> str | None:
+    """The label as it is written; None where a .json says nothing of it."""
+    try:
+        text = content.decode("utf-8").strip()
+        value: Any = text if ending == "cls" else json.loads(text).get("label")
+    except (ValueError, AttributeError):
+        raise _broken(path, f"{name} cannot be read as a label") from None
+    return None if value is None else str(value)
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text.isascii() and text.isdigit() else None
+
+
+def _broken(path: Path, problem: str) -> UserError:
+    return UserError("ROOT", str(path), problem, "See docs/data.md for what a shard must hold.")

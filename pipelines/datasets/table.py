@@ -1,0 +1,198 @@
+"""The table of a data set's encoded images: which bytes of which file, which label, how large."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tarfile
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from io import FileIO
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from pipelines.datasets.arrays import subset_fingerprint
+
+_MOST_OPEN = 512
+_BLOCK = 512
+
+
+class PathTable(Sequence[str]):
+    """Many relative paths as one block of bytes: small, quick to pickle, and shared between processes.
+
+    A list of 1.28 million strings would be copied into every forked worker, since counting references writes
+    to each of them.
+
+    Attributes:
+        blob: the paths in UTF-8, one after the other.
+        ends: [N], where each path ends in ``blob``.
+    """
+
+    def __init__(self, blob: bytes | NDArray[np.uint8], ends: NDArray[np.int64]) -> None:
+        self.blob = blob
+        self.ends = ends
+
+    @classmethod
+    def of(cls, paths: Iterable[str]) -> PathTable:
+        """Pack ``paths`` in their order."""
+        encoded = [path.encode("utf-8", "surrogateescape") for path in paths]
+        return cls(b"".join(encoded), np.cumsum([len(path) for path in encoded], dtype=np.int64))
+
+    def part(self, low: int, high: int) -> PathTable:
+        """The paths `low` to `high` - 1, packed."""
+        start = int(self.ends[low - 1]) if low else 0
+        ends = self.ends[low:high] - start
+        return PathTable(bytes(self.blob[start : start + int(ends[-1])]) if len(ends) else b"", ends)
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        position = range(len(self))[index]
+        start = int(self.ends[position - 1]) if position else 0
+        return bytes(self.blob[start : int(self.ends[position])]).decode("utf-8", "surrogateescape")
+
+
+@dataclass(frozen=True, eq=False)
+class Members:
+    """Where images lie inside tar shards.
+
+    Attributes:
+        shards: int32 [N], which of the files holds each image.
+        offsets: int64 [N], where its bytes begin in that file.
+    """
+
+    shards: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+
+
+class _OpenFiles:
+    """Shards held open: on a shared file system an open costs more than a read."""
+
+    def __init__(self) -> None:
+        self._files: dict[int, FileIO] = {}
+        self._lock = threading.Lock()
+
+    def read(self, shard: int, path: Path, offset: int, length: int) -> bytes:
+        file = self._files.get(shard)
+        if file is None:
+            file = FileIO(path)
+            with self._lock:
+                if len(self._files) < _MOST_OPEN:
+                    file = self._files.setdefault(shard, file)
+        return os.pread(file.fileno(), length, offset)
+
+
+@dataclass(frozen=True, eq=False)
+class ImageTable:
+    """Encoded images on disk with their labels; the arrays may be mapped from an index.
+
+    Attributes:
+        root: the folder that the paths are relative to.
+        files: paths with forward slashes: of the N images, or of the shards that hold them.
+        lengths: int64 [N], bytes of each image.
+        labels: int64 [N], indices into ``classes``.
+        classes: the class names in label order; some may have no image.
+        fingerprint: 16 hexadecimal digits that change with any path, place, length or label, not with ``root``.
+        members: where the images lie in shards; None: image i is the whole of file i.
+        sizes: int32 [N, 2], (height, width), zeros where the header could not be read; None: not looked at.
+    """
+
+    root: Path
+    files: PathTable
+    lengths: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    classes: tuple[str, ...]
+    fingerprint: str
+    members: Members | None = None
+    sizes: NDArray[np.int32] | None = None
+    _open: _OpenFiles = field(default_factory=_OpenFiles, repr=False)
+
+    @classmethod
+    def of(
+        cls,
+        root: Path,
+        files: PathTable,
+        lengths: ArrayLike,
+        labels: ArrayLike,
+        classes: tuple[str, ...],
+        members: Members | None = None,
+    ) -> ImageTable:
+        """Build with the fingerprint computed."""
+        label_array, bytes_each = np.asarray(labels, dtype=np.int64), np.asarray(lengths, dtype=np.int64)
+        fingerprint = _fingerprint(files, bytes_each, label_array, members)
+        return cls(root, files, bytes_each, label_array, classes, fingerprint, members)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, samples: NDArray[np.int64]) -> ImageTable:
+        """The images ``samples`` [M] in that order."""
+        files, members = self.files, self.members
+        if members is None:
+            files = PathTable.of(self.files[i] for i in samples.tolist())
+        else:
+            members = Members(members.shards[samples], members.offsets[samples])
+        labels = self.labels[samples]
+        return replace(
+            self,
+            files=files,
+            lengths=self.lengths[samples],
+            labels=labels,
+            fingerprint=subset_fingerprint(self.fingerprint, samples, labels),
+            members=members,
+            sizes=None if self.sizes is None else self.sizes[samples],
+        )
+
+    def relabelled(self, classes: tuple[str, ...], label_of: NDArray[np.int64]) -> ImageTable:
+        """The same images with label ``label_of[l]`` in place of l, and other class names."""
+        labels = label_of[self.labels]
+        fingerprint = _fingerprint(self.files, self.lengths, labels, self.members)
+        return replace(self, labels=labels, classes=classes, fingerprint=fingerprint)
+
+    def path(self, i: int) -> Path:
+        """Where image ``i`` lies; of a shard's member, its name as if the shard were a folder."""
+        if self.members is None:
+            return self.root / self.files[i]
+        return self._shard(i) / self._member_name(i)
+
+    def read(self, i: int) -> bytes:
+        """The encoded bytes of image ``i``. Raises ``OSError`` where the file has gone."""
+        if self.members is None:
+            return self.path(i).read_bytes()
+        shard, offset = int(self.members.shards[i]), int(self.members.offsets[i])
+        return self._open.read(shard, self._shard(i), offset, int(self.lengths[i]))
+
+    def _shard(self, i: int) -> Path:
+        assert self.members is not None
+        return self.root / self.files[int(self.members.shards[i])]
+
+    def _member_name(self, i: int) -> str:
+        """As the header before the member says; tar writes it there up to 100 to 255 bytes."""
+        assert self.members is not None
+        shard, offset = int(self.members.shards[i]), int(self.members.offsets[i])
+        try:
+            header = self._open.read(shard, self._shard(i), offset - _BLOCK, _BLOCK)
+            return tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape").name
+        except (OSError, tarfile.TarError):
+            return f"byte {offset}"
+
+
+def _fingerprint(
+    files: PathTable, lengths: NDArray[np.int64], labels: NDArray[np.int64], members: Members | None
+) -> str:
+    digest = hashlib.sha256(memoryview(files.blob))  # pyright: ignore[reportArgumentType]
+    places = () if members is None else (members.shards, members.offsets)
+    for column in (files.ends, lengths, labels, *places):
+        digest.update(np.ascontiguousarray(column, dtype="<i8").data)
+    return digest.hexdigest()[:16]

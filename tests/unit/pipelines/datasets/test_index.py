@@ -1,0 +1,322 @@
+"""An index says of a folder and of tar shards what listing and opening every file would say."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dl2pa.errors import UserError
+from pipelines.datasets import ImageTable, build_index, open_dataset
+from pipelines.datasets.build_index import problems_of
+from pipelines.datasets.index import INDEX_NAME, Index, open_index
+
+Make = Callable[..., Path]
+
+
+def jpeg(
+    i: int, form: str = "JPEG", mode: str = "RGB", size: tuple[int, int] = (20, 12), **options: Any
+) -> bytes:
+    pixels = np.random.default_rng(i).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(file, form, **options)
+    return file.getvalue()
+
+
+@pytest.fixture
+def pets(tmp_path: Path) -> Path:
+    """Two halves; each image is as wide as its number says."""
+    root = tmp_path / "pets"
+    names = (
+        "train/ant/1.jpeg",
+        "train/cat/2.JPG",
+        "train/cat/3.png",
+        "train/dog/4.jpg",
+        "val/cat/5.jpg",
+        "val/dog/6.png",
+    )
+    for i, name in enumerate(names, start=1):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(jpeg(i, "PNG" if name.endswith("png") else "JPEG", size=(20 + i, 12)))
+    return root
+
+
+def opened(root: Path, split: Any, **options: Any) -> ImageTable:
+    arguments: dict[str, Any] = {"val_root": None, "classes": None, "index": None, **options}
+    index = arguments.pop("index")
+    table = open_dataset("imagefolder", root, split=split, index=index, **arguments)
+    assert isinstance(table, ImageTable)
+    return table
+
+
+def same(a: ImageTable, b: ImageTable) -> None:
+    assert (a.root, list(a.files), a.classes, a.fingerprint) == (
+        b.root,
+        list(b.files),
+        b.classes,
+        b.fingerprint,
+    )
+    assert a.labels.tolist() == b.labels.tolist()
+    assert a.lengths.tolist() == b.lengths.tolist()
+
+
+def build(root: Path, out: Path | None = None, workers: int = 1) -> Index:
+    return build_index.build_index(root, out or root / INDEX_NAME, workers)
+
+
+def test_training_opens_the_same_from_the_index_as_from_the_folders(pets: Path) -> None:
+    listed = {split: opened(pets, split) for split in ("train", "val")}
+    build(pets)
+    for split, expected in listed.items():
+        table = opened(pets, split)
+        same(table, expected)
+        assert table.read(0) == expected.read(0)
+        widths = [20 + int(Path(name).stem) for name in table.files]
+        assert table.sizes is not None
+        assert table.sizes.tolist() == [[12, width] for width in widths]
+    assert list(pets.iterdir()) == [*pets.glob("*")]
+    assert not list(pets.glob(".*.parts"))
+
+
+def test_no_folder_is_listed_with_an_index_from_elsewhere(
+    pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the data cannot be written to."""
+    before = sorted(pets.rglob("*"))
+    build(pets, tmp_path / "pets.index")
+    assert sorted(pets.rglob("*")) == before
+
+    def listing(*_: object) -> None:
+        raise AssertionError("a folder is listed")
+
+    monkeypatch.setattr(os, "scandir", listing)
+    monkeypatch.setattr(os, "listdir", listing)
+    for split, count in (("train", 4), ("val", 2)):
+        assert len(opened(pets, split, index=tmp_path / "pets.index")) == count
+
+
+@pytest.mark.parametrize("indexed", [("here",), ("there",), ("here", "there")])
+def test_halves_in_two_places_indexed_or_not(pets: Path, indexed: tuple[str, ...]) -> None:
+    """A validation folder of its own has fewer classes than training: its labels are training's."""
+    places = {"here": pets / "train", "there": pets / "val"}
+    listed = {s: opened(places["here"], s, val_root=places["there"]) for s in ("train", "val")}
+    assert listed["val"].labels.tolist() == [1, 2]
+    for name in indexed:
+        build(places[name])
+    for split, expected in listed.items():
+        same(opened(places["here"], split, val_root=places["there"]), expected)
+
+
+def test_classes_fix_the_labels_with_an_index_too(pets: Path) -> None:
+    order = ["dog", "unseen", "cat", "ant"]
+    listed = {split: opened(pets, split, classes=order) for split in ("train", "val")}
+    build(pets)
+    for split, expected in listed.items():
+        same(opened(pets, split, classes=order), expected)
+    with pytest.raises(UserError, match=r"'dog'.* is not among the 2 classes") as caught:
+        opened(pets, "train", classes=["ant", "cat"])
+    assert caught.value.field == "data.classes"
+
+
+KINDS: dict[str, tuple[str, bytes]] = {
+    "empty": ("x.jpg", b""),
+    "truncated": ("x.jpg", jpeg(1, size=(90, 90))[:-400]),
+    "truncated png": ("x.png", jpeg(1, "PNG", size=(90, 90))[:-400]),
+    "truncated webp": ("x.webp", jpeg(1, "WEBP", size=(90, 90))[:-40]),
+    "not_an_image": ("x.jpg", b"<html>404 not found</html>" * 9),
+    "cmyk": ("x.jpg", jpeg(1, mode="CMYK")),
+    "wrong_extension": ("x.jpg", jpeg(1, "PNG")),
+    "rotated": ("x.jpg", jpeg(1, exif=(lambda e: (e.__setitem__(0x0112, 6), e)[1])(Image.Exif()))),
+    "": ("x.jpg", jpeg(1, progressive=True)),
+    " but padded": ("x.jpg", jpeg(1) + b"\0" * 500),
+    " but long in the head": ("x.jpg", jpeg(1, comment=b"c" * 60_000, icc_profile=b"i" * 50_000)),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_remarkable_is_listed(pets: Path, kind: str) -> None:
+    name, content = KINDS[kind]
+    (pets / "train/cat" / name).write_bytes(content)
+    expected = {"half": "train", "path": f"train/cat/{name}", "kinds": kind.split(" ")[0]}
+    assert list(problems_of(build(pets), pets)) == ([expected] if expected["kinds"] else [])
+
+
+def test_a_pipe_does_not_hold_the_indexing_up(pets: Path) -> None:
+    os.mkfifo(pets / "train/cat/pipe.jpg")
+    assert [p["kinds"] for p in problems_of(build(pets), pets)] == ["empty"]
+
+
+def test_a_killed_indexing_goes_on_and_ends_the_same(
+    pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build_index, "_PIECE", 1)
+    out, whole = tmp_path / "cut.index", tmp_path / "whole.index"
+    build(pets, whole)
+
+    def killed(done: int, total: int) -> None:
+        assert total == 6
+        if done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_index.build_index(pets, out, 1, killed)
+    assert not out.exists()
+    told: list[int] = []
+    build_index.build_index(pets, out, 1, lambda done, total: told.append(done))
+    assert told == [4, 5, 6]
+    assert out.read_bytes() == whole.read_bytes()
+    assert sorted(p.name for p in tmp_path.glob(".*.parts")) == []
+
+
+def test_several_processes_index_as_one(pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build_index, "_PIECE", 2)
+    build(pets, tmp_path / "one")
+    build(pets, tmp_path / "two", workers=2)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+def test_words_of_the_classes_are_kept(pets: Path) -> None:
+    (pets / "LOC_synset_mapping.txt").write_text("ant ant, emmet\ndog dog, domestic dog\nemu a bird\n")
+    build(pets)
+    assert open_index(pets / INDEX_NAME, pets).words == {"ant": "ant, emmet", "dog": "dog, domestic dog"}
+
+
+def test_any_safetensors_reader_opens_it(pets: Path) -> None:
+    from safetensors.numpy import load_file
+
+    build(pets)
+    columns = load_file(pets / INDEX_NAME)
+    assert columns["train/labels"].tolist() == [0, 1, 1, 2]
+    assert bytes(columns["val/names"]) == b"cat/5.jpgdog/6.png"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda file: file.unlink(), "No such file"),
+        (lambda file: file.write_bytes(file.read_bytes()[:-9]), "cut short"),
+        (lambda file: file.write_text("an index"), "is not an index"),
+        (lambda file: file.write_bytes(b""), "is not an index"),
+        (lambda file: (file.parent / "pets").rename(file.parent / "gone"), "not in data.root"),
+    ],
+)
+def test_an_index_that_cannot_be_used(
+    pets: Path, tmp_path: Path, spoil: Callable[[Path], Any], words: str
+) -> None:
+    file = tmp_path / "pets.index"
+    build(pets, file)
+    spoil(file)
+    with pytest.raises(UserError, match=words) as caught:
+        opened(pets, "train", index=file)
+    assert caught.value.field == "data.index"
+
+
+def test_an_index_of_other_images_has_another_fingerprint(pets: Path) -> None:
+    build(pets)
+    first = opened(pets, "train").fingerprint
+    (pets / "train/cat/2.JPG").write_bytes(jpeg(2) + b"\0")
+    build(pets)
+    assert opened(pets, "train").fingerprint != first
+
+
+def test_an_index_is_refused_where_nothing_reads_it(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"not used by data\.dataset=cifar10") as caught:
+        open_dataset("cifar10", tmp_path, None, None, "train", index=tmp_path / "x")
+    assert caught.value.field == "data.index"
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Make:
+    """``shards("train-0.tar", {"a.jpg": b"…", "a.cls": b"1"})``."""
+
+    def make(name: str, members: dict[str, bytes]) -> Path:
+        path = tmp_path / "shards" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tarfile.open(path, "w") as archive:
+            for key, content in members.items():
+                info = tarfile.TarInfo(key)
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+        return path
+
+    return make
+
+
+def sample(key: str, i: int, label: bytes, form: str = "cls") -> dict[str, bytes]:
+    return {f"{key}.jpg": jpeg(i, size=(20 + i, 12)), f"{key}.{form}": label}
+
+
+def test_webdataset_shards_as_others_write_them(shards: Make) -> None:
+    """Labels before or behind their image, as numbers or names, other members among them, long names."""
+    long = "n01/" + "x" * 140
+    root = shards(
+        "imagenet-train-000.tar", {"__meta__.txt": b"", **sample("a/1", 1, b"1\n"), **sample(long, 2, b"0")}
+    ).parent
+    shards(
+        "imagenet-train-001.tar",
+        {"b.json": json.dumps({"label": 1, "w": 3}).encode(), "b.seg.png": b"", "b.JPG": jpeg(3)},
+    )
+    shards("imagenet-validation-0.tar", sample("c", 4, b"dog"))
+    with pytest.raises(UserError, match=r"'dog' is not among numbers.*classes\.txt"):
+        build(root)
+    with pytest.raises(UserError, match="shards without an index"):
+        opened(root, "train")
+    (root / "classes.txt").write_text("cat a small feline\ndog\n")
+    build(root)
+    train, val = opened(root, "train"), opened(root, "val")
+    assert train.classes == val.classes == ("cat", "dog")
+    assert (train.labels.tolist(), val.labels.tolist()) == ([1, 0, 1], [1])
+    assert [train.read(i) for i in range(3)] == [jpeg(1, size=(21, 12)), jpeg(2, size=(22, 12)), jpeg(3)]
+    assert train.path(0) == root / "imagenet-train-000.tar" / "a/1.jpg"
+    assert str(train.path(1)).startswith(f"{root}/imagenet-train-000.tar/n01/xxx")
+    assert train.sizes is not None
+    assert train.sizes.tolist() == [[12, 21], [12, 22], [12, 20]]
+    assert train.subset(np.array([2, 0])).read(0) == jpeg(3)
+
+
+def test_shards_in_folders_of_the_halves(shards: Make) -> None:
+    root = shards("train/0.tar", sample("a", 1, b"4")).parents[1]
+    shards("val/0.tar", sample("b", 2, b"2"))
+    build(root)
+    assert opened(root, "val").classes == tuple("01234")
+    assert opened(root, "train").read(0) == jpeg(1, size=(21, 12))
+
+
+@pytest.mark.parametrize(
+    ("members", "words"),
+    [
+        ({"a.jpg": b"x"}, "'a' has no label"),
+        ({"a.jpg": b"x", "a.json": b'{"caption": 3}'}, "'a' has no label"),
+        ({"a.jpg": b"x", "a.json": b"[1"}, "cannot be read as a label"),
+        ({"a.jpg": b"x", "a.png": b"x", "a.cls": b"1"}, "two images"),
+        ({"a.jpg": b"x", "a.cls": b"-1"}, "'-1' is not among"),
+        ({"a.cls": b"1"}, "hold no images"),
+    ],
+)
+def test_shards_that_contradict_themselves(shards: Make, members: dict[str, bytes], words: str) -> None:
+    root = shards("train-0.tar", members).parent
+    with pytest.raises(UserError, match=words) as caught:
+        build(root)
+    assert caught.value.field == "ROOT"
+
+
+def test_a_shard_cut_short_or_compressed(shards: Make) -> None:
+    path = shards("train-0.tar", {**sample("a", 1, b"1"), "b.cls": b"1", "b.jpg": jpeg(5, size=(90, 90))})
+    whole = path.read_bytes()
+    path.write_bytes(whole[: whole.index(b"b.jpg") + 2000])
+    with pytest.raises(UserError, match="not a whole, uncompressed tar"):
+        build(path.parent)
+    import gzip
+
+    path.write_bytes(gzip.compress(whole))
+    with pytest.raises(UserError, match="not a whole, uncompressed tar"):
+        build(path.parent)

@@ -1,0 +1,233 @@
+"""Damaged, vanished and hanging files, as a run meets them: in both loaders, from folders and from shards."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dl2pa.errors import UserError
+from dl2pa.training.evaluate import evaluate
+from pipelines.batch import Batch, Pipeline
+from pipelines.datasets.build_index import list_source
+from pipelines.datasets.folder import index_folder
+from pipelines.datasets.index import Half, Index
+from pipelines.datasets.pack import PackOptions, pack
+from pipelines.datasets.table import ImageTable
+from pipelines.encoded import FaultLimits, ImageReader
+from pipelines.order import EvalOrder, TrainOrder
+from pipelines.readers import StalledRead
+from pipelines.recipe import Recipe
+
+Folder = Callable[..., ImageTable]
+Build = Callable[..., Pipeline]
+TRAIN = Recipe(16, train=True, trivial_augment=True, erasing=0.3)
+EVAL = Recipe(16, train=False, eval_resize=18)
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture(params=["dali", "torchvision"])
+def loader(request: pytest.FixtureRequest) -> str:
+    if request.param == "dali":
+        pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+    return request.param
+
+
+def packed(table: ImageTable, out: Path) -> ImageTable:
+    source = Index({"all": Half(table, np.zeros(len(table), np.uint8))}, table.classes, {})
+    done = pack(source, out, PackOptions(shard_size=20_000), 1, lambda done, total: None)
+    assert done.shards > 1
+    return done.index.halves["all"].table
+
+
+def assert_same(ours: list[Batch], theirs: list[Batch]) -> None:
+    assert len(ours) == len(theirs)
+    for a, b in zip(ours, theirs, strict=True):
+        for x, y in ((a.indices, b.indices), (a.targets, b.targets), (a.images, b.images)):
+            assert torch.equal(x, y)
+        assert (a.valid, a.missing) == (b.valid, b.missing)
+
+
+def test_shards_give_the_batches_of_the_folder_from_any_step(
+    folder: Folder, pipeline_over: Build, loader: str, tmp_path: Path
+) -> None:
+    """Bit by bit, damaged images and their substitutes among them; a resume is a start at a step."""
+    table = folder(24, {5: b"broken", 9: b""})
+    shards = packed(table, tmp_path / "packed")
+    order = TrainOrder(24, 4, 0)
+    whole = list(pipeline_over(table, loader, TRAIN, order))
+    for source in (table, shards):
+        for first in (0, 2, 5):
+            pipeline = pipeline_over(source, loader, TRAIN, order)
+            pipeline.start(0, first)
+            assert_same(list(pipeline), whole[first:])
+    limits = FaultLimits(max_bad_val_fraction=0.1)
+    evaluated = [
+        list(pipeline_over(source, loader, EVAL, EvalOrder(24, 5), limits=limits))
+        for source in (table, shards)
+    ]
+    assert_same(*evaluated)
+
+
+def test_one_image_in_a_hundred_is_counted_exactly(
+    folder: Folder, pipeline_over: Build, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad = {17: b"", 99: b"text", 250: b"\xff\xd8\xff", 301: b"\0" * 50}
+    table = folder(400, bad)
+    pipeline = pipeline_over(table, "torchvision", TRAIN, TrainOrder(400, 20, 0), limits=FaultLimits())
+    for epoch in range(2):
+        pipeline.start(epoch)
+        assert len(list(pipeline)) == 20
+    assert pipeline.problems() == [str(table.path(i)) for i in bad]
+    assert all(caplog.text.count(f"{table.path(i)} ") == 1 for i in bad)
+
+
+def test_half_damaged_stops_long_before_one_of_many_processes_has_met_the_limit(
+    folder: Folder, pipeline_over: Build
+) -> None:
+    table = folder(400, dict.fromkeys(range(0, 400, 2), b""))
+    limits = FaultLimits(max_bad_fraction=0.2)
+    pipeline = pipeline_over(table, "torchvision", TRAIN, TrainOrder(400, 80, 0, 5, 8), limits=limits)
+    with pytest.raises(UserError, match="are too many of the") as caught:
+        for epoch in range(5):
+            pipeline.start(epoch)
+            list(pipeline)
+    assert caught.value.field == "data.max_bad_fraction"
+    assert caught.value.value < limits.allowed(400, True) == 80
+
+
+def test_a_file_that_changed_since_it_was_listed_is_bad(folder: Folder, drawn: Any) -> None:
+    table = folder(8)
+    table.path(3).write_bytes(drawn.encoded(3)[:-700])
+    reader = ImageReader(table, TRAIN, 0, FaultLimits(0.5))
+    found = reader.fetch(0, 3)
+    assert found is not None
+    assert found[0] != 3
+    assert "has changed" in reader.bad[3]
+
+
+def scored(pipeline: Pipeline) -> dict[str, Any]:
+    def score(images: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.one_hot(torch.zeros(len(images), dtype=torch.int64), 2).float()
+
+    result = evaluate(score, pipeline, 2)
+    assert result is not None
+    return result.record()
+
+
+@pytest.mark.parametrize("world", [1, 3])
+@pytest.mark.parametrize("bad", [(1,), (0, 5, 19), (8, 9, 10, 11), (4, 5, 6, 7, 16, 17, 18, 19)], ids=len)
+def test_validation_counts_what_it_could_read(
+    folder: Folder, pipeline_over: Build, loader: str, bad: tuple[int, ...], world: int, drawn: Any
+) -> None:
+    """Whole steps without an image among them; what only the decoder refuses too."""
+    cut = drawn.encoded(5, "PNG")[: len(drawn.encoded(5, "PNG")) // 2]
+    table = folder(20, {i: cut if i % 2 else b"" for i in bad})
+    limits = FaultLimits(max_bad_val_fraction=0.4)
+    seen: list[int] = []
+    steps = set()
+    missing = 0
+    for rank in range(world):
+        pipeline = pipeline_over(table, loader, EVAL, EvalOrder(20, 4, rank, world), limits=limits)
+        for _ in range(2):  # an epoch later the same
+            pipeline.start(0)
+            batches = list(pipeline)
+        steps.add(len(batches))
+        missing += sum(batch.missing for batch in batches)
+        for batch in batches:
+            assert (
+                batch.targets[: batch.valid].tolist()
+                == table.labels[batch.indices[: batch.valid].numpy()].tolist()
+            )
+            seen += batch.indices[: batch.valid].tolist()
+    assert sorted(seen) == sorted(set(range(20)) - set(bad))
+    assert (missing, len(steps)) == (len(bad), 1)
+    if world == 1:
+        record = scored(pipeline)
+        assert (record["num_validated"], record["num_missing"]) == (20 - len(bad), len(bad))
+        assert sum(record["class_total"]) == 20 - len(bad)
+
+
+def test_more_missing_from_validation_than_allowed(folder: Folder, pipeline_over: Build) -> None:
+    table = folder(20, dict.fromkeys((1, 2, 3), b""))
+    limits = FaultLimits(max_bad_val_fraction=0.1)
+    with pytest.raises(UserError, match="exceed the 2 allowed") as caught:
+        list(pipeline_over(table, "torchvision", EVAL, EvalOrder(20, 4), limits=limits))
+    assert caught.value.field == "data.max_bad_val_fraction"
+
+
+class _Missing:
+    """A rank that left out one image more than all ranks together may."""
+
+    num_samples, steps_per_epoch, most_bad = 4, 1, 1
+
+    def start(self, epoch: int, step: int = 0) -> None: ...
+
+    def __iter__(self) -> Any:
+        yield Batch(torch.zeros(2, 3, 4, 4), torch.zeros(2).long(), torch.arange(2), 2, missing=2)
+
+
+def test_all_processes_together_may_not_miss_more_either() -> None:
+    with pytest.raises(UserError, match="exceed the 1 allowed, over all processes"):
+        scored(_Missing())  # type: ignore[arg-type]
+
+
+def test_a_read_that_hangs_is_named_and_ends(
+    folder: Folder, pipeline_over: Build, loader: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A pipe nobody writes to answers as a hanging file system does: never."""
+    table = folder(12)
+    pipe = table.path(int(TrainOrder(12, 4, 0).indices(0, 1)[2]))
+    pipe.unlink()
+    os.mkfifo(pipe)
+    limits = FaultLimits(0.5, slow_read_s=0.05, read_timeout_s=0.4)
+    pipeline = pipeline_over(table, loader, TRAIN, TrainOrder(12, 4, 0), limits=limits, threads=2)
+    with caplog.at_level(logging.WARNING), pytest.raises(StalledRead, match="has not come back") as caught:
+        list(pipeline)
+    assert str(pipe) in str(caught.value)
+    assert f"reading {pipe} has not come back" in caplog.text
+    release(pipe)
+
+
+def release(pipe: Path) -> None:
+    os.close(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
+
+
+HANGS = """
+import sys
+from pathlib import Path
+import torch
+from pipelines.build import build_pipeline
+from pipelines.datasets.folder import index_folder
+from pipelines.encoded import FaultLimits
+from pipelines.order import TrainOrder
+from pipelines.recipe import Recipe
+table = index_folder(Path(sys.argv[1]), None, "data.root")
+pipeline = build_pipeline(table, Recipe(16, train=True), TrainOrder(4, 4, 0), loader="torchvision", seed=0,
+    device=torch.device("cpu"), threads=1, limits=FaultLimits(slow_read_s=0.1, read_timeout_s=0.2))
+list(pipeline)
+"""
+
+
+def test_a_process_with_a_read_that_hangs_can_still_end(folder: Folder) -> None:
+    table = folder(4)
+    table.path(1).unlink()
+    os.mkfifo(table.path(1))
+    command = [sys.executable, "-c", HANGS, str(table.root)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert done.returncode == 1
+    assert "StalledRead" in done.stderr.splitlines()[-1]
+
+
+def test_listing_and_shards_agree_on_the_source(folder: Folder, tmp_path: Path) -> None:
+    table = folder(6)
+    assert list_source(table.root).halves["all"].table.fingerprint == table.fingerprint
+    assert index_folder(table.root, None, "data.root").fingerprint == table.fingerprint

@@ -1,0 +1,65 @@
+"""Work in several processes: everything comes back, and nobody outlives a parent that is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipelines.parallel import in_parallel
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def root_of(square: int) -> float:
+    if square < 0:
+        raise ValueError(f"{square} has no root")
+    return square**0.5
+
+
+def test_results_of_every_piece_and_errors_come_back() -> None:
+    assert list(in_parallel(root_of, (4, 9, 16), 1)) == [2.0, 3.0, 4.0]
+    with pytest.raises(ValueError, match="-1 has no root"):
+        list(in_parallel(root_of, [4, -1], 1))
+
+
+ENDLESS = """
+import os, sys, time
+from pathlib import Path
+from pipelines.parallel import in_parallel
+def endless(folder):
+    (Path(folder) / str(os.getpid())).touch()
+    time.sleep(600)
+if __name__ == "__main__":
+    list(in_parallel(endless, [sys.argv[1]] * 2, 2))
+"""
+
+
+def test_no_worker_outlives_a_killed_parent(tmp_path: Path) -> None:
+    script, folder = tmp_path / "endless.py", tmp_path / "pids"
+    script.write_text(ENDLESS)
+    folder.mkdir()
+    parent = subprocess.Popen([sys.executable, script, folder], env={**os.environ, "PYTHONPATH": str(ROOT)})
+    deadline = time.monotonic() + 120
+    while not list(folder.iterdir()):
+        assert parent.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    workers = [Path("/proc") / path.name for path in folder.iterdir()]
+    while any(alive(worker) for worker in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def alive(process: Path) -> bool:
+    try:
+        return (process / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dl2pa.assignment.margin import second_best_margin
+from dl2pa.assignment.margin import MOST_CLASSES, second_best_margin
 from dl2pa.assignment.solve import Floats
 
 _MOST_CLASSES = 4096
@@ -48,17 +49,14 @@ class Insight:
         return {name: value for name, value in named.items() if value is not None}
 
 
-def look_into(cost_cc: Floats, assignment_c: NDArray[np.int64], means_cd: Floats, seen_c: Floats) -> Insight:
-    """Insight into one matching.
+def look_into(means_cd: Floats, seen_c: Floats) -> Insight:
+    """What the features alone tell; the margin is left open.
 
     Args:
-        cost_cc: of the matching [C, C].
-        assignment_c: its optimum, int64 [C].
         means_cd: mean unit feature of each class [C, d].
         seen_c: weight of the samples of each class [C]; 0: none seen.
     """
     began = time.perf_counter()
-    margin = second_best_margin(cost_cc, assignment_c)
     lengths = np.linalg.norm(means_cd, axis=1)
     labels = np.flatnonzero((seen_c > 0) & (lengths > 0))
     compactness = loosest = mean = largest = closest = None
@@ -73,7 +71,21 @@ def look_into(cost_cc: Floats, assignment_c: NDArray[np.int64], means_cd: Floats
             largest, (one, other) = _closest(directions)
             closest = int(labels[one]), int(labels[other])
     seconds = time.perf_counter() - began
-    return Insight(margin, compactness, loosest, mean, largest, closest, seconds)
+    return Insight(None, compactness, loosest, mean, largest, closest, seconds)
+
+
+def with_margin(insight: Insight, cost: Callable[[], Floats], assignment_c: NDArray[np.int64]) -> Insight:
+    """The insight with the margin of a matching, where that can be told.
+
+    Args:
+        cost: gives the matching's cost [C, C]; not called beyond `MOST_CLASSES`.
+        assignment_c: its optimum, int64 [C].
+    """
+    if len(assignment_c) > MOST_CLASSES:
+        return insight
+    began = time.perf_counter()
+    margin = second_best_margin(cost(), assignment_c)
+    return replace(insight, margin=margin, seconds=insight.seconds + time.perf_counter() - began)
 
 
 def _closest(directions_cd: Floats) -> tuple[float, tuple[int, int]]:

@@ -1,7 +1,7 @@
 """Where the class prototypes sit on the sphere: constructions, their certificate, and files."""
 
 from dl2pa.geometry.bounds import max_cosine_bound
-from dl2pa.geometry.certificate import Certificate, certify
+from dl2pa.geometry.certificate import Certificate, certify, nearest_cosines
 from dl2pa.geometry.files import load_prototypes, save_prototypes
 from dl2pa.geometry.prototypes import (
     CONSTRUCTIONS,
@@ -22,6 +22,7 @@ __all__ = [
     "is_defined",
     "load_prototypes",
     "max_cosine_bound",
+    "nearest_cosines",
     "principal_directions",
     "prototypes_from_vectors",
     "save_prototypes",

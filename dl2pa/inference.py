@@ -1,23 +1,30 @@
-"""The trained model on its own: one safetensors file that needs neither its run nor its data to predict."""
+"""The trained model on its own: one safetensors file that needs neither its run nor its data to predict.
+
+A model in MLflow carries this code: what it imports is what serving has to install.
+"""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from dl2pa.backbones import Embedder, build_embedder
-from dl2pa.config import Config
 from dl2pa.errors import UserError
-from dl2pa.methods import Norm, PrototypeMethod, Readout
-from dl2pa.training.model import Trainee
+from dl2pa.readout import Norm, Readout
 from pipelines.longtail import Group
 
-_FORMAT = "dl2pa-model-1"
+
+class Guess(NamedTuple):
+    """A class an image may show."""
+
+    name: str
+    label: int
+    probability: float
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,7 @@ class Classifier:
         return self.description.get("groups")
 
     def to(self, device: torch.device) -> Classifier:
-        tensors = {name: value.to(device) for name, value in _tensors_of(self.readout).items()}
+        tensors = {name: value.to(device) for name, value in tensors_of(self.readout).items()}
         readout = _readout_of(tensors, self.description)
         return Classifier(self.embedder.to(device), readout, self.description)
 
@@ -51,42 +58,15 @@ class Classifier:
         """Logits [B, C] of normalised images [B, 3, H, W]."""
         return self.readout.logits(self.embedder(images))
 
-
-@torch.no_grad()
-def save_classifier(
-    path: Path,
-    trainee: Trainee,
-    config: Config,
-    classes: tuple[str, ...],
-    groups: tuple[Group, ...] | None = None,
-) -> None:
-    """Write weights, class vectors, P, σ, class names and preprocessing to one safetensors file, atomically.
-
-    The bytes depend on nothing but those: no time, no path.
-    """
-    from safetensors.torch import save_file
-
-    method = trainee.method
-    tensors = {f"embedder.{k}": v for k, v in trainee.embedder.state_dict().items()}
-    readout = method.readout()
-    tensors |= _tensors_of(readout)
-    if isinstance(method, PrototypeMethod):
-        tensors |= {"prototypes": method.prototypes, "assignment": method.assignment}
-    description = {
-        "format": _FORMAT,
-        "classes": list(classes),
-        "scale": float(readout.scale),
-        "normalize": readout.normalize,
-        "vectors_per_class": readout.per_class,
-        "method": config.method.name,
-        "model": config.model.model_dump(mode="json"),
-        "preprocessing": _preprocessing(config),
-        "groups": None if groups is None else list(groups),
-    }
-    aside = path.with_name(f".{path.name}.aside")
-    contiguous = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    save_file(contiguous, aside, metadata={"dl2pa": json.dumps(description, sort_keys=True)})
-    aside.replace(path)
+    def top(self, images: Tensor, count: int) -> list[list[Guess]]:
+        """The likeliest `count` classes of each normalised image [B, 3, H, W], the likeliest first."""
+        probabilities = self.score(images).softmax(dim=1)
+        best = torch.topk(probabilities, min(count, probabilities.shape[1]))
+        rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        return [
+            [Guess(self.classes[i], i, p) for i, p in zip(indices, values, strict=True)]
+            for indices, values in rows
+        ]
 
 
 def load_classifier(path: Path) -> Classifier:
@@ -128,7 +108,7 @@ def load_classifier(path: Path) -> Classifier:
     return Classifier(embedder, _readout_of(tensors, description), description)
 
 
-def _tensors_of(readout: Readout) -> dict[str, Tensor]:
+def tensors_of(readout: Readout) -> dict[str, Tensor]:
     """A readout's tensors by the names they have in a model file."""
     tensors = {"class_vectors": readout.vectors}
     if readout.bias is not None:
@@ -155,16 +135,6 @@ def _readout_of(tensors: dict[str, Tensor], description: dict[str, Any]) -> Read
         bias=tensors.get("bias"),
         **norms,
     )
-
-
-def _preprocessing(config: Config) -> dict[str, Any]:
-    resident = config.loader in ("resident", "synthetic")
-    return {
-        "resize_shorter_side": config.data.image_size if resident else config.data.eval_resize,
-        "image_size": config.data.image_size,
-        "mean": list(config.data.mean),
-        "std": list(config.data.std),
-    }
 
 
 def _frozen(module: nn.Module) -> None:

@@ -1,11 +1,19 @@
-"""`dl2pa evaluate`: validate the model of a run in one process."""
+"""`dl2pa evaluate`: validate the model of a run, or its embedding alone, in one process."""
 
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from dl2pa.commands.output import say
 from dl2pa.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dl2pa.config import Config
+    from dl2pa.training.processes import World
+    from pipelines.build import Dataset
 
 
 def run(args: argparse.Namespace) -> int:
@@ -17,6 +25,8 @@ def run(args: argparse.Namespace) -> int:
 
     config = load_run_config(args.run, args.overrides)
     world = join_world(config)
+    if args.embedding:
+        return _embedding(args, config, world)
     dataset = open_split(config, "val")
     classifier = load_weights(args.run, config, args.checkpoint).to(world.device)
     if list(dataset.classes) != classifier.classes:
@@ -28,10 +38,30 @@ def run(args: argparse.Namespace) -> int:
         )
     pipeline = build_eval_pipeline(config, dataset, world)
     with autocast(config.train.precision, world.device):
-        result = evaluate(
-            classifier.score, pipeline, len(classifier.classes), world.device, groups=classifier.groups
-        )
+        result = evaluate(classifier.score, pipeline, len(classifier.classes), groups=classifier.groups)
     pipeline.close()
     assert result is not None, "nobody asks this evaluation to stop"
     say(result.metrics(), args.json, f"{args.run}:")
+    return 0
+
+
+def _embedding(args: argparse.Namespace, config: Config, world: World) -> int:
+    """The classes need not be those of the training: on another data set this measures transfer."""
+    from dl2pa.training.data import build_eval_pipeline, open_split
+    from dl2pa.training.embedding import embed, judge
+    from dl2pa.training.learner import autocast
+    from dl2pa.training.saved import load_run_config, load_weights
+
+    weights = load_weights(args.run, load_run_config(args.run, []), args.checkpoint).to(world.device)
+
+    def embedded(dataset: Dataset) -> tuple[Tensor, Tensor]:
+        pipeline = build_eval_pipeline(config, dataset, world)
+        with autocast(config.train.precision, world.device):
+            found = embed(weights, pipeline)
+        pipeline.close()
+        return found
+
+    train, val = open_split(config, "train"), open_split(config, "val")
+    quality = judge(*embedded(train), *embedded(val), len(train.classes))
+    say(quality.metrics(), args.json, f"{args.run}, embedding:")
     return 0

@@ -6,16 +6,31 @@ import argparse
 import json
 import os
 import shutil
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from dl2pa.commands.output import say
+from dl2pa.commands.output import note, say
 from dl2pa.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dl2pa.config import Config
+    from dl2pa.inference import Classifier
+
+_CHECKED = 64
+"""Images that an ONNX file is compared on."""
 
 
 def run(args: argparse.Namespace) -> int:
     from dl2pa.inference import load_classifier
+    from dl2pa.onnx_export import check_installed
     from dl2pa.training.saved import load_run_config, model_file
 
     config = load_run_config(args.run, ())
+    if args.onnx:
+        check_installed()
     out = args.out or args.run / "export"
     source = model_file(args.run, config, args.checkpoint)
     classifier = load_classifier(source)
@@ -28,11 +43,74 @@ def run(args: argparse.Namespace) -> int:
             aside.replace(target)
         description = json.dumps(classifier.description, indent=1) + "\n"
         (out / "model.json").write_text(description, encoding="utf-8")
+        result = {"file": str(target), "classes": len(classifier.classes), "bytes": target.stat().st_size}
+        if args.onnx:
+            result |= _onnx(out / "model.onnx", classifier, config)
+        if args.mlflow:
+            result |= _mlflow(out / "mlflow", target, args.run, config)
     except OSError as error:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
         raise UserError(
             "--out", str(out), f"cannot be written ({error.strerror})", "Choose another."
         ) from None
-    result = {"file": str(target), "classes": len(classifier.classes), "bytes": target.stat().st_size}
     say(result, args.json, "exported:")
     return 0
+
+
+def _onnx(path: Path, classifier: Classifier, config: Config) -> dict[str, Any]:
+    from dl2pa.onnx_export import export_onnx
+
+    images, what = _images(classifier, config)
+    check = export_onnx(path, classifier, images)
+    return {
+        "onnx": str(path),
+        "onnx_bytes": path.stat().st_size,
+        "onnx_checked_on": what,
+        **check.as_result(),
+    }
+
+
+def _images(classifier: Classifier, config: Config) -> tuple[Tensor, str]:
+    """Prepared images from all over the validation set where that is still there, else noise; and which it was."""
+    import numpy as np
+    import torch
+
+    from dl2pa.training.data import open_split
+    from dl2pa.training.mlmodel import encoded_image
+    from pipelines.build import num_samples
+    from pipelines.header import BadImage
+    from pipelines.single import prepare_image
+
+    prepared = classifier.description["preprocessing"]
+    try:
+        val = open_split(config, "val")
+        samples = np.linspace(0, num_samples(val) - 1, min(_CHECKED, num_samples(val))).astype(int).tolist()
+        files = [encoded_image(val, sample) for sample in samples]
+        images = [prepare_image(file[0], **prepared) for file in files if file is not None]
+    except (UserError, OSError, BadImage) as error:
+        note(f"the validation images cannot be read ({error})")
+        images = []
+    if images:
+        return torch.stack(images), "validation images"
+    side = prepared["image_size"]
+    return torch.randn(_CHECKED, 3, side, side, generator=torch.Generator().manual_seed(0)), "noise"
+
+
+def _mlflow(folder: Path, weights: Path, run: Path, config: Config) -> dict[str, Any]:
+    """The folder in place of an earlier export's, with its own copy of the weights."""
+    from dl2pa.tracking.model import write_model
+    from dl2pa.tracking.server import set_client_defaults
+    from dl2pa.training.mlmodel import find_example, requirements
+
+    set_client_defaults()
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}.aside")
+    example = find_example(run)
+    try:
+        data = None if example is None else example.read_bytes()
+        write_model(aside, weights, requirements(config.model.backbone), data)
+        shutil.rmtree(folder, ignore_errors=True)
+        aside.replace(folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return {"mlflow": str(folder)}

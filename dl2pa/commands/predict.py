@@ -9,8 +9,6 @@ from dl2pa.errors import UserError
 
 
 def run(args: argparse.Namespace) -> int:
-    import torch
-
     from dl2pa.inference import load_classifier
     from pipelines.single import load_image
 
@@ -20,16 +18,12 @@ def run(args: argparse.Namespace) -> int:
     predictions: list[dict[str, object]] = []
     for path in args.images:
         image = load_image(path, **classifier.description["preprocessing"])
-        scores = classifier.score(image[None]).softmax(dim=1)[0]
-        best = torch.topk(scores, min(args.top, len(scores)))
-        top = [
-            {"class": classifier.classes[i], "probability": p}
-            for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        ]
-        predictions.append({"image": str(path), "top": top})
+        top = classifier.top(image[None], args.top)[0]
+        shown = [{"class": guess.name, "probability": guess.probability} for guess in top]
+        predictions.append({"image": str(path), "top": shown})
         if not args.json:
-            shown = ", ".join(f"{t['class']} {100 * float(t['probability']):.1f} %" for t in top)
-            print(f"{path}: {shown}")  # noqa: T201
+            line = ", ".join(f"{guess.name} {100 * guess.probability:.1f} %" for guess in top)
+            print(f"{path}: {line}")  # noqa: T201
     if args.json:
         print(json.dumps({"predictions": predictions}))  # noqa: T201
     return 0

@@ -4,29 +4,56 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from pathlib import Path
+from typing import Any
 
-from dl2pa.commands.output import say
+from dl2pa.commands.output import note, say
 from dl2pa.errors import EXIT_DONE, EXIT_FAILURE, UserError
 
 
 def run(args: argparse.Namespace) -> int:
+    from dl2pa.report.runs import find_runs
+    from dl2pa.tracking.spool import events_file
+
+    if not args.run and args.all is None:
+        raise UserError("run", None, "nothing to send", "Name run directories, or give --all [DIR].")
+    paths: list[Path] = list(args.run)
+    if args.all is not None:
+        named = {path.resolve() for path in paths}
+        found = [path for path in find_runs([], args.all) if path.resolve() not in named]
+        paths += [path for path in found if events_file(path).exists()]
+    told = [_sync(path, args.uri, keep_going=args.all is not None) for path in paths]
+    failed = [fields for fields in told if fields.get("error")]
+    if args.json and (len(told) > 1 or args.all is not None):
+        say({"runs": told, "failed": len(failed)}, True, "")
+    else:
+        for path, fields in zip(paths, told, strict=True):
+            say(fields, args.json, f"{path}:")
+        if args.all is not None:
+            note(f"{len(told) - len(failed)} of {len(told)} runs are where they should be")
+    return EXIT_FAILURE if failed else EXIT_DONE
+
+
+def _sync(path: Path, uri: str | None, *, keep_going: bool) -> dict[str, Any]:
+    """Send one run; what was wrong with it is told in place of the outcome where others are to follow."""
     from dl2pa.config import load_config
     from dl2pa.tracking import choose_uri, has_hidden_credentials, sync
     from dl2pa.training.rundir import RunDirectory, is_owned
 
-    failed = False
-    for path in args.run:
-        directory = RunDirectory(path)
+    directory = RunDirectory(path)
+    try:
         if not directory.config.is_file():
             raise UserError("run", str(path), "is not a run directory", "Give the folder a run wrote.")
-        uri = args.uri or choose_uri(load_config(directory.config).tracking.uri, path.absolute().parent)
-        if uri is not None and has_hidden_credentials(uri):
-            uri = None  # the stored copy: the full address comes from --uri or the environment
+        if uri is None:
+            uri = choose_uri(load_config(directory.config).tracking.uri, path.absolute().parent)
+            if uri is not None and has_hidden_credentials(uri):
+                uri = None  # the stored copy: the full address comes from --uri or the environment
         report = sync(path, uri, alive=is_owned(directory))
-        fields = dataclasses.asdict(report)
-        failed = failed or bool(fields.get("error"))
-        say({k: _plain(v) for k, v in fields.items()}, args.json, f"{path}:")
-    return EXIT_FAILURE if failed else EXIT_DONE
+    except UserError as error:
+        if not keep_going:
+            raise
+        return {"run_dir": str(path), "error": str(error)}
+    return {key: _plain(value) for key, value in dataclasses.asdict(report).items()}
 
 
 def _plain(value: object) -> object:

@@ -17,9 +17,19 @@ HIDDEN = "***"
 _NOT_ALLOWED = re.compile(r"[^/\w.\- :]")
 _USER_INFO = re.compile(r"(?<=://)[^/\s]+(?=@)")
 _SECRET_QUERY = re.compile(
-    r"(?i)([?&](?:password|passwd|pwd|token|secret|api_?key|sig|signature)=)[^&\s'\"]+"
+    r"(?i)([?&](?:[\w-]*[-_])?(?:password|passwd|pwd|token|secret|api_?key|credential|sig|signature)=)[^&\s'\"]+"
 )
 _SECRET_NAME = re.compile(r"(?i)(password|passwd|secret|token|api_?key|credentials?)$")
+_SECRET_WORD = r"[\w.-]*(?:password|passwd|passphrase|secret|token|api_?key|access_?key|credentials?)"
+_ASSIGNED = re.compile(
+    rf"""(?ix) (?<![\w-]) (--)? ({_SECRET_WORD} ["']?) (\s*[:=](?!=)\s* | (?<=\S)\s+(?!=))
+    (?! \w+\( | \*\*\* ) ("[^"\n]*" | '[^'\n]*' | [^\s,;)\]}}"']+)"""
+)
+_BEARER = re.compile(r"(?i)\b(bearer|basic)\s+[\w.~+/=-]{8,}")
+_KNOWN_FORM = re.compile(
+    r"\b(?:AKIA[0-9A-Z]{16}|gh[pousr]_\w{20,}|github_pat_\w{20,}|glpat-[\w-]{20,}|hf_\w{20,}|xox[abprs]-[\w-]{10,})"
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)"
+)
 _SECRET_VARIABLES = ("MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_PASSWORD")
 
 
@@ -31,6 +41,28 @@ def redact(text: str) -> str:
         if len(secret) >= 4:
             text = text.replace(secret, HIDDEN)
     return text
+
+
+def redact_lines(text: str) -> str:
+    """Someone's own text, a command or a diff, without what looks like a secret in it: beside ``redact``'s, values
+    given to names like password or token (``--token VALUE`` too), known forms of keys, and the values of
+    environment variables of such names. Rather too much is hidden than too little."""
+    text = _KNOWN_FORM.sub(HIDDEN, redact(text))
+    text = _BEARER.sub(rf"\1 {HIDDEN}", text)
+    text = _ASSIGNED.sub(_hide_value, text)
+    for name, secret in os.environ.items():
+        if len(secret) >= 8 and _SECRET_NAME.search(name):
+            text = text.replace(secret, HIDDEN)
+    return text
+
+
+def _hide_value(found: re.Match[str]) -> str:
+    dashes, name, between, value = found.groups()
+    if not between.strip() and not dashes:  # two words of a sentence
+        return found[0]
+    if value.strip("\"'").lower() in ("", "none", "null", "true", "false", "str", "int"):
+        return found[0]
+    return f"{dashes or ''}{name}{between}{HIDDEN}"
 
 
 def has_hidden_credentials(uri: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import getpass
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Concatenate, Literal, ParamSpec
 
@@ -81,6 +81,7 @@ class Tracker:
             if uri is not None:
                 set_client_defaults()
                 self._delivery = Delivery(self._run_dir, uri)
+                self._delivery.identity = self._identity
         except Exception as error:
             self.enabled = False
             self.note_failure("start", error)
@@ -91,9 +92,19 @@ class Tracker:
         return self._identity.run_uuid if self.enabled else None
 
     @property
+    def created(self) -> int | None:
+        """When the run's first attempt began, in milliseconds since 1970."""
+        return self._identity.created if self.enabled else None
+
+    @property
     def mlflow_run_id(self) -> str | None:
         """MLflow's id for the run; None until a server answered, in this attempt or an earlier one."""
         return self._delivery.run_id if self._delivery is not None else None
+
+    @property
+    def lag(self) -> bool:
+        """Whether the server lacks something of what is on disk; False where there is no server."""
+        return self.enabled and self._delivery is not None and not self._delivery.is_done(with_owed=False)
 
     @_never_raises
     def start(self, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
@@ -110,9 +121,10 @@ class Tracker:
             self._sender.start()
 
     @_never_raises
-    def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Record one value for each metric at ``step``; a (name, step) already recorded keeps its value."""
-        self._spool.metrics(int(step), values)
+    def metrics(self, step: int, values: Mapping[str, Any], time_ms: int | None = None) -> None:
+        """Record one value for each metric at ``step``, measured now or at ``time_ms``; a (name, step) already
+        recorded keeps its value."""
+        self._spool.metrics(int(step), values, time_ms)
 
     @_never_raises
     def artifact(self, path: Path, folder: str = "") -> None:
@@ -124,6 +136,18 @@ class Tracker:
         """
         inside = (self._run_dir / path).resolve().relative_to(self._run_dir.resolve())
         self._spool.event("artifact", path=inside.as_posix(), folder=folder)
+
+    @_never_raises
+    def inputs(self, datasets: Sequence[Mapping[str, str]]) -> None:
+        """Record the data sets that go in: ``name``, ``digest`` (at most 36 characters), ``context`` (training,
+        validation), ``source`` and ``profile``, the last two as JSON."""
+        cleaned = [{name: redact(value) for name, value in dataset.items()} for dataset in datasets]
+        self._spool.event("inputs", datasets=cleaned)
+
+    @_never_raises
+    def model(self, **fields: Any) -> None:
+        """Record the finished model; ``dl2pa.tracking.model.log_model`` says with which fields."""
+        self._spool.event("model", **fields)
 
     @_never_raises
     def tags(self, tags: Mapping[str, str]) -> None:
@@ -138,14 +162,34 @@ class Tracker:
         self.finished = True
         self._spool.event("end", status=status, dropped=self._spool.dropped)
         self._spool.flush()
+        self._hand_over(self._spool.take_waiting(), will_repeat=status == "failed")
         self._spool.close()
         if self._spool.dropped:
             _log.warning("%d tracking events were dropped in this attempt", self._spool.dropped)
         if self._sender is None:
             _log.info("events are kept in %s; `dl2pa sync %s` sends them", self._spool.path, self._run_dir)
         elif not self._sender.finish(self._drain_seconds if drain_seconds is None else drain_seconds):
-            left = self._delivery.left() if self._delivery is not None else 0
-            _log.warning("%d events did not reach MLflow; `dl2pa sync %s` sends them", left, self._run_dir)
+            left, lost = (self._delivery.left(), len(self._delivery.unspooled)) if self._delivery else (0, 0)
+            _log.warning(
+                "%d events did not reach MLflow; `dl2pa sync %s` sends them%s",
+                left,
+                self._run_dir,
+                f", but for {lost} that the disk did not take either" if lost else "",
+            )
+
+    def _hand_over(self, lines: list[bytes], *, will_repeat: bool) -> None:
+        """Leave to the sender what the disk never took.
+
+        Not the points of a run that failed: its next attempt repeats steps that no spool knows of.
+        """
+        if will_repeat:
+            kept = [line for line in lines if not line.startswith(b'{"e":"metrics"')]
+            self._spool.dropped += len(lines) - len(kept)
+            lines = kept
+        if lines and self._delivery is None:
+            _log.warning("%d tracking events are lost: the disk did not take them", len(lines))
+        elif self._delivery is not None:
+            self._delivery.unspooled = lines
 
     def note_failure(self, what: str, error: Exception) -> None:
         """Warn of a failure inside tracking, once a method."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from dl2pa.tracking.cleaning import redact
 from dl2pa.tracking.files import exclusive
 from dl2pa.tracking.notes import Note, load_note, notes_file, save_note
 from dl2pa.tracking.server import MAX_METRICS, Point, Server
-from dl2pa.tracking.spool import Event, Identity, events_file, load_identity, read_events
+from dl2pa.tracking.spool import Entry, Event, Identity, events_file, load_identity, parse_line, read_events
 
 _log = logging.getLogger(__name__)
 _MIN_METRICS = 50
@@ -41,6 +41,10 @@ class Delivery:
     def __init__(self, run_dir: Path, uri: str, experiment: str | None = None) -> None:
         self.run_dir = run_dir
         self.uri = uri
+        self.identity: Identity | None = None
+        """The run's, where the disk may not have taken it."""
+        self.unspooled: list[bytes] = []
+        """Lines for the end of the run that no disk took: sent from memory, after the spool."""
         self.events_sent = 0
         self.points_sent = 0
         self._experiment = experiment
@@ -66,11 +70,13 @@ class Delivery:
 
     def is_done(self, *, with_owed: bool) -> bool:
         """Whether the server has all of the spool; cheap."""
-        return self._spool_size() == self._note.cursor and not (with_owed and self._note.owed)
+        owed = with_owed and (self._note.owed or self.unspooled)
+        return self._spool_size() == self._note.cursor and not owed
 
     def left(self) -> int:
         """Events the server does not have."""
-        return count_events(events_file(self.run_dir), self._note.cursor) + len(self._note.owed)
+        spooled = count_events(events_file(self.run_dir), self._note.cursor)
+        return spooled + len(self._note.owed) + len(self.unspooled)
 
     def send(self, *, with_owed: bool, halt: Callable[[], bool] = lambda: False) -> None:
         """Send what the server misses until nothing is left or ``halt()`` says so.
@@ -120,7 +126,7 @@ class Delivery:
             return 0
 
     def _identity(self) -> Identity:
-        identity = load_identity(self.run_dir)
+        identity = load_identity(self.run_dir) or self.identity
         if identity is None:
             raise NotStarted(f"{self.run_dir} holds no tracked run")
         return replace(identity, experiment=self._experiment) if self._experiment else identity
@@ -132,16 +138,28 @@ class Delivery:
         spool = events_file(self.run_dir)
         while not halt() and (batch := next(read_batches(spool, note.cursor, self._limit), None)):
             self._make_durable(batch.end)
-            if batch.points:
-                server.send_points(batch.points)
-            elif batch.event is not None and not self._send_event(server, batch.event):
+            if not self._send_batch(server, batch):
                 note.owed.append(batch.start)
-            note.refused += server.take_refused()
             note.cursor = batch.end
             save_note(self.run_dir, self.uri, note)
-            self.events_sent += batch.events
-            self.points_sent += len(batch.points)
-            self._limit = min(MAX_METRICS, self._limit * 2)
+        while with_owed and self.unspooled and not halt():
+            entries = (Entry(parse_line(line), place) for place, line in enumerate(self.unspooled, 1))
+            batch = next(group_events(entries, 0, self._limit))
+            self._send_batch(server, batch)
+            del self.unspooled[: batch.end]
+
+    def _send_batch(self, server: Server, batch: Batch) -> bool:
+        """Send a batch; False for an artifact that has to wait."""
+        sent = True
+        if batch.points:
+            server.send_points(batch.points)
+        elif batch.event is not None:
+            sent = self._send_event(server, batch.event)
+        self._note.refused += server.take_refused()
+        self.events_sent += batch.events
+        self.points_sent += len(batch.points)
+        self._limit = min(MAX_METRICS, self._limit * 2)
+        return sent
 
     def _make_durable(self, end: int) -> None:
         """Wait until the disk holds the spool up to ``end``.
@@ -163,16 +181,22 @@ class Delivery:
             server.send_start(event)
         elif kind == "tags":
             server.send_tags(event["tags"])
+        elif kind == "inputs":
+            server.send_inputs(event["datasets"])
         elif kind == "end":
             server.send_end(event)
-        elif kind == "artifact":
+        elif kind in ("artifact", "model"):
             try:
-                server.send_artifact(self.run_dir / event["path"], event["folder"])
+                if kind == "model":
+                    server.send_model(self.run_dir, event)
+                else:
+                    server.send_artifact(self.run_dir / event["path"], event["folder"])
             except Exception as error:
                 # Only the artifact, or the whole server? Points must not queue behind one bad file.
                 server.status()
                 _log.warning(
-                    "artifact %s does not reach MLflow (%s); it is tried again at the end and by sync",
+                    "%s %s does not reach MLflow (%s); it is tried again at the end and by sync",
+                    kind,
                     event["path"],
                     redact(str(error)),
                 )
@@ -192,8 +216,13 @@ class Delivery:
 
 def read_batches(path: Path, offset: int, limit: int) -> Iterator[Batch]:
     """The spool from ``offset`` on as batches of at most ``limit`` points (one event may exceed it)."""
+    return group_events(read_events(path, offset), offset, limit)
+
+
+def group_events(entries: Iterable[Entry], offset: int, limit: int) -> Iterator[Batch]:
+    """Events as batches; ``offset`` is where the first begins."""
     batch = Batch(start=offset, end=offset)
-    for event, end in read_events(path, offset):
+    for event, end in entries:
         points = _points(event) if event is not None and event["e"] == "metrics" else []
         alone = event is not None and not points
         if batch.end > batch.start and (alone or len(batch.points) + len(points) > limit):

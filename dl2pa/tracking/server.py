@@ -6,6 +6,7 @@ is kept once, NaN too; an equal param is accepted, a different one refused; tags
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import os
@@ -16,10 +17,13 @@ from typing import Any, NamedTuple
 
 from dl2pa.tracking.cleaning import redact
 from dl2pa.tracking.spool import Event, Identity
+from dl2pa.tracking.views import set_up_experiment
 
 _log = logging.getLogger(__name__)
 
 RUN_TAG = "dl2pa.run_uuid"
+EXPERIMENT_ID, RUN_ID = "@experiment@", "@run@"
+"""What stands for MLflow's ids in a tag that is written before they are known."""
 MAX_METRICS = 1000
 MAX_PARAMS = 100
 _STATUS = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED", "killed": "KILLED"}
@@ -37,6 +41,11 @@ _DEFAULTS = {
 # A process forked amid another thread's import inherits that module's lock for ever: a fork waits for ours.
 _importing = threading.RLock()
 _forks: list[bool] = []
+
+
+def importing() -> contextlib.AbstractContextManager[bool]:
+    """The lock to hold while MLflow's modules are imported."""
+    return _importing
 
 
 def _before_fork() -> None:
@@ -95,7 +104,8 @@ class Server:
 
     def __init__(self, uri: str, identity: Identity, noted_run_id: str | None) -> None:
         self._client, self._error = connect(uri)
-        self.run_id = self._find_or_create_run(uri, identity, noted_run_id)
+        run = self._find_or_create_run(uri, identity, noted_run_id)
+        self.run_id, self._experiment_id = str(run.info.run_id), str(run.info.experiment_id)
         self._refused = 0
 
     def take_refused(self) -> int:
@@ -130,9 +140,25 @@ class Server:
         """Set tags; the last value wins."""
         from mlflow.entities import RunTag
 
-        entities = [RunTag(name, value) for name, value in tags.items()]
+        entities = [RunTag(name, self._with_ids(value)) for name, value in tags.items()]
         for first in range(0, len(entities), MAX_PARAMS):
             self._log_all("tags", entities[first : first + MAX_PARAMS])
+
+    def send_inputs(self, datasets: Sequence[Mapping[str, str]]) -> None:
+        """Log data sets as the run's inputs; one that is there already is kept once."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        inputs = [
+            DatasetInput(
+                Dataset(d["name"], d["digest"], "dl2pa", d["source"], profile=d["profile"]),
+                [InputTag("mlflow.data.context", d["context"])],
+            )
+            for d in datasets
+        ]
+        self._client.log_inputs(self.run_id, inputs)
+
+    def _with_ids(self, value: str) -> str:
+        return value.replace(EXPERIMENT_ID, self._experiment_id).replace(RUN_ID, self.run_id)
 
     def send_artifact(self, path: Path, folder: str) -> None:
         """Upload a file or a folder, over what is there; one that is gone is counted as refused."""
@@ -141,6 +167,16 @@ class Server:
             _log.warning("the artifact %s is gone and cannot be sent", path)
             return
         self._client.log_artifact(self.run_id, str(path), folder or None)
+
+    def send_model(self, run_dir: Path, event: Event) -> None:
+        """Log the finished model, once; one whose weights are gone is counted as refused."""
+        from dl2pa.tracking.model import log_model
+
+        if not (run_dir / event["path"]).exists():
+            self._refused += 1
+            _log.warning("the model %s is gone and cannot be sent", run_dir / event["path"])
+            return
+        log_model(self._client, self.run_id, run_dir, event)
 
     def send_end(self, event: Event) -> None:
         """Close the run as the attempt ended."""
@@ -190,7 +226,7 @@ class Server:
     def _code(self, error: Exception) -> str:
         return str(getattr(error, "error_code", ""))
 
-    def _find_or_create_run(self, uri: str, identity: Identity, noted: str | None) -> str:
+    def _find_or_create_run(self, uri: str, identity: Identity, noted: str | None) -> Any:
         """The run with our uuid. A search first: a crash or a lost answer may hide one just made."""
         experiment = ensure_experiment(self._client, uri, identity.experiment)
         run = self._carriers(experiment, identity, noted)
@@ -206,7 +242,7 @@ class Server:
             _log.info("MLflow run %s (%s)", run.info.run_id, identity.run_name)
         if run.info.lifecycle_stage != "active":
             raise RunDeleted(f"the MLflow run {run.info.run_id} was deleted on the server")
-        return str(run.info.run_id)
+        return run
 
     def _carriers(self, experiment: str, identity: Identity, noted: str | None) -> Any:
         """The run with our uuid, or None. Of doubles (a create believed lost) one is kept."""
@@ -247,11 +283,12 @@ def ensure_experiment(client: Any, uri: str, name: str) -> str:
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         try:
-            return str(client.create_experiment(name, artifact_location=_artifact_location(uri)))
+            client.create_experiment(name, artifact_location=_artifact_location(uri))
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-            experiment = client.get_experiment_by_name(name)
+        experiment = client.get_experiment_by_name(name)
+    set_up_experiment(client, experiment)
     return str(experiment.experiment_id)
 
 

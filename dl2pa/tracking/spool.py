@@ -1,8 +1,8 @@
 """The spool: every tracking event of a run, one JSON line each, on disk before anything else sees it.
 
 ``RUN/events/events.jsonl`` holds all attempts of a run. An event has a kind ``e`` (start, metrics, tags,
-artifact, end), a time ``t`` (ms) and an attempt ``a``. A point is keyed by (name, step) and its first value
-wins, so that a killed and resumed run, which repeats steps, records each once.
+artifact, inputs, model, end), a time ``t`` (ms) and an attempt ``a``. A point is keyed by (name, step) and its first
+value wins, so that a killed and resumed run, which repeats steps, records each once.
 """
 
 from __future__ import annotations
@@ -28,14 +28,28 @@ from dl2pa.tracking.files import read_json, write_json
 Event = dict[str, Any]
 
 _log = logging.getLogger(__name__)
-_MAX_OWED = 256
-_FIELDS: dict[Any, tuple[str, ...]] = {
-    "start": ("run", "params", "tags"),
-    "metrics": ("step", "v"),
-    "tags": ("tags",),
-    "artifact": ("path", "folder"),
-    "end": ("status",),
+MAX_WAITING_BYTES = 32 << 20
+"""What may wait in memory for a disk that takes nothing: about 200,000 log points."""
+MAX_SPOOL_BYTES = 1 << 30
+"""Where a spool ends, so that a run that logs without measure fills no disk; about 20 million points."""
+_FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
+    "start": {"run": dict, "params": dict, "tags": dict},
+    "metrics": {"step": int, "v": dict},
+    "tags": {"tags": dict},
+    "artifact": {"path": str, "folder": str},
+    "inputs": {"datasets": list},
+    "model": {
+        "path": str,
+        "example": (str, type(None)),
+        "sha256": str,
+        "step": int,
+        "requirements": list,
+        "params": dict,
+        "tags": dict,
+    },
+    "end": {"status": str},
 }
+"""What each kind of event must have, as JSON gives it; an event without is a damaged line."""
 
 
 def events_folder(run_dir: Path) -> Path:
@@ -70,17 +84,30 @@ def read_events(path: Path, offset: int = 0) -> Iterator[Entry]:
         file.seek(offset)
         while (line := file.readline()).endswith(b"\n"):
             offset += len(line)
-            yield Entry(_parse(line), offset)
+            yield Entry(parse_line(line), offset)
 
 
-def _parse(line: bytes) -> Event | None:
+def parse_line(line: bytes) -> Event | None:
+    """The event of a line; None for a damaged one."""
     try:
         event = json.loads(line)
     except ValueError:
         return None
-    if not isinstance(event, dict):
-        return None
-    return event if all(name in event for name in ("e", "t", "a", *_FIELDS.get(event.get("e"), ()))) else None
+    return event if _is_whole(event) else None
+
+
+def _is_whole(event: Any) -> bool:
+    """Whether every field that others read is there and of its kind."""
+    if not isinstance(event, dict) or not isinstance(event.get("e"), str):
+        return False
+    fields = {"t": int, "a": int, **_FIELDS.get(event["e"], {})}
+    if not all(name in event and isinstance(event[name], kind) for name, kind in fields.items()):
+        return False
+    return event["e"] != "metrics" or all(_is_number(value) for value in event["v"].values())
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) or value in ("nan", "inf", "-inf")
 
 
 @dataclass(frozen=True)
@@ -149,8 +176,8 @@ class Spool:
     """The writing side: appends events of one attempt; never raises for the disk's sake.
 
     Each event is handed to the operating system as it comes: a killed process loses none. What the disk
-    refuses is dropped and counted, except for the few events that are not points: those are kept, up to 256,
-    and written when the disk takes them.
+    refuses waits in memory, with its time, until the disk takes it; beyond ``MAX_WAITING_BYTES``, and beyond
+    ``MAX_SPOOL_BYTES`` on disk, points are dropped and counted.
     """
 
     def __init__(self, run_dir: Path, attempt: int) -> None:
@@ -161,7 +188,10 @@ class Spool:
         self._descriptor: int | None = None
         self._torn = False
         self._refusing = False
-        self._owed: deque[Event] = deque(maxlen=_MAX_OWED)
+        self._waiting: deque[bytes] = deque()
+        self._waiting_bytes = 0
+        self._size = 0
+        self._running: tuple[int, int] | None = None
         self._seen = SeenPoints()
         self._params: dict[str, str] = {}
         self._changed: set[str] = set()
@@ -170,6 +200,7 @@ class Spool:
         """Begin the attempt. A param never changes: another value than an earlier attempt's becomes a tag."""
         with self._lock:
             self._open()
+            self._end_killed()
             all_tags = clean_tags(tags)
             new: dict[str, str] = {}
             for name, value in clean_params(params).items():
@@ -178,11 +209,11 @@ class Spool:
                     new[name] = value
                 elif value != first or name in self._changed:
                     all_tags |= clean_tags({f"dl2pa.changed.{name}": value})
-            self._append({"e": "start", "run": asdict(identity), "params": new, "tags": all_tags}, owed=True)
+            self._append({"e": "start", "run": asdict(identity), "params": new, "tags": all_tags})
             self._note_start(new, all_tags)
 
-    def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Add the points of ``step`` that the spool does not hold yet."""
+    def metrics(self, step: int, values: Mapping[str, Any], time_ms: int | None = None) -> None:
+        """Add the points of ``step`` that the spool does not hold yet, measured now or at ``time_ms``."""
         with self._lock:
             self._open()
             new: dict[str, float | str] = {}
@@ -195,7 +226,8 @@ class Spool:
                 except (TypeError, ValueError):
                     self.dropped += 1
                     _log.warning("metric %s at step %d is no number: %.80r", name, step, value)
-            if new and self._append({"e": "metrics", "step": step, "v": new}):
+            when = {} if time_ms is None else {"t": time_ms}
+            if new and self._append({"e": "metrics", **when, "step": step, "v": new}):
                 for name in new:
                     self._seen.add(name, step)
 
@@ -203,7 +235,28 @@ class Spool:
         """Add an event that is neither a start nor points."""
         with self._lock:
             self._open()
-            self._append({"e": kind, **fields}, owed=True)
+            self._append({"e": kind, **fields})
+
+    def unended(self) -> int | None:
+        """The number of an earlier attempt that wrote no end; None where all did."""
+        with self._lock:
+            self._open()
+            return None if self._running is None else self._running[0]
+
+    def end_killed(self) -> bool:
+        """Give an earlier attempt the end that it could not write; whether it lacked one."""
+        with self._lock:
+            self._open()
+            return self._end_killed()
+
+    def take_waiting(self) -> list[bytes]:
+        """The lines that the disk never took, oldest first; they are the caller's from here on."""
+        with self._lock:
+            self._write_waiting()
+            lines = list(self._waiting)
+            self._waiting.clear()
+            self._waiting_bytes = 0
+            return lines
 
     def flush(self) -> None:
         """Wait until the disk holds all events."""
@@ -218,37 +271,54 @@ class Spool:
                 os.close(self._descriptor)
                 self._descriptor = None
 
-    def _append(self, event: Event, *, owed: bool = False) -> bool:
-        event = {"e": event["e"], "t": now_ms(), "a": self.attempt, **event}
-        while self._owed:
-            if not self._write(self._owed[0]):
-                break
-            self._owed.popleft()
-        written = not self._owed and self._write(event)
-        if not written and owed and len(self._owed) < _MAX_OWED:
-            self._owed.append(event)
-        elif not written:
-            self.dropped += 1
-        return written
+    def _end_killed(self) -> bool:
+        if self._running is None:
+            return False
+        attempt, last_time = self._running
+        self._running = None
+        return self._append({"e": "end", "t": last_time, "a": attempt, "status": "killed", "dropped": 0})
 
-    def _write(self, event: Event) -> bool:
+    def _append(self, event: Event) -> bool:
+        """Write an event, or keep it until the disk takes it; False where it had to be dropped."""
+        event = {"e": event["e"], "t": now_ms(), "a": self.attempt, **event}
         line = json.dumps(event, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+        bounded = event["e"] == "metrics"
+        if bounded and self._size + self._waiting_bytes + len(line) > MAX_SPOOL_BYTES:
+            self._refuse(f"it holds {MAX_SPOOL_BYTES >> 20:,} MiB")
+        elif self._write_waiting() and self._write(line):
+            return True
+        elif self._waiting_bytes + len(line) <= MAX_WAITING_BYTES or not bounded:
+            self._waiting.append(line)
+            self._waiting_bytes += len(line)
+            return True
+        self.dropped += 1
+        return False
+
+    def _write_waiting(self) -> bool:
+        """Write what waits, oldest first; whether nothing waits any more."""
+        while self._waiting:
+            if not self._write(self._waiting[0]):
+                return False
+            self._waiting_bytes -= len(self._waiting.popleft())
+        return True
+
+    def _write(self, line: bytes) -> bool:
         try:
             self._write_whole(b"\n" + line if self._torn else line)
         except OSError as error:
-            if not self._refusing:
-                _log.warning(
-                    "%s takes no tracking events (%s); training goes on, points are dropped until it does",
-                    self.path,
-                    error,
-                )
-            self._refusing = True
+            self._refuse(str(error))
             return False
         self._torn = False
+        self._size += len(line)
         if self._refusing:
             self._refusing = False
             _log.warning("%s takes tracking events again; %d were dropped", self.path, self.dropped)
         return True
+
+    def _refuse(self, reason: str) -> None:
+        if not self._refusing:
+            _log.warning("%s takes no tracking events (%s); training goes on", self.path, reason)
+        self._refusing = True
 
     def _write_whole(self, line: bytes) -> None:
         if self._descriptor is None:
@@ -282,6 +352,7 @@ class Spool:
             for entry in read_events(self.path):
                 end = entry.end
                 self._learn(entry.event or {})
+            self._size = end
             if os.fstat(descriptor).st_size > end:
                 self._torn = True
                 os.ftruncate(descriptor, end)
@@ -290,6 +361,10 @@ class Spool:
             _log.warning("could not read %s to its end: %s", self.path, error)
 
     def _learn(self, event: Event) -> None:
+        if event.get("e") == "end":
+            self._running = None
+        elif event.get("e") == "start" or self._running is not None:
+            self._running = (event.get("a", 0), event.get("t", 0))
         if event.get("e") == "metrics":
             for name in event["v"]:
                 self._seen.add(name, event["step"])

@@ -12,9 +12,10 @@ from dl2pa.errors import UserError
 from dl2pa.tracking.cleaning import has_hidden_credentials, redact
 from dl2pa.tracking.delivery import Delivery, count_events
 from dl2pa.tracking.files import Busy, exclusive
+from dl2pa.tracking.nodes import OtherNodes
 from dl2pa.tracking.notes import last_server, notes_file
 from dl2pa.tracking.server import RunDeleted, set_client_defaults
-from dl2pa.tracking.spool import Spool, events_file, load_identity, read_events
+from dl2pa.tracking.spool import Spool, events_file, load_identity
 
 _log = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ def sync(
         raise UserError(
             "run", str(run_dir), "holds no tracking events", "Name a run directory of dl2pa train."
         )
-    uri = _resolve(run_dir, uri)
+    uri = resolve_uri(run_dir, uri)
     set_client_defaults()
     if not alive:
         close_killed(run_dir)
@@ -107,24 +108,25 @@ def close_killed(run_dir: Path) -> bool:
     """
     try:
         with exclusive(notes_file(run_dir).with_name("mlflow.json.lock")):
-            attempt, ended, last_time = 0, True, 0
-            for event, _ in read_events(events_file(run_dir)):
-                if event is not None:
-                    last_time = event["t"]
-                if event is not None and event["e"] in ("start", "end"):
-                    attempt, ended = event["a"], event["e"] == "end"
-            if ended:
-                return False
-            writer = Spool(run_dir, attempt)
-            writer.event("end", t=last_time, status="killed", dropped=0)
-            writer.flush()
-            writer.close()
-            return True
+            spool = Spool(run_dir, 0)
+            attempt = spool.unended()
+            if attempt is not None:
+                spool.attempt = attempt
+                OtherNodes(run_dir).collect(spool.metrics)
+                spool.end_killed()
+                spool.flush()
+            spool.close()
+            return attempt is not None
     except Busy:
         return False
 
 
-def _resolve(run_dir: Path, uri: str | None) -> str:
+def resolve_uri(run_dir: Path, uri: str | None) -> str:
+    """The server to send to: `uri`, else the run's own, with its credentials.
+
+    Raises:
+        UserError: none is known.
+    """
     if load_identity(run_dir) is None:
         raise UserError("run", str(run_dir), "has lost its identity", "Restore events/run.json.")
     if uri is not None:

@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
+import re
 import shutil
-import signal
-import socket
-import subprocess
-import sys
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,7 +20,7 @@ def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory, request: pyt
     changes = {
         "train": {"epochs": 10, "log_every": 10},
         "checkpoint": {"every_steps": 0},
-        "tracking": {"uri": f"http://127.0.0.1:{free_port()}", "experiment": "down"},
+        "tracking": {"uri": f"http://127.0.0.1:{helpers.free_port()}", "experiment": "down"},
     }
     program = helpers.Program(folder)
     training = helpers.Training(program, helpers.config_with(folder, digits, changes), folder / "run", 1)
@@ -37,11 +31,6 @@ def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory, request: pyt
         program.close()
     assert "dl2pa sync" in started.error, "the end says that something is left to send"
     return training.run
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
 
 
 def test_evaluate_gives_the_runs_own_accuracy(trained: Path, program: Any) -> None:
@@ -56,6 +45,25 @@ def test_evaluate_gives_the_runs_own_accuracy(trained: Path, program: Any) -> No
     }
     best = program.run("evaluate", trained, "--checkpoint", "best", "--json")
     assert best.result["top1"] == result["top1_best"]
+
+
+def test_the_embedding_alone_on_its_own_and_on_another_data_set(
+    trained: Path, digits: Path, program: Any, tmp_path: Path
+) -> None:
+    own = program.run("evaluate", trained, "--embedding", "--json")
+    assert own.process.returncode == 0, own.error
+    top1 = json.loads((trained / "result.json").read_text())["top1_last"]
+    assert abs(own.result["knn_top1"] - top1) < 10
+    assert (own.result["num_reference"], own.result["num_validated"]) == (1438, 359)
+    for half in ("train", "val"):  # another set: three of the classes, under other names
+        for digit in "147":
+            shutil.copytree(digits / half / digit, tmp_path / half / f"new{digit}")
+    other = program.run(
+        "evaluate", trained, "--embedding", f"data.root={tmp_path}", "data.num_classes=3", "--json"
+    )
+    assert other.process.returncode == 0, other.error
+    assert other.result["knn_top1"] > 90
+    assert other.result["num_validated"] == sum(1 for file in tmp_path.glob("val/*/*") if file.is_file())
 
 
 def test_evaluate_another_folder(trained: Path, digits: Path, program: Any) -> None:
@@ -85,32 +93,8 @@ def test_export_predicts_elsewhere(trained: Path, digits: Path, program: Any, tm
 @pytest.fixture
 def mlflow_server(tmp_path: Path, helpers: Any) -> Iterator[str]:
     pytest.importorskip("mlflow")
-    port = free_port()
-    uri = f"http://127.0.0.1:{port}"
-    command = [
-        *(sys.executable, "-m", "mlflow", "server"),
-        *("--backend-store-uri", f"sqlite:///{tmp_path / 'server.db'}"),
-        *("--artifacts-destination", str(tmp_path / "artifacts")),
-        *("--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
-    ]
-    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    with (tmp_path / "server.log").open("ab") as log:
-        process = subprocess.Popen(
-            command, stdout=log, stderr=log, cwd=tmp_path, start_new_session=True, env={**os.environ, **quiet}
-        )
-
-    def healthy() -> bool:
-        assert process.poll() is None, (tmp_path / "server.log").read_text()
-        try:
-            with urllib.request.urlopen(f"{uri}/health", timeout=1) as answer:
-                return bool(answer.status == 200)
-        except (urllib.error.URLError, OSError):
-            return False
-
-    helpers.eventually(healthy, "the MLflow server answers")
-    yield uri
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    with helpers.sqlite_server(tmp_path) as uri:
+        yield uri
 
 
 def test_sync_sends_a_run_whose_server_was_down(
@@ -134,18 +118,66 @@ def test_sync_sends_a_run_whose_server_was_down(
     recorded = {
         (name, point.step): point.value
         for name in stored.data.metrics
-        if not name.startswith("time/")
+        if not name.startswith(("time/", "memory/", "system/"))
         for point in client.get_metric_history(stored.info.run_id, name)
     }
     assert recorded == spooled
     history = client.get_metric_history(stored.info.run_id, "train/loss")
     assert len(history) == 29, "no point is doubled"
     files = {f.path for f in client.list_artifacts(stored.info.run_id)}
-    assert {"model.safetensors", "matchings.jsonl"} <= files
-    drawn = {f.path for f in client.list_artifacts(stored.info.run_id, "pictures")}
-    assert drawn == {"pictures/assignment_flow.png", "pictures/class_cosines.png"}
+    pages = {"summary.html", "confusion.html", "per_class.html"}
+    tables = {"confusion_pairs.csv", "per_class.csv", "per_class.json"}
+    assert {"result.json", "matchings.jsonl"} | pages | tables <= files
+    drawn = {Path(f.path).stem for f in client.list_artifacts(stored.info.run_id, "pictures")}
+    numbers = {"curves", "reliability", "confusion", "prototype_cosines"}
+    assert drawn == {"assignment_flow", "class_cosines"} | numbers
+    code = {f.path for f in client.list_artifacts(stored.info.run_id, "code")}
+    assert "code/requirements.txt" in code
+    names = set(stored.data.metrics)
+    assert {"time/step_ms_p50", "time/step_ms_p90", "time/step_ms_p99", "memory/host_gib"} <= names
+    assert "system/node-0/cpu_utilization_percentage" in names
+    assert {"recipe", "method", "backbone", "dataset", "dim", "seed", "loss", "assignment"} <= set(
+        stored.data.tags
+    )
+    inputs = {i.tags[0].value: i.dataset for i in stored.inputs.dataset_inputs}
+    assert set(inputs) == {"training", "validation"}
+    fingerprints = (inputs["training"].digest, inputs["validation"].digest)
+    assert "-".join(fingerprints) == stored.data.tags["dl2pa.data"]
+    page = (run / "summary.html").read_text()
+    assert len(page) < 5 * 2**20
+    assert all(source.startswith("data:") for source in re.findall(r'src="([^"]*)', page)), "it stands alone"
+    assert "<link" not in page and "@import" not in page
     moved = [json.loads(line)["moved"] for line in (run / "matchings.jsonl").read_text().splitlines()]
     assert moved == json.loads((run / "result.json").read_text())["labels_moved"]
+
+
+def test_sync_all_sends_every_run_and_closes_the_killed(
+    trained: Path, mlflow_server: str, program: Any, tmp_path: Path
+) -> None:
+    import mlflow
+
+    for name in ("whole", "deeper/killed"):
+        shutil.copytree(trained, tmp_path / "runs" / name)
+    spool = tmp_path / "runs/deeper/killed/events/events.jsonl"
+    *kept, end = spool.read_text().splitlines(keepends=True)
+    assert json.loads(end)["e"] == "end"
+    uuid = json.loads((spool.parent / "run.json").read_text())["run_uuid"]
+    for file in (spool, spool.parent / "run.json"):
+        text = "".join(kept) if file == spool else file.read_text()
+        file.write_text(text.replace(uuid, f"{uuid[:-4]}dead"))
+    (tmp_path / "runs/submitted/slurm").mkdir(parents=True)
+    (tmp_path / "runs/submitted/slurm/job.json").write_text("{}")
+
+    done = program.run("sync", "--all", tmp_path / "runs", "--uri", mlflow_server, "--json")
+    assert done.process.returncode == 0, done.error
+    sent = {Path(run["run_dir"]).name: run for run in done.result["runs"]}
+    assert set(sent) == {"whole", "killed"}
+    assert {run["left"] for run in sent.values()} == {0}
+    client = mlflow.MlflowClient(mlflow_server)
+    states = {name: client.get_run(run["run_id"]).info.status for name, run in sent.items()}
+    assert states == {"whole": "FINISHED", "killed": "KILLED"}
+    again = program.run("sync", "--all", tmp_path / "runs", "--uri", mlflow_server, "--json")
+    assert [run["events_sent"] for run in again.result["runs"]] == [0, 0]
 
 
 @pytest.mark.parametrize(("nproc", "count"), [(3, 103), (2, 7), (3, 1)])

@@ -393,9 +393,9 @@ def test_server_killed_midrun_and_restarted_misses_nothing(
     wait_until(lambda: "cannot be reached" in caplog.text)
     began = time.monotonic()
     tracker.finish("finished")
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 60, "MLflow itself would try for minutes"
     assert f"dl2pa sync {tmp_path}" in caplog.text
-    assert slowest < 1
+    assert slowest < 30, "no call waits for the server"
 
     server.start()
     client = mlflow.MlflowClient(server.uri)

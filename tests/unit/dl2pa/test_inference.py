@@ -13,8 +13,9 @@ import torch
 from dl2pa.catalogue import METHODS
 from dl2pa.config import Config, parse_config
 from dl2pa.errors import UserError
-from dl2pa.inference import load_classifier, save_classifier
+from dl2pa.inference import load_classifier
 from dl2pa.training.model import build_trainee
+from dl2pa.training.saved import save_classifier
 
 CLASSES = tuple("abcde")
 IMAGES = torch.randn(9, 3, 8, 8, generator=torch.Generator().manual_seed(1))

@@ -7,6 +7,7 @@ from dl2pa.tracking.cleaning import (
     clean_params,
     has_hidden_credentials,
     redact,
+    redact_lines,
 )
 
 
@@ -17,6 +18,8 @@ from dl2pa.tracking.cleaning import (
         "postgresql://me:p@s3cret@db/mlflow",
         "https://s3cret@host",
         "https://host/?a=1&token=s3cret&b=2",
+        "https://host/?access_token=s3cret",
+        "https://bucket.host/file?X-Amz-Credential=s3cret&X-Amz-Signature=s3cret",
         "ConnectionError: http://me:s3cret@host:5000 refused",
         "Invalid header value b'Bearer from-the-environment'",
     ],
@@ -59,3 +62,26 @@ def test_long_params_are_cut_visibly() -> None:
     value = clean_params({"classes": "n" * 7000})["classes"]
     assert len(value) == MAX_PARAM
     assert value.endswith("n…")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("dl2pa train c.yaml --token abc123 lr=1", "dl2pa train c.yaml --token *** lr=1"),
+        ("+password = 'hunter2 and more'", "+password = ***"),
+        ("AWS_SECRET_ACCESS_KEY=abc/def+g", "AWS_SECRET_ACCESS_KEY=***"),
+        ('{"password": "abc"}', '{"password": ***}'),
+        ("Authorization: Bearer abcdefghijk", "Authorization: Bearer ***"),
+        ("x = hf_" + "a" * 24, "x = ***"),
+        ("https://me:pw@host/x", "https://***@host/x"),
+        *((same, same) for same in ("the token is expired", "if token == other:", "max_tokens=5")),
+        *((same, same) for same in ("def f(token: str) -> None:", "+token = next(tokens)", "password=None")),
+    ],
+)
+def test_a_command_or_diff_loses_its_secrets_and_nothing_else(text: str, expected: str) -> None:
+    assert redact_lines(text) == expected
+
+
+def test_values_of_secret_variables_are_hidden_wherever_they_stand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_API_KEY", "swordfish-77")
+    assert redact_lines("-  open('swordfish-77')") == "-  open('***')"

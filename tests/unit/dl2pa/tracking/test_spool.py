@@ -1,6 +1,7 @@
 import itertools
 import json
 import resource
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from dl2pa.tracking.spool import (
     ensure_identity,
     events_file,
     load_identity,
+    now_ms,
     read_events,
 )
 
@@ -95,6 +97,26 @@ def test_damaged_line_is_passed_over(tmp_path: Path) -> None:
     assert batch.events == 3
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"e":"metrics","t":1,"a":1,"step":"x","v":{}}',
+        b'{"e":"metrics","t":1,"a":1,"step":1,"v":3}',
+        b'{"e":"metrics","t":1,"a":1,"step":1,"v":{"loss":"high"}}',
+        b'{"e":["metrics"],"t":1,"a":1}',
+        b'{"e":"start","t":1,"a":1,"run":3,"params":[],"tags":null}',
+        b'{"e":"model","t":1,"a":1,"path":"model.safetensors"}',
+    ],
+)
+def test_a_line_whose_fields_are_of_another_kind_is_a_damaged_one(tmp_path: Path, line: bytes) -> None:
+    """It would end `sync`, or stand before all that follows for ever."""
+    Spool(tmp_path, 1).metrics(0, {"loss": 1.0})
+    with events_file(tmp_path).open("ab") as file:
+        file.write(line + b"\n")
+    Spool(tmp_path, 2).metrics(1, {"loss": 2.0})
+    assert points(tmp_path) == {("loss", 0): 1.0, ("loss", 1): 2.0}
+
+
 def test_not_a_number_is_kept_as_strict_json(tmp_path: Path) -> None:
     values = {"nan": float("nan"), "up": float("inf"), "down": float("-inf")}
     Spool(tmp_path, 1).metrics(0, values)
@@ -112,7 +134,7 @@ def test_value_that_is_no_number_costs_only_itself(tmp_path: Path, caplog: pytes
     assert "bad" in caplog.text
 
 
-def test_full_disk_drops_points_with_one_warning_and_leaves_whole_lines(
+def test_full_disk_keeps_everything_in_memory_with_one_warning_and_leaves_whole_lines(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     spool = Spool(tmp_path, 1)
@@ -123,14 +145,56 @@ def test_full_disk_drops_points_with_one_warning_and_leaves_whole_lines(
     with full_at(size + 20):
         for step in range(5, 10):
             spool.metrics(step, {"loss": 1.0})
+            spool.metrics(step, {"loss": 9.0})
         spool.event("tags", tags={"state": "kept until the disk takes it"})
         assert events_file(tmp_path).stat().st_size == size
-    assert spool.dropped == 5
+        refused_until = now_ms()
     assert len([r for r in caplog.records if "takes no tracking events" in r.message]) == 1
 
-    spool.metrics(9, {"loss": 9.0})
+    time.sleep(0.002)
+    spool.metrics(10, {"loss": 1.0})
+    assert (spool.dropped, spool.take_waiting()) == (0, [])
     assert events(tmp_path)[-2]["tags"] == {"state": "kept until the disk takes it"}
-    assert points(tmp_path) == {("loss", step): 9.0 if step == 9 else 1.0 for step in [0, 1, 2, 3, 4, 9]}
+    assert points(tmp_path) == {("loss", step): 1.0 for step in range(11)}
+    times = [event["t"] for event in events(tmp_path)]
+    assert times == sorted(times)
+    assert times[-2] <= refused_until < times[-1]
+
+
+@pytest.mark.parametrize("bound", ["MAX_WAITING_BYTES", "MAX_SPOOL_BYTES"])
+def test_memory_and_disk_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bound: str) -> None:
+    monkeypatch.setattr(f"dl2pa.tracking.spool.{bound}", 1000)
+    spool = Spool(tmp_path, 1)
+    spool.start(IDENTITY, {}, {})
+    size = events_file(tmp_path).stat().st_size
+    with full_at(size if bound == "MAX_WAITING_BYTES" else 1 << 20):
+        for step in range(100):
+            spool.metrics(step, {"loss": 1.0})
+        spool.event("end", status="finished")
+        waiting = spool.take_waiting()
+    assert sum(len(line) for line in waiting) < 1200
+    assert events_file(tmp_path).stat().st_size < 1200
+    kept = [*events(tmp_path), *(json.loads(line) for line in waiting)]
+    assert kept[-1]["e"] == "end"
+    steps = [event["step"] for event in kept if event["e"] == "metrics"]
+    assert 0 < len(steps) < 20
+    assert (steps, spool.dropped) == (list(range(len(steps))), 100 - len(steps))
+
+
+def test_next_attempt_ends_the_one_that_was_killed(tmp_path: Path) -> None:
+    first = Spool(tmp_path, 1)
+    first.start(IDENTITY, {}, {})
+    first.metrics(1, {"loss": 1.0})
+    second = Spool(tmp_path, 2)
+    second.start(IDENTITY, {}, {})
+    second.event("end", status="stopped")
+    Spool(tmp_path, 3).start(IDENTITY, {}, {})
+    told = [(event["e"], event["a"], event.get("status")) for event in events(tmp_path)]
+    assert told == [
+        *(("start", 1, None), ("metrics", 1, None), ("end", 1, "killed")),
+        *(("start", 2, None), ("end", 2, "stopped"), ("start", 3, None)),
+    ]
+    assert events(tmp_path)[2]["t"] == events(tmp_path)[1]["t"]
 
 
 def test_spool_that_cannot_be_made_at_all_only_warns(
@@ -141,11 +205,10 @@ def test_spool_that_cannot_be_made_at_all_only_warns(
     spool = Spool(tmp_path, 1)
     spool.start(identity, {}, {})
     spool.metrics(0, {"loss": 1.0})
-    assert spool.dropped == 1
 
     (tmp_path / "events").unlink()
     spool.metrics(1, {"loss": 1.0})
-    assert [event["e"] for event in events(tmp_path)] == ["start", "metrics"]
+    assert [event["e"] for event in events(tmp_path)] == ["start", "metrics", "metrics"]
     assert load_identity(tmp_path) == identity
 
 
@@ -162,7 +225,7 @@ def test_param_changed_on_resume_becomes_a_tag(tmp_path: Path) -> None:
     Spool(tmp_path, 1).start(IDENTITY, {"lr": 0.1, "data": {"root": "/d", "classes": 10}}, {})
     Spool(tmp_path, 2).start(IDENTITY, {"lr": 0.2, "data": {"root": "/d"}, "new": 1}, {})
     Spool(tmp_path, 3).start(IDENTITY, {"lr": 0.1}, {})
-    first, second, third = events(tmp_path)
+    first, second, third = (event for event in events(tmp_path) if event["e"] == "start")
     assert first["params"] == {"lr": "0.1", "data.root": "/d", "data.classes": "10"}
     assert (second["params"], second["tags"]) == ({"new": "1"}, {"dl2pa.changed.lr": "0.2"})
     assert (third["params"], third["tags"]) == ({}, {"dl2pa.changed.lr": "0.1"})

@@ -1,0 +1,47 @@
+"""`dl2pa register`: a finished run's model as a version of a registered one."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+
+from dl2pa.commands.output import note, say
+from dl2pa.errors import EXIT_DONE, UserError
+
+
+def run(args: argparse.Namespace) -> int:
+    from dl2pa.tracking.registry import check_names, register_model
+
+    check_names(args.name, args.alias)  # before anything heavy is imported
+
+    from dl2pa.tracking import choose_uri, has_hidden_credentials, sync
+    from dl2pa.tracking.spool import load_identity
+    from dl2pa.tracking.sync import resolve_uri
+    from dl2pa.training.mlmodel import describe_model, find_example
+    from dl2pa.training.rundir import RunDirectory, read_json
+    from dl2pa.training.saved import load_run_config, model_file
+
+    config = load_run_config(args.run, ())
+    model_file(args.run, config, "final")
+    directory = RunDirectory(args.run)
+    identity = load_identity(args.run)
+    if directory.status().get("state") != "finished":
+        raise UserError("run", str(args.run), "is not finished", "Let `dl2pa train` finish it.")
+    if identity is None:
+        remedy = "Only a run with tracking.enabled=true is known to a server."
+        raise UserError("run", str(args.run), "was not tracked", remedy)
+    uri = args.uri or choose_uri(config.tracking.uri, args.run.absolute().parent)
+    if uri is not None and has_hidden_credentials(uri):
+        uri = None  # the stored copy: the full address comes from --uri or the environment
+    uri = resolve_uri(args.run, uri)
+    sent = sync(args.run, uri)
+    if sent.run_id is None or sent.error is not None:
+        raise UserError("--uri", sent.uri, f"did not take the run: {sent.error}", "See whether it answers.")
+    model = describe_model(directory, config, read_json(directory.result))
+    example = find_example(args.run)
+    fields = {**model, "example": None if example is None else example.name}
+    registered = register_model(uri, sent.run_id, args.run, fields, args.name, args.alias)
+    for alias, version in registered.moved_from.items():
+        note(f"{alias} was version {version} before")
+    say(dataclasses.asdict(registered), args.json, "registered:")
+    return EXIT_DONE

@@ -1,0 +1,91 @@
+"""`dl2pa ui`: MLflow's pages on the runs of this machine."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import socket
+import tempfile
+from pathlib import Path
+from types import FrameType
+
+from dl2pa.commands.output import note
+from dl2pa.errors import EXIT_DONE, EXIT_FAILURE, UserError
+
+
+def run(args: argparse.Namespace) -> int:
+    from dl2pa.tracking.local import LocalServer, ServerFailed
+
+    store = args.uri or _store_of(args.runs)
+    if store.startswith("http"):
+        raise UserError("--uri", store, "is a server that runs already", "Open it in a browser.")
+    port = _free(args.host, args.port)
+    with tempfile.TemporaryDirectory(prefix="dl2pa-ui-") as folder:
+        log = Path(folder) / "log"
+        server = LocalServer(store, log, args.runs.absolute() / "mlartifacts", args.host, port)
+        signal.signal(signal.SIGTERM, _interrupt)
+        try:
+            note("starting MLflow …")
+            server.start()
+            if args.json:
+                print(json.dumps({"url": server.uri, "store": _shown(store)}), flush=True)  # noqa: T201
+            note(f"MLflow shows {_shown(store)} at {server.uri}   (Ctrl-C ends it)")
+            code = server.wait()
+            note(
+                f"MLflow ended by itself ({code}): {log.read_text(encoding='utf-8', errors='replace')[-500:]}"
+            )
+            return EXIT_FAILURE
+        except ServerFailed as error:
+            raise UserError(
+                "store", _shown(store), f"MLflow does not open it: {error}", _remedy(error)
+            ) from None
+        except KeyboardInterrupt:
+            note("ended")
+            return EXIT_DONE
+        finally:
+            server.stop()
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _store_of(runs: Path) -> str:
+    from dl2pa.tracking import local_uri
+
+    if not (runs / "mlflow.db").is_file():
+        message = "holds no mlflow.db: no run was recorded there"
+        remedy = "Give --runs DIR; `dl2pa sync --all DIR --uri sqlite:///DIR/mlflow.db` fills one from spooled runs."
+        raise UserError("--runs", str(runs), message, remedy)
+    return local_uri(runs)
+
+
+def _free(host: str, port: int) -> int:
+    """The port, or any free one for 0.
+
+    Raises:
+        UserError: somebody listens there, or it cannot be listened at.
+    """
+    try:
+        with socket.create_server(
+            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
+        ) as probe:
+            return int(probe.getsockname()[1])
+    except (OSError, OverflowError) as error:
+        reason = (
+            "is taken by another program" if getattr(error, "errno", 0) == 98 else f"cannot be used ({error})"
+        )
+        raise UserError("--port", port, reason, "Give another, or --port 0 for any free one.") from None
+
+
+def _shown(store: str) -> str:
+    from dl2pa.tracking import redact
+
+    return redact(store)
+
+
+def _remedy(error: Exception) -> str:
+    if "out-of-date" in str(error):
+        return "`mlflow db upgrade STORE` brings it to this version; keep a copy."
+    return "See that it is a store of this MLflow's version and can be read and written."

@@ -1,0 +1,189 @@
+"""A finished run's weights as an MLflow model: the folder MLflow loads and serves, and its way to a server."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import shutil
+import warnings
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import Any
+
+from dl2pa.tracking.server import importing
+from dl2pa.tracking.spool import Event, events_folder
+
+DIGEST_TAG = "dl2pa.sha256"
+MODEL_NAME = "model"
+"""``runs:/RUN_ID/model`` opens it."""
+_PACKAGES = ("dl2pa", "pipelines")
+_WEIGHTS = Path("artifacts", "model.safetensors")
+
+
+def write_model(
+    folder: Path,
+    weights: Path,
+    requirements: Sequence[str],
+    example: bytes | None = None,
+    *,
+    link: bool = False,
+    **identity: Any,
+) -> None:
+    """Write the folder that ``mlflow models serve`` takes.
+
+    Args:
+        folder: must not exist yet.
+        weights: the model file.
+        requirements: pinned packages that inference needs besides our own code, which is carried.
+        example: an encoded image to show as input.
+        link: point to the weights in place of a copy; for a folder that is uploaded and removed.
+        identity: ``model_id`` and ``run_id`` for a model that a server knows.
+    """
+    with importing():
+        pyfunc = importlib.import_module("mlflow.pyfunc")
+        models = importlib.import_module("mlflow.models")
+    described = models.Model(**identity)
+    code = folder.with_name(f".{folder.name}.code")
+    # The weights take the place of this file at the end: MLflow would copy them twice on the way.
+    stand_in = code / _WEIGHTS.name
+    try:
+        shutil.rmtree(code, ignore_errors=True)
+        carried = [_copy_package(name, code) for name in _PACKAGES]
+        stand_in.touch()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # that type hints could say what the signature does
+            pyfunc.save_model(
+                str(folder),
+                mlflow_model=described,
+                python_model=str(carried[0] / "serving.py"),
+                artifacts={"model": str(stand_in)},
+                code_paths=[str(path) for path in carried],
+                pip_requirements=list(requirements),
+                signature=_signature(models),
+                input_example=_input_example(example),
+            )
+    finally:
+        shutil.rmtree(code, ignore_errors=True)
+    for cache in list(folder.rglob("__pycache__")):
+        shutil.rmtree(cache)
+    place = folder / _WEIGHTS
+    place.unlink()
+    if link:
+        place.symlink_to(weights.absolute())
+    else:
+        shutil.copyfile(weights, place)
+    described.model_size_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    described.save(str(folder / "MLmodel"))
+
+
+def log_model(client: Any, run_id: str, run_dir: Path, event: Event) -> str:
+    """Bring the model of a spooled event to a server, once; returns MLflow's id of it.
+
+    A model of the same run with the same weights that is there already is kept; one whose upload broke off is
+    sent again under its id. May raise whatever MLflow raises.
+
+    Args:
+        event: ``path`` of the weights and ``example`` in the run directory, ``sha256``, ``requirements``,
+            ``step``, ``params`` and ``tags``.
+    """
+    with importing():
+        entities = importlib.import_module("mlflow.entities")
+    experiment = client.get_run(run_id).info.experiment_id
+    known = [m for m in _models_of(client, experiment, run_id) if m.tags.get(DIGEST_TAG) == event["sha256"]]
+    ready = [m for m in known if str(m.status) == str(entities.LoggedModelStatus.READY)]
+    if ready:
+        return str(ready[0].model_id)
+    model = known[0] if known else _create(client, experiment, run_id, event)
+    with _scratch(run_dir) as folder:
+        example = run_dir / event["example"] if event["example"] else None
+        write_model(
+            folder,
+            run_dir / event["path"],
+            event["requirements"],
+            example.read_bytes() if example is not None and example.is_file() else None,
+            link=True,
+            model_id=model.model_id,
+            model_uuid=model.model_id,
+            run_id=run_id,
+            artifact_path=model.artifact_location,
+        )
+        client.log_model_artifacts(model.model_id, str(folder))
+    client.log_outputs(run_id, [entities.LoggedModelOutput(model.model_id, event["step"])])
+    client.finalize_logged_model(model.model_id, entities.LoggedModelStatus.READY)
+    return str(model.model_id)
+
+
+def _models_of(client: Any, experiment: str, run_id: str) -> list[Any]:
+    """The models logged by a run, the latest first."""
+    order = [{"field_name": "creation_timestamp", "ascending": False}]
+    return list(client.search_logged_models([experiment], f"source_run_id = '{run_id}'", order_by=order))
+
+
+def _create(client: Any, experiment: str, run_id: str, event: Event) -> Any:
+    return client.create_logged_model(
+        experiment,
+        name=MODEL_NAME,
+        source_run_id=run_id,
+        params=event["params"],
+        tags={**event["tags"], DIGEST_TAG: event["sha256"]},
+        model_type="image-classifier",
+    )
+
+
+@contextlib.contextmanager
+def _scratch(run_dir: Path) -> Generator[Path]:
+    """A folder that does not exist yet, in the run directory, and is gone afterwards, also after a kill."""
+    place = events_folder(run_dir) / "mlflow-model"
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir()
+    try:
+        yield place / "model"
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _copy_package(name: str, target: Path) -> Path:
+    """Our own code as it is installed here: sources alone."""
+    found = importlib.util.find_spec(name)
+    assert found is not None and found.submodule_search_locations, f"{name} is a package of ours"
+    source = Path(next(iter(found.submodule_search_locations)))
+    return Path(shutil.copytree(source, target / name, ignore=_not_sources))
+
+
+def _not_sources(folder: str, names: list[str]) -> set[str]:
+    return {
+        n for n in names if not n.endswith(".py") and not (Path(folder, n).is_dir() and n != "__pycache__")
+    }
+
+
+def _signature(models: Any) -> Any:
+    with importing():
+        schema = importlib.import_module("mlflow.types.schema")
+    kind = schema.DataType
+    guess = schema.Object(
+        [
+            schema.Property("class", kind.string),
+            schema.Property("index", kind.long),
+            schema.Property("probability", kind.double),
+        ]
+    )
+    outputs = [
+        schema.ColSpec(kind.long, "class_index"),
+        schema.ColSpec(kind.string, "class_name"),
+        schema.ColSpec(kind.double, "probability"),
+        schema.ColSpec(schema.Array(guess), "top"),
+    ]
+    return models.ModelSignature(
+        inputs=schema.Schema([schema.ColSpec(kind.binary, "image")]),
+        outputs=schema.Schema(outputs),
+        params=schema.ParamSchema([schema.ParamSpec("top_k", kind.long, 5)]),
+    )
+
+
+def _input_example(image: bytes | None) -> Any:
+    if image is None:
+        return None
+    with importing():
+        pandas = importlib.import_module("pandas")
+    return pandas.DataFrame({"image": [image]})

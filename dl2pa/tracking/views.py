@@ -1,0 +1,164 @@
+"""How an experiment opens in MLflow's pages: its description, and saved views with columns, charts and groups.
+
+MLflow 3.17 keeps what a reader arranges in the browser, except for saved views: those are tags of the experiment,
+``mlflow.sharedViewState.<id>``, read by every browser. The page without a view stays MLflow's own.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+_log = logging.getLogger(__name__)
+
+VERSION = "1"
+"""Of what is set up here; an experiment with another one is set up anew."""
+_VERSION_TAG = "dl2pa.views"
+_NOTE = "mlflow.note.content"
+_VIEW = "mlflow.sharedViewState."
+_CREATED = 1_700_000_000_000
+
+_COLUMNS = [
+    "metrics.`val/top1`",
+    "metrics.`val/top5`",
+    "metrics.`val/ece`",
+    "metrics.`train/loss`",
+    "metrics.`match/moved`",
+    "metrics.`time/images_per_second`",
+    *(
+        f"tags.`{name}`"
+        for name in ("method", "dataset", "backbone", "dim", "seed", "sweep", "dl2pa.attempt")
+    ),
+]
+_CHARTS = {
+    "Result": ["val/top1", "val/top5", "val/ece", "val/top1_head", "val/top1_medium", "val/top1_tail"],
+    "Training": ["train/loss", "train/lr", "train/gradient_norm"],
+    "Assignment": ["match/moved", "match/own_cosine", "match/margin"],
+    "Speed": ["time/images_per_second", "time/data_wait_share", "time/match_s"],
+}
+_VIEWS: dict[str, tuple[str, Mapping[str, Any]]] = {
+    "dl2pa-runs": ("Runs, newest first", {"orderByKey": "attributes.start_time", "orderByAsc": False}),
+    "dl2pa-best": ("Runs, best first", {"orderByKey": "metrics.`val/top1`", "orderByAsc": False}),
+    "dl2pa-seeds": ("Mean over seeds", {"groupBy": "tag.average.group"}),
+    "dl2pa-sweeps": ("Sweeps", {"groupBy": "tag.average.sweep"}),
+}
+
+
+def set_up_experiment(client: Any, experiment: Any) -> None:
+    """Give an experiment its description and views, once; never raises.
+
+    What a person wrote as its description stays. A user without the right to change the experiment changes nothing.
+    """
+    if experiment.tags.get(_VERSION_TAG) == VERSION:
+        return
+    try:
+        for name, value in experiment_tags(str(experiment.experiment_id), experiment.tags).items():
+            client.set_experiment_tag(experiment.experiment_id, name, value)
+    except Exception as error:  # whatever MLflow and its transports raise
+        _log.debug("the experiment's views could not be saved: %s", type(error).__name__)
+
+
+def experiment_tags(experiment_id: str, present: Mapping[str, str]) -> dict[str, str]:
+    """The tags to set on an experiment that has those present."""
+    tags = {
+        "mlflow.experimentKind": "custom_model_development",
+        "mlflow.experiment.primaryMetric.name": "val/top1",
+        **{f"{_VIEW}{key}": _envelope(name, _state(changes)) for key, (name, changes) in _VIEWS.items()},
+    }
+    written = present.get(_NOTE)
+    if not written or (_VERSION_TAG in present and written.startswith(_TITLE)):
+        tags[_NOTE] = _description(experiment_id)
+    return {**tags, _VERSION_TAG: VERSION}
+
+
+_TITLE = "Runs of dl2pa."
+_MODE = "&workflowType=machine_learning"
+"""MLflow shows two programs in one; this is the one for training."""
+
+
+def _description(experiment_id: str) -> str:
+    links = [
+        f"[{name}](#/experiments/{experiment_id}/runs?viewStateShareKey={key}{_MODE})"
+        for key, (name, _) in _VIEWS.items()
+    ]
+    return (
+        f"{_TITLE} Views: {' · '.join(links)}\n\n"
+        "`val/*` is measured on the whole validation set, in per cent; `match/*` tells how the assignment of "
+        "classes to prototypes moved; `time/*` depends on the machine. Find runs by tag: "
+        "`tags.method = 'dl2pa' and tags.seed = '0'`. Each run's description has its result, "
+        "the command that made it and links to its siblings."
+    )
+
+
+def _state(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A view as MLflow's page keeps it: its models ExperimentPageUIState and ExperimentPageSearchFacetsState."""
+    sections = [
+        {"uuid": f"dl2pa-{name}", "name": name, "display": True, "isReordered": False, "deleted": False}
+        | {"isGenerated": False}
+        for name in _CHARTS
+    ]
+    return {
+        "searchFilter": "",
+        "orderByKey": "attributes.start_time",
+        "orderByAsc": False,
+        "startTime": "ALL",
+        "lifecycleFilter": "Active",
+        "modelVersionFilter": "All Runs",
+        "datasetsFilter": [],
+        "selectedColumns": _COLUMNS,
+        "columnOrder": _COLUMNS,
+        "columnWidths": dict.fromkeys(_COLUMNS, 110),
+        "runsExpanded": {},
+        "runsPinned": [],
+        "runsHidden": [],
+        "runsVisibilityMap": {},
+        "runsHiddenMode": "FIRST_10_RUNS",
+        "compareRunCharts": [_chart(s, metric) for s, metrics in _CHARTS.items() for metric in metrics],
+        "compareRunSections": sections,
+        "viewMaximized": False,
+        "runListHidden": False,
+        "isAccordionReordered": False,
+        "groupBy": None,
+        "groupsExpanded": {},
+        "autoRefreshEnabled": True,
+        "useGroupedValuesInCharts": True,
+        "hideEmptyCharts": True,
+        "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
+        **changes,
+    }
+
+
+def _chart(section: str, metric: str) -> dict[str, Any]:
+    return {
+        "uuid": f"dl2pa-{metric}",
+        "type": "LINE",
+        "metricKey": metric,
+        "selectedMetricKeys": [metric],
+        "metricSectionId": f"dl2pa-{section}",
+        "deleted": False,
+        "isGenerated": True,
+        "runsCountToCompare": 10,
+        "xAxisKey": "step",
+        "xAxisScaleType": "linear",
+        "scaleType": "log" if metric == "train/loss" else "linear",
+        "lineSmoothness": 0,
+        "selectedXAxisMetricKey": "",
+        "selectedYAxisMetricKey": "Metric",
+        "yAxisKey": "metric",
+        "yAxisExpressions": [],
+        "useGlobalLineSmoothing": True,
+        "useGlobalXaxisKey": True,
+        "ignoreOutliers": False,
+    }
+
+
+def _envelope(name: str, state: Mapping[str, Any]) -> str:
+    """A saved view as MLflow stores it: its name plain, its state deflated, 5,000 characters at most in all."""
+    packed = base64.b64encode(zlib.compress(json.dumps(state).encode(), 9)).decode()
+    return json.dumps(
+        {"name": name, "createdAt": _CREATED, "updatedAt": _CREATED, "state": f"deflate;{packed}"}
+    )

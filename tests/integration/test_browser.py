@@ -1,0 +1,210 @@
+"""What a reviewer sees: MLflow's real pages in headless Chromium, on runs that were really trained.
+
+Screenshots go to build/browser.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("mlflow")
+pytestmark = pytest.mark.slow
+REPOSITORY = Path(__file__).resolve().parents[2]
+PICTURES = REPOSITORY / "build/browser"
+SEEDS = (0, 1)
+MODE = "?workflowType=machine_learning"
+
+
+@pytest.fixture(scope="module")
+def runs(digits: Path, tmp_path_factory: pytest.TempPathFactory, helpers: Any) -> Iterator[Path]:
+    """Two seeds of one recipe, recorded in the local store beside them."""
+    folder = tmp_path_factory.mktemp("reviewed")
+    program = helpers.Program(folder)
+    config = helpers.config_with(
+        folder, digits, {"tracking": {"experiment": "digits"}, "train": {"epochs": 4}}
+    )
+    try:
+        done = program.start(
+            *("sweep", config, "--seeds", f"{SEEDS[0]}..{SEEDS[1]}", "--run-dir", folder / "runs"),
+            *("tracking.uri=null", "--json"),
+            env={"MLFLOW_TRACKING_URI": ""},
+        )
+        assert done.wait(600) == 0, done.error
+        yield folder / "runs"
+    finally:
+        program.close()
+
+
+@pytest.fixture(scope="module")
+def ui(runs: Path, helpers: Any) -> Iterator[str]:
+    """The address of `dl2pa ui`, which leaves nothing behind after Ctrl-C."""
+    program = helpers.Program(runs.parent / "ui")
+    started = program.start("ui", "--runs", runs, "--port", "0", "--json")
+    try:
+        helpers.eventually(lambda: started.output or not started.running(), "MLflow answers")
+        assert started.running(), started.error
+        yield started.result["url"]
+        os.kill(started.pid, signal.SIGINT)
+        assert started.wait(60) == 0, started.error
+        with pytest.raises(OSError), socket.create_connection(address_of(started.result["url"]), 1):
+            pass
+    finally:
+        program.close()
+
+
+def address_of(url: str) -> tuple[str, int]:
+    host, _, port = url.removeprefix("http://").partition(":")
+    return host, int(port)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    webdriver = pytest.importorskip(
+        "selenium.webdriver", reason="selenium is not installed: pip install 'dl2pa[dev]'"
+    )
+    programs = _find_or_install("chromium", "chromedriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = programs[0]
+    for flag in (
+        "headless=new",
+        "no-sandbox",
+        "disable-gpu",
+        "disable-background-networking",
+        "disable-dev-shm-usage",
+    ):
+        options.add_argument(f"--{flag}")
+    options.add_argument("--window-size=1500,950")
+    driver = webdriver.Chrome(options, webdriver.ChromeService(programs[1]))
+    driver.set_page_load_timeout(120)
+    yield driver
+    driver.quit()
+
+
+def _find_or_install(*names: str) -> list[str]:
+    """The programs of Debian's packages chromium and chromium-driver, installed first where root may."""
+    if None in (found := [shutil.which(name) for name in names]):
+        if os.geteuid() != 0 or shutil.which("apt-get") is None:
+            pytest.skip(
+                "chromium and chromium-driver are not installed, and only root can install them by apt-get"
+            )
+        for command in (
+            ["update"],
+            ["install", "-y", "--no-install-recommends", "chromium", "chromium-driver"],
+        ):
+            options = ["-q", "-o", "DPkg::Lock::Timeout=300"]
+            done = subprocess.run(["apt-get", *options, *command], capture_output=True, text=True)
+        found = [shutil.which(name) for name in names]
+        if None in found:
+            pytest.skip(f"apt-get could not install chromium: {done.stderr[-300:]}")
+    return [str(path) for path in found]
+
+
+@pytest.fixture(scope="module")
+def look(browser: Any, ui: str, helpers: Any) -> Callable[..., str]:
+    """Open a page, wait until it shows all of some texts, keep a picture of it; returns its text."""
+    browser.get(ui)
+    # The assistant's panel opens by itself at a browser's first visit.
+    seen = {"mlflow.assistant.fab.autoOpenedOnFirstLoad_v1": "true", "mlflow.assistant.panelOpen_v1": "false"}
+    for key, value in seen.items():
+        browser.execute_script("localStorage.setItem(arguments[0], arguments[1])", key, value)
+    PICTURES.mkdir(parents=True, exist_ok=True)
+
+    def look_at(place: str | None, picture: str, *texts: str, charts: int = 0) -> str:
+        if place is not None:
+            browser.get("about:blank")
+            browser.get(f"{ui}/#{place}")
+
+        def shown() -> str | None:
+            text = browser.find_element("tag name", "body").text
+            drawn = browser.find_elements("css selector", ".js-plotly-plot .main-svg")
+            return text if all(t in text for t in texts) and len(drawn) >= charts else None
+
+        try:
+            return helpers.eventually(shown, f"{place} shows {texts}")
+        finally:
+            browser.save_screenshot(str(PICTURES / f"{picture}.png"))
+
+    return look_at
+
+
+@pytest.fixture(scope="module")
+def recorded(ui: str) -> list[Any]:
+    """MLflow's own account of the two runs, by seed."""
+    import mlflow
+
+    client = mlflow.MlflowClient(ui)
+    experiment = client.get_experiment_by_name("digits")
+    found = client.search_runs([experiment.experiment_id])
+    assert len(found) == len(SEEDS)
+    return sorted(found, key=lambda run: run.data.tags["seed"])
+
+
+def test_the_list_of_runs_opens_with_our_columns(look: Callable[..., str], recorded: list[Any]) -> None:
+    experiment = recorded[0].info.experiment_id
+    place = f"/experiments/{experiment}/runs?viewStateShareKey=dl2pa-runs&workflowType=machine_learning"
+    text = look(place, "runs", "val/top1", "val/ece", "train/loss", "2 matching runs", "Mean over seeds")
+    for run in recorded:
+        assert run.info.run_name in text
+        assert str(run.data.metrics["val/top1"])[:6] in text
+
+
+def test_seeds_of_a_recipe_are_one_line_with_their_mean(
+    look: Callable[..., str], recorded: list[Any]
+) -> None:
+    experiment = recorded[0].info.experiment_id
+    assert recorded[0].data.tags["group"] == recorded[1].data.tags["group"]
+    mean = sum(run.data.metrics["val/top1"] for run in recorded) / 2
+    place = f"/experiments/{experiment}/runs?viewStateShareKey=dl2pa-seeds&workflowType=machine_learning"
+    assert str(mean)[:6] in look(place, "seeds", "Group: dl2pa d=5")
+
+
+def test_a_run_says_what_it_is_how_it_went_and_where_its_siblings_are(
+    look: Callable[..., str], recorded: list[Any], browser: Any
+) -> None:
+    run = recorded[0]
+    place = f"/experiments/{run.info.experiment_id}/runs/{run.info.run_id}{MODE}"
+    look(
+        place,
+        "run",
+        "dl2pa (squared_cosine, dynamic) on imagefolder",
+        f"{run.data.metrics['val/top1']:.2f}",
+        "Finished",
+    )
+    link = browser.find_element("css selector", "a[href*='tags.group']").get_attribute("href")
+    look(link.partition("#")[2], "siblings", "2 matching runs")
+
+
+def test_a_run_shows_its_curves_and_files(look: Callable[..., str], recorded: list[Any]) -> None:
+    run = recorded[0]
+    place = f"/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+    look(f"{place}/model-metrics{MODE}", "charts", "compactness", "moved", charts=3)
+    look(f"{place}/artifacts{MODE}", "artifacts", "config.yaml", "validation.json", "result.json")
+
+
+def test_runs_are_compared_side_by_side(look: Callable[..., str], recorded: list[Any]) -> None:
+    ids = json.dumps([run.info.run_id for run in recorded])
+    place = f'/compare-runs?runs={ids}&experiments=["{recorded[0].info.experiment_id}"]'
+    text = look(place, "compare", "Comparing 2 Runs", "train.seed", "train/loss")
+    assert all(run.info.run_id in text for run in recorded)
+
+
+def test_ui_refuses_a_taken_port_and_a_folder_without_runs(runs: Path, program: Any, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        refused = program.run("ui", "--runs", runs, "--port", port)
+    assert refused.process.returncode == 2
+    assert f"{port}: is taken" in refused.error
+    refused = program.run("ui", "--runs", tmp_path)
+    assert refused.process.returncode == 2
+    assert "holds no mlflow.db" in refused.error
+    assert "Traceback" not in refused.error

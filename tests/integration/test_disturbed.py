@@ -1,0 +1,278 @@
+"""A record made under everything that can go wrong, beside one made in peace: they are equal value for value.
+
+The server and its PostgreSQL are killed and started again at random, the disk of the spool is full for a while, the
+training is killed hard and started again, and the password changes before the end. Real processes, fixed seeds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import threading
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("mlflow")
+pytestmark = pytest.mark.slow
+
+EPOCHS = 20
+STEPS = EPOCHS * 29
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own for the spool, small enough to be filled."""
+    folder = tmp_path / "small disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)], capture_output=True, text=True
+    )
+    if mounted.returncode != 0:
+        pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@contextlib.contextmanager
+def full(disk: Path) -> Iterator[None]:
+    """Not a byte more fits on the disk."""
+    filler = disk / "filler"
+    with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        for size in (1 << 16, 1):
+            with contextlib.suppress(OSError):
+                while file.write(b"x" * size):
+                    pass
+    try:
+        yield
+    finally:
+        filler.unlink()
+
+
+class Disturber(threading.Thread):
+    """Kills server and database in turn, at random times, until told to stop; leaves both running."""
+
+    def __init__(self, server: Any, database: Any, seed: int) -> None:
+        super().__init__()
+        self._draw = random.Random(seed)
+        self._server, self._database = server, database
+        self._stop_now = threading.Event()
+        self.kills = {"server": 0, "database": 0}
+        self.failure: Exception | None = None
+
+    def run(self) -> None:
+        try:
+            while True:
+                victim = "database" if self.kills["server"] > self.kills["database"] else "server"
+                getattr(self, victim)()
+                self.kills[victim] += 1
+                if self._stop_now.wait(self._draw.uniform(0.5, 3)):
+                    return
+        except Exception as error:
+            self.failure = error
+
+    def server(self) -> None:
+        self._server.kill()
+        self._stop_now.wait(self._draw.uniform(0, 2))
+        self._server.start()
+
+    def database(self) -> None:
+        self._database.kill()
+        self._stop_now.wait(self._draw.uniform(0, 2))
+        self._database.start()
+
+    def finish(self) -> None:
+        self._stop_now.set()
+        self.join(180)
+        assert not self.is_alive() and self.failure is None, self.failure
+
+
+def set_password(server: Any, user: str, password: str, *, new: bool) -> None:
+    path = "/api/2.0/mlflow/users/create" if new else "/api/2.0/mlflow/users/update-password"
+    body = json.dumps({"username": user, "password": password}).encode()
+    request = server.request(path, method="POST" if new else "PATCH", data=body)
+    with urllib.request.urlopen(request, timeout=120) as answer:
+        assert answer.status == 200
+
+
+def record_of(client: Any, experiment: str, artifacts: Path) -> dict[str, Any]:
+    """All that the server holds of the experiment's one run: values by (name, step), params, tags, files by hash."""
+    found = client.get_experiment_by_name(experiment)
+    (run,) = client.search_runs([found.experiment_id])
+    points: dict[tuple[str, int], float] = {}
+    for name in run.data.metrics:
+        for point in client.get_metric_history(run.info.run_id, name):
+            assert (name, point.step) not in points, f"{name} has two values at step {point.step}"
+            points[name, point.step] = point.value
+    folder = artifacts / found.experiment_id / run.info.run_id / "artifacts"
+    files = {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    (model,) = client.search_logged_models([found.experiment_id])
+    assert str(model.status) == "READY"
+    weights = folder.parents[1] / "models" / model.model_id / "artifacts/artifacts/model.safetensors"
+    return {
+        "status": run.info.status,
+        "model": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        "points": points,
+        "params": run.data.params,
+        "tags": run.data.tags,
+        "files": files,
+    }
+
+
+def test_a_disturbed_record_equals_an_undisturbed_one(
+    tracking_server: Any,
+    database: Any,
+    train: Callable[..., Any],
+    program: Any,
+    small_disk: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import mlflow
+
+    server = tracking_server
+    set_password(server, "trainer", "the first password", new=True)
+    common = {"train": {"epochs": EPOCHS}, "method": {"match": {"early_steps": 3, "early_epochs": 2}}}
+
+    def named(name: str, uri: str) -> Any:
+        return train(1, name, {**common, "tracking": {"uri": uri, "experiment": name}})
+
+    def signed_in(password: str) -> dict[str, str]:
+        return {"MLFLOW_TRACKING_USERNAME": "trainer", "MLFLOW_TRACKING_PASSWORD": password}
+
+    disturbed = named("disturbed", server.address)
+    disturbed.run.mkdir(parents=True)
+    (disturbed.run / "events").symlink_to(small_disk)
+    first = program.start(*disturbed.command(), env=signed_in("the first password"))
+    disturbed.wait_for(first, (small_disk / "mlflow.json").exists, "the server answers")
+    disturber = Disturber(server, database, seed=20)
+    disturber.start()
+    try:
+        disturbed.wait_for_step(first, STEPS // 6, 0)
+        with full(small_disk):
+            size = (small_disk / "events.jsonl").stat().st_size
+            at = disturbed.status["step"]
+            disturbed.wait_for_step(first, at + STEPS // 6, 0)
+            grown = (small_disk / "events.jsonl").stat().st_size - size
+            assert grown < os.sysconf("SC_PAGE_SIZE"), "the disk was not full"
+        # A kill loses what waits in memory: the next steps bring that to the disk, which takes it again.
+        disturbed.wait_for_step(first, max(STEPS // 2, disturbed.status["step"] + 10), 0)
+        first.signal_group(signal.SIGKILL)
+        first.wait()
+        second = program.start(*disturbed.command(), env=signed_in("the first password"))
+        disturbed.wait_for_step(second, STEPS * 3 // 4, 1)
+    finally:
+        disturber.finish()
+    database.kill()
+    database.start()
+    set_password(server, "trainer", "the second password", new=False)
+    assert second.wait(900) == 0, second.error
+    assert "takes no tracking events" in first.error
+    assert "password" not in first.error + second.error
+    synced = program.start("sync", disturbed.run, "--json", env=signed_in("the second password"))
+    synced.wait(900)
+    assert (synced.process.returncode, synced.result["left"], synced.result["refused"]) == (0, 0, 0), (
+        synced.error
+    )
+
+    peaceful = named("peaceful", "none")
+    assert peaceful.start().wait(900) == 0
+    sent = program.start("sync", peaceful.run, "--uri", server.address, env=signed_in("the second password"))
+    assert sent.wait(900) == 0, sent.error
+
+    for name, value in signed_in("the second password").items():
+        monkeypatch.setenv(name, value)
+    client = mlflow.MlflowClient(server.address)
+    ours, theirs = (record_of(client, name, server.artifacts) for name in ("disturbed", "peaceful"))
+    assert ours["status"] == theirs["status"] == "FINISHED"
+
+    def without(record: dict[str, Any], *prefixes: str) -> dict[tuple[str, int], float]:
+        return {key: value for key, value in record["points"].items() if not key[0].startswith(prefixes)}
+
+    # What the machine did is measured anew each time; a node's points lie at the seconds since the run began.
+    assert without(ours, "system/").keys() == without(theirs, "system/").keys()
+    measured = "system/", "time/", "memory/"
+    assert without(ours, *measured) == without(theirs, *measured)
+    assert len([1 for name, _ in ours["points"] if name == "train/loss"]) == STEPS
+    differing = {k for k in ours["params"] if ours["params"][k] != theirs["params"].get(k)}
+    assert differing == {"tracking.uri", "tracking.experiment"}
+    assert ours["params"].keys() == theirs["params"].keys()
+    assert ours["tags"]["dl2pa.state"] == theirs["tags"]["dl2pa.state"] == "finished"
+    assert ours["tags"]["dl2pa.attempt"] == "2"
+    assert "dl2pa.dropped_events" not in ours["tags"]
+    named_alike = [
+        {name for name in record["files"] if not name.startswith("code/attempt-")}
+        for record in (ours, theirs)
+    ]
+    assert named_alike[0] == named_alike[1]
+    assert ours["model"] == theirs["model"]
+    for name in ("validation.json", "matchings.jsonl"):
+        assert ours["files"][name] == theirs["files"][name], name
+
+
+def test_credentials_that_expire_midrun_are_replaced_by_sync(
+    tracking_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, helpers: Any, caplog: Any
+) -> None:
+    from dl2pa.tracking import Tracker, sync
+    from dl2pa.tracking.spool import events_file, read_events
+
+    set_password(tracking_server, "guest", "valid for a while", new=True)
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "guest")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "valid for a while")
+    uri = tracking_server.address
+    tracker = Tracker(tmp_path, enabled=True, uri=uri, experiment="expiring", run_name="r", attempt=1)
+    tracker.start({"lr": 0.1}, {})
+    tracker.metrics(0, {"loss": 0.0})
+    helpers.eventually(lambda: not tracker.lag, "the first points are there")
+    set_password(tracking_server, "guest", "valid from now on", new=False)
+    for step in range(1, 50):
+        tracker.metrics(step, {"loss": step / 7})
+    tracker.finish("finished", drain_seconds=3)
+    assert "error code 401" in caplog.text
+    # The tracker's thread may still be in its last request.
+    helpers.eventually(lambda: "401" in str(sync(tmp_path, uri, tries=1).error), "refused as well")
+    assert sync(tmp_path, uri, tries=1).left == 50
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "valid from now on")
+    helpers.eventually(lambda: sync(tmp_path, uri).left == 0, "the rest is there")
+    assert sync(tmp_path, uri).events_sent == 0
+    _, answer = tracking_server.get(f"/api/2.0/mlflow/runs/get?run_id={tracker.mlflow_run_id}")
+    assert answer["run"]["info"]["status"] == "FINISHED"
+    _, answer = tracking_server.get(
+        f"/api/2.0/mlflow/metrics/get-history?run_id={tracker.mlflow_run_id}&metric_key=loss"
+    )
+    stored = sorted((p["step"], p["timestamp"], p["value"]) for p in answer["metrics"])
+    events = [event for event, _ in read_events(events_file(tmp_path)) if event and event["e"] == "metrics"]
+    assert stored == [(event["step"], event["t"], event["v"]["loss"]) for event in events]
+    assert "valid" not in caplog.text
+
+
+def test_secrets_reach_neither_logs_nor_the_record(
+    tracking_server: Any, train: Callable[..., Any], program: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Credentials in an address, which MLflow takes too, and a token of something else in the environment."""
+    quoted = urllib.parse.quote(tracking_server.password, "")
+    address = tracking_server.address.replace("://", f"://admin:{quoted}@")
+    training = train(1, "secret", {"train": {"epochs": 1, "max_steps": 3}})
+    environment = {"MLFLOW_TRACKING_URI": address}
+    started = program.start(*training.command(f"tracking.uri={address}"), env=environment)
+    assert started.wait(600) == 0, started.error
+    assert started.result["mlflow_run_id"] is not None
+    secrets = [tracking_server.password, quoted]
+    said = [started.output, started.error]
+    said += [p.read_text(errors="replace") for p in training.run.rglob("*") if p.is_file()]
+    said += [p.read_text(errors="replace") for p in tracking_server.artifacts.rglob("*") if p.is_file()]
+    _, answer = tracking_server.get(f"/api/2.0/mlflow/runs/get?run_id={started.result['mlflow_run_id']}")
+    said.append(json.dumps(answer))
+    assert not [text[:200] for text in said if any(secret in text for secret in secrets)]

@@ -1,0 +1,326 @@
+"""The finished model in MLflow: logged, registered, served and exported, and the same everywhere."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dl2pa.cli import main
+from dl2pa.inference import load_classifier
+from pipelines.single import load_image
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PHOTOGRAPHS = REPOSITORY / "../shared/data/imagenet-samples"
+MLFLOW = (sys.executable, "-m", "mlflow")
+
+
+@pytest.fixture(scope="module")
+def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory, helpers: Any) -> Path:
+    """A run that has learned something of the digits, without any server."""
+    pytest.importorskip("mlflow")
+    folder = tmp_path_factory.mktemp("model")
+    changes = {
+        "data": {"loader": "torchvision"},
+        "train": {"epochs": 4, "log_every": 10},
+        "checkpoint": {"every_steps": 0},
+    }
+    program = helpers.Program(folder)
+    training = helpers.Training(program, helpers.config_with(folder, digits, changes), folder / "run", 1)
+    started = training.start()
+    try:
+        assert started.wait(300) == 0, started.error
+    finally:
+        program.close()
+    return training.run
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, helpers: Any) -> Iterator[str]:
+    with helpers.sqlite_server(tmp_path_factory.mktemp("server")) as uri:
+        yield uri
+
+
+@pytest.fixture(scope="module")
+def synced(trained: Path, server: str) -> Path:
+    """The same run after `dl2pa sync`."""
+    assert main(["sync", str(trained), "--uri", server]) == 0
+    return trained
+
+
+@pytest.fixture(scope="module")
+def register(synced: Path, server: str) -> Callable[..., int]:
+    def call(*options: str, run: Path = synced, uri: str = server) -> int:
+        return main(["register", str(run), "--uri", uri, *options])
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def predict(
+    register: Callable[..., int], server: str, tmp_path_factory: pytest.TempPathFactory, helpers: Any
+) -> Iterator[Callable[..., Any]]:
+    """Ask `mlflow models serve` about encoded images."""
+    assert register("--name", "served", "--alias", "champion") == 0
+    port = str(helpers.free_port())
+    command = [*MLFLOW, "models", "serve", "-m", "models:/served@champion", "--env-manager", "local"]
+    command += ["--host", "127.0.0.1", "--port", port, "--workers", "1"]
+
+    def ask(images: list[bytes], **params: int) -> Any:
+        rows = [[base64.b64encode(image).decode()] for image in images]
+        body = json.dumps({"dataframe_split": {"columns": ["image"], "data": rows}, "params": params})
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"http://127.0.0.1:{port}/invocations", body.encode(), headers)
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.load(answer)["predictions"]
+
+    folder = tmp_path_factory.mktemp("serve")
+    # MLflow starts uvicorn by its name: it has to be on the path, as in an activated environment.
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+    variables = {"MLFLOW_TRACKING_URI": server, "PATH": path}
+    with helpers.serving(folder, f"http://127.0.0.1:{port}/ping", command, **variables):
+        yield ask
+
+
+def last_json(capsys: pytest.CaptureFixture[str]) -> Any:
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def files_of(digits: Path) -> list[Path]:
+    return sorted((digits / "val").rglob("*.jpeg")) or sorted((digits / "val").rglob("*.jpg"))
+
+
+def test_the_model_is_logged_once_when_the_server_is_there_again(
+    synced: Path, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    assert main(["sync", str(synced), "--uri", server]) == 0
+    client = mlflow.MlflowClient(server)
+    experiment = client.get_experiment_by_name("dl2pa")
+    (model,) = client.search_logged_models([experiment.experiment_id])
+    run = client.get_run(model.source_run_id)
+    assert [output.model_id for output in run.outputs.model_outputs] == [model.model_id]
+    assert (model.name, str(model.status), model.model_type) == ("model", "READY", "image-classifier")
+    result = json.loads((synced / "result.json").read_text())
+    assert model.tags["dl2pa.top1_last"] == f"{result['top1_last']:.2f}"
+    assert model.params["backbone"] == "resnet8"
+    files = {file.path: file for file in client.list_logged_model_artifacts(model.model_id)}
+    assert {"MLmodel", "requirements.txt", "input_example.json", "code", "artifacts"} <= files.keys()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    place = mlflow.artifacts.download_artifacts(f"runs:/{run.info.run_id}/model", dst_path=str(tmp_path))
+    weights = Path(place, "artifacts", "model.safetensors").read_bytes()
+    assert weights == (synced / "model.safetensors").read_bytes(), "as the run's summary page tells"
+    assert "model.safetensors" not in {f.path for f in client.list_artifacts(run.info.run_id)}, "stored once"
+    assert not (synced / "events" / "mlflow-model").exists()
+
+
+def test_what_is_logged_needs_nothing_but_what_it_names(
+    synced: Path, server: str, digits: Path, tmp_path: Path
+) -> None:
+    """Loaded elsewhere in a process that cannot import our own environment's other packages."""
+    import mlflow
+
+    client = mlflow.MlflowClient(server)
+    experiment = client.get_experiment_by_name("dl2pa")
+    (model,) = client.search_logged_models([experiment.experiment_id])
+    script = f"""
+import sys
+for name in ("nvidia.dali", "submitit", "torchvision"):
+    sys.modules[name] = None
+import base64, json, mlflow, pandas
+loaded = mlflow.pyfunc.load_model("models:/{model.model_id}")
+image = open({str(files_of(digits)[0])!r}, "rb").read()
+frames = [loaded.predict(pandas.DataFrame({{"image": [kind]}}), params={{"top_k": 2}})
+          for kind in (image, bytearray(image), base64.b64encode(image).decode())]
+assert all(frame.equals(frames[0]) for frame in frames)
+example = loaded.predict(loaded.input_example)
+import dl2pa.inference, dl2pa.serving
+assert not {{"dl2pa.config", "dl2pa.methods"}} & set(sys.modules)
+top = frames[0]["top"][0]
+pins = open(mlflow.pyfunc.get_model_dependencies("models:/{model.model_id}")).read()
+print(json.dumps([dl2pa.inference.__file__, top, len(example), str(loaded.metadata.signature.inputs), pins]))
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env={**environment, "MLFLOW_TRACKING_URI": server},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    file, top, examples, inputs, pinned = json.loads(done.stdout.splitlines()[-1])
+    assert not Path(file).is_relative_to(REPOSITORY), "the carried code runs, not this checkout's"
+    assert (len(top), examples) == (2, 1)
+    assert "binary" in inputs
+    pins = dict(line.split("==") for line in pinned.split())
+    assert pins.keys() == {"mlflow", "numpy", "pandas", "pillow", "safetensors", "torch"}
+    assert pins["torch"] == torch.__version__.partition("+")[0]
+
+
+def test_serving_gives_the_top1_of_evaluate_and_the_answers_of_predict(
+    predict: Callable[..., Any], synced: Path, digits: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = files_of(digits)
+    assert len(files) == 359
+    answers = predict([file.read_bytes() for file in files])
+    right = sum(a["class_name"] == file.parent.name for a, file in zip(answers, files, strict=True))
+    assert main(["evaluate", str(synced), "--json"]) == 0
+    evaluated = last_json(capsys)
+    assert 100 * right / 359 == pytest.approx(evaluated["top1"], abs=1e-9)
+    assert evaluated["top1"] > 50
+    assert main(["predict", str(synced), *map(str, files[::30]), "--json"]) == 0
+    for answer, told in zip(answers[::30], last_json(capsys)["predictions"], strict=True):
+        assert [guess["class"] for guess in answer["top"]] == [guess["class"] for guess in told["top"]]
+        expected = [guess["probability"] for guess in told["top"]]
+        assert [guess["probability"] for guess in answer["top"]] == pytest.approx(expected, abs=1e-5)
+        first = answer["top"][0]
+        assert (answer["class_index"], answer["probability"]) == (first["index"], first["probability"])
+
+
+def test_serving_a_photograph(
+    predict: Callable[..., Any], synced: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if not PHOTOGRAPHS.is_dir():
+        pytest.skip(f"needs photographs: there is no {PHOTOGRAPHS}")
+    for photograph in sorted(PHOTOGRAPHS.rglob("*.*"))[:3]:
+        (answer,) = predict([photograph.read_bytes()], top_k=3)
+        assert main(["predict", str(synced), str(photograph), "--top", "3", "--json"]) == 0
+        (told,) = last_json(capsys)["predictions"]
+        assert answer["class_name"] == told["top"][0]["class"]
+        probabilities = [guess["probability"] for guess in answer["top"]]
+        assert probabilities == pytest.approx([g["probability"] for g in told["top"]], abs=1e-5)
+
+
+def test_serving_names_the_row_that_is_no_image(predict: Callable[..., Any], digits: Path) -> None:
+    with pytest.raises(urllib.error.HTTPError) as refusal:
+        predict([files_of(digits)[0].read_bytes(), b"no image"])
+    assert refusal.value.code == 400
+    assert "row 1" in refusal.value.read().decode()
+
+
+def test_registering_again_changes_nothing_and_aliases_move(
+    register: Callable[..., int], server: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import mlflow
+
+    asked = ("--name", "digits", "--alias", "candidate", "--json")
+    answers: list[Any] = []
+    for _ in range(2):
+        assert register(*asked) == 0
+        answers.append(last_json(capsys))
+    assert [(a["version"], a["created"]) for a in answers] == [("1", True), ("1", False)]
+    client = mlflow.MlflowClient(server)
+    (version,) = client.search_model_versions("name = 'digits'")
+    model_id = answers[0]["model_id"]
+    client.create_model_version("digits", version.source, version.run_id, model_id=model_id)
+    client.set_registered_model_alias("digits", "champion", "2")
+    assert client.get_model_version_by_alias("digits", "candidate").version == "1"
+    assert register(*asked, "--alias", "champion") == 0
+    again = last_json(capsys)
+    assert (again["version"], again["aliases"]) == ("2", ["candidate", "champion"]), (
+        "the latest of two equals"
+    )
+    assert again["moved_from"] == {"candidate": "1"}
+    assert client.get_model_version_by_alias("digits", "champion").source == version.source
+
+
+def test_register_logs_a_model_that_the_server_lost(
+    register: Callable[..., int], synced: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import mlflow
+
+    store = f"sqlite:///{tmp_path / 'other.db'}"
+    assert main(["sync", str(synced), "--uri", store]) == 0
+    client = mlflow.MlflowClient(store)
+    (model,) = client.search_logged_models([client.get_experiment_by_name("dl2pa").experiment_id])
+    client.delete_logged_model(model.model_id)
+    assert register("--name", "digits", "--json", uri=store) == 0
+    answer = last_json(capsys)
+    assert (answer["created"], answer["uri"]) == (True, "models:/digits/1")
+    assert answer["model_id"] != model.model_id
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        (("--name", "a/b"), "--name"),
+        (("--name", ""), "--name"),
+        (("--name", "x", "--alias", "v1"), "--alias"),
+        (("--name", "x", "--alias", "Latest"), "--alias"),
+        (("--name", "x", "--uri", "http://127.0.0.1:9"), "--uri"),
+    ],
+)
+def test_register_refuses(
+    register: Callable[..., int], options: tuple[str, ...], field: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert register(*options, "--json") == 2
+    assert last_json(capsys)["error"]["field"] == field
+
+
+def test_register_refuses_what_is_no_finished_run(
+    register: Callable[..., int], synced: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert register("--name", "x", "--json", run=tmp_path / "nothing") == 2
+    assert "not a run directory" in last_json(capsys)["error"]["message"]
+    run = tmp_path / "run"
+    shutil.copytree(synced, run)
+    (run / "status.json").write_text('{"state": "stopped"}')
+    assert register("--name", "x", "--json", run=run) == 2
+    assert "not finished" in last_json(capsys)["error"]["message"]
+
+
+def test_register_says_that_a_store_has_no_registry(
+    register: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", "nowhere://x")
+    assert register("--name", "x", "--json") == 2
+    assert "no model registry" in last_json(capsys)["error"]["message"]
+
+
+def test_a_folder_for_serving_without_a_server(trained: Path, digits: Path, tmp_path: Path) -> None:
+    import mlflow
+    import pandas as pd
+
+    assert main(["export", str(trained), "--mlflow", "--out", str(tmp_path / "out")]) == 0
+    shutil.copytree(tmp_path / "out" / "mlflow", tmp_path / "else where")
+    shutil.rmtree(tmp_path / "out")
+    file = files_of(digits)[5]
+    loaded = mlflow.pyfunc.load_model(str(tmp_path / "else where"))
+    answer = loaded.predict(pd.DataFrame({"image": [file.read_bytes()]}))
+    classifier = load_classifier(trained)
+    image = load_image(file, **classifier.description["preprocessing"])
+    assert answer["class_name"][0] == classifier.top(image[None], 1)[0][0].name
+
+
+def test_the_onnx_file_gives_the_same_answers(
+    trained: Path, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    assert main(["export", str(trained), "--onnx", "--out", str(tmp_path), "--json"]) == 0
+    told = last_json(capsys)
+    assert (told["onnx_checked_on"], told["onnx_images"]) == ("validation images", 64)
+    assert (told["onnx_top1_equal"], told["onnx_relative_difference"] < 1e-4) == (100.0, True)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    noted = session.get_modelmeta().custom_metadata_map
+    classes, prepared = json.loads(noted["classes"]), json.loads(noted["preprocessing"])
+    classifier = load_classifier(trained)
+    assert classes == classifier.classes
+    assert prepared.pop("channels") == "RGB"
+    for count in (1, 5):
+        images = torch.stack([load_image(file, **prepared) for file in files_of(digits)[:count]])
+        (logits,) = session.run(None, {"images": images.numpy()})
+        assert torch.allclose(torch.from_numpy(logits), classifier.score(images), atol=1e-4)
+    assert str(REPOSITORY).encode() not in (tmp_path / "model.onnx").read_bytes()

@@ -8,12 +8,14 @@ from pathlib import Path
 
 from dl2pa.commands.output import note, say, table
 from dl2pa.config.published import published_file
-from dl2pa.errors import EXIT_DONE
+from dl2pa.errors import EXIT_DONE, UserError
 from dl2pa.report import Comparison, compare, find_runs, read_run, record, write_report
 from dl2pa.report.compare import Entry
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.compare is not None:
+        return _compare(args)
     paths = find_runs(args.run, args.all)
     published = published_file(args.tables) if args.published or args.tables else None
     comparison = compare([read_run(path) for path in paths], published)
@@ -31,6 +33,35 @@ def run(args: argparse.Namespace) -> int:
         note(f"written: {path}")
     if args.out is None:
         note("--out DIR writes it as Markdown and HTML with plots")
+    return EXIT_DONE
+
+
+def _compare(args: argparse.Namespace) -> int:
+    """Two runs beside each other."""
+    from dl2pa.report.differences import compose_differences, differences, record_differences
+    from dl2pa.report.document import to_markdown
+    from dl2pa.report.write import write_document
+
+    others = {
+        "RUN": args.run,
+        "--published": args.published,
+        "--tables": args.tables,
+        "--mlflow": args.mlflow,
+    }
+    for option, given in others.items():
+        if given:
+            raise UserError(option, str(given), "does not go with --compare", "Leave one of them out.")
+    first, second = args.compare
+    found = differences(first, second, args.all)
+    blocks = compose_differences(found)
+    record_of = record_differences(found)
+    files = [] if args.out is None else write_document(blocks, record_of, args.out)
+    if args.json:
+        say({**record_of, "files": [str(path) for path in files]}, True, "")
+        return EXIT_DONE
+    print(to_markdown(blocks), end="", flush=True)  # noqa: T201
+    for path in files[:2]:
+        note(f"written: {path}")
     return EXIT_DONE
 
 

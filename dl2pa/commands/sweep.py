@@ -16,7 +16,7 @@ from typing import Any
 
 from dl2pa.commands.cells import expand_cells, select
 from dl2pa.commands.check import check_trainings
-from dl2pa.commands.expand import Element, check_distinct, expand, run_name
+from dl2pa.commands.expand import Element, check_count, check_distinct, expand, run_name
 from dl2pa.commands.output import note, say, table
 from dl2pa.commands.train import already_finished
 from dl2pa.config import Config, fingerprint, load_config
@@ -52,7 +52,9 @@ class Wanted:
 
     Attributes:
         name: what the sweep is called.
-        config: None where cells of the published tables stand for it.
+        config: None where cells of the published tables, or the variants, stand for it.
+        variants: (name, configuration, overrides) of each, the file's overrides among them; the command line's
+            stand in `overrides` and come last.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Wanted:
     overrides: tuple[str, ...]
     sweeps: tuple[str, ...]
     parallel: int | None
+    variants: tuple[tuple[str, Path, tuple[str, ...]], ...]
 
 
 def run(args: argparse.Namespace) -> int:
@@ -99,8 +102,9 @@ def _wanted(args: argparse.Namespace) -> Wanted:
         written = load_sweep(file)
         config = file.parent / written.config if written.config else None
     cells = tuple(args.cells or written.cells)
-    if (config is None) == (not cells):
-        message = "is missing" if config is None else "stands beside cells"
+    variants = _variants(written, file, config)
+    if bool(config or variants) == bool(cells):
+        message = "stands beside cells" if cells else "is missing"
         remedy = "Give either a configuration or --cells TABLE[:ROW[:COLUMN]]."
         raise UserError("config", config and str(config), message, remedy)
     if args.parallel is not None and args.parallel < 1:
@@ -113,13 +117,36 @@ def _wanted(args: argparse.Namespace) -> Wanted:
         name=file.stem if file is not None else cells[0].partition(":")[0],
         config=config,
         cells=cells,
-        overrides=(*written.override_texts(), *(word for word in words if word not in files)),
+        overrides=(*(() if variants else written.override_texts()), *(w for w in words if w not in files)),
         sweeps=(*(args.array or ()), *written.array_texts()),
         parallel=args.parallel or written.parallel,
+        variants=variants,
     )
 
 
+def _variants(
+    written: Sweep, file: Path | None, config: Path | None
+) -> tuple[tuple[str, Path, tuple[str, ...]], ...]:
+    found: list[tuple[str, Path, tuple[str, ...]]] = []
+    for name, (own, overrides) in written.variant_texts().items():
+        assert file is not None, "variants are written in a file"
+        path = file.parent / own if isinstance(own, str) else config
+        if path is None:
+            remedy = "Give sweep.config, or a config in each variant."
+            raise UserError(f"sweep.variants.{name}", own, "names no configuration", remedy)
+        found.append((name, path, (*written.override_texts(), *overrides)))
+    return tuple(found)
+
+
 def _elements(wanted: Wanted, tables: Path | None) -> list[Element]:
+    if wanted.variants:
+        found = [
+            Element(element.config, element.overrides, (name, *element.swept))
+            for name, config, own in wanted.variants
+            for element in expand(config, (*own, *wanted.overrides), wanted.sweeps)
+        ]
+        check_count(len(found))
+        return found
     if wanted.config is not None:
         return expand(wanted.config, wanted.overrides, wanted.sweeps)
     _, cells = load_published(published_file(tables))

@@ -25,6 +25,9 @@ class Sweep(Section):
     """Cells of the published tables, TABLE[:ROW[:COLUMN]], in place of a configuration."""
     overrides: dict[str, Any] = {}
     """Values for every run, by key: `train.epochs: 5`."""
+    variants: dict[str, dict[str, Any]] = {}
+    """Values that belong together, by a name of yours: `margin: {method.loss: cross_entropy, method.margin: 0.2}`. Each
+    is run with every combination of the array; the key `config` takes another configuration, relative to this file."""
     array: dict[str, str | tuple[Any, ...]] = {}
     """Values to sweep, by key, in all combinations: `optim.lr: [0.1, 0.2]`, `method.name: dl2pa,hpn`."""
     seeds: int | str | tuple[int, ...] | None = None
@@ -34,7 +37,14 @@ class Sweep(Section):
 
     def override_texts(self) -> list[str]:
         """The overrides as the command line writes them."""
-        return [f"{key}={json.dumps(value)}" for key, value in self.overrides.items()]
+        return _texts(self.overrides)
+
+    def variant_texts(self) -> dict[str, tuple[str | None, list[str]]]:
+        """Each variant's configuration, where it has its own, and its overrides as the command line writes them."""
+        return {
+            name: (values.get("config"), _texts({k: v for k, v in values.items() if k != "config"}))
+            for name, values in self.variants.items()
+        }
 
     def array_texts(self) -> list[str]:
         """The sweeps as the command line writes them, the seeds last."""
@@ -43,6 +53,10 @@ class Sweep(Section):
             f"{key}={','.join(_text(v) for v in values) if isinstance(values, tuple) else values}"
             for key, values in axes.items()
         ]
+
+
+def _texts(values: dict[str, Any]) -> list[str]:
+    return [f"{key}={json.dumps(value)}" for key, value in values.items()]
 
 
 def _text(value: Any) -> str:

@@ -3,7 +3,6 @@
 from dl2pa.methods.base import Method
 from dl2pa.methods.options import MethodOptions
 from dl2pa.methods.prototypical import PrototypeMethod, assignment_from_vectors
-from dl2pa.methods.readout import Norm, Readout
 from dl2pa.methods.registry import METHODS, LearnedEntry, PrototypeEntry
 from dl2pa.methods.targets import Targets
 
@@ -12,10 +11,8 @@ __all__ = [
     "LearnedEntry",
     "Method",
     "MethodOptions",
-    "Norm",
     "PrototypeEntry",
     "PrototypeMethod",
-    "Readout",
     "Targets",
     "assignment_from_vectors",
 ]

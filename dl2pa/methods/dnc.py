@@ -27,8 +27,8 @@ from torch.nn import functional as F
 from dl2pa.assignment import verify_same
 from dl2pa.methods.learned import LearnedMethod
 from dl2pa.methods.options import MethodOptions
-from dl2pa.methods.readout import Norm, Readout
 from dl2pa.methods.targets import Targets
+from dl2pa.readout import Norm, Readout
 
 _ITERATIONS = 20
 _EPSILON = 0.05

@@ -19,8 +19,8 @@ from torch.nn import functional as F
 
 from dl2pa.methods.learned import LearnedMethod
 from dl2pa.methods.options import MethodOptions
-from dl2pa.methods.readout import Readout
 from dl2pa.methods.targets import Targets
+from dl2pa.readout import Readout
 
 
 class Goto(LearnedMethod):

@@ -48,7 +48,9 @@ def dot_regression(features: Tensor, weights: Tensor, targets: Targets) -> Tenso
     """½ mean (f·w̃_y - |w̃_y||f|)² / |f| with w̃_k = √(γ/n_k) w_k (Yang et al., NeurIPS 2022; eq. 10 there).
 
     n_k counts class k in the *global* batch and γ = batch size / classes present, so that a batch weighs its
-    classes, not its samples. |f| is not differentiated. A collective wherever there is a process group.
+    classes, not its samples. |f| is not differentiated: with f of any length the gradient is along w_y alone and the
+    loss grows with |f|, so its authors hand over f at length 1, as `PrototypeMethod` does. A collective wherever there
+    is a process group.
     """
     features = features.float()
     norm = features.detach().norm(dim=1).clamp(min=1e-12)

@@ -23,6 +23,7 @@ class MethodOptions:
         margin: taken off the cosine to the own class in the training loss.
         warmup_scale: of the learned classifier's cosines during the schedule's warm-up.
         momentum: weight of the previous statistic at a matching.
+        refit_cosine: largest cosine between prototypes that follow their classes; None: they stay.
     """
 
     loss: str
@@ -36,4 +37,5 @@ class MethodOptions:
     margin: float = 0.0
     warmup_scale: float = 14.0
     momentum: float = 0.0
+    refit_cosine: float | None = None
     schedule: MatchSchedule = field(default_factory=MatchSchedule)

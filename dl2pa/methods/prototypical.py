@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn import functional as F
 
-from dl2pa.assignment import ClassStatistic, Matching, match, reduce_statistic, solve_assignment
+from dl2pa.assignment import (
+    ClassStatistic,
+    Matching,
+    PendingMatching,
+    match,
+    reduce_statistic,
+    refit,
+    solve_assignment,
+)
 from dl2pa.geometry import principal_directions
 from dl2pa.methods.base import Method
 from dl2pa.methods.losses import cross_entropy, dot_regression, squared_cosine
 from dl2pa.methods.options import MethodOptions
-from dl2pa.methods.readout import Readout
 from dl2pa.methods.scale import Scale
 from dl2pa.methods.targets import Targets
+from dl2pa.readout import Readout
 
 
 class PrototypeMethod(Method):
     """Class vectors W = P[σ] from fixed prototypes P and a permutation σ, any loss, σ static or dynamic.
+
+    Squared cosine and dot regression see unit features, the gradient passing through the normalisation.
+
+    With `refit_cosine` a matching moves P as well (`dl2pa.assignment.refit`).
 
     The cross-entropy is CE(s·(cos(f, W) − m·onehot(y)), y), s given or learned, m the margin; without `normalize` its
     scores are s·f·W.
@@ -96,6 +111,34 @@ class PrototypeMethod(Method):
         if self.statistic is None:
             return None
         result = match(self.statistic, self.prototypes, self.assignment, self.options.momentum, group)
+        return self._follow(result, group)
+
+    def begin_rematch(
+        self, step: int, lag: int, group: dist.ProcessGroup | None = None
+    ) -> PendingMatching | None:
+        if self.statistic is None:
+            return None
+        parts = self.statistic, self.prototypes, self.assignment
+        return PendingMatching.begin(*parts, step, lag, self.options.momentum, group)
+
+    def resume_rematch(
+        self, state: dict[str, Any], group: dist.ProcessGroup | None = None
+    ) -> PendingMatching | None:
+        if self.statistic is None:
+            return None
+        return PendingMatching.resume(state, self.statistic, self.prototypes, self.assignment, group)
+
+    def finish_rematch(
+        self, pending: PendingMatching, step: int, group: dist.ProcessGroup | None = None
+    ) -> Matching:
+        return self._follow(pending.finish(step), group)
+
+    def _follow(self, result: Matching, group: dist.ProcessGroup | None) -> Matching:
+        """Bring what depends on σ up to it: P where it may move, and W."""
+        if self.statistic is not None and self.options.refit_cosine is not None:
+            found = self.statistic.rows, self.options.refit_cosine
+            stayed = refit(self.prototypes, self.assignment, *found, group)
+            result = replace(result, prototypes_stayed=stayed)
         self.refresh()
         return result
 
@@ -115,7 +158,8 @@ class PrototypeMethod(Method):
         if self.options.loss == "squared_cosine":
             return squared_cosine(features, self.weights, targets)
         if self.options.loss == "dot_regression":
-            return dot_regression(features, self.weights, targets)
+            # Their head ends in a length of 1. Without it the gradient is along w alone and lengthens features.
+            return dot_regression(F.normalize(features, dim=1), self.weights, targets)
         margin = self.options.margin * self.scale() if self.options.margin else 0.0
         return cross_entropy(self.logits(features), targets, self.options.label_smoothing, margin)
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dl2pa.config.published import Cell, Table, load_published
+from dl2pa.config.recipe import Identity, Length, identity_of, length_beside
 from dl2pa.errors import UserError
 from dl2pa.report.groups import Group, group_runs
-from dl2pa.report.recipe import Identity, Length, identity_of, length_beside
 from dl2pa.report.runs import Run, Unfinished
 
 

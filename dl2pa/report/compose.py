@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from dl2pa.config.recipe import Identity, describe
 from dl2pa.report import plots
 from dl2pa.report.compare import Compared, Comparison, Entry, Line, Other
 from dl2pa.report.document import Block, Bullets, Grid, Heading, Paragraph, Picture, code
 from dl2pa.report.groups import Group, Summary
-from dl2pa.report.recipe import Identity, describe
 from dl2pa.report.runs import GROUPS, Run, Unfinished
 
 _DASH = "–"

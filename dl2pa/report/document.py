@@ -42,6 +42,7 @@ class Grid:
 class Picture:
     """Args:
     name: of its file, without a suffix.
+    svg: the picture; on a page of its own PNG will do too.
     text: what it shows, for those who do not see it.
     """
 
@@ -50,7 +51,14 @@ class Picture:
     text: str
 
 
-Block = Heading | Paragraph | Bullets | Grid | Picture
+@dataclass(frozen=True)
+class Html:
+    """Ready HTML, trusted as it is; Markdown leaves it out."""
+
+    text: str
+
+
+Block = Heading | Paragraph | Bullets | Grid | Picture | Html
 PICTURES = "plots"
 """Folder of the pictures beside the Markdown file."""
 _CODE = re.compile(r"`([^`]*)`")
@@ -84,6 +92,8 @@ def _markdown(block: Block) -> str:
             return "\n".join(f"| {' | '.join(line)} |" for line in lines)
         case Picture(name, _, text):
             return f"![{_md(text)}]({PICTURES}/{name}.svg)"
+        case Html():
+            return ""
 
 
 def _md(text: str, in_table: bool = False) -> str:
@@ -116,8 +126,16 @@ def _html(block: Block) -> str:
             inside = "\n".join(_row("td", row, kinds) for row in rows)
             return f'<div class="wide"><table>\n<thead>{first}</thead>\n<tbody>\n{inside}\n</tbody></table></div>'
         case Picture(_, svg, text):
-            data = base64.b64encode(svg).decode()
-            return f'<p><img alt="{html.escape(text)}" src="data:image/svg+xml;base64,{data}"></p>'
+            return f'<p><img alt="{html.escape(text)}" src="{data_url(svg)}"></p>'
+        case Html(text):
+            return text
+
+
+def data_url(picture: bytes) -> str:
+    """A picture (PNG, JPEG, else SVG) as an address that holds it."""
+    kinds = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg"}
+    kind = next((kind for magic, kind in kinds.items() if picture.startswith(magic)), "svg+xml")
+    return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
 
 
 def _row(tag: str, cells: Sequence[str], kinds: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from dl2pa.report.recipe import Identity, identity_of
+from dl2pa.config.recipe import Identity, identity_of
 from dl2pa.report.runs import GROUPS, Run
 
 

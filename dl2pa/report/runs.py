@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dl2pa.config import Config, load_config
 from dl2pa.config.load import PLACES
+from dl2pa.config.recipe import NEUTRAL
 from dl2pa.errors import UserError
-from dl2pa.report.recipe import NEUTRAL
 
 GROUPS = ("head", "medium", "tail")
 """Classes of long-tailed data by their number of training images."""
@@ -149,12 +149,20 @@ def _changed_between_attempts(spool: Path, config: Config) -> tuple[str, ...]:
     harmless = [*PLACES, *NEUTRAL, "train.max_steps"]
     if config.optim.schedule != "cosine":
         harmless.append("train.epochs")
-    changed = {tag.removeprefix(_CHANGED) for tag in _tags_of_attempts(spool) if tag.startswith(_CHANGED)}
+    names = {name for tags in _tags_of_attempts(spool) for name in tags}
+    changed = {name.removeprefix(_CHANGED) for name in names if name.startswith(_CHANGED)}
     return tuple(sorted(key for key in changed if not key.startswith(tuple(harmless))))
 
 
-def _tags_of_attempts(spool: Path) -> Iterator[str]:
-    """The names of the tags that the attempts recorded when they began."""
+def tags_of(run: Path) -> dict[str, str]:
+    """The tags that a run's attempts recorded when they began, the last attempt's where they differ."""
+    found: dict[str, str] = {}
+    for tags in _tags_of_attempts(run / "events/events.jsonl"):
+        found.update(tags)
+    return found
+
+
+def _tags_of_attempts(spool: Path) -> Iterator[dict[str, str]]:
     try:
         lines = spool.read_bytes().splitlines()
     except OSError:
@@ -167,7 +175,7 @@ def _tags_of_attempts(spool: Path) -> Iterator[str]:
         except ValueError:
             continue
         if isinstance(event, dict) and event.get("e") == "start" and isinstance(event.get("tags"), dict):
-            yield from event["tags"]
+            yield event["tags"]
 
 
 def _walk(folder: Path) -> Iterator[Path]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from dl2pa.errors import UserError
 from dl2pa.report.compare import Comparison
 from dl2pa.report.compose import compose
-from dl2pa.report.document import PICTURES, Heading, Picture, to_html, to_markdown
+from dl2pa.report.document import PICTURES, Block, Heading, Picture, to_html, to_markdown
 from dl2pa.report.groups import Group
 
 
@@ -19,12 +20,16 @@ def write_report(comparison: Comparison, folder: Path) -> list[Path]:
     Raises:
         UserError: the folder cannot be written.
     """
-    blocks = compose(comparison)
+    return write_document(compose(comparison), record(comparison), folder)
+
+
+def write_document(blocks: Sequence[Block], content: dict[str, Any], folder: Path) -> list[Path]:
+    """Write a document and what it was made from, as `write_report` does."""
     title = next(block.text for block in blocks if isinstance(block, Heading))
     texts = {
         "report.md": to_markdown(blocks),
         "report.html": to_html(blocks, title),
-        "report.json": json.dumps(record(comparison), indent=1) + "\n",
+        "report.json": json.dumps(content, indent=1) + "\n",
     }
     pictures = [block for block in blocks if isinstance(block, Picture)]
     try:

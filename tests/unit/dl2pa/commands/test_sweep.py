@@ -130,6 +130,32 @@ def test_a_sweep_file_with_the_command_line_over_it(plan: Callable[..., Planned]
     assert json.loads(found[0][1]["tracking.tags.sweep"]).startswith("all-")
 
 
+def test_variants_of_a_sweep_file(plan: Callable[..., Planned], place: Path) -> None:
+    (place / "wide.yaml").write_text(
+        yaml.safe_dump({**TINY, "model": {**TINY["model"], "widths": [8, 8, 8]}})
+    )
+    variants = {
+        "plain": {},
+        "margin": {"method.loss": "cross_entropy", "method.margin": 0.2, "optim.lr": 0.5},
+        "wide": {"config": "wide.yaml", "method.match": {"every_steps": 7}},
+    }
+    tree = {"config": "tiny.yaml", "seeds": "0..1", "overrides": {"optim.lr": 0.1}, "variants": variants}
+    (place / "v.yaml").write_text(yaml.safe_dump({"sweep": tree}, sort_keys=False))
+    found = plan("v.yaml", "train.epochs=4")
+    told = [(c.name, o["optim.lr"], o.get("method.margin"), o["train.epochs"]) for c, o, _ in found[::2]]
+    assert told == [
+        ("tiny.yaml", "0.1", None, "4"),
+        ("tiny.yaml", "0.5", "0.2", "4"),
+        ("wide.yaml", "0.1", None, "4"),
+    ]
+    assert [o["train.seed"] for _, o, _ in found] == ["0", "1"] * 3
+    assert [o["optim.lr"] for _, o, _ in plan("v.yaml", "optim.lr=3")] == ["3"] * 6, (
+        "the command line comes last"
+    )
+    texts = [f"{key}={value}" for key, value in found[4][1].items()]
+    assert load_config(found[4][0], texts).method.match.every_steps == 7
+
+
 def test_cells_of_a_table(plan: Callable[..., Planned], place: Path) -> None:
     row = {"top1": [1.0, 2.0], "config": "tiny.yaml", "overrides": ["model.embedding_dim={column}"]}
     rows = {"dl2pa": row, "hpn": {**row, "overrides": [*row["overrides"], "method.name=hpn"]}}
@@ -178,3 +204,24 @@ def test_wrong_input_is_told_before_anything_starts(
     assert told["field"] == field
     assert told["message"] and told["remedy"]
     assert not (place / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("variants", "field"),
+    [
+        ({"a": {"method.scale": 2}}, "sweep.variants.a"),
+        ({"a": {"config": 5}}, "sweep.variants.a"),
+        ({"a": {"config": "none.yaml"}}, "config"),
+        ({"a": {"config": "tiny.yaml", "method.scael": 2}}, "method.scael"),
+        ({"a": {"config": "tiny.yaml"}, "b": {"config": "tiny.yaml"}}, "--array"),
+        ({"a": [1]}, "sweep.variants.a"),
+    ],
+)
+def test_wrong_variants_are_told(
+    variants: dict[str, Any], field: str, capsys: pytest.CaptureFixture[str], place: Path
+) -> None:
+    (place / "v.yaml").write_text(yaml.safe_dump({"sweep": {"variants": variants}}))
+    assert main(["sweep", "v.yaml", "--json"]) == 2
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])["error"]
+    assert told["field"] == field
+    assert told["message"] and told["remedy"]

@@ -14,9 +14,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from dl2pa.catalogue import METHODS as CATALOGUE
 from dl2pa.config import Config, parse_config
+from dl2pa.errors import UserError
 from dl2pa.geometry import build_prototypes
 from dl2pa.geometry.objectives import ebv_threshold
 from dl2pa.methods import METHODS, Method, PrototypeMethod, Targets
@@ -111,16 +113,16 @@ def softmax_loss(logits: Floats, y: NDArray[np.int64], smoothing: float) -> Floa
     return -(target * logs).sum(1)
 
 
-def regression_loss(f: Floats, w: Floats, y: NDArray[np.int64], held: Floats) -> Floats:
-    """½ (f·w̃ - |w̃||f|)² / |f| with |f| held: no gradient goes through it."""
+def regression_loss(f: Floats, w: Floats, y: NDArray[np.int64]) -> Floats:
+    """½ (f·w̃ - |w̃||f|)² / |f| of f at length 1: ½ |w̃|² (cos - 1)²."""
     counts = np.bincount(y, minlength=CLASSES)
     size = np.sqrt(len(y) / (counts > 0).sum() / counts[y])
-    return 0.5 * (size * ((f * w[y]).sum(1) - held)) ** 2 / held
+    return 0.5 * (size * ((unit(f) * w[y]).sum(1) - 1)) ** 2
 
 
-def reference_loss(name: str, v: Values, f: Floats, held: Floats) -> Callable[[NDArray[np.int64]], Floats]:
+def reference_loss(name: str, v: Values, f: Floats) -> Callable[[NDArray[np.int64]], Floats]:
     if name == "etf":
-        return lambda y: regression_loss(f, v["prototypes"], y, held)
+        return lambda y: regression_loss(f, v["prototypes"], y)
     logits = LOGITS[name](v, f)
     if name in ("dl2pa", "hpn", "word2vec"):
         return lambda y: (1 - logits[np.arange(len(y)), y]) ** 2
@@ -148,7 +150,7 @@ def test_logits_are_the_formulas(name: str, tmp_path: Path) -> None:
 def test_the_loss_is_the_formulas_mean(name: str, mixed: bool, tmp_path: Path) -> None:
     method = built(name.split()[0], tmp_path, **CHOICES.get(name, {}))
     f = features().double().numpy()
-    loss = reference_loss(name, values_of(method), f, np.linalg.norm(f, axis=1))
+    loss = reference_loss(name, values_of(method), f)
     expected, targets = loss(LABELS.numpy()), Targets(LABELS)
     if mixed:
         share = SHARES.double().numpy()
@@ -161,16 +163,15 @@ def test_the_loss_is_the_formulas_mean(name: str, mixed: bool, tmp_path: Path) -
 def test_gradients_are_the_formulas_slopes(name: str, tmp_path: Path) -> None:
     method = built(name.split()[0], tmp_path, **CHOICES.get(name, {}))
     values, f = values_of(method), features().double().numpy()
-    held = np.linalg.norm(f, axis=1)
     leaf = features().requires_grad_()
     method.loss(leaf, Targets(LABELS)).backward()
     assert leaf.grad is not None
-    compare(leaf.grad, f, lambda moved: reference_loss(name, values, moved, held)(LABELS.numpy()).mean())
+    compare(leaf.grad, f, lambda moved: reference_loss(name, values, moved)(LABELS.numpy()).mean())
     for key, parameter in method.named_parameters():
         assert parameter.grad is not None, key
 
         def moved_loss(moved: Floats, key: str = key) -> float:
-            return float(reference_loss(name, {**values, key: moved}, f, held)(LABELS.numpy()).mean())
+            return float(reference_loss(name, {**values, key: moved}, f)(LABELS.numpy()).mean())
 
         compare(parameter.grad, values[key], moved_loss)
 
@@ -270,6 +271,36 @@ def test_no_step_reads_a_value_back_from_the_device(name: str, assignment: str, 
         ):
             method.loss(leaf, targets).backward()
             method.observe(leaf.detach(), targets)
+
+
+@pytest.mark.parametrize("name", ["dl2pa", "hpn", "ebv"])
+def test_a_matching_moves_the_prototypes_with_their_classes_where_asked(name: str, tmp_path: Path) -> None:
+    choices = {"assignment": "dynamic", "match": {"refit_cosine": 0.97}}
+    method, fixed = built(name, tmp_path, **choices), built(name, tmp_path, assignment="dynamic")
+    generator = torch.Generator().manual_seed(11)
+    centres = F.normalize(torch.randn(CLASSES, DIM, generator=generator) + 1.0, dim=1)
+    for one in (method, fixed):
+        one.observe(centres, Targets(torch.arange(CLASSES)))
+    before = method.readout().vectors.clone()
+    moved, stayed = method.rematch(), fixed.rematch()
+    assert moved is not None and stayed is not None
+    assert moved.moves == stayed.moves, "σ is that of the prototypes before they move"
+    assert "prototypes_stayed" not in stayed.metrics()
+    assert moved.metrics()["prototypes_stayed"] < 0.999
+    vectors = method.readout().vectors
+    assert (vectors * centres).sum(dim=1).mean() > (fixed.readout().vectors * centres).sum(dim=1).mean() + 0.1
+    assert not torch.equal(vectors, before)
+    assert (vectors @ vectors.T).fill_diagonal_(-1).max() < 0.98
+    again = built(name, tmp_path, **choices)  # as a resume makes it: all of it lies in the state
+    again.load_state_dict(method.state_dict())
+    again.refresh()
+    assert torch.equal(again.readout().vectors, vectors)
+
+
+def test_prototypes_without_room_to_move_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="already stand closer") as caught:
+        built("dl2pa", tmp_path, match={"refit_cosine": -0.5})
+    assert caught.value.field == "method.match.refit_cosine"
 
 
 class TestGeometry:

@@ -39,7 +39,8 @@ def reference_squared_cosine(f: Floats, w: Floats, y: NDArray[np.int64]) -> Floa
 
 
 def reference_dot_regression(f: Floats, w: Floats, y: NDArray[np.int64]) -> Floats:
-    """½ (f·w̃_y - |w̃_y||f|)² / |f| with w̃_k = √(γ/n_k) w_k and γ = B / classes present."""
+    """½ (f·w̃_y - |w̃_y||f|)² / |f|, f at length 1, with w̃_k = √(γ/n_k) w_k and γ = B / classes present."""
+    f = unit(f)
     counts = np.bincount(y, minlength=len(w))
     gamma = len(y) / (counts > 0).sum()
     scaled = np.sqrt(gamma / counts[y])[:, None] * w[y]
@@ -78,6 +79,16 @@ CASES: dict[str, tuple[dict[str, Any], Callable[[Floats, Floats, NDArray[np.int6
 }
 
 
+def differences(value: Callable[[Floats], float], base: Floats) -> Floats:
+    """The slope of `value` at `base` by central differences."""
+    slope = np.zeros_like(base)
+    for place in np.ndindex(base.shape):
+        step = np.zeros_like(base)
+        step[place] = 1e-5
+        slope[place] = (value(base + step) - value(base - step)) / 2e-5
+    return slope
+
+
 def over(weights: Tensor, **choices: Any) -> Method:
     """A method with these prototypes."""
     return METHODS["dl2pa"].build(weights, METHODS["dl2pa"].options(**choices), None)
@@ -101,29 +112,39 @@ def test_a_loss_is_its_formulas_mean(case: str, mixed: bool) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_loss_moves_features_along_its_formulas_slope(case: str) -> None:
-    """Central differences of the reference; dot_regression's 1/|f| and |f| are held fixed (ALGORITHMS)."""
+    """Central differences of the reference."""
     options, reference = CASES[case]
     features, weights = draw()
     w, y = weights.double().numpy(), LABELS.numpy()
-    base = features.double().numpy()
-    norms = np.linalg.norm(base, axis=1)
-
-    def value(f: Floats) -> float:
-        if case != "dot_regression":
-            return float(reference(f, w, y).mean())
-        counts = np.bincount(y, minlength=CLASSES)
-        size = np.sqrt(len(y) / (counts > 0).sum() / counts[y])
-        return float((0.5 * (size * ((f * w[y]).sum(1) - norms)) ** 2 / norms).mean())
-
-    slope = np.zeros_like(base)
-    for place in np.ndindex(base.shape):
-        step = np.zeros_like(base)
-        step[place] = 1e-5
-        slope[place] = (value(base + step) - value(base - step)) / 2e-5
+    slope = differences(lambda f: float(reference(f, w, y).mean()), features.double().numpy())
     leaf = features.clone().requires_grad_()
     over(weights, **options).loss(leaf, Targets(LABELS)).backward()
     assert leaf.grad is not None
     assert np.abs(leaf.grad.numpy() - slope).max() < 1e-4 * np.abs(slope).max()
+
+
+def test_dot_regression_does_not_differentiate_the_length_of_a_feature() -> None:
+    features, weights = draw()
+    w, y, base = weights.double().numpy(), LABELS.numpy(), features.double().numpy()
+    norms, counts = np.linalg.norm(base, axis=1), np.bincount(y, minlength=CLASSES)
+    size = np.sqrt(len(y) / (counts > 0).sum() / counts[y])
+    slope = differences(
+        lambda f: float((0.5 * (size * ((f * w[y]).sum(1) - norms)) ** 2 / norms).mean()), base
+    )
+    leaf = features.clone().requires_grad_()
+    dot_regression(leaf, weights, Targets(LABELS)).backward()
+    assert leaf.grad is not None
+    assert np.abs(leaf.grad.numpy() - slope).max() < 1e-4 * np.abs(slope).max()
+
+
+def test_dot_regression_turns_features_and_does_not_lengthen_them() -> None:
+    """As behind its authors' head, whose last step scales features to length 1."""
+    features, weights = draw()
+    leaf = features.clone().requires_grad_()
+    over(weights, loss="dot_regression").loss(leaf, Targets(LABELS)).backward()
+    assert leaf.grad is not None
+    along = (leaf.grad * F.normalize(features, dim=1)).sum(dim=1).abs()
+    assert float((along / leaf.grad.norm(dim=1)).max()) < 1e-5
 
 
 def test_rare_classes_weigh_as_much_as_common_ones() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from dl2pa.config import Config
-from dl2pa.report.recipe import describe, identity_of, length_beside
+from dl2pa.config.recipe import describe, identity_of, length_beside
 
 ConfigWith = Callable[..., Config]
 

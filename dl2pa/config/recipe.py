@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -36,6 +38,21 @@ def identity_of(config: Config) -> Identity:
         elif value is None and key.startswith("method."):
             flat[key] = getattr(of_method, name, None)
     return {k: v for k, v in flat.items() if k != SEED and not k.startswith((*PLACES, *NEUTRAL))}
+
+
+def group_name(config: Config) -> str:
+    """A name that runs of one recipe share, whatever their seed: method, d, data set and six hexadecimal digits."""
+    digest = hashlib.sha256(json.dumps(identity_of(config), sort_keys=True, default=str).encode()).hexdigest()
+    return f"{config.method.name} d={config.model.embedding_dim} {config.data.dataset} {digest[:6]}"
+
+
+def run_title(config: Config, stem: str) -> str:
+    """A run's name in MLflow where none is given: it tells the runs of a sweep apart.
+
+    Args:
+        stem: of the configuration's file.
+    """
+    return f"{stem} {config.method.name} seed {config.train.seed}"
 
 
 def differing(one: Identity, other: Identity) -> set[str]:

@@ -46,6 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     _add_cluster(add)
     _add_comparison(add)
+    _add_data(commands)
     evaluate = add("evaluate", "Validate a run's model: exact counts, top-1, top-5, calibration.")
     evaluate.add_argument("run", type=_path, help="run directory")
     evaluate.add_argument("overrides", nargs="*", metavar="key=value", help="for example data.val_root=DIR")
@@ -55,10 +56,42 @@ def build_parser() -> argparse.ArgumentParser:
         default="final",
         help="which weights (default: final)",
     )
+    evaluate.add_argument(
+        "--embedding",
+        action="store_true",
+        help="without its class vectors: neighbours, class means; on any data set, data.* as overrides",
+    )
 
     sync = add("sync", "Send a run's spooled tracking events to MLflow, once each.")
-    sync.add_argument("run", type=_path, nargs="+", help="run directory")
+    sync.add_argument("run", type=_path, nargs="*", help="run directory")
+    sync.add_argument(
+        "--all",
+        type=_path,
+        nargs="?",
+        const=Path("runs"),
+        metavar="DIR",
+        help="every run in this folder, at any depth (runs)",
+    )
     sync.add_argument("--uri", help="MLflow server or store; default: the run's own")
+
+    ui = add("ui", "Start MLflow's server on the local store, until Ctrl-C.")
+    ui.add_argument(
+        "--runs", type=_path, default=Path("runs"), metavar="DIR", help="folder of the runs (runs)"
+    )
+    ui.add_argument("--uri", help="another store of this machine: sqlite:///FILE, postgresql://…")
+    ui.add_argument("--host", type=_text, default="127.0.0.1", help="address to listen at (127.0.0.1)")
+    ui.add_argument("--port", type=int, default=5000, help="0: any free one (5000)")
+
+    register = add("register", "Register a finished run's model in MLflow; doing it again changes nothing.")
+    register.add_argument("run", type=_path, help="run directory")
+    register.add_argument("--name", required=True, help="registered model, made if new")
+    register.add_argument(
+        "--alias",
+        action="append",
+        default=[],
+        help="point it here, for example candidate or champion; repeatable",
+    )
+    register.add_argument("--uri", help="MLflow server or store; default: the run's own")
 
     predict = add("predict", "Classify images with a finished run, an export or a model file.")
     predict.add_argument("model", type=_path, help="run directory, export or model.safetensors")
@@ -69,6 +102,8 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("run", type=_path, help="run directory")
     export.add_argument("--out", type=_path, metavar="DIR", help="default: RUN/export")
     export.add_argument("--checkpoint", choices=("final", "latest", "best"), default="final")
+    export.add_argument("--onnx", action="store_true", help="model.onnx too, checked against the original")
+    export.add_argument("--mlflow", action="store_true", help="mlflow/ too, for `mlflow models serve -m`")
 
     prototypes = add("prototypes", "Place prototypes on the sphere and write them with their certificate.")
     prototypes.add_argument("--num-classes", "--num_centroids", type=int, required=True, metavar="C")
@@ -88,19 +123,97 @@ def build_parser() -> argparse.ArgumentParser:
     prototypes.add_argument("--num_epoch", type=int, help=argparse.SUPPRESS)
 
     _add_config(add("config", "Print a configuration with everything resolved."))
+    estimate = add("estimate", "Hours, memory and cost of a configuration, from a short probe of it here.")
+    _add_config(estimate)
+    estimate.add_argument("--devices", type=int, default=1, metavar="N", help="GPUs like this one (1)")
+    estimate.add_argument("--steps", type=int, default=20, metavar="N", help="measured (20)")
+    estimate.add_argument(
+        "--link", type=float, default=50.0, metavar="GB/S", help="between devices, each way (50)"
+    )
+    estimate.add_argument("--price", type=float, metavar="X", help="of a device for an hour")
     bench = add(
         "bench", "Measure a part of the program; ratios and the fastest of n, with hardware and versions."
     )
-    bench.add_argument("name", choices=("matching",), help="what to measure")
+    bench.add_argument(
+        "name",
+        choices=("pipeline", "train", "scaling", "together", "checkpoint", "matching", "index", "tracking"),
+        help="what to measure",
+    )
     bench.add_argument(
         "--classes", default="100,1000", help="comma-separated class counts (default 100,1000)"
     )
     bench.add_argument("--dim", type=int, default=512)
+    bench.add_argument("--points", type=int, default=100_000, help="tracking: metric points a run (100000)")
+    bench.add_argument("--runs", type=int, default=3, help="tracking: runs at a time (3)")
+    bench.add_argument(
+        "--entries", default="1281167", help="index: comma-separated numbers of images (default 1281167)"
+    )
+    bench.add_argument(
+        "--models",
+        metavar="LIST",
+        help="backbones (train: resnet50; scaling, together, checkpoint: resnet32)",
+    )
+    bench.add_argument(
+        "--step-ms",
+        type=float,
+        metavar="X",
+        help="scaling: of one GPU, for the model of many (this machine's)",
+    )
+    bench.add_argument("--processes", default="1,2,4", metavar="LIST", help="scaling, together (1,2,4)")
+    bench.add_argument(
+        "--loaders",
+        metavar="LIST",
+        help="train: synthetic, resident, dali, torchvision (synthetic); pipeline: ours, native-dali, torchvision, "
+        "synthetic (all)",
+    )
+    bench.add_argument(
+        "--data", type=_path, metavar="ROOT", help="folder of images (pipeline: JPEGs made up for it)"
+    )
+    bench.add_argument(
+        "--image-size", type=int, metavar="S", help="train: pixels (32 for CIFAR's networks, else 224)"
+    )
+    bench.add_argument("--precision", metavar="LIST", help="fp32, bf16, fp16 (GPU: bf16, CPU: fp32)")
+    bench.add_argument("--channels-last", default="on", metavar="LIST", help="train: on, off (on)")
+    bench.add_argument("--compile", default="off", metavar="LIST", help="train: on, off, graphs (off)")
+    bench.add_argument(
+        "--batch-size", type=int, metavar="N", help="(128; pipeline: 64; ResNet-50 on a CPU: 8)"
+    )
+    bench.add_argument("--steps", type=int, metavar="N", help="a turn (20; ResNet-50 on a CPU: 1)")
     bench.add_argument("--rounds", type=int, default=5, metavar="N")
+    bench.add_argument("--nproc", type=int, default=2, metavar="N", help="matching: processes (2)")
+    bench.add_argument(
+        "--background",
+        action="store_true",
+        help="also solve the largest beside a training, and compare its speed",
+    )
     doctor = add("doctor", "Check versions, devices, DALI, SLURM, MLflow and write access.")
     doctor.add_argument("--cluster", action="store_true", help="look from a node too, by a job of a minute")
     doctor.add_argument("--partition", metavar="P", help="where that job runs")
     return parser
+
+
+def _add_data(commands: Any) -> None:
+    """What is done to a data set before any training."""
+    text = "Index a data set, or pack it into shards."
+    data = commands.add_parser("data", help=text, description=text)
+    actions = data.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=_Parser)
+
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        action = actions.add_parser(name, help=text, description=text)
+        action.add_argument(
+            "--json", action="store_true", help="last line of standard output: one JSON object"
+        )
+        action.add_argument("root", type=_path, metavar="ROOT", help="folder of the data set")
+        action.add_argument("--workers", type=int, metavar="N", help="processes (default: the cores)")
+        return action
+
+    index = add("index", "List every image with its place, label and size, and find damaged ones.")
+    index.add_argument("--out", type=_path, metavar="FILE", help="default: ROOT/dl2pa.index")
+    pack = add("pack", "Copy an image folder into tar shards in WebDataset's form, with their index.")
+    pack.add_argument("out", type=_path, metavar="OUT", help="folder of the shards")
+    pack.add_argument("--short-side", type=int, metavar="PIXELS", help="resample larger images to this")
+    pack.add_argument("--quality", type=int, default=90, help="of resampled JPEGs (90)")
+    pack.add_argument("--shard-size", type=_text, default="1GiB", metavar="SIZE", help="about (1GiB)")
 
 
 def _add_cluster(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
@@ -174,6 +287,13 @@ def _add_comparison(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     report = add("report", "Show finished runs as tables: mean and spread over seeds, last and best.")
     report.add_argument("run", type=_path, nargs="*", help="run directory")
     report.add_argument("--all", type=_path, metavar="DIR", help="every run in this folder, at any depth")
+    report.add_argument(
+        "--compare",
+        type=_path,
+        nargs=2,
+        metavar=("RUN_A", "RUN_B"),
+        help="what differs between two runs, and whether seeds explain it; --all DIR: where their other seeds are",
+    )
     report.add_argument("--published", action="store_true", help="beside the published tables")
     report.add_argument(
         "--tables", type=_path, metavar="FILE", help="other tables than configs/published.yaml"

@@ -84,7 +84,7 @@ def check_request(request: Request) -> None:
         UserError: naming the option at fault.
     """
     if shutil.which("sbatch") is None:
-        remedy = "Log in to a host that can submit, or train here with `dl2pa train`."
+        remedy = "Submit on a host that has them (--container there, not in the image), or train here: `dl2pa train`."
         raise UserError("sbatch", None, "SLURM's commands are not on this machine", remedy)
     for name, value, least in (
         ("--nodes", request.nodes, 1),

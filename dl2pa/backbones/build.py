@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from dl2pa.backbones.cifar import CifarResNet
 
+_CIFAR_DEPTHS = (8, 14, 20, 32, 44, 56)
+
 
 class Embedder(nn.Module):
     """Backbone and head: images [B, 3, H, W] to embeddings [B, d], not normalised."""
@@ -36,9 +38,8 @@ def build_embedder(
         embedding_dim: d.
         head: `linear`, a projection with bias to d; `batchnorm`, BN(d) on the backbone's own d features.
     """
-    depth = int(backbone.removeprefix("resnet")) if backbone.startswith("resnet") else 0
-    if depth in (8, 14, 20, 32, 44, 56):
-        body: nn.Module = CifarResNet(depth, widths, shortcut)
+    if is_small(backbone):
+        body: nn.Module = CifarResNet(_depth(backbone), widths, shortcut)
         features = widths[-1]
     else:
         body, features = _torchvision(backbone)
@@ -48,9 +49,18 @@ def build_embedder(
     return Embedder(body, nn.Linear(features, embedding_dim))
 
 
+def is_small(backbone: str) -> bool:
+    """Whether it is one of the CIFAR ResNets, for images of 32 pixels or so."""
+    return _depth(backbone) in _CIFAR_DEPTHS
+
+
 def likes_channels_last(backbone: str) -> bool:
     """Whether the memory format pays: convolutional networks, not Swin (timm's published table)."""
     return backbone.startswith("resnet")
+
+
+def _depth(backbone: str) -> int:
+    return int(backbone.removeprefix("resnet")) if backbone.startswith("resnet") else 0
 
 
 def _torchvision(name: str) -> tuple[nn.Module, int]:

@@ -17,6 +17,7 @@ from dl2pa.commands.check import check_trainings
 from dl2pa.commands.expand import Element, check_distinct, expand, run_name
 from dl2pa.commands.output import note, say
 from dl2pa.config import Config, dump_config, fingerprint, load_config, merge, parse_config
+from dl2pa.config.recipe import run_title
 from dl2pa.errors import EXIT_DONE, UserError
 from launcher import jobs, slurm, submissions
 from launcher.submissions import Submission
@@ -101,7 +102,7 @@ def _for_job(config: Config, request: slurm.Request, name: str) -> Config:
     """The configuration as the job runs it: its processes and its name."""
     changes = {
         "launch": {"nproc": request.gpus_per_node or config.launch.nproc},
-        "tracking": {"run_name": config.tracking.run_name or name},
+        "tracking": {"run_name": config.tracking.run_name or run_title(config, name)},
     }
     return parse_config(merge(config.model_dump(mode="json"), changes))
 

@@ -9,8 +9,10 @@ import argparse
 import json
 import logging
 import os
+import shlex
 import signal
 import sys
+import tempfile
 import uuid
 from pathlib import Path
 from types import FrameType
@@ -19,7 +21,8 @@ from typing import TYPE_CHECKING, NoReturn
 from dl2pa.commands.output import note, say
 from dl2pa.config import Config, fingerprint, load_config, merge, parse_config
 from dl2pa.errors import EXIT_DONE, EXIT_FAILURE, EXIT_STOPPED, EXIT_USER_ERROR, TrainingFailure, UserError
-from dl2pa.launched import PARENT_VARIABLE, die_with_parent, inside_torchrun
+from dl2pa.image import inside_image
+from dl2pa.launched import PARENT_VARIABLE, die_with_parent, inside_torchrun, note_command
 from launcher.node import SUPERVISED, Node, listen_again, this_node
 
 if TYPE_CHECKING:
@@ -33,6 +36,7 @@ def run(args: argparse.Namespace) -> int:
     if inside_torchrun():
         config, run_dir = _plan(args)
         _leave_at_once(_train_as_rank(config, run_dir, args.config.stem))
+    note_command()
     if not os.environ.get(SUPERVISED):
         return _run_here(args, *_plan(args))
     try:
@@ -112,6 +116,8 @@ def _launch(args: argparse.Namespace, config: Config, run_dir: Path, name: str, 
     world_size = node.count * config.launch.nproc
     supervised = bool(os.environ.get(SUPERVISED))
     data = None
+    RunDirectory(run_dir).check_place()
+    _check_scratch()
     if world_size == 1 or not supervised:  # else the ranks find the same, and `submit` has looked already
         data = _check_before_start(config, world_size)
     if world_size == 1:
@@ -142,6 +148,16 @@ def _check_before_start(config: Config, world_size: int) -> DataSplits:
     data = open_data(config, world_size)
     check_prototypes(config, len(data.classes))
     return data
+
+
+def _check_scratch() -> None:
+    """torchrun ends with a traceback where it has no place for temporary files."""
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:
+        remedy = "In a container give --tmpfs /tmp; elsewhere set TMPDIR."
+        given = os.environ.get("TMPDIR")
+        raise UserError("TMPDIR", given, "no temporary folder can be written", remedy) from None
 
 
 def _train_here(config: Config, run_dir: Path, name: str, data: DataSplits | None) -> int:
@@ -224,8 +240,9 @@ def _report(run_dir: Path, as_json: bool) -> None:
 
     result = read_json(run_dir / "result.json")
     say(result, as_json, "finished:")
-    if not as_json:
-        uri = f"sqlite:///{run_dir.parent / 'mlflow.db'}"
-        if (run_dir.parent / "mlflow.db").exists():
-            mlflow = Path(sys.executable).parent / "mlflow"
-            sys.stdout.write(f"\nsee it in MLflow:  {mlflow} ui --backend-store-uri {uri}\n")
+    if not as_json and (run_dir.parent / "mlflow.db").exists():
+        program, more = str(Path(sys.executable).parent / "dl2pa"), ""
+        if inside_image():
+            program, more = "docker run -p 5000:5000 … IMAGE", " --host 0.0.0.0"
+        where = shlex.quote(str(run_dir.parent))
+        sys.stdout.write(f"\nsee it in MLflow:  {program} ui --runs {where}{more}\n")

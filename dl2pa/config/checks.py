@@ -5,6 +5,9 @@ from __future__ import annotations
 from dl2pa.config.schema import Config
 from dl2pa.errors import UserError
 
+MOST_REFITTED = 4096
+"""Classes whose prototypes may follow them: a matching's 400 steps cost C² d each."""
+
 
 def check_batches(config: Config, world_size: int) -> None:
     """The global batch splits into its virtual shards and these into the processes.
@@ -38,6 +41,27 @@ def check_lengths(config: Config, num_train: int) -> None:
             config.train.batch_size,
             f"larger than the training set of {num_train} images",
             f"Choose at most {num_train}.",
+        )
+
+
+def check_cadence(config: Config, num_train: int) -> None:
+    """A matching in the background is over before the next one is due.
+
+    Raises:
+        UserError: naming method.match.lag_steps.
+    """
+    match, lag = config.method.match, config.method.match.lag_steps
+    if not lag or config.assignment != "dynamic":
+        return
+    early = match.early_steps if match.early_epochs else 0
+    by_epoch = match.every_epochs * (num_train // config.train.batch_size)
+    cadence = min((steps for steps in (match.every_steps, early, by_epoch) if steps), default=lag + 1)
+    if lag >= cadence:
+        raise UserError(
+            "method.match.lag_steps",
+            lag,
+            f"a matching would still be under way when the next is due, {cadence} steps after it",
+            f"Choose at most {cadence - 1}, or match less often.",
         )
 
 
@@ -114,6 +138,17 @@ def _check_prototypical(config: Config, num_classes: int) -> None:
             dim,
             f"kasarla's simplex of {num_classes} classes needs at least {num_classes - 1} dimensions",
             f"Set model.embedding_dim={num_classes - 1}, or other prototypes: method.prototypes=max_cosine.",
+        )
+    if (
+        method.match.refit_cosine is not None
+        and config.assignment == "dynamic"
+        and num_classes > MOST_REFITTED
+    ):
+        raise UserError(
+            "method.match.refit_cosine",
+            method.match.refit_cosine,
+            f"would take minutes a matching with {num_classes} classes",
+            f"Leave it out with more than {MOST_REFITTED} classes.",
         )
 
 

@@ -25,7 +25,12 @@ PLACES = (
     "data.val_root",
     "data.classes",
     "data.threads",
+    "data.index",
     "data.max_bad_fraction",
+    "data.max_bad_val_fraction",
+    "data.slow_read_s",
+    "data.read_timeout_s",
+    "train.profile",
 )
 
 

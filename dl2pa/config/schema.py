@@ -64,6 +64,9 @@ class DataConfig(Section):
     third of its training labels wrong."""
     root: str | None = None
     """Folder of the data set; defaults to the environment variable DL2PA_DATA."""
+    index: str | None = None
+    """Index of `root` (`dl2pa data index`); default: `root`/dl2pa.index where there is one, else the folders are
+    listed."""
     val_root: str | None = None
     """Validation folder where it is not `root`/val (imagefolder only)."""
     num_classes: Annotated[int, Field(ge=2)] | None = None
@@ -96,6 +99,13 @@ class DataConfig(Section):
     """Threads a process decodes with; default: its share of the processor's cores."""
     max_bad_fraction: Fraction = 0.01
     """Share of unreadable training images beyond which the run stops."""
+    max_bad_val_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of unreadable validation images that may be left out, and told in `num_missing`; 0: the first is an
+    error."""
+    slow_read_s: Positive = 30.0
+    """Seconds after which an image whose reading has not come back is named in the log."""
+    read_timeout_s: Positive = 300.0
+    """Seconds after which such a reading ends the run."""
     synthetic_samples: tuple[PositiveInt, PositiveInt] = (4096, 512)
     """Training and validation images of the synthetic data set."""
 
@@ -146,6 +156,11 @@ class MatchConfig(Section):
     """No matching after this many epochs; default: never stops."""
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Weight of the previous statistic at a matching."""
+    refit_cosine: Annotated[float, Field(gt=-1.0, le=1.0)] | None = None
+    """Let the prototypes follow their classes at each matching, no two closer than this cosine; default: they stay."""
+    lag_steps: NonNegativeInt = 0
+    """Solve in the background and apply the assignment this many steps later; 0: solve while training waits. For
+    many classes."""
 
 
 class MethodConfig(Section):
@@ -222,7 +237,8 @@ class TrainConfig(Section):
     eval_batch_size: PositiveInt | None = None
     """Global batch of validation; default `batch_size`."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    compile: bool = False
+    compile: bool | Literal["graphs"] = False
+    """Compile the network and the loss; `graphs`: and replay each pass as one CUDA graph, for small networks."""
     deterministic: bool | None = None
     """Deterministic algorithms; default: on the CPU."""
     channels_last: bool | None = None
@@ -238,6 +254,8 @@ class TrainConfig(Section):
     """Steps between two readings of the training metrics."""
     eval_every: PositiveInt = 1
     """Epochs between validations; the last epoch always validates."""
+    profile: Annotated[int, Field(ge=0, le=1000)] = 0
+    """Steps of each attempt, from its eleventh on, whose trace and table go to RUN/profile; 0: none."""
 
 
 class CheckpointConfig(Section):
@@ -261,6 +279,9 @@ class TrackingConfig(Section):
     experiment: str = "dl2pa"
     run_name: str | None = None
     tags: dict[str, str] = {}
+    system_every_s: NonNegative = 30.0
+    """Seconds between two measurements of each node (processor, memory, disk, network, GPUs); 0: none. Doubles every
+    1,000 measurements."""
 
 
 class LaunchConfig(Section):

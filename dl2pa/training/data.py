@@ -11,12 +11,14 @@ import numpy as np
 import torch
 
 from dl2pa.config import Config
-from dl2pa.config.checks import check_batches, check_lengths, check_loader, check_method
+from dl2pa.config.checks import check_batches, check_cadence, check_lengths, check_loader, check_method
 from dl2pa.errors import UserError
+from dl2pa.image import inside_image
 from dl2pa.training.processes import World
 from pipelines.batch import Pipeline
 from pipelines.build import Dataset, SyntheticDataset, build_pipeline, num_samples
 from pipelines.datasets import ArrayDataset, check_num_classes, has_digits, open_dataset
+from pipelines.encoded import FaultLimits
 from pipelines.longtail import Group, class_groups
 from pipelines.order import EvalOrder, TrainOrder
 from pipelines.recipe import Recipe
@@ -56,9 +58,19 @@ def open_split(config: Config, split: Literal["train", "val"]) -> Dataset:
         return SyntheticDataset(count, tuple(str(c) for c in range(data.num_classes)))
     root = Path(data.root) if data.root else _digits_root() if data.dataset == "digits" else None
     val_root = Path(data.val_root) if data.val_root else None
-    dataset = open_dataset(data.dataset, root, val_root, data.classes, split, data.imbalance)
+    if inside_image() and data.dataset != "digits" and root is not None and _is_empty(root):
+        raise UserError("data.root", str(root), "is empty", "Mount the data set: docker run -v DIR:/data:ro.")
+    index = Path(data.index) if data.index else None
+    dataset = open_dataset(data.dataset, root, val_root, data.classes, split, data.imbalance, index)
     check_num_classes(dataset, data.num_classes)
     return dataset
+
+
+def _is_empty(folder: Path) -> bool:
+    try:
+        return next(os.scandir(folder), None) is None
+    except OSError:  # what is wrong with it `open_dataset` says
+        return False
 
 
 def _digits_root() -> Path:
@@ -95,6 +107,7 @@ def check_fits(config: Config, splits: DataSplits) -> None:
     if num_samples(splits.val) == 0:
         raise UserError("data.val_root", config.data.val_root, "holds no images", "Give a validation set.")
     check_lengths(config, num_samples(splits.train))
+    check_cadence(config, num_samples(splits.train))
     check_method(config, len(splits.classes))
     if isinstance(splits.train, ArrayDataset) and splits.train.images.shape[1] != config.data.image_size:
         side = splits.train.images.shape[1]
@@ -164,5 +177,10 @@ def _build(
         seed=config.train.seed,
         device=device,
         threads=config.data.threads or threads,
-        max_bad_fraction=config.data.max_bad_fraction,
+        limits=FaultLimits(
+            max_bad_fraction=config.data.max_bad_fraction,
+            max_bad_val_fraction=config.data.max_bad_val_fraction,
+            slow_read_s=config.data.slow_read_s,
+            read_timeout_s=config.data.read_timeout_s,
+        ),
     )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
+import shlex
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,21 +18,28 @@ import torch
 
 from dl2pa import __version__
 from dl2pa.image import image_revision
-from dl2pa.tracking import redact
+from dl2pa.tracking import redact_lines
 from dl2pa.training.processes import World
+from dl2pa.training.rundir import write_atomically
 
+log = logging.getLogger(__name__)
+
+_SLURM = (
+    *("SLURM_JOB_ID", "SLURM_JOB_NAME", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT"),
+    *("SLURM_JOB_NODELIST", "SLURM_JOB_NUM_NODES", "SLURM_JOB_PARTITION", "SLURM_CLUSTER_NAME"),
+)
+_LONGEST_DIFF = 1_000_000
 _PACKAGES = ("torch", "torchvision", "nvidia-dali-cuda130", "numpy", "scipy", "pillow", "mlflow")
 _BITWISE = ("dl2pa", *_PACKAGES[:-1], "processor", "world_size", "threads", "device")
 
 
-def describe_environment(world: World) -> dict[str, Any]:
-    """Versions, hardware, code and job of this attempt."""
+def describe_environment(world: World, hosts: Sequence[str] = ()) -> dict[str, Any]:
+    """Versions, hardware, code and job of this attempt.
+
+    Args:
+        hosts: of all ranks, in their order; by default this one's.
+    """
     gpu = world.device.type == "cuda"
-    slurm = {
-        k: v
-        for k, v in os.environ.items()
-        if k in ("SLURM_JOB_ID", "SLURM_JOB_NODELIST", "SLURM_ARRAY_JOB_ID")
-    }
     return {
         **{name: _version(name) for name in _PACKAGES},
         "dl2pa": __version__,
@@ -37,13 +47,31 @@ def describe_environment(world: World) -> dict[str, Any]:
         "processor": _processor(),
         "device": torch.cuda.get_device_name(world.device) if gpu else "cpu",
         "host": socket.gethostname(),
+        "hosts": " ".join(dict.fromkeys(hosts or [socket.gethostname()])),
         "world_size": world.size,
         "threads": world.threads,
-        "command": redact(" ".join(sys.argv)),
+        "command": redact_lines(shlex.join(["dl2pa", *sys.argv[1:]])),
+        "cuda": torch.version.cuda if gpu else None,
+        "image": image_revision(),
         "git_commit": _commit(),
         "git_dirty": bool(_git("status", "--porcelain")),
-        **slurm,
+        **{name: os.environ[name] for name in _SLURM if os.environ.get(name)},
     }
+
+
+def peak_memory(device: torch.device) -> dict[str, int]:
+    """Bytes: the most this process's tensors took on its GPU since the last call, and what it holds of the
+    machine's memory now."""
+    found: dict[str, int] = {}
+    if device.type == "cuda":
+        found["gpu_peak"] = torch.cuda.max_memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+        found["host"] = pages * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):  # no Linux
+        found["host"] = 0
+    return found
 
 
 def bitwise_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -54,6 +82,28 @@ def bitwise_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str
 def code_version() -> dict[str, Any]:
     """Commit and uncommitted changes of the program, where it runs from a repository or an image of one."""
     return {"version": __version__, "git_commit": _commit(), "diff": _git("diff", "HEAD")}
+
+
+def write_code(folder: Path, attempt: int) -> list[Path]:
+    """Leave what it takes to have this program again: every installed package with its version, and the changes
+    that no commit holds, without secrets. The files written; never raises for the disk's sake.
+    """
+    installed = sorted({f"{d.name}=={d.version}" for d in metadata.distributions() if d.name}, key=str.lower)
+    texts = {"requirements.txt": "\n".join(installed) + "\n"}
+    changes = _git("diff", "HEAD")
+    if changes:
+        cut = "\n[the rest is left out]" if len(changes) > _LONGEST_DIFF else ""
+        texts[f"attempt-{attempt}.diff"] = redact_lines(changes[:_LONGEST_DIFF]) + cut + "\n"
+    written: list[Path] = []
+    for name, text in texts.items():
+        try:
+            folder.mkdir(exist_ok=True)
+            write_atomically(folder / name, text)
+        except OSError as error:
+            log.warning("%s cannot be written: %s", folder / name, error)
+        else:
+            written.append(folder / name)
+    return written
 
 
 def _version(package: str) -> str | None:

@@ -1,23 +1,75 @@
-"""Exact evaluation over all ranks: integer counts, padding masked, every image once."""
+"""Exact evaluation over all ranks: integers only, padding masked, every image once."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch import distributed as dist
 
 from dl2pa.errors import TrainingFailure
 from pipelines.batch import Batch, Pipeline
+from pipelines.encoded import too_many
 from pipelines.longtail import GROUPS, Group
 
-_BINS = 15
-_ONE = 2.0**32
+log = logging.getLogger(__name__)
+
+BINS = 15
+"""Of equal width, of the calibration error."""
+_ONE = 2**32
 
 Scorer = Callable[[Tensor], Tensor]
 """Images [B, 3, H, W] to logits [B, C]."""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What the model said of each of N images, in the order of the set.
+
+    Attributes:
+        samples: int64 [N], places in the set; all of them, but for images left out as unreadable.
+        targets, predicted: int64 [N].
+        confidence: float64 [N], the softmax's share of the class predicted.
+        in_top5: bool [N], whether the target is among the first min(5, C) guesses.
+    """
+
+    samples: NDArray[np.int64]
+    targets: NDArray[np.int64]
+    predicted: NDArray[np.int64]
+    confidence: NDArray[np.float64]
+    in_top5: NDArray[np.bool_]
+
+    def save(self, path: Path) -> None:
+        """Write an ``.npz`` of the five arrays, atomically.
+
+        Raises:
+            OSError: nothing was replaced.
+        """
+        aside = path.with_name(f".{path.name}.aside.npz")
+        np.savez(
+            aside,
+            samples=self.samples.astype(np.int32),
+            targets=self.targets.astype(np.int32),
+            predicted=self.predicted.astype(np.int32),
+            confidence=self.confidence,
+            in_top5=self.in_top5,
+        )
+        aside.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Predictions:
+        """Read what ``save`` wrote."""
+        with np.load(path, allow_pickle=False) as stored:
+            samples, targets, predicted = (
+                stored[name].astype(np.int64) for name in ("samples", "targets", "predicted")
+            )
+            return cls(samples, targets, predicted, stored["confidence"], stored["in_top5"])
 
 
 @dataclass(frozen=True)
@@ -28,10 +80,12 @@ class Evaluation:
         top1, top5: accuracy (top5 over min(5, C) guesses).
         ece: expected calibration error, 15 equal-width bins (Naeini et al., AAAI 2015).
         num_validated: images counted.
+        num_missing: unreadable images left out, where data.max_bad_val_fraction allows it.
         class_correct, class_total: top-1 hits and images of each class.
         top1_by_group: ``top1_head``, ``top1_medium`` and ``top1_tail`` where the training data is long-tailed:
             the mean of the classes' accuracies, as the field reports it, so that on an uneven validation set
             every class weighs the same.
+        predictions: image by image.
     """
 
     top1: float
@@ -40,72 +94,84 @@ class Evaluation:
     num_validated: int
     class_correct: list[int]
     class_total: list[int]
-    top1_by_group: dict[str, float] = field(default_factory=dict[str, float])
+    top1_by_group: dict[str, float]
+    predictions: Predictions = field(compare=False, repr=False)
+    num_missing: int = 0
 
     def metrics(self) -> dict[str, float | int]:
         """What is reported by name: everything but the counts of each class."""
         overall = {"top1": self.top1, "top5": self.top5, "ece": self.ece}
-        return {**overall, "num_validated": self.num_validated, **self.top1_by_group}
+        missing = {"num_missing": self.num_missing} if self.num_missing else {}
+        return {**overall, "num_validated": self.num_validated, **missing, **self.top1_by_group}
 
     def record(self) -> dict[str, object]:
-        """Everything, as it is written to validation.json."""
+        """Everything but the predictions, as it is written to validation.json."""
         return {**self.metrics(), "class_correct": self.class_correct, "class_total": self.class_total}
 
 
-class _Counts:
-    """Integer counters on the device."""
+def _judge(logits_bc: Tensor, batch: Batch) -> Tensor:
+    """The images of one batch as rows (sample, target, predicted, confidence, in top 5), int64 [B, 5], on the
+    device; padding has sample -1. Integers, so that no sum depends on its order."""
+    logits = logits_bc.float()
+    place = torch.arange(len(batch.targets), device=logits.device)
+    best = logits.topk(min(5, logits.shape[1]), dim=1).indices
+    confidence = (logits.softmax(dim=1).amax(dim=1).double() * _ONE).round().long()
+    in_top5 = (best == batch.targets[:, None]).any(dim=1).long()
+    sample = torch.where(place < batch.valid, batch.indices, -1)
+    return torch.stack([sample, batch.targets, best[:, 0], confidence, in_top5], dim=1)
 
-    def __init__(self, num_classes: int, device: torch.device, groups: Sequence[Group] | None = None) -> None:
-        def zeros(size: int) -> Tensor:
-            return torch.zeros(size, dtype=torch.int64, device=device)
 
-        self.groups = groups
-        self.top5 = zeros(1)
-        self.class_correct, self.class_total = zeros(num_classes), zeros(num_classes)
-        self.bin_total, self.bin_correct, self.bin_confidence = zeros(_BINS), zeros(_BINS), zeros(_BINS)
+def _gather(rows_n5: Tensor, missing: int, num_samples: int) -> tuple[NDArray[np.int64], int]:
+    """The rows of all ranks in the order of the set, without padding, and how many images were left out; a collective.
 
-    def add(self, logits_bc: Tensor, batch: Batch) -> None:
-        logits = logits_bc.float()
-        real = (torch.arange(len(batch.targets), device=logits.device) < batch.valid).long()
-        best = logits.topk(min(5, logits.shape[1]), dim=1).indices
-        hits = (best == batch.targets[:, None]).long() * real[:, None]
-        confidence = logits.softmax(dim=1).amax(dim=1)
-        bins = (confidence * _BINS).long().clamp(max=_BINS - 1)
-        self.top5 += hits.sum()
-        self.class_correct.index_add_(0, batch.targets, hits[:, 0])
-        self.class_total.index_add_(0, batch.targets, real)
-        self.bin_total.index_add_(0, bins, real)
-        self.bin_correct.index_add_(0, bins, hits[:, 0])
-        self.bin_confidence.index_add_(0, bins, (confidence * _ONE).round().long() * real)
+    Args:
+        missing: images that this rank left out.
 
-    def result(self) -> Evaluation:
-        """Sum over ranks, exactly; a collective."""
-        parts = [
-            self.top5,
-            self.class_correct,
-            self.class_total,
-            self.bin_total,
-            self.bin_correct,
-            self.bin_confidence,
-        ]
-        flat = torch.cat(parts)
-        if dist.is_initialized():
-            dist.all_reduce(flat)
-        top5, correct, total, bin_total, bin_correct, bin_confidence = flat.cpu().split(
-            [len(p) for p in parts]
+    Raises:
+        TrainingFailure: they are not the set's images, each once.
+    """
+    parts, left_out = [rows_n5], torch.tensor(missing, device=rows_n5.device)
+    if dist.is_initialized():
+        parts = [torch.empty_like(rows_n5) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, rows_n5)
+        dist.all_reduce(left_out)
+    rows = torch.cat(parts).cpu().numpy()
+    rows = rows[rows[:, 0] >= 0]
+    rows = rows[np.argsort(rows[:, 0], kind="stable")]
+    seen, count = len(np.unique(rows[:, 0])), int(left_out)
+    if not seen == len(rows) == num_samples - count:
+        raise TrainingFailure(
+            f"validated {seen} of {num_samples} images, {len(rows)} in all, {count} left out"
         )
-        count = int(total.sum())
-        gap = (bin_correct.double() - bin_confidence.double() / _ONE).abs().sum()
-        assert int(bin_total.sum()) == count, "every image falls into one bin"
-        return Evaluation(
-            top1=100.0 * int(correct.sum()) / count,
-            top5=100.0 * int(top5) / count,
-            ece=100.0 * float(gap) / count,
-            num_validated=count,
-            class_correct=correct.tolist(),
-            class_total=total.tolist(),
-            top1_by_group=_group_accuracies(correct.tolist(), total.tolist(), self.groups),
-        )
+    if not seen:
+        raise TrainingFailure("validated no image: none could be read")
+    return rows, count
+
+
+def _evaluation(
+    rows_n5: NDArray[np.int64], missing: int, num_classes: int, groups: Sequence[Group] | None
+) -> Evaluation:
+    count = len(rows_n5)
+    samples, targets, predicted, confidence, in_top5 = rows_n5.T
+    hits = targets == predicted
+    bins = np.minimum(confidence * BINS // _ONE, BINS - 1)
+    gap = 0
+    for part in range(BINS):
+        inside = bins == part
+        gap += abs(int(hits[inside].sum()) * _ONE - int(confidence[inside].sum()))
+    total = np.bincount(targets, minlength=num_classes).tolist()
+    correct = np.bincount(targets[hits], minlength=num_classes).tolist()
+    return Evaluation(
+        top1=100.0 * int(hits.sum()) / count,
+        top5=100.0 * int(in_top5.sum()) / count,
+        ece=100.0 * gap / _ONE / count,
+        num_validated=count,
+        class_correct=correct,
+        class_total=total,
+        top1_by_group=_group_accuracies(correct, total, groups),
+        predictions=Predictions(samples, targets, predicted, confidence / _ONE, in_top5.astype(bool)),
+        num_missing=missing,
+    )
 
 
 def _group_accuracies(
@@ -126,7 +192,6 @@ def evaluate(
     score: Scorer,
     pipeline: Pipeline,
     num_classes: int,
-    device: torch.device,
     should_stop: Callable[[], bool] = lambda: False,
     progress: Callable[[int], None] = lambda step: None,
     groups: Sequence[Group] | None = None,
@@ -138,15 +203,20 @@ def evaluate(
 
     Raises:
         TrainingFailure: the images counted are not the images in the set.
+        UserError: more unreadable images were left out than allowed.
     """
-    counts = _Counts(num_classes, device, groups)
+    rows: list[Tensor] = []
+    left_out = 0
     pipeline.start(0)
     for step, batch in enumerate(pipeline):
         if should_stop():
             return None
-        counts.add(score(batch.images), batch)
+        rows.append(_judge(score(batch.images), batch))
+        left_out += batch.missing
         progress(step + 1)
-    result = counts.result()
-    if result.num_validated != pipeline.num_samples:
-        raise TrainingFailure(f"validated {result.num_validated} of {pipeline.num_samples} images")
-    return result
+    found, missing = _gather(torch.cat(rows), left_out, pipeline.num_samples)
+    if missing:
+        if missing > pipeline.most_bad:
+            raise too_many(False, missing, f"exceed the {pipeline.most_bad} allowed, over all processes")
+        log.warning("%d unreadable image(s) of %d were left out", missing, pipeline.num_samples)
+    return _evaluation(found, missing, num_classes, groups)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
+from torch.profiler import record_function
 
-from dl2pa.assignment import Matching
+from dl2pa.assignment import Matching, PendingMatching
 from dl2pa.backbones import likes_channels_last
 from dl2pa.config import Config
 from dl2pa.methods import Targets
@@ -22,6 +23,22 @@ from dl2pa.training.processes import World
 from pipelines.batch import Batch
 from pipelines.draws import Stream, bits
 from pipelines.mixing import apply_mix, draw_mix
+
+PARTS = tuple(
+    f"dl2pa.{part}"
+    for part in (
+        "data",
+        "to_device",
+        "mix",
+        "forward",
+        "loss",
+        "backward",
+        "optimizer",
+        "statistic",
+        "average",
+    )
+)
+"""Ranges of a step in a profile; `data` is the loop's, `to_device` the pipeline's, `loss` lies within `forward`."""
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -53,6 +70,7 @@ class Learner:
         self.meter = TrainMeter(world)
         self._stochastic = any(_draws_random_numbers(m) for m in self.trainee.modules())
         self._wrapped: nn.Module = self.trainee
+        self.pending: PendingMatching | None = None
 
     @property
     def evaluated(self) -> Trainee:
@@ -66,7 +84,7 @@ class Learner:
         the layout: a discarded backward pass settles it before the first real step, in every attempt alike.
         """
         if self._config.train.compile:
-            self.trainee.compile()
+            self.trainee.compile(mode=compile_mode(self._config.train.compile))
         if self._world.size > 1:
             names = [f"method.{name}" for name in self.trainee.method.unsynchronised()]
             DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.trainee, names)  # pyright: ignore[reportPrivateUsage]
@@ -98,17 +116,24 @@ class Learner:
             group["lr"] = self.rate(global_step)
         if self._stochastic:
             torch.manual_seed(self._step_seed(global_step))
-        images, targets = self._mix(batch, global_step)
-        with self._autocast():
+        with record_function("dl2pa.mix"):
+            images, targets = self._mix(batch, global_step)
+        with record_function("dl2pa.forward"), self._autocast():
             loss, features = self._wrapped(images, *targets)
-        self.scaler.scale(loss).backward()
-        norm = self._clip(want_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.trainee.method.observe(features.detach(), targets)
+        with record_function("dl2pa.backward"):
+            self.scaler.scale(loss).backward()
+        with record_function("dl2pa.optimizer"):
+            norm = self._clip(want_norm)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.optimizer.zero_grad(set_to_none=True)
+        with record_function("dl2pa.statistic"):
+            self.trainee.method.observe(features.detach(), targets)
+        if self.pending is not None:
+            self.pending.tend()
         if self.average is not None:
-            self.average.update(self.trainee)
+            with record_function("dl2pa.average"):
+                self.average.update(self.trainee)
         self.meter.add(loss.detach(), global_step)
         return norm
 
@@ -123,6 +148,25 @@ class Learner:
         if self.average is not None:
             self.average.copy_buffers(self.trainee)
         return result
+
+    def begin_rematch(self, step: int, lag: int) -> None:
+        """The same in the background, to be applied `lag` steps later; a collective. `pending` until then."""
+        assert self.pending is None, "one at a time"
+        self.pending = self.trainee.method.begin_rematch(step, lag)
+
+    def finish_rematch(self, step: int) -> Matching:
+        """Apply the assignment of the matching under way, at `step`; a collective."""
+        assert self.pending is not None, "begun before"
+        result, self.pending = self.trainee.method.finish_rematch(self.pending, step), None
+        if self.average is not None:
+            self.average.copy_buffers(self.trainee)
+        return result
+
+    def abandon_rematch(self) -> None:
+        """Give up the matching under way, if there is one."""
+        if self.pending is not None:
+            self.pending.close()
+            self.pending = None
 
     def synchronise_buffers(self) -> None:
         """Give every rank rank 0's BatchNorm statistics; a collective, before validation and saving."""
@@ -153,6 +197,7 @@ class Learner:
             "scaler": self.scaler.state_dict(),
             "average": self.average.state_dict() if self.average is not None else None,
             "meter": self.meter.state(),
+            "pending": self.pending.state() if self.pending is not None else None,
         }
         if not self._world.is_main:
             state = {}
@@ -179,6 +224,11 @@ class Learner:
             self.average.load(state["average"], self.trainee)
         self.meter.load(state["meter"])
         self.release_gathered()
+
+    def resume_rematch(self, state: dict[str, Any]) -> None:
+        """Solve again the matching that was under way when ``state`` was saved; after ``load``."""
+        if state.get("pending") is not None:
+            self.pending = self.trainee.method.resume_rematch(state["pending"])
 
     def _mix(self, batch: Batch, global_step: int) -> tuple[Tensor, Targets]:
         train = self._config.train
@@ -235,6 +285,11 @@ class Learner:
         with torch.no_grad():
             for buffer, value in saved:
                 buffer.copy_(value)
+
+
+def compile_mode(choice: bool | str) -> str | None:
+    """`train.compile` in torch.compile's words: `graphs` replays the kernels of a pass as one CUDA graph."""
+    return "reduce-overhead" if choice == "graphs" else None
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:

@@ -5,26 +5,37 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch.profiler import record_function
 
+from dl2pa.assignment import Matching
 from dl2pa.config import Config, fingerprint
 from dl2pa.errors import UserError
 from dl2pa.training.checkpoint import CheckpointStore
 from dl2pa.training.display import Display
+from dl2pa.training.environment import peak_memory
 from dl2pa.training.evaluate import Evaluation, evaluate
 from dl2pa.training.learner import Learner
 from dl2pa.training.matchings import MatchingLog
 from dl2pa.training.processes import World, expect_promptness, gather_objects
+from dl2pa.training.profile import StepProfile
 from dl2pa.training.progress import Progress
 from dl2pa.training.rundir import RunDirectory, write_atomically
+from dl2pa.training.startup import StartUp
 from dl2pa.training.stop import StopMonitor
-from pipelines.batch import Pipeline
+from dl2pa.training.window import Window
+from pipelines.batch import Batch, Pipeline
+from pipelines.encoded import too_many
 from pipelines.longtail import Group
 
 log = logging.getLogger(__name__)
+
+_PATIENCE_S = 0.2
+"""Longest wait for a matching between two looks at whether a stop was asked for."""
 
 
 class Loop:
@@ -64,20 +75,26 @@ class Loop:
         self.groups = groups
         self.matchings = MatchingLog(run.matchings)
         self.progress = Progress()
-        self.last_match = -1
+        self.last_match = self.last_taken = -1
         self.images_seen = 0
         self.train_seconds = 0.0
-        self._window = _Window()
+        self.startup: StartUp | None = None
+        self._window = Window(world.device)
+        self._profile = StepProfile(config.train.profile, run.profile, world)
 
     def run(self) -> bool:
         """Go on from the current position to the end; False where a stop was agreed (the state is saved)."""
+        try:
+            return self._run()
+        finally:
+            self._keep(self._profile.finish())
+
+    def _run(self) -> bool:
         at = self.progress
         while not at.over(self.config.train.epochs, self.config.train.max_steps):
             if at.phase == "train":
-                if not self._train_epoch():
+                if not (self._train_epoch() and self._match_after_epoch()):
                     return self._stopped()
-                if self.learner.trainee.method.due_after_epoch(at.epoch) and not self._just_matched():
-                    self._rematch()
                 at.phase = "evaluate"
             if not self._finish_epoch():
                 return self._stopped()
@@ -87,46 +104,71 @@ class Loop:
         at, limit = self.progress, self.config.train.max_steps
         self.learner.begin_epoch(at.epoch)
         self.learner.trainee.train()
+        if self._is_due() and not self._match_after_step():  # stopped while it waited for that
+            return False
         if not (limit and at.global_step >= limit):
             self.train_pipeline.start(at.epoch, at.step)
             self._window.open()
-            for batch in self.train_pipeline:
+            for batch in self._batches():
                 if self.stop.poll():
                     return False
                 self._window.got_data()
-                self._step(batch)
+                if not self._step(batch):
+                    return False
                 self._window.asks_data()
                 if limit and at.global_step >= limit:
                     break
             self._close_window()
         return not self.stop.poll()
 
-    def _step(self, batch: Any) -> None:
+    def _batches(self) -> Iterator[Batch]:
+        """What is left of the epoch's."""
+        batches = iter(self.train_pipeline)
+        while True:
+            self._profile.before_step()
+            with record_function("dl2pa.data"):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
+            self._keep(self._profile.after_step())
+
+    def _keep(self, profile: list[Path]) -> None:
+        for path in profile:
+            self.tracker.artifact(path, "profile")
+
+    def _step(self, batch: Batch) -> bool:
+        """One step and what is due after it; False where a stop was agreed on the way."""
         at, train = self.progress, self.config.train
         logs_now = (at.global_step + 1) % train.log_every == 0
         norm = self.learner.step(batch, at.global_step, want_norm=logs_now)
         if self.images_seen == 0:
-            expect_promptness(self.world, self.config.launch.step_timeout_s)
+            self._first_step()
         at.step += 1
         at.global_step += 1
         self.images_seen += train.batch_size
-        self._window.images += train.batch_size
+        self._window.stepped(train.batch_size)
         if logs_now:
             self._log(norm)
-        if self.learner.trainee.method.due_after_step(at.epoch, at.global_step):
-            self._rematch()
+        if not self._match_after_step():
+            return False
         every = self.config.checkpoint.every_steps
         if every and at.global_step % every == 0:
             self.save()
         self.display.step(at.epoch, at.step, at.global_step)
+        return True
+
+    def _first_step(self) -> None:
+        expect_promptness(self.world, self.config.launch.step_timeout_s)
+        if self.world.is_main and self.startup is not None:
+            split = {name: round(seconds, 2) for name, seconds in self.startup.first_step_done().items()}
+            self.run_dir.write_status(startup_s=split)
 
     def _finish_epoch(self) -> bool:
         """Validate, record, move on to the next epoch, save; False where a stop was agreed on the way."""
         at, train = self.progress, self.config.train
-        limit = train.max_steps
         truncated = at.step < self.train_pipeline.steps_per_epoch
-        last = at.epoch + 1 >= train.epochs or (limit is not None and at.global_step >= limit)
-        best = False
+        last, best = self._is_last(), False
         if last or (at.epoch + 1) % train.eval_every == 0:
             result = self._evaluate()
             if result is None:
@@ -153,7 +195,6 @@ class Loop:
             self.learner.score,
             self.eval_pipeline,
             model.method.num_classes,
-            self.world.device,
             self.stop.poll,
             lambda done: self.display.evaluating(done, total),
             self.groups,
@@ -167,15 +208,83 @@ class Loop:
         best = at.record(entry)
         self.tracker.metrics(at.global_step, {f"val/{k}": float(v) for k, v in entry.items() if k != "step"})
         if self.world.is_main:
-            write_atomically(self.run_dir.root / "validation.json", json.dumps(result.record()) + "\n")
+            write_atomically(self.run_dir.validation, json.dumps(result.record()) + "\n")
+            self._keep_predictions(result)
         self.display.validated(entry)
         return best
 
-    def _rematch(self) -> None:
+    def _keep_predictions(self, result: Evaluation) -> None:
+        """For the pictures at the end; a disk that refuses them costs no run."""
+        try:
+            result.predictions.save(self.run_dir.predictions)
+        except OSError as error:
+            log.warning("%s cannot be written: %s", self.run_dir.predictions, error)
+
+    def _is_last(self) -> bool:
+        """Whether nothing but a validation comes after the present epoch."""
+        at, train = self.progress, self.config.train
+        return at.epoch + 1 >= train.epochs or (
+            train.max_steps is not None and at.global_step >= train.max_steps
+        )
+
+    def _at_end(self) -> bool:
+        """Whether the last step is done."""
+        at, limit = self.progress, self.config.train.max_steps
+        whole = at.step >= self.train_pipeline.steps_per_epoch
+        return self._is_last() and (whole or (limit is not None and at.global_step >= limit))
+
+    def _match_after_step(self) -> bool:
+        """Apply the assignment that is due and begin the matching that is; False where a stop was agreed."""
         at = self.progress
-        result = self.learner.rematch()
-        if result is None:
+        if self._is_due() and not self._at_end() and not self._apply():
+            return False
+        if self.learner.trainee.method.due_after_step(at.epoch, at.global_step) and not self._just_taken():
+            self._rematch()
+        return True
+
+    def _match_after_epoch(self) -> bool:
+        """The epoch's matching; applied at once after a warm-up, which it ends, and before the last validation, so
+        that the σ evaluated is the σ saved. False where a stop was agreed."""
+        at, last = self.progress, self._is_last()
+        if self.learner.trainee.method.due_after_epoch(at.epoch) and not self._just_taken():
+            if last:
+                self.learner.abandon_rematch()  # this one takes its place
+            self._rematch()
+        warmed_up = at.epoch + 1 == self.config.method.match.warmup_epochs
+        return not (last or warmed_up) or self.learner.pending is None or self._apply()
+
+    def _rematch(self) -> None:
+        """Match, or begin to; while a matching is under way the next is left out."""
+        at, lag = self.progress, self.config.method.match.lag_steps
+        if self.learner.pending is not None:
             return
+        self.last_taken = at.global_step
+        if lag:
+            self.learner.begin_rematch(at.global_step, lag)
+            return
+        result = self.learner.rematch()
+        if result is not None:
+            self._record_matching(result)
+
+    def _apply(self) -> bool:
+        """Wait for the assignment under way and put it into force; False where a stop was agreed meanwhile."""
+        pending = self.learner.pending
+        assert pending is not None, "asked before"
+        while not pending.ready(_PATIENCE_S):
+            if self.stop.poll():
+                return False
+        self._record_matching(self.learner.finish_rematch(self.progress.global_step))
+        return True
+
+    def _is_due(self) -> bool:
+        pending = self.learner.pending
+        return pending is not None and pending.due <= self.progress.global_step
+
+    def _just_taken(self) -> bool:
+        return self.last_taken == self.progress.global_step
+
+    def _record_matching(self, result: Matching) -> None:
+        at = self.progress
         at.labels_moved.append(result.moved)
         self.last_match = at.global_step
         values = {f"match/{k}": v for k, v in result.metrics().items()}
@@ -188,21 +297,24 @@ class Loop:
             self.matchings.add(at.global_step, epochs, result)
         self.display.matched(at.global_step, result.moved, result.own_cosine)
 
-    def _just_matched(self) -> bool:
-        return self.last_match == self.progress.global_step
-
     def _log(self, norm: torch.Tensor | None) -> None:
         """Read the metrics kept on the device: the only host sync between steps."""
         at = self.progress
-        self.learner.meter.check(self.store.latest_name())
+        memory = peak_memory(self.world.device)
+        # The rank that waits longest, or holds most, is the one that matters.
+        told = [int(1e6 * self._window.take_waited()), *memory.values()]
+        waited, *most = self.learner.meter.check(self.store.latest_name(), told)
         loss = self.learner.meter.read()
         values = {"train/loss": loss, "train/lr": self.learner.rate(at.global_step - 1)}
         if norm is not None:
             values["train/gradient_norm"] = float(norm)
         self._close_window()
-        seconds, images, waited = self._window.read()
-        values["time/images_per_second"] = images / max(seconds, 1e-9)
-        values["time/data_wait_share"] = waited / max(seconds, 1e-9)
+        passed = self._window.read()
+        seconds = max(passed.seconds, 1e-9)
+        values["time/images_per_second"] = passed.images / seconds
+        values["time/data_wait_share"] = min(1.0, waited / 1e6 / seconds)
+        values |= {f"time/{name}": value for name, value in passed.step_percentiles().items()}
+        values |= {f"memory/{name}_gib": size / 2**30 for name, size in zip(memory, most, strict=True)}
         values["time/bad_images"] = float(len(self.train_pipeline.problems()))
         self.tracker.metrics(at.global_step, values)
         self.display.logged(loss, values["time/images_per_second"])
@@ -219,13 +331,23 @@ class Loop:
         met = gather_objects(self.train_pipeline.problems(), self.world)
         self.progress.bad_images = sorted({*self.progress.bad_images, *itertools.chain(*met)})
         if self.world.is_main:
-            state.update(progress=self.progress.as_dict(), identity=self.identity, last_match=self.last_match)
+            state.update(progress=self.progress.as_dict(), identity=self.identity)
+            state.update(last_match=self.last_match, last_taken=self.last_taken)
             self.store.save(self.progress.global_step, state, best=best, wait=wait)
         self.learner.release_gathered()
+        self._check_bad(sorted({*itertools.chain(*met)}))
+
+    def _check_bad(self, met: list[str]) -> None:
+        """Each process counts its own; together they may have met too many."""
+        allowed = self.train_pipeline.most_bad
+        if len(met) > allowed:
+            which = f"exceed the {allowed} allowed, over all processes; one is {met[-1]}"
+            raise too_many(True, len(met), which)
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint's state."""
         self.learner.load(state)
+        self.learner.resume_rematch(state)
         at = self.progress = Progress(**state["progress"])
         train = self.config.train
         unfinished = not (at.history and at.history[-1]["step"] == at.global_step)
@@ -238,6 +360,7 @@ class Loop:
                 "train.max_steps", train.max_steps, f"the run is at step {at.global_step}", remedy
             )
         self.last_match = state["last_match"]
+        self.last_taken = state.get("last_taken", self.last_match)
 
     def _stopped(self) -> bool:
         at = self.progress
@@ -264,38 +387,3 @@ class Loop:
                 total_steps=self._total_steps(),
                 **extra,
             )
-
-
-class _Window:
-    """Wall time and images between two log points, and the share spent waiting for data."""
-
-    def __init__(self) -> None:
-        self.images = 0
-        self._seconds = 0.0
-        self._waited = 0.0
-        self._since: float | None = None
-        self._asked = 0.0
-
-    def open(self) -> None:
-        self._since = self._asked = time.perf_counter()
-
-    def got_data(self) -> None:
-        self._waited += time.perf_counter() - self._asked
-
-    def asks_data(self) -> None:
-        self._asked = time.perf_counter()
-
-    def close(self) -> float:
-        """Seconds since it was opened."""
-        if self._since is None:
-            return 0.0
-        passed = time.perf_counter() - self._since
-        self._seconds += passed
-        self._since = None
-        return passed
-
-    def read(self) -> tuple[float, int, float]:
-        """Seconds, images and seconds waited since the last reading."""
-        seconds, images, waited = self._seconds, self.images, self._waited
-        self._seconds, self.images, self._waited = 0.0, 0, 0.0
-        return seconds, images, waited

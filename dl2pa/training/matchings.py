@@ -37,6 +37,8 @@ class MatchingLog:
             "seconds",
         ):  # the clock's share is among the metrics; the rest is reproducible
             del record[name]
+        if record["prototypes_stayed"] is None:
+            del record["prototypes_stayed"]
         record["moves"] = record.pop("moves")  # the long one last
         try:
             with self.path.open("a", encoding="utf-8") as file:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch import distributed as dist
@@ -36,17 +38,26 @@ class TrainMeter:
         """Note a step at which something else than the loss was not finite; no host sync."""
         self._first_bad = torch.minimum(self._first_bad, torch.where(bad, step, _NEVER))
 
-    def check(self, last_good: str) -> None:
+    def check(self, last_good: str, figures: Sequence[int] = ()) -> list[int]:
         """Fail if any rank met a loss that is not finite; a collective and a host sync.
+
+        Args:
+            figures: of this rank, as many on each: they travel with the question.
+
+        Returns:
+            The largest of each figure over the ranks.
 
         Raises:
             TrainingFailure: naming the step, the rank and the last good checkpoint.
         """
-        firsts = [self._first_bad]
+        told = torch.tensor(figures, dtype=torch.int64).to(self._first_bad.device)
+        mine = torch.cat([self._first_bad, told])
+        everyone = [mine]
         if self._world.size > 1:
-            firsts = [torch.empty_like(self._first_bad) for _ in range(self._world.size)]
-            dist.all_gather(firsts, self._first_bad)
-        steps = [int(first) for first in firsts]
+            everyone = [torch.empty_like(mine) for _ in range(self._world.size)]
+            dist.all_gather(everyone, mine)
+        rows = torch.stack(everyone).tolist()
+        steps = [row[0] for row in rows]
         if min(steps) < _NEVER:
             rank = steps.index(min(steps))
             raise TrainingFailure(
@@ -54,6 +65,7 @@ class TrainMeter:
                 f"last good checkpoint: {last_good}. "
                 "Lower optim.lr, set optim.clip_norm, or use another train.precision, then resume."
             )
+        return [max(column) for column in zip(*(row[1:] for row in rows), strict=True)]
 
     def gather(self) -> None:
         """Sum the ranks' parts on every rank; a collective."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from dl2pa.assignment import MatchSchedule
 from dl2pa.backbones import Embedder, build_embedder
@@ -19,6 +21,8 @@ from dl2pa.geometry import (
     build_prototypes,
     is_defined,
     load_prototypes,
+    max_cosine_bound,
+    nearest_cosines,
     prototypes_from_vectors,
 )
 from dl2pa.methods import METHODS, LearnedEntry, Method, MethodOptions, Targets, assignment_from_vectors
@@ -36,7 +40,10 @@ class Trainee(nn.Module):
         self, images: Tensor, first: Tensor, second: Tensor | None, share: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         features = self.embedder(images)
-        return self.method.loss(features, Targets(first, second, share)), features
+        # A compiled pass has no such range: it would be cut in two there.
+        with nullcontext() if torch.compiler.is_compiling() else record_function("dl2pa.loss"):
+            loss = self.method.loss(features, Targets(first, second, share))
+        return loss, features
 
     @torch.no_grad()
     def score(self, images: Tensor) -> Tensor:
@@ -69,9 +76,21 @@ def place_classes(config: Config, num_classes: int) -> Placement | None:
         vectors = load_class_vectors(method.class_vectors, num_classes)
     if source == "class_vectors":
         assert vectors is not None, "checked with the configuration"
-        return Placement(prototypes_from_vectors(vectors, dim), None)
-    points = find_prototypes(source, num_classes, dim, method.prototype_seed)
+        points, vectors = prototypes_from_vectors(vectors, dim), None
+    else:
+        points = find_prototypes(source, num_classes, dim, method.prototype_seed)
+    if method.match.refit_cosine is not None:
+        largest = float(nearest_cosines(points).max())
+        _check_room(config, largest, f"the prototypes already stand closer, at a cosine of {largest:.4f}")
     return Placement(points, None if vectors is None else assignment_from_vectors(points, vectors))
+
+
+def _check_room(config: Config, largest: float, why: str) -> None:
+    """Prototypes that may move have room to: more than `largest` is asked for."""
+    bound = config.method.match.refit_cosine
+    if bound is not None and config.assignment == "dynamic" and bound < largest:
+        remedy = "Give more; 1 lets each stand at its class's mean direction."
+        raise UserError("method.match.refit_cosine", bound, why, remedy)
 
 
 def construction_of(config: Config, num_classes: int) -> str | None:
@@ -135,6 +154,7 @@ def method_options(config: Config) -> MethodOptions:
         centroid_momentum=method.centroid_momentum,
         warmup_scale=match.warmup_scale,
         momentum=match.momentum,
+        refit_cosine=match.refit_cosine,
         schedule=MatchSchedule(
             every_epochs=match.every_epochs,
             every_steps=match.every_steps,
@@ -198,6 +218,8 @@ def check_prototypes(config: Config, num_classes: int) -> None:
     source, dim = construction_of(config, num_classes), config.model.embedding_dim
     if source is None:
         return
+    bound = max_cosine_bound(num_classes, dim)
+    _check_room(config, bound, f"{num_classes} points in {dim} dimensions cannot keep below {bound:.4f}")
     if source not in (*CONSTRUCTIONS, "class_vectors"):
         find_prototypes(source, num_classes, dim, config.method.prototype_seed)
     if config.method.class_vectors is not None:

@@ -12,6 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
+from dl2pa.artefacts.plots import cosine_histogram
+from dl2pa.geometry.bounds import max_cosine_bound
 from dl2pa.methods import Method, PrototypeMethod
 
 log = logging.getLogger(__name__)
@@ -33,13 +35,14 @@ def draw_pictures(
         records: of `MatchingLog`.
         classes: names in label order.
     """
-    if len(classes) > _MOST_CLASSES:
-        log.info("no pictures: %d classes are too many for one", len(classes))
-        return []
     made: list[Path] = []
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
     try:
         folder.mkdir(exist_ok=True)
+        made.append(draw_histogram(folder / "prototype_cosines.png", method))
+        if len(classes) > _MOST_CLASSES:
+            log.info("no pictures class by class: %d are too many for one", len(classes))
+            return made
         made.append(draw_cosines(folder / "class_cosines.png", method, classes))
         if isinstance(method, PrototypeMethod) and records:
             history = assignments_over(records, method.assignment.cpu().numpy())
@@ -65,6 +68,18 @@ def assignments_over(records: Sequence[dict[str, Any]], final_c: Order) -> Order
             sigma[label] = old
         history.append(sigma)
     return np.stack(history[::-1])
+
+
+def draw_histogram(path: Path, method: Method) -> Path:
+    """How far apart the class vectors are, and how near the mean features were to them at the last matching."""
+    vectors = _unit_rows(method.class_vectors())
+    own = None
+    if isinstance(method, PrototypeMethod) and method.statistic is not None and method.statistic.rows.any():
+        means = method.statistic.rows
+        seen = means.abs().sum(dim=1).cpu().numpy() > 0
+        own = (_unit_rows(means) * vectors).sum(axis=1)[seen]
+    path.write_bytes(cosine_histogram(vectors, max_cosine_bound(*vectors.shape), own))
+    return path
 
 
 def draw_cosines(path: Path, method: Method, classes: Sequence[str]) -> Path:

@@ -16,22 +16,26 @@ from typing import Any
 
 import torch
 
-from dl2pa.config import Config, dump_config, fingerprint, flatten
+from dl2pa.config import Config
 from dl2pa.config.checks import warnings
 from dl2pa.errors import EXIT_DONE, EXIT_FAILURE, EXIT_STOPPED, EXIT_USER_ERROR, TrainingFailure, UserError
-from dl2pa.inference import save_classifier
-from dl2pa.tracking import Tracker, choose_uri, redact
+from dl2pa.tracking import Tracker
+from dl2pa.training.artefacts import make_artefacts, tell_story
 from dl2pa.training.checkpoint import CheckpointStore
 from dl2pa.training.compatibility import check_resumable, identity_of
 from dl2pa.training.data import DataSplits, build_eval_pipeline, build_train_pipeline, open_data
+from dl2pa.training.describe import NOTE_TAG, describe_run
 from dl2pa.training.display import Display
-from dl2pa.training.environment import bitwise_differences, describe_environment
 from dl2pa.training.learner import Learner
 from dl2pa.training.loop import Loop
+from dl2pa.training.mlmodel import record_model
 from dl2pa.training.model import build_trainee, place_classes, placement_in
 from dl2pa.training.pictures import draw_pictures
 from dl2pa.training.processes import World, from_rank_zero, join_world, leave_world
+from dl2pa.training.record import Nodes, start_tracker
 from dl2pa.training.rundir import Ownership, RunDirectory, read_json, write_atomically
+from dl2pa.training.saved import save_classifier
+from dl2pa.training.startup import StartUp
 from dl2pa.training.stop import StopMonitor
 
 log = logging.getLogger(__name__)
@@ -119,22 +123,38 @@ def _error_fields(error: BaseException) -> dict[str, Any]:
 
 
 def _attempt(config: Config, run: RunDirectory, name: str, data: DataSplits | None) -> int:
+    startup = StartUp()
+    startup.reached("imports")
     world = join_world(config)
+    startup.reached("processes")
     stop = StopMonitor(world, run.stop_file)
     stop.install()
     tracker = Tracker(run.root, enabled=False, uri=None, experiment="", run_name="", attempt=1)
+    nodes: Nodes | None = None
+    loop: Loop | None = None
     try:
         _set_numerics(config, world)
+        if config.train.compile:
+            _keep_compiled(run)
         data = data or open_data(config, world.size)
+        startup.reached("data")
         loop, tracker = _build(config, world, run, data, stop, name)
+        startup.reached("model")
+        loop.startup = startup
+        nodes = Nodes(config, world, run, tracker, int(run.status().get("attempt", 1)))
         finished = loop.run()
-        _close(loop, config, data, finished)
+        nodes.finish()
+        _close(loop, config, data, finished, name)
         from_rank_zero(None, world)  # nobody leaves before rank 0 has written everything
         return EXIT_DONE if finished else EXIT_STOPPED
     except BaseException:
+        if nodes is not None:
+            nodes.stop()
         tracker.finish("failed", drain_seconds=5)
         raise
     finally:
+        if loop is not None:
+            loop.learner.abandon_rematch()
         stop.close()
         leave_world()
 
@@ -150,6 +170,12 @@ def _set_numerics(config: Config, world: World) -> None:
         torch.backends.cudnn.benchmark = not deterministic
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+def _keep_compiled(run: RunDirectory) -> None:
+    """What torch.compile makes stays with the run: its next attempt starts with it."""
+    for variable, folder in (("TORCHINDUCTOR_CACHE_DIR", "inductor"), ("TRITON_CACHE_DIR", "triton")):
+        os.environ.setdefault(variable, str(run.cache / folder))
 
 
 def _build(
@@ -176,7 +202,7 @@ def _build(
     trainee = build_trainee(config, len(data.classes), placement)
     learner = Learner(config, trainee, world, train_pipeline.steps_per_epoch)
     status = from_rank_zero(run.status() if world.is_main else None, world)
-    tracker = _start_tracker(config, world, run, data, status["attempt"], name)
+    tracker = start_tracker(config, world, run, data, status["attempt"], name)
     display = Display(world.is_main, train_pipeline.steps_per_epoch, config.train.epochs)
     loop = Loop(
         *(
@@ -204,6 +230,7 @@ def _build(
         learner.wrap()
         learner.release_gathered()
     except BaseException:
+        learner.abandon_rematch()
         tracker.finish("failed", drain_seconds=5)
         raise
     return loop, tracker
@@ -222,50 +249,7 @@ def _load_agreed(store: CheckpointStore, world: World) -> dict[str, Any] | None:
     return state
 
 
-def _start_tracker(
-    config: Config, world: World, run: RunDirectory, data: DataSplits, attempt: int, name: str
-) -> Tracker:
-    environment = describe_environment(world)
-    if world.is_main:
-        earlier = read_json(run.environment).get("attempts", [])
-        if earlier:
-            changed = bitwise_differences(earlier[-1], environment)
-            if changed:
-                log.warning(
-                    "not bit for bit what the earlier attempt would have computed: %s", "; ".join(changed)
-                )
-        attempts = [*earlier, {"attempt": attempt, **environment}]
-        write_atomically(run.environment, json.dumps({"attempts": attempts}, indent=1) + "\n")
-        write_atomically(run.config, redact(dump_config(config)))
-    tracker = Tracker(
-        run.root,
-        enabled=config.tracking.enabled and world.is_main,
-        uri=choose_uri(config.tracking.uri, run.root.parent),
-        experiment=config.tracking.experiment,
-        run_name=config.tracking.run_name or name,
-        attempt=attempt,
-    )
-    tags = {
-        "method": config.method.name,
-        "loss": config.loss,
-        "assignment": config.assignment,
-        "backbone": config.model.backbone,
-        "dataset": config.data.dataset,
-        "dim": str(config.model.embedding_dim),
-        "seed": str(config.train.seed),
-        "dl2pa.fingerprint": fingerprint(config),
-        "dl2pa.attempt": str(attempt),
-        "dl2pa.world_size": str(world.size),
-        **{f"env.{k}": str(v) for k, v in environment.items() if v is not None},
-        **config.tracking.tags,
-    }
-    tracker.start({**flatten(config), "num_classes": len(data.classes)}, tags)
-    tracker.artifact(run.config)
-    tracker.artifact(run.environment)
-    return tracker
-
-
-def _close(loop: Loop, config: Config, data: DataSplits, finished: bool) -> None:
+def _close(loop: Loop, config: Config, data: DataSplits, finished: bool, name: str) -> None:
     """Wait for the last checkpoint, write the model and the result, end the tracking."""
     loop.display.close()
     loop.train_pipeline.close()
@@ -281,24 +265,35 @@ def _close(loop: Loop, config: Config, data: DataSplits, finished: bool) -> None
     save_classifier(run.model, loop.learner.evaluated, config, data.classes, data.groups)
     result = summarise(loop, config, len(data.classes))
     write_atomically(run.result, json.dumps(result) + "\n")
-    for path in (run.root / "validation.json", run.result, run.model):
+    for path in (run.validation, run.result):
         tracker.artifact(path)
-    _show_assignment(loop, config, data)
+    if run.matchings.exists():
+        tracker.artifact(run.matchings)
+    if config.tracking.enabled:
+        _show(loop, config, data, result, name)
+        command = read_json(run.environment)["attempts"][-1]["command"]
+        tracker.tags({NOTE_TAG: describe_run(config, name, command, result)})
+    record_model(tracker, run, config, data.val, result)
     tracker.finish("finished")
     result["mlflow_run_id"] = tracker.mlflow_run_id
     write_atomically(run.result, json.dumps(result) + "\n")
     run.write_status(state="finished")
 
 
-def _show_assignment(loop: Loop, config: Config, data: DataSplits) -> None:
-    """Record the matchings, and pictures of what they led to."""
+def _show(loop: Loop, config: Config, data: DataSplits, result: dict[str, Any], name: str) -> None:
+    """Draw what people look at. Whatever fails is said and costs the run nothing."""
     run, tracker = loop.run_dir, loop.tracker
-    if run.matchings.exists():
-        tracker.artifact(run.matchings)
-    if config.tracking.enabled:
-        method = loop.learner.trainee.method
-        for path in draw_pictures(run.pictures, method, loop.matchings.records(), data.classes):
-            tracker.artifact(path, "pictures")
+    drawn = draw_pictures(run.pictures, loop.learner.trainee.method, loop.matchings.records(), data.classes)
+    try:
+        ids = tracker.run_uuid, tracker.mlflow_run_id
+        steps = loop.train_pipeline.steps_per_epoch
+        story = tell_story(run, config, data, result, config.tracking.run_name or name, steps, ids)
+        made = make_artefacts(run, story, config, data, drawn)
+    except Exception as error:
+        log.warning("no summary of the run: %s: %s", type(error).__name__, error)
+        made = [(path, "pictures") for path in drawn]
+    for path, folder in made:
+        tracker.artifact(path, folder)
 
 
 def summarise(loop: Loop, config: Config, num_classes: int) -> dict[str, Any]:
@@ -312,6 +307,7 @@ def summarise(loop: Loop, config: Config, num_classes: int) -> dict[str, Any]:
         "ece_last": last["ece"],
         **{key: value for key, value in last.items() if key.startswith("top1_")},
         "num_validated": last["num_validated"],
+        "num_missing": last.get("num_missing", 0),
         "epochs": at.epoch,
         "steps": at.global_step,
         "world_size": loop.world.size,

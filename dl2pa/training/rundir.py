@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import socket
+import tempfile
 import threading
 import time
 from contextlib import suppress
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from dl2pa.errors import UserError
+from dl2pa.image import inside_image
 
 _HEARTBEAT_S = 3.0
 _STALE_S = 15.0
@@ -51,10 +53,27 @@ class RunDirectory:
         self.logs = root / "logs"
         self.matchings = root / "matchings.jsonl"
         self.pictures = root / "pictures"
+        self.profile = root / "profile"
+        self.cache = root / "cache"
         self.model = root / "model.safetensors"
         self.result = root / "result.json"
+        self.validation = root / "validation.json"
+        self.predictions = root / "predictions.npz"
         self.stop_file = root / "stop"
         self.owner_file = root / "owner.json"
+
+    def check_place(self) -> None:
+        """Look whether the folders can be made, and make none.
+
+        Raises:
+            UserError: the place cannot be written.
+        """
+        try:
+            there = next(place for place in (self.root, *self.root.parents) if place.exists())
+            with tempfile.TemporaryFile(dir=there):
+                pass
+        except OSError as error:
+            raise self._not_writable(error) from None
 
     def create(self) -> None:
         """Make the folders.
@@ -69,12 +88,13 @@ class RunDirectory:
             probe.touch()
             probe.unlink()
         except OSError as error:
-            raise UserError(
-                "run-dir",
-                str(self.root),
-                f"cannot be written ({error.strerror})",
-                "Choose another with --run-dir.",
-            ) from None
+            raise self._not_writable(error) from None
+
+    def _not_writable(self, error: OSError) -> UserError:
+        remedy = "Choose another with --run-dir"
+        if inside_image():
+            remedy += ', or mount a folder of yours: docker run -v DIR:/runs --user "$(id -u):$(id -g)"'
+        return UserError("run-dir", str(self.root), f"cannot be written ({error.strerror})", f"{remedy}.")
 
     def status(self) -> dict[str, Any]:
         """The last status written; empty before the first."""

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from dl2pa.config import Config, load_config
 from dl2pa.errors import UserError
-from dl2pa.inference import Classifier, load_classifier, save_classifier
+from dl2pa.inference import Classifier, load_classifier, tensors_of
+from dl2pa.methods import PrototypeMethod
 from dl2pa.training.checkpoint import CheckpointStore
 from dl2pa.training.data import groups_of, open_split
 from dl2pa.training.learner import Learner
-from dl2pa.training.model import build_trainee, placement_in
+from dl2pa.training.model import Trainee, build_trainee, placement_in
 from dl2pa.training.processes import join_world
 from dl2pa.training.progress import Progress
 from dl2pa.training.rundir import RunDirectory
+from pipelines.longtail import Group
+
+_FORMAT = "dl2pa-model-1"
 
 
 def load_run_config(path: Path, overrides: Sequence[str]) -> Config:
@@ -64,3 +72,50 @@ def model_file(path: Path, config: Config, which: str) -> Path:
     target = path / f"model-{which}.safetensors"
     save_classifier(target, learner.evaluated, config, classes, groups_of(config, train))
     return target
+
+
+@torch.no_grad()
+def save_classifier(
+    path: Path,
+    trainee: Trainee,
+    config: Config,
+    classes: tuple[str, ...],
+    groups: tuple[Group, ...] | None = None,
+) -> None:
+    """Write weights, class vectors, P, σ, class names and preprocessing to one safetensors file, atomically.
+
+    The bytes depend on nothing but those: no time, no path.
+    """
+    from safetensors.torch import save_file
+
+    method = trainee.method
+    tensors = {f"embedder.{k}": v for k, v in trainee.embedder.state_dict().items()}
+    readout = method.readout()
+    tensors |= tensors_of(readout)
+    if isinstance(method, PrototypeMethod):
+        tensors |= {"prototypes": method.prototypes, "assignment": method.assignment}
+    description = {
+        "format": _FORMAT,
+        "classes": list(classes),
+        "scale": float(readout.scale),
+        "normalize": readout.normalize,
+        "vectors_per_class": readout.per_class,
+        "method": config.method.name,
+        "model": config.model.model_dump(mode="json"),
+        "preprocessing": _preprocessing(config),
+        "groups": None if groups is None else list(groups),
+    }
+    aside = path.with_name(f".{path.name}.aside")
+    contiguous = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    save_file(contiguous, aside, metadata={"dl2pa": json.dumps(description, sort_keys=True)})
+    aside.replace(path)
+
+
+def _preprocessing(config: Config) -> dict[str, Any]:
+    resident = config.loader in ("resident", "synthetic")
+    return {
+        "resize_shorter_side": config.data.image_size if resident else config.data.eval_resize,
+        "image_size": config.data.image_size,
+        "mean": list(config.data.mean),
+        "std": list(config.data.std),
+    }

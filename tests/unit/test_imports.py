@@ -52,6 +52,7 @@ def imported(package: str) -> set[tuple[str, str]]:
         ("dl2pa.catalogue", ()),
         ("dl2pa.config", ("dl2pa.config", "dl2pa.errors", "dl2pa.catalogue")),
         ("dl2pa.report", ("dl2pa.report", "dl2pa.config", "dl2pa.errors", "dl2pa.catalogue")),
+        ("dl2pa.artefacts", ("dl2pa.artefacts", "dl2pa.report", "dl2pa.config")),
     ],
 )
 def test_a_package_imports_only_what_lies_below_it(package: str, allowed: tuple[str, ...]) -> None:
@@ -134,3 +135,11 @@ def test_importing_the_run_loads_no_optional_library() -> None:
 def test_reading_runs_needs_neither_torch_mlflow_nor_a_plot() -> None:
     heavy = {"torch", "nvidia.dali", "mlflow", "submitit", "torchvision", "matplotlib"}
     assert loaded_by("import dl2pa.commands.report") & heavy == set()
+
+
+def test_a_served_model_needs_no_library_of_training() -> None:
+    """The model in MLflow pins what these two modules import; see dl2pa/training/mlmodel.py."""
+    heavy = {"scipy", "pydantic", "yaml", "torchvision", "sklearn", "matplotlib", "mlflow", "nvidia.dali"}
+    loaded = loaded_by("import dl2pa.inference, pipelines.single")
+    assert loaded & heavy == set()
+    assert not any(within(module, ("dl2pa.config", "dl2pa.methods", "dl2pa.training")) for module in loaded)

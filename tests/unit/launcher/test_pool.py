@@ -14,7 +14,7 @@ from pathlib import Path
 from launcher.pool import CANNOT_START, Pool, Task
 
 ROOT = Path(__file__).resolve().parents[3]
-DEADLINE_S = 60.0
+DEADLINE_S = 240.0
 
 # begin: leave a mark and wait for the file `go`; a TERM ends it with 75, as a training that has saved.
 WORKER = """

@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[3]
 SUPERVISE = ROOT / "launcher/supervise.sh"
 JOB = 4242
 ODD = 'a run; it\'s "odd" $HOME `id` [1]*'
-DEADLINE_S = 60
+DEADLINE_S = 240
 DEATH_S = 30
 
 SCONTROL = """#!/usr/bin/env bash

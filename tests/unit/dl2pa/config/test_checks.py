@@ -5,7 +5,14 @@ from typing import Any
 import pytest
 
 from dl2pa.config import Config, merge, parse_config
-from dl2pa.config.checks import check_batches, check_lengths, check_loader, check_method, warnings
+from dl2pa.config.checks import (
+    check_batches,
+    check_cadence,
+    check_lengths,
+    check_loader,
+    check_method,
+    warnings,
+)
 from dl2pa.errors import UserError
 
 CIFAR = {"data": {"dataset": "cifar100", "root": "/data", "crop": "pad"}, "model": {"backbone": "resnet32"}}
@@ -52,6 +59,33 @@ def test_a_batch_larger_than_the_data_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
+    ("match", "cadence"),
+    [
+        ({}, 10),
+        ({"every_epochs": 3}, 30),
+        ({"every_steps": 7}, 7),
+        ({"every_epochs": 0, "every_steps": 70}, 70),
+        ({"early_steps": 4, "early_epochs": 1}, 4),
+        ({"early_steps": 4}, 10),
+        ({"every_epochs": 0, "every_steps": 12, "early_steps": 5, "early_epochs": 2}, 5),
+    ],
+)
+def test_a_solve_that_outlasts_the_cadence_is_refused(match: dict[str, int], cadence: int) -> None:
+    """107 images in batches of 10: 10 steps an epoch."""
+
+    def lagging(lag: int, **method: Any) -> Config:
+        tree = {"train": {"batch_size": 10}, "method": {"match": {**match, "lag_steps": lag}, **method}}
+        return config(tree)
+
+    for lag in (0, cadence - 1):
+        check_cadence(lagging(lag), 107)
+    with pytest.raises(UserError, match=f"at most {cadence - 1}") as caught:
+        check_cadence(lagging(cadence), 107)
+    assert (caught.value.field, caught.value.value) == ("method.match.lag_steps", cadence)
+    check_cadence(lagging(cadence, assignment="static"), 107)
+
+
+@pytest.mark.parametrize(
     ("tree", "field"),
     [
         ({"method": {"name": "psc", "loss": "squared_cosine"}}, "method.loss"),
@@ -78,6 +112,14 @@ def test_a_method_that_cannot_run_is_refused(tree: dict[str, Any], field: str) -
         check_method(config(CIFAR, tree), 100)
     assert caught.value.field.endswith(field)
     assert caught.value.remedy
+
+
+def test_prototypes_of_too_many_classes_do_not_follow_them() -> None:
+    tree = {"method": {"match": {"refit_cosine": 0.9}}}
+    check_method(config(CIFAR, tree), 4096)
+    with pytest.raises(UserError) as caught:
+        check_method(config(CIFAR, tree), 4097)
+    assert caught.value.field == "method.match.refit_cosine"
 
 
 def test_kasarla_names_the_dimension_it_needs() -> None:

@@ -11,12 +11,12 @@ import yaml
 
 from dl2pa.config import Config, dump_config, fingerprint, flatten, load_config, merge, parse_config
 from dl2pa.config.checks import check_loader, check_method, warnings
+from dl2pa.config.sweep import load_sweep
 from dl2pa.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[4]
-CONFIGS = sorted(
-    p for p in (ROOT / "configs").rglob("*.yaml") if "_base" not in p.parts and p.name != "published.yaml"
-)
+NOT_CONFIGS = {"_base", "sweeps", "published.yaml"}
+CONFIGS = sorted(p for p in (ROOT / "configs").rglob("*.yaml") if not NOT_CONFIGS & set(p.parts))
 
 
 @pytest.fixture
@@ -337,3 +337,14 @@ def test_virtual_shards_are_as_many_as_leave_four_samples(batch: int, shards: in
 def test_the_resolved_file_is_plain_yaml() -> None:
     tree = yaml.safe_load(dump_config(Config()))
     assert list(tree) == ["data", "model", "method", "optim", "train", "checkpoint", "tracking", "launch"]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/sweeps").glob("*.yaml")), ids=lambda p: p.name)
+def test_every_shipped_sweep_has_variants_that_are_valid_and_differ(path: Path) -> None:
+    sweep = load_sweep(path)
+    found = set()
+    for own, overrides in sweep.variant_texts().values():
+        config = load_config(path.parent / str(own or sweep.config), [*sweep.override_texts(), *overrides])
+        check_method(config, 100)
+        found.add(fingerprint(config))
+    assert len(found) == len(sweep.variants) > 1

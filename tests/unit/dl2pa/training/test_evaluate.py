@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,11 +10,9 @@ import torch
 from torch import Tensor
 
 from dl2pa.errors import TrainingFailure
-from dl2pa.training.evaluate import Evaluation, evaluate
+from dl2pa.training.evaluate import Evaluation, Predictions, evaluate
 from pipelines.batch import Batch
 from pipelines.longtail import Group
-
-CPU = torch.device("cpu")
 
 
 class Prepared:
@@ -65,7 +64,7 @@ def reference(logits: Tensor, targets: Tensor) -> tuple[float, float, float]:
 
 
 def run(logits: Tensor, targets: Tensor, batch: int) -> Evaluation:
-    result = evaluate(lambda x: x, Prepared(logits, targets, batch), logits.shape[1], CPU)
+    result = evaluate(lambda x: x, Prepared(logits, targets, batch), logits.shape[1])
     assert result is not None
     return result
 
@@ -112,14 +111,14 @@ def test_half_precision_logits_are_read_in_float32() -> None:
 def test_images_lost_on_the_way_are_an_error() -> None:
     logits, targets = draw(20, 3)
     with pytest.raises(TrainingFailure, match="18 of 20"):
-        evaluate(lambda x: x, Prepared(logits, targets, 4, lost=2), 3, CPU)
+        evaluate(lambda x: x, Prepared(logits, targets, 4, lost=2), 3)
 
 
 def test_groups_are_the_means_of_their_classes_accuracies() -> None:
     logits, targets = draw(400, 40)
     targets[:100] = 3  # an uneven validation set: class 3 weighs as much as any other of its group
     groups: list[Group] = ["head"] * 10 + ["medium"] * 20 + ["tail"] * 10
-    result = evaluate(lambda x: x, Prepared(logits, targets, 32), 40, CPU, groups=groups)
+    result = evaluate(lambda x: x, Prepared(logits, targets, 32), 40, groups=groups)
     assert result is not None
     rates = np.array(result.class_correct) / np.array(result.class_total)
     assert result.top1_by_group == {
@@ -146,7 +145,7 @@ def test_without_a_long_tail_there_are_no_groups() -> None:
 def test_a_group_without_validation_images_is_left_out() -> None:
     logits, targets = draw(50, 3)
     targets = targets.clamp(max=1)
-    result = evaluate(lambda x: x, Prepared(logits, targets, 8), 3, CPU, groups=["head", "medium", "tail"])
+    result = evaluate(lambda x: x, Prepared(logits, targets, 8), 3, groups=["head", "medium", "tail"])
     assert result is not None
     assert list(result.top1_by_group) == ["top1_head", "top1_medium"]
 
@@ -155,6 +154,33 @@ def test_a_stop_ends_it_without_a_result() -> None:
     logits, targets = draw(20, 3)
     answers = iter([False, False, True])
     seen: list[int] = []
-    result = evaluate(lambda x: x, Prepared(logits, targets, 4), 3, CPU, lambda: next(answers), seen.append)
+    result = evaluate(lambda x: x, Prepared(logits, targets, 4), 3, lambda: next(answers), seen.append)
     assert result is None
     assert seen == [1, 2]
+
+
+def test_every_image_keeps_its_own_prediction(tmp_path: Path) -> None:
+    logits, targets = draw(103, 10)
+    result = run(logits, targets, 16)
+    result.predictions.save(tmp_path / "predictions.npz")
+    found = Predictions.load(tmp_path / "predictions.npz")
+    share = logits.double().softmax(1)
+    assert found.targets.tolist() == targets.tolist()
+    assert found.predicted.tolist() == logits.argmax(1).tolist()
+    assert found.confidence == pytest.approx(share.amax(1).numpy(), abs=1e-6)
+    ranks = (logits > logits[torch.arange(103), targets][:, None]).sum(1)
+    assert found.in_top5.tolist() == (ranks < 5).tolist()
+    assert [f.name for f in tmp_path.iterdir()] == ["predictions.npz"]
+
+
+def test_an_image_seen_twice_in_place_of_another_is_an_error() -> None:
+    logits, targets = draw(20, 3)
+
+    class Doubled(Prepared):
+        def __iter__(self) -> Iterator[Batch]:
+            for batch in super().__iter__():
+                batch.indices[batch.indices == 7] = 6
+                yield batch
+
+    with pytest.raises(TrainingFailure, match="19 of 20"):
+        evaluate(lambda x: x, Doubled(logits, targets, 4), 3)

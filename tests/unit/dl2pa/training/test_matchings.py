@@ -43,6 +43,7 @@ def test_a_record_tells_all_but_the_time_it_took(log: MatchingLog) -> None:
         "objective_after": 2.0,
         "own_cosine": 0.5,
         "classes_seen": 3,
+        "lag": 0,
         "margin": 0.25,
         "compactness": 0.8,
         "loosest_class": 2,
@@ -147,9 +148,9 @@ def is_png(path: Path) -> bool:
 @pytest.mark.parametrize(
     ("name", "files"),
     [
-        ("dl2pa", ["class_cosines.png", "assignment_flow.png"]),
-        ("hpn", ["class_cosines.png"]),
-        ("dnc", ["class_cosines.png"]),
+        ("dl2pa", ["prototype_cosines.png", "class_cosines.png", "assignment_flow.png"]),
+        ("hpn", ["prototype_cosines.png", "class_cosines.png"]),
+        ("dnc", ["prototype_cosines.png", "class_cosines.png"]),
     ],
 )
 def test_pictures_are_drawn_of_what_there_is(name: str, files: list[str], tmp_path: Path) -> None:
@@ -171,7 +172,8 @@ def test_the_flow_drawn_is_the_labels_way(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_matchings_that_do_not_add_up_cost_their_picture_only(tmp_path: Path) -> None:
     method, records = trained()
-    assert [p.name for p in draw_pictures(tmp_path, method, records[:-1], ["x"] * 7)] == ["class_cosines.png"]
+    made = draw_pictures(tmp_path, method, records[:-1], ["x"] * 7)
+    assert [path.name for path in made] == ["prototype_cosines.png", "class_cosines.png"]
 
 
 def test_too_many_classes_or_a_place_that_is_taken_cost_no_run(
@@ -182,4 +184,5 @@ def test_too_many_classes_or_a_place_that_is_taken_cost_no_run(
     assert draw_pictures(tmp_path / "file", method, records, ["x"] * 7) == []
     assert "no more pictures" in caplog.text
     monkeypatch.setattr(pictures, "_MOST_CLASSES", 6)
-    assert draw_pictures(tmp_path / "pictures", method, records, ["x"] * 7) == []
+    made = draw_pictures(tmp_path / "pictures", method, records, ["x"] * 7)
+    assert [path.name for path in made] == ["prototype_cosines.png"], "a histogram is readable for any number"

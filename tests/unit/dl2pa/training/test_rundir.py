@@ -110,9 +110,26 @@ def test_a_place_that_is_no_folder_is_refused(tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_be_written_is_refused() -> None:
     """Not even root makes folders in /proc."""
-    with pytest.raises(UserError) as caught:
-        RunDirectory(Path("/proc/dl2pa-run")).create()
-    assert caught.value.field == "run-dir"
+    for refuse in (RunDirectory.check_place, RunDirectory.create):
+        with pytest.raises(UserError) as caught:
+            refuse(RunDirectory(Path("/proc/dl2pa-run")))
+        assert caught.value.field == "run-dir"
+
+
+def test_looking_at_a_place_makes_nothing(tmp_path: Path) -> None:
+    RunDirectory(tmp_path / "runs/run").check_place()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_in_the_image_the_remedy_is_a_mount(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunDirectory(Path("/proc/dl2pa-run"))
+    for variable, mount in ((None, False), ("unknown", True)):
+        monkeypatch.delenv("DL2PA_IMAGE", raising=False)
+        if variable:
+            monkeypatch.setenv("DL2PA_IMAGE", variable)
+        with pytest.raises(UserError) as caught:
+            run.check_place()
+        assert ("-v DIR:/runs" in caught.value.remedy) == mount
 
 
 def test_a_live_owner_is_named_and_kept(run: RunDirectory, holder: subprocess.Popen[str]) -> None:

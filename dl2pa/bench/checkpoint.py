@@ -1,0 +1,84 @@
+"""What a checkpoint costs the training beside which it is written."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from dl2pa.bench.runners import Ours, synthetic_config, wait
+from dl2pa.training.checkpoint import CheckpointStore
+from dl2pa.training.processes import World
+
+_WARM_UP = 3
+
+
+def bench_checkpoint(
+    models: list[str],
+    batch_size: int,
+    steps: int,
+    rounds: int,
+    precision: str,
+    world: World,
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Blocks of `steps` steps by turns: without a save, and with one at the beginning, written while the steps go on.
+
+    It is written to the folder for temporary files (TMPDIR).
+
+    Returns:
+        Ratios of the time of a block with a save to one without, medians over the rounds; rows of `model mib step_ms
+        held_ms written_s cost_s epoch_s share`: what the save itself holds the steps up, seconds until all was on the
+        disk (no less than the block), the difference of the blocks, and that over an epoch of CIFAR or ImageNet, after
+        which a run saves.
+    """
+    ratios: dict[str, float] = {}
+    rows: list[dict[str, Any]] = []
+    for model in models:
+        runner = Ours(synthetic_config(model, batch_size, train={"precision": precision}), world)
+        with tempfile.TemporaryDirectory() as place:
+            store = CheckpointStore(Path(place) / "checkpoints", keep=1, keep_best=False)
+            try:
+                row = _measure(runner, store, steps, rounds, world)
+            finally:
+                store.wait()
+                runner.close()
+        ratios[f"with a save/without: {model}"] = row.pop("ratio")
+        rows.append({"model": model, **row})
+    return ratios, rows
+
+
+def _measure(runner: Ours, store: CheckpointStore, steps: int, rounds: int, world: World) -> dict[str, Any]:
+    runner.run(_WARM_UP)
+    without: list[float] = []
+    with_save: list[float] = []
+    held: list[float] = []
+    written: list[float] = []
+    for number in range(rounds):
+        wait(world.device)
+        began = time.perf_counter()
+        runner.run(steps)
+        wait(world.device)
+        without.append(time.perf_counter() - began)
+        began = time.perf_counter()
+        store.save(number, runner.learner.state())
+        held.append(time.perf_counter() - began)
+        runner.run(steps)
+        wait(world.device)
+        with_save.append(time.perf_counter() - began)
+        store.wait()
+        written.append(time.perf_counter() - began)
+    cost = statistics.median(b - a for a, b in zip(without, with_save, strict=True))
+    step_s = statistics.median(without) / steps
+    epoch_s = runner.steps_per_epoch * step_s
+    return {
+        "mib": (store.path(rounds - 1) / "state.pt").stat().st_size / 2**20,
+        "step_ms": step_s * 1e3,
+        "held_ms": statistics.median(held) * 1e3,
+        "written_s": statistics.median(written),
+        "cost_s": cost,
+        "epoch_s": epoch_s,
+        "share": cost / epoch_s,
+        "ratio": statistics.median(b / a for a, b in zip(without, with_save, strict=True)),
+    }

@@ -1,0 +1,174 @@
+"""How a training's speed grows with processes: measured on this machine, and a model for many GPUs."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+from torch.profiler import ProfilerActivity, profile
+
+from dl2pa.bench.group import in_a_group
+from dl2pa.bench.runners import synthetic_config
+from dl2pa.config import Config
+from dl2pa.training.data import build_train_pipeline, open_split
+from dl2pa.training.learner import Learner
+from dl2pa.training.model import build_trainee
+from dl2pa.training.processes import World
+
+MODEL_DEVICES = (1, 8, 16, 32, 64)
+NODE = 8
+"""GPUs that share a machine."""
+NODE_GB_PER_S, LINK_GB_PER_S = 450.0, 50.0
+"""Each way, a GPU: within a machine (NVLink 4, NVIDIA's H100 data sheet), between machines (InfiniBand of 400 Gbit/s,
+an adapter a GPU, NVIDIA's DGX H100 data sheet)."""
+_WARM_UP = 3
+_PROFILED = 3
+_Interval = tuple[float, float]
+
+
+def bench_scaling(
+    model: str, process_counts: list[int], batch_size: int, steps: int, rounds: int, step_ms: float | None
+) -> tuple[dict[str, float], list[dict[str, Any]], list[dict[str, Any]]]:
+    """The same share of a batch for each of 1, 2, 4, … processes, which share this machine's cores.
+
+    Args:
+        model: backbone, on synthetic images.
+        batch_size: of each process.
+        step_ms: of one GPU on its share of the batch, measured elsewhere, for the model; None: of one process here.
+
+    Returns:
+        Ratios of images a second to those of the first count; rows of `processes threads step_ms images_per_second
+        gradient_mib all_reduce_ms overlap`: an all-reduce of the gradients alone, and the share of the time in DDP's
+        all-reduces during which the backward pass went on, from a trace; and the model's rows `devices step_ms
+        all_reduce_ms hidden at_least`: the share of a device's speed that is left where the all-reduce is hidden behind
+        the backward pass as far as that goes (two thirds of a step), and where none of it is.
+    """
+    cores = len(os.sched_getaffinity(0))
+    rows: list[dict[str, Any]] = []
+    for count in process_counts:
+        threads = max(1, cores // count)
+        what = f"{count} processes"
+        rows.append(in_a_group(count, threads, what, _measure, model, batch_size, steps, rounds, threads))
+    first = rows[0]
+    ratios = {
+        f"{row['processes']} processes/{first['processes']}": row["images_per_second"]
+        / first["images_per_second"]
+        for row in rows[1:]
+    }
+    return (
+        ratios,
+        rows,
+        [_model(devices, first["gradient_mib"], step_ms or first["step_ms"]) for devices in MODEL_DEVICES],
+    )
+
+
+def _model(devices: int, gradient_mib: float, step_ms: float) -> dict[str, Any]:
+    """A ring's all-reduce carries 2(N-1)/N of the gradients over the slowest link."""
+    link = NODE_GB_PER_S if devices <= NODE else LINK_GB_PER_S
+    reduce_ms = 2 * (devices - 1) / devices * gradient_mib * 2**20 / (link * 1e9) * 1e3
+    shown = max(0.0, reduce_ms - 2 / 3 * step_ms)
+    return {
+        "devices": devices,
+        "step_ms": step_ms,
+        "all_reduce_ms": reduce_ms,
+        "hidden": step_ms / (step_ms + shown),
+        "at_least": step_ms / (step_ms + reduce_ms),
+    }
+
+
+def _measure(model: str, batch_size: int, steps: int, rounds: int, threads: int) -> dict[str, Any]:
+    rank, size = dist.get_rank(), dist.get_world_size()
+    world = World(rank, size, rank, size, torch.device("cpu"), threads, dist.group.WORLD)
+    config = synthetic_config(model, batch_size * size)
+    training = _Training(config, world)
+    training.run(_WARM_UP)
+    seconds: list[float] = []
+    for _ in range(rounds):
+        dist.barrier()
+        began = time.perf_counter()
+        training.run(steps)
+        dist.barrier()
+        seconds.append((time.perf_counter() - began) / steps)
+    step = statistics.median(seconds)
+    gradients = training.gradients()
+    return {
+        "processes": size,
+        "threads": threads,
+        "step_ms": step * 1e3,
+        "images_per_second": batch_size * size / step,
+        "gradient_mib": gradients.numel() * gradients.element_size() / 2**20,
+        "all_reduce_ms": _all_reduce_seconds(gradients, rounds) * 1e3,
+        "overlap": training.overlap() if size > 1 else None,
+    }
+
+
+class _Training:
+    """Steps of the program's own learner."""
+
+    def __init__(self, config: Config, world: World) -> None:
+        dataset = open_split(config, "train")
+        self._pipeline = build_train_pipeline(config, dataset, world)
+        self._learner = Learner(
+            config, build_trainee(config, len(dataset.classes)), world, self._pipeline.steps_per_epoch
+        )
+        self._learner.wrap()
+        self._learner.trainee.train()
+        self._step = 0
+
+    def run(self, steps: int) -> None:
+        self._pipeline.start(0, self._step)
+        for _, batch in zip(range(steps), self._pipeline, strict=False):
+            self._learner.step(batch, self._step)
+            self._step += 1
+
+    def gradients(self) -> Tensor:
+        """As many numbers as the gradients have."""
+        return torch.zeros(sum(p.numel() for p in self._learner.trainee.parameters()))
+
+    def overlap(self) -> float | None:
+        """Share of the all-reduces' time that lies within the backward pass's own work."""
+        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+            self.run(_PROFILED)
+        events: Any = profiler.events()
+        reduces = [(e.time_range.start, e.time_range.end) for e in events if "all_reduce" in e.name]
+        return covered(
+            reduces, [(e.time_range.start, e.time_range.end) for e in events if _is_gradient(e.name)]
+        )
+
+
+def _is_gradient(name: str) -> bool:
+    return name.startswith("autograd::engine::evaluate_function") and "AccumulateGrad" not in name
+
+
+def covered(intervals: list[_Interval], others: list[_Interval]) -> float | None:
+    """Share of the time in some intervals that lies in others; None where they last no time."""
+    mine, theirs = _union(intervals), _union(others)
+    total = sum(end - start for start, end in mine)
+    common = sum(max(0.0, min(x[1], y[1]) - max(x[0], y[0])) for x in mine for y in theirs)
+    return common / total if total else None
+
+
+def _union(intervals: list[_Interval]) -> list[_Interval]:
+    """The same moments as disjoint intervals in order."""
+    merged: list[_Interval] = []
+    for start, end in sorted(intervals):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = merged[-1][0], max(end, merged[-1][1])
+        else:
+            merged.append((start, end))
+    return merged
+
+
+def _all_reduce_seconds(gradients: Tensor, times: int) -> float:
+    best = float("inf")
+    for _ in range(times):
+        dist.barrier()
+        began = time.perf_counter()
+        dist.all_reduce(gradients)
+        best = min(best, time.perf_counter() - began)
+    return best

@@ -1,0 +1,230 @@
+"""What tracking costs: a training step beside its server's states, and many points to a real server."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dl2pa.config import parse_config
+from dl2pa.tracking import Tracker, local_uri
+from dl2pa.tracking.local import LocalServer, free_port
+from dl2pa.tracking.spool import events_file
+from dl2pa.training.data import build_train_pipeline, open_data
+from dl2pa.training.learner import Learner
+from dl2pa.training.model import build_trainee, place_classes
+from dl2pa.training.processes import World
+
+_STATES = ("off", "spool", "server", "stopped")
+_BLOCK_SECONDS = 4.0
+_PERCENTILES = (50, 90, 99)
+_METRICS = 5
+_NAMES = tuple(f"group/metric_{i}" for i in range(_METRICS))
+_CONFIG = {
+    "data": {"dataset": "synthetic", "num_classes": 100, "synthetic_samples": [1024, 64], "image_size": 16},
+    "model": {"backbone": "resnet8", "embedding_dim": 32, "widths": [8, 16, 32]},
+    "train": {"batch_size": 32},
+}
+
+
+def bench_tracking(
+    points: int, runs: int, rounds: int, world: World
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Ratios of step-time percentiles to those without tracking, and rows of both measurements.
+
+    Args:
+        points: metric points that each of the runs logs.
+        rounds: blocks of steps in each state of the server, interleaved; every step logs five points.
+
+    Returns:
+        Ratios such as ``server/off p99``; rows ``state steps p50_ms p90_ms p99_ms`` and one of ``runs points`` with
+        what it took: seconds in the logging calls, until the server had all, memory, sizes.
+    """
+    with tempfile.TemporaryDirectory(prefix="dl2pa-bench-") as folder, _server(Path(folder)) as server:
+        times = _steps(server, Path(folder), rounds, world)
+        volume = _volume(server, Path(folder), points, runs)
+    rows: list[dict[str, Any]] = []
+    for state, seconds in times.items():
+        shown = {f"p{p}_ms": 1000 * _percentile(seconds, p) for p in _PERCENTILES}
+        rows.append({"state": state, "steps": len(seconds), **shown})
+    off = rows[0]
+    ratios = {
+        f"{row['state']}/off p{p}": row[f"p{p}_ms"] / off[f"p{p}_ms"]
+        for row in rows[1:]
+        for p in _PERCENTILES
+    }
+    return ratios, [*rows, volume]
+
+
+@contextmanager
+def _server(folder: Path) -> Generator[LocalServer]:
+    log, artifacts = folder / "server.log", folder / "artifacts"
+    server = LocalServer(local_uri(folder / "store"), log, artifacts, "127.0.0.1", free_port())
+    (folder / "store").mkdir()
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def _tracker(run: Path, uri: str | None, *, enabled: bool = True) -> Tracker:
+    tracker = Tracker(
+        run, enabled=enabled, uri=uri, experiment="bench", run_name=run.name, attempt=1, drain_seconds=600
+    )
+    tracker.start({"bench": "tracking"}, {})
+    return tracker
+
+
+def _steps(server: LocalServer, folder: Path, rounds: int, world: World) -> dict[str, list[float]]:
+    """Seconds of every training step, by the state of its tracking."""
+    step = _training(world)
+    trackers = {
+        "off": _tracker(folder / "off", None, enabled=False),
+        "spool": _tracker(folder / "spool", None),
+        "server": _tracker(folder / "server", server.uri),
+        "stopped": _tracker(folder / "stopped", server.uri),
+    }
+    _settle(trackers)
+    for number in range(20):
+        step(number)
+    times: dict[str, list[float]] = {state: [] for state in _STATES}
+    count = 20
+    for turn in range(rounds):
+        for state in (*_STATES[turn % 4 :], *_STATES[: turn % 4]):
+            with _stopped(server) if state == "stopped" else _nothing():
+                until = time.perf_counter() + _BLOCK_SECONDS
+                while (began := time.perf_counter()) < until:
+                    loss = step(count)
+                    trackers[state].metrics(count, dict.fromkeys(_NAMES, loss))
+                    times[state].append(time.perf_counter() - began)
+                    count += 1
+            _settle(trackers)
+    for tracker in trackers.values():
+        tracker.finish("finished")
+    return times
+
+
+def _training(world: World) -> Callable[[int], float]:
+    """One optimisation step, by number; its loss, read on the host as a log point does."""
+    config = parse_config(_CONFIG)
+    data = open_data(config, world.size)
+    pipeline = build_train_pipeline(config, data.train, world)
+    trainee = build_trainee(config, len(data.classes), place_classes(config, len(data.classes)))
+    learner = Learner(config, trainee, world, pipeline.steps_per_epoch)
+    learner.begin_epoch(0)
+    learner.wrap()
+    learner.trainee.train()
+    pipeline.start(0, 0)
+    batch = next(iter(pipeline))
+
+    def step(number: int) -> float:
+        learner.step(batch, number, want_norm=False)
+        return learner.meter.read()
+
+    return step
+
+
+def _settle(trackers: dict[str, Tracker]) -> None:
+    """Wait until nothing of one block is sent during the next."""
+    deadline = time.monotonic() + 120
+    while any(tracker.lag for tracker in trackers.values()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+@contextmanager
+def _stopped(server: LocalServer) -> Generator[None]:
+    """A server that takes connections and never answers."""
+    assert server.process is not None
+    os.killpg(server.process.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.killpg(server.process.pid, signal.SIGCONT)
+
+
+@contextmanager
+def _nothing() -> Generator[None]:
+    yield
+
+
+def _volume(server: LocalServer, folder: Path, points: int, runs: int) -> dict[str, Any]:
+    """So many points from each of so many runs at once, each in a thread of its own, as fast as they can."""
+    before, server_before = _memory(os.getpid()), _server_usage(server)
+    seconds: list[float] = []
+    sent: list[float] = []
+    began = time.perf_counter()
+
+    def log(number: int) -> None:
+        tracker = _tracker(folder / f"run-{number}", server.uri)
+        mine = time.thread_time()
+        for step in range(points // _METRICS):
+            tracker.metrics(step, dict.fromkeys(_NAMES, step / 7))
+        seconds.append(time.thread_time() - mine)
+        tracker.finish("finished")
+        sent.append(time.perf_counter() - began)
+
+    threads = [threading.Thread(target=log, args=(number,)) for number in range(runs)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    after, server_after = _memory(os.getpid()), _server_usage(server)
+    left = sum(1 for number in range(runs) if _tracker_left(folder / f"run-{number}", server.uri))
+    return {
+        "runs": runs,
+        "points": points,
+        "call_us": 1e6 * statistics.mean(seconds) / (points // _METRICS),
+        "delivered_s": max(sent),
+        "points_per_s": runs * points / max(sent),
+        "runs_left": left,
+        "spool_mib": sum(events_file(folder / f"run-{n}").stat().st_size for n in range(runs)) / 2**20,
+        "database_mib": sum(p.stat().st_size for p in (folder / "store").glob("mlflow.db*")) / 2**20,
+        "memory_grown_mib": after - before,
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "server_peak_mib": server_after[0],
+        "server_cpu_s": server_after[1] - server_before[1],
+    }
+
+
+def _tracker_left(run: Path, uri: str) -> bool:
+    from dl2pa.tracking.delivery import Delivery
+
+    return not Delivery(run, uri).is_done(with_owed=True)
+
+
+def _memory(pid: int) -> float:
+    """MiB that the process holds."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def _server_usage(server: LocalServer) -> tuple[float, float]:
+    """Peak MiB and processor seconds of the server's processes together."""
+    assert server.process is not None
+    peak = busy = 0.0
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+            if int(words[2]) != server.process.pid:
+                continue
+            status = (folder / "status").read_text(encoding="utf-8").splitlines()
+        except (OSError, IndexError, ValueError):
+            continue
+        high = next((line.split()[1] for line in status if line.startswith("VmHWM")), "0")
+        peak += int(high) / 1024
+        busy += (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+    return peak, busy
+
+
+def _percentile(values: list[float], percent: int) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, round(percent / 100 * (len(ordered) - 1)))]

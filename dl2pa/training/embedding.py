@@ -1,0 +1,98 @@
+"""What an embedding is worth without its class vectors: neighbours, class means, how tight and how far apart."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dl2pa.inference import Classifier
+from pipelines.batch import Pipeline
+
+NEIGHBOURS, TEMPERATURE = 20, 0.07
+"""Votes weigh exp(cos / 0.07), as Wu et al. weigh them (CVPR 2018)."""
+_BLOCK = 512
+
+
+@dataclass(frozen=True)
+class EmbeddingQuality:
+    """The validation half judged by the training half; accuracies in per cent.
+
+    Attributes:
+        knn_top1: accuracy of the weighted vote of the nearest 20 training images by cosine.
+        class_mean_top1: accuracy of the nearest class mean of the training images.
+        compactness: mean over classes of the mean cosine of validation features to their class's mean direction.
+        mean_class_cosine, largest_class_cosine: between the mean directions of two classes of the validation half:
+            over all pairs, and of the closest two; NaN with one class.
+        num_reference, num_validated: images of either half.
+    """
+
+    knn_top1: float
+    class_mean_top1: float
+    compactness: float
+    mean_class_cosine: float
+    largest_class_cosine: float
+    num_reference: int
+    num_validated: int
+
+    def metrics(self) -> dict[str, float | int]:
+        return asdict(self)
+
+
+@torch.inference_mode()
+def embed(classifier: Classifier, pipeline: Pipeline) -> tuple[Tensor, Tensor]:
+    """Unit features [N, d] float32 and labels [N] int64 of every image, in the data set's order."""
+    features: list[Tensor] = []
+    labels: list[Tensor] = []
+    pipeline.start(0)
+    for batch in pipeline:
+        found = F.normalize(classifier.embedder(batch.images).float(), dim=1)
+        features.append(found[: batch.valid])
+        labels.append(batch.targets[: batch.valid].clone())
+    return torch.cat(features), torch.cat(labels)
+
+
+def judge(
+    reference_nd: Tensor, reference_n: Tensor, features_md: Tensor, labels_m: Tensor, num_classes: int
+) -> EmbeddingQuality:
+    """Judge unit features by those of a reference set.
+
+    Args:
+        reference_nd, reference_n: unit features [N, d] and labels [N] of the reference (training) half.
+        features_md, labels_m: the same of the half that is judged [M, d], [M].
+        num_classes: C; classes without images count nowhere.
+    """
+    neighbours = class_means = 0
+    anchors, seen = _means(reference_nd, reference_n, num_classes)
+    anchors = F.normalize(anchors, dim=1)
+    for rows, labels in zip(features_md.split(_BLOCK), labels_m.split(_BLOCK), strict=True):
+        cosines, nearest = (rows @ reference_nd.T).topk(min(NEIGHBOURS, len(reference_nd)), dim=1)
+        votes = torch.zeros(len(rows), num_classes, device=rows.device)
+        votes.scatter_add_(1, reference_n[nearest], (cosines / TEMPERATURE - 1 / TEMPERATURE).exp())
+        neighbours += int((votes.argmax(dim=1) == labels).sum())
+        scores = (rows @ anchors.T).masked_fill(~seen, -math.inf)
+        class_means += int((scores.argmax(dim=1) == labels).sum())
+    means, present = _means(features_md, labels_m, num_classes)
+    lengths = means[present].norm(dim=1)
+    directions = F.normalize(means[present], dim=1)
+    pairs = directions @ directions.T
+    between = pairs[~torch.eye(len(pairs), dtype=torch.bool, device=pairs.device)]
+    return EmbeddingQuality(
+        knn_top1=100.0 * neighbours / len(labels_m),
+        class_mean_top1=100.0 * class_means / len(labels_m),
+        compactness=float(lengths.mean()),
+        mean_class_cosine=float(between.mean()),
+        largest_class_cosine=float(between.max()) if len(between) else math.nan,
+        num_reference=len(reference_n),
+        num_validated=len(labels_m),
+    )
+
+
+def _means(features_nd: Tensor, labels_n: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Mean feature of each class [C, d] and which classes have any [C]."""
+    sums = features_nd.new_zeros(num_classes, features_nd.shape[1]).index_add_(0, labels_n, features_nd)
+    counts = torch.bincount(labels_n, minlength=num_classes)
+    return sums / counts.clamp(min=1)[:, None], counts > 0

@@ -1,0 +1,75 @@
+"""A look into some steps of a real run: where their time goes, as a trace and as a table."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from dl2pa.training.processes import World
+
+log = logging.getLogger(__name__)
+
+_SKIPPED = 10
+"""Steps of an attempt that are let pass first: libraries choose their kernels, memory settles."""
+_ROWS = 40
+
+
+class StepProfile:
+    """Profiles `steps` steps of an attempt on rank 0, from its eleventh on; no-op where `steps` is 0.
+
+    `folder` then holds ``trace.json`` (chrome://tracing, Perfetto) and ``table.txt``. Whatever fails is said and
+    costs the run nothing.
+    """
+
+    def __init__(self, steps: int, folder: Path, world: World) -> None:
+        self._left = _SKIPPED + steps if steps and world.is_main else 0
+        self._steps = steps
+        self._folder = folder
+        self._gpu = world.device.type == "cuda"
+        self._profiler: Any = None
+
+    def before_step(self) -> None:
+        """The next batch is about to be asked for."""
+        if self._left == 0:
+            return
+        if self._left == self._steps:
+            activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self._gpu else [])]
+            self._profiler = profile(activities=activities, record_shapes=True)
+            self._attempt(self._profiler.start)
+        self._left -= 1
+
+    def after_step(self) -> list[Path]:
+        """A step is done; the files, once they are written."""
+        if self._left or self._profiler is None:
+            return []
+        return self.finish()
+
+    def finish(self) -> list[Path]:
+        """End it early or in time, and write what was seen."""
+        profiler, self._profiler, self._left = self._profiler, None, 0
+        return [] if profiler is None else self._attempt(lambda: self._write(profiler)) or []
+
+    def _write(self, profiler: Any) -> list[Path]:
+        if self._gpu:
+            torch.cuda.synchronize()
+        profiler.stop()
+        self._folder.mkdir(exist_ok=True)
+        trace, table = self._folder / "trace.json", self._folder / "table.txt"
+        profiler.export_chrome_trace(str(trace))
+        key = "self_device_time_total" if self._gpu else "self_cpu_time_total"
+        rows = profiler.key_averages().table(sort_by=key, row_limit=_ROWS)
+        table.write_text(f"{self._steps} steps\n{rows}\n", encoding="utf-8")
+        log.info("profile of %d steps: %s", self._steps, self._folder)
+        return [trace, table]
+
+    def _attempt(self, act: Any) -> Any:
+        try:
+            return act()
+        except Exception as error:
+            log.warning("no profile (%s: %s); training goes on", type(error).__name__, error)
+            self._profiler, self._left = None, 0
+            return None

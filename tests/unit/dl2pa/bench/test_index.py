@@ -1,0 +1,26 @@
+"""`dl2pa bench index`: an index of its own, opened by fresh processes."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from dl2pa.cli import main
+
+
+def test_rows_for_machines(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "index", "--entries", "70000,2000", "--rounds", "1", "--json"]) == 0
+    found: dict[str, Any] = json.loads(capfd.readouterr().out.splitlines()[-1])
+    large, small = found["rows"]
+    assert (large["entries"], small["entries"]) == (70000, 2000)
+    for row in (large, small):
+        assert 0 < row["open_s"] < row["first_batch_s"] and row["own_mib"] >= 0
+        assert row["node_mib"] == pytest.approx(8 * row["own_mib"] + row["index_mib"])
+    assert large["index_mib"] > 30 * small["index_mib"]
+
+
+def test_fewer_than_a_batch_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "index", "--entries", "10", "--json"]) == 2
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["error"]["field"] == "--entries"

@@ -1,0 +1,80 @@
+"""`dl2pa bench pipeline`: what it prints and what it refuses, on a few drawn JPEGs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dl2pa.bench.loaders import LOADERS, RepeatedOrder, Source, open_loader
+from dl2pa.bench.pipeline import make_up
+from dl2pa.cli import main
+
+SHORT = ["bench", "pipeline", "--batch-size", "4", "--steps", "1", "--rounds", "2", "--json"]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return make_up(tmp_path / "made up", 6)
+
+
+def test_rows_for_machines(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+    assert main([*SHORT, "--data", str(root)]) == 0
+    found: dict[str, Any] = json.loads(capfd.readouterr().out.splitlines()[-1])
+    assert {"bench", "ratios", "rows", "n", "hardware", "versions"} == found.keys()
+    assert (found["bench"], found["n"]) == ("pipeline", 2)
+    assert [row["loader"] for row in found["rows"]] == list(LOADERS)
+    for row in found["rows"]:
+        assert row["images_per_second"] > 0 and row["cpu_seconds_per_image"] >= 0 and row["peak_gib"] > 0
+        assert len(row["by_round"]) == 2
+    assert [row["images"] for row in found["rows"][:3]] == [6, 6, 6]
+    assert found["ratios"]["ours/native_dali"] > 0 and found["ratios"]["ours/torchvision"] > 0
+
+
+def test_all_loaders_give_the_same_kind_of_batch(root: Path) -> None:
+    pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+    for name in ("ours", "native-dali", "synthetic"):
+        loader = open_loader(name, Source(root, 4))
+        batch = next(loader.batches)
+        images = batch if isinstance(batch, torch.Tensor) else batch.images
+        assert images.shape == (4, 3, 224, 224) and images.dtype == torch.float32, name
+        assert images.is_contiguous(memory_format=torch.channels_last), name
+        assert images.abs().max() < 3, name
+        loader.close()
+
+
+def test_an_order_over_few_images_shows_each_as_often() -> None:
+    order = RepeatedOrder(24, 4, 0, distinct=6)
+    shown = [int(i) for step in range(order.steps_per_epoch) for i in order.indices(0, step)]
+    assert sorted(shown) == sorted([*range(6)] * 4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        (["--loaders", "ours,disk"], "--loaders"),
+        (["--loaders", "synthetic", "--rounds", "0"], "--rounds"),
+        (["--loaders", "torchvision", "--data", "/nowhere"], "--data"),
+    ],
+)
+def test_mistakes_are_named(arguments: list[str], field: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main([*SHORT, *arguments]) == 2
+    assert json.loads(capfd.readouterr().out.splitlines()[-1])["error"]["field"] == field
+
+
+def test_without_dali_the_loaders_that_need_it_are_refused(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name in [name for name in sys.modules if name.startswith("nvidia.dali")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "nvidia", None)
+    assert main([*SHORT, "--loaders", "native-dali,synthetic"]) == 2
+    error = json.loads(capfd.readouterr().out.splitlines()[-1])["error"]
+    assert (error["field"], error["value"]) == ("--loaders", "native-dali") and "nvidia-dali" in error[
+        "remedy"
+    ]

@@ -1,0 +1,53 @@
+"""`dl2pa bench together` and `bench checkpoint`: what they print."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from dl2pa.cli import main
+
+SHORT = ["--models", "resnet8", "--batch-size", "4", "--steps", "1", "--rounds", "1", "--json"]
+
+
+def _last(capfd: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    return json.loads(capfd.readouterr().out.splitlines()[-1])
+
+
+def test_runs_at_once_beside_one_alone(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "together", *SHORT, "--processes", "2"]) == 0
+    found = _last(capfd)
+    (row,) = found["rows"]
+    assert row["runs"] == 2
+    assert row["images_per_second"] == pytest.approx(8e3 / row["step_ms"])
+    together = row["images_per_second"] / row["alone_images_per_second"]
+    assert found["ratios"] == {"2 runs/1": pytest.approx(together)}
+
+
+def test_steps_beside_a_save(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "checkpoint", *SHORT]) == 0
+    found = _last(capfd)
+    (row,) = found["rows"]
+    assert row["mib"] > 0.3 and 0 < row["held_ms"] <= 1e3 * row["written_s"]
+    assert row["epoch_s"] == pytest.approx(12_500 * row["step_ms"] / 1e3)
+    assert row["share"] == pytest.approx(row["cost_s"] / row["epoch_s"])
+    assert found["ratios"].keys() == {"with a save/without: resnet8"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        (["together", "--models", "resnet50"], "--models"),
+        (["together", "--processes", "0"], "--processes"),
+        (["together", "--compile", "off,on"], "--compile"),
+        (["checkpoint", "--precision", "fp32,bf16"], "--precision"),
+    ],
+    ids=" ".join,
+)
+def test_wrong_options_are_named(
+    arguments: list[str], field: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", *arguments, "--json"]) == 2
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["error"]["field"] == field

@@ -1,0 +1,26 @@
+"""`dl2pa bench tracking`: what it prints, with a real server."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from dl2pa.cli import main
+
+pytest.importorskip("mlflow")
+
+
+def test_rows_for_machines(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dl2pa.bench.tracking._BLOCK_SECONDS", 0.2)
+    assert main(["bench", "tracking", "--points", "200", "--runs", "2", "--rounds", "1", "--json"]) == 0
+    found: dict[str, Any] = json.loads(capfd.readouterr().out.splitlines()[-1])
+    *steps, volume = found["rows"]
+    assert [row["state"] for row in steps] == ["off", "spool", "server", "stopped"]
+    for row in steps:
+        assert row["steps"] > 0 and 0 < row["p50_ms"] <= row["p90_ms"] <= row["p99_ms"]
+        if row["state"] != "off":
+            ratio = found["ratios"][f"{row['state']}/off p50"]
+            assert ratio == pytest.approx(row["p50_ms"] / steps[0]["p50_ms"])
+    assert (volume["runs"], volume["points"], volume["runs_left"]) == (2, 200, 0)

@@ -27,20 +27,18 @@ RUN python3 -c 'import ensurepip' \
         && rm -rf /var/lib/apt/lists/*; }
 WORKDIR /build
 RUN python3 -m venv venv \
-    && mv venv/lib/python3*/site-packages/pip . \
-    && printf '%s\n' '#!/bin/sh -e' 'python3 -m venv --without-pip /opt/venv' \
-        'exec /opt/venv/bin/python /mnt/pip install --no-cache-dir --only-binary=:all: --disable-pip-version-check "$@"' >install \
-    && chmod +x install
+    && mv venv/lib/python3*/site-packages/pip .
+COPY --chmod=755 docker/install-packages .
 COPY pyproject.toml .
 RUN python3 -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' \
     >requirements.txt
 
 # Everything but our own code: built again when a version or a dependency changes.
 FROM runtime AS packages
-COPY constraints.txt /opt/dl2pa/
+COPY --chmod=644 constraints.txt /opt/dl2pa/
 COPY --from=builder /build/requirements.txt /opt/dl2pa/
 RUN --mount=type=bind,from=builder,source=/build,target=/mnt \
-    /mnt/install --constraint=/opt/dl2pa/constraints.txt --requirement=/opt/dl2pa/requirements.txt \
+    /mnt/install-packages --constraint=/opt/dl2pa/constraints.txt --requirement=/opt/dl2pa/requirements.txt \
     && /opt/venv/bin/python -c 'import sysconfig; open(sysconfig.get_path("purelib") + "/dl2pa.pth", "w").write("/opt/dl2pa\n")'
 
 # Our own code, readable by every user whatever the rights in the checkout, and compiled: nothing is written at run time.
@@ -57,9 +55,9 @@ RUN chmod -R u=rwX,go=rX . \
 
 # MLflow on PostgreSQL: the server of docker/compose.yaml.
 FROM runtime AS tracking
-COPY constraints.txt /opt/tracking/
+COPY --chmod=644 constraints.txt /opt/tracking/
 RUN --mount=type=bind,from=builder,source=/build,target=/mnt \
-    /mnt/install --constraint=/opt/tracking/constraints.txt 'mlflow[auth]' 'psycopg[binary]' \
+    /mnt/install-packages --constraint=/opt/tracking/constraints.txt 'mlflow[auth]' 'psycopg[binary]' \
     && mkdir --mode=1777 /artifacts
 COPY --chmod=755 docker/tracking-server /opt/tracking/
 COPY --chmod=644 docker/basic-auth.ini /opt/tracking/
@@ -76,8 +74,6 @@ ENTRYPOINT ["/usr/bin/tini", "-s", "--", "/opt/tracking/tracking-server"]
 
 # Last, so that a plain `docker build .` makes it.
 FROM packages AS train
-# From / a relative runs/ is the volume /runs, and configs/ the image's own.
-RUN ln -s /opt/dl2pa/configs /configs
 ENV PATH=/opt/dl2pa/bin:$PATH \
     # Only what is in the image is run: nothing of a mounted home or working directory, nor libraries of the base.
     PYTHONNOUSERSITE=1 PYTHONSAFEPATH=1 LD_LIBRARY_PATH=/usr/local/nvidia/lib:/usr/local/nvidia/lib64 \
@@ -88,6 +84,9 @@ ENV PATH=/opt/dl2pa/bin:$PATH \
     DL2PA_DATA=/data
 COPY --from=code /opt/dl2pa /opt/dl2pa
 ARG REVISION=unknown
+# From / a relative runs/ is the volume /runs, and configs/ the image's own. Here, because buildah and podman would take
+# an ENV from their cache whatever the argument now is, but never a RUN.
+RUN ln -s /opt/dl2pa/configs /configs
 ENV DL2PA_IMAGE=$REVISION
 LABEL org.opencontainers.image.title="DL2PA" \
       org.opencontainers.image.description="Training of classifiers on fixed hyperspherical prototypes" \

@@ -142,9 +142,10 @@ def check_reproducible(before: Contents, after: Contents) -> None:
     whole = hashlib.sha256(json.dumps(after.ours, sort_keys=True).encode()).hexdigest()[:16]
     say("the same twice", f"{len(after.packages)} package versions; our {len(after.ours)} files ({whole})")
     others = _differing(before.others, after.others)
-    sources = [name for name in others if not name.endswith((".pyc", "/RECORD"))]
-    compiled = "compiled Python and lists of it" if not sources else f"among them {sources[:5]}"
-    say("", f"of {len(after.others)} files of packages {len(others)} differ: {compiled}")
+    sources = [name for name in others if not name.endswith(".pyc")]
+    check(not sources, f"the second build's packages differ: {sources[:5]}")
+    shown = f", compiled Python all: {' '.join(others[:5])}" if others else ""
+    say("", f"of {len(after.others)} files of packages {len(others)} differ{shown}")
 
 
 def _differing(before: dict[str, str], after: dict[str, str]) -> list[str]:

@@ -96,9 +96,9 @@ def points(run: Path) -> dict[tuple[str, int], float]:
     found: dict[tuple[str, int], float] = {}
     for line in (run / "events/events.jsonl").read_text(encoding="utf-8").splitlines():
         event = json.loads(line)
-        found.update(
-            {(k, event["step"]): v for k, v in event.get("v", {}).items() if not k.startswith("time/")}
-        )
+        points = event.get("v", {}).items()
+        clock = ("time/", "memory/", "system/")
+        found.update({(k, event["step"]): v for k, v in points if not k.startswith(clock)})
     return found
 
 

@@ -10,21 +10,22 @@ import time
 import urllib.error
 import urllib.request
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from testing.report import check, give_up, say
-from testing.runs import QUICKSTART, Scene, wait_for
+from testing.runs import QUICKSTART, Scene, only_run, wait_for
 
 _PASSWORD = "only for this test"
 _PORT = 5000
 _TOOL = Path(__file__).resolve().parents[1] / "testpostgres"
+_COMPOSE = _TOOL.with_name("compose.yaml")
 
 
 @contextmanager
-def database(folder: Path) -> Iterator[dict[str, str]]:
+def database(folder: Path) -> Generator[dict[str, str]]:
     """A PostgreSQL of this machine; yields libpq's variables."""
     tool = str(_TOOL)
     subprocess.run([tool, "down", str(folder)], check=False)
@@ -67,6 +68,32 @@ def _free_port() -> int:
         return int(free.getsockname()[1])
 
 
+def check_compose() -> None:
+    """Debian's docker-compose takes the file."""
+    command = ["docker-compose", "--file", str(_COMPOSE), "config", "--services"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    check(done.returncode == 0 and not done.stderr, f"{' '.join(command)}: {done.stderr.strip()}")
+    say("docker-compose config", f"valid: {', '.join(sorted(done.stdout.split()))}")
+
+
+def check_pages(scene: Scene) -> None:
+    """`ui` in the training image shows the runs on its volume, to a browser outside, until it is told to end."""
+    port = _free_port()
+    volumes = {"/runs": (scene.volume("runs"), "rw")}
+    began = time.monotonic()
+    pages = scene.start("ui", "--host", "0.0.0.0", "--port", str(port), volumes=volumes)
+    address = f"http://127.0.0.1:{port}"
+    wait_for(lambda: request(f"{address}/health")[0] == 200, pages, "MLflow's pages")
+    seconds = time.monotonic() - began
+    experiments = request(f"{address}/api/2.0/mlflow/experiments/search?max_results=10")[1]["experiments"]
+    names = sorted(experiment["name"] for experiment in experiments)
+    check("quickstart" in names, f"the pages show {names}")
+    pages.signal(signal.SIGTERM)
+    code = pages.wait(60)
+    check(code == 0, f"ui ends with {code}:\n{pages.error[-2000:]}")
+    say("ui", f"answers after {seconds:.0f} s, shows {', '.join(names)}, ends with 0")
+
+
 def check_tracking(scene: Scene) -> None:
     """The compose file's parts: MLflow on PostgreSQL in its image, the training in its own, as it signs in there."""
     port = _free_port()
@@ -99,6 +126,9 @@ def check_tracking(scene: Scene) -> None:
         }
         volumes = {"/runs": (scene.volume("tracked"), "rw")}
         result = scene.run(*QUICKSTART, "train.epochs=2", volumes=volumes, env=signed_in).result
+        # A server on a busy machine may not have taken all when the training stopped waiting for it.
+        name = only_run(volumes["/runs"][0]).name
+        scene.run("sync", f"/runs/{name}", volumes=volumes, env=signed_in)
         run = request(f"{address}/api/2.0/mlflow/runs/get?run_id={result['mlflow_run_id']}")[1]["run"]
         values = {m["key"]: m["value"] for m in run["data"]["metrics"]}
         check(run["info"]["status"] == "FINISHED", f"MLflow has the run as {run['info']['status']}")

@@ -71,6 +71,18 @@ def test_compose_trains_configurations_that_exist_on_a_server_that_answers_to_it
     assert service("tracking")["build"]["target"] in targets
 
 
+def test_everyone_signs_in_unless_told_otherwise_and_the_training_knows_how() -> None:
+    def default(name: str, variable: str) -> str:
+        return re.sub(r"\$\{\w+:?-(.*)\}", r"\1", service(name)["environment"][variable])
+
+    password = default("tracking", "MLFLOW_AUTH_ADMIN_PASSWORD")
+    assert len(password) >= 12, "MLflow takes no shorter one"
+    for name in ("train", "train-gpu"):
+        assert default(name, "MLFLOW_TRACKING_USERNAME") == "admin"
+        assert default(name, "MLFLOW_TRACKING_PASSWORD") == password
+    assert "127.0.0.1" in service("tracking")["ports"][0], "whoever opens it to others chooses a password"
+
+
 @pytest.mark.skipif(shutil.which("docker-compose") is None, reason="docker-compose is not installed")
 @pytest.mark.parametrize("profile", [[], ["--profile", "cpu"], ["--profile", "gpu"]])
 def test_docker_compose_takes_the_file(profile: list[str]) -> None:

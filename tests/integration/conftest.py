@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import json
 import os
+import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +24,7 @@ import pytest
 import yaml
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-DEADLINE_S = 120.0
+DEADLINE_S = 480.0
 SIDE = 16
 
 # Small enough for a step in milliseconds, with every part that a resume has to carry: a momentum, a statistic,
@@ -211,6 +217,56 @@ class Training:
         eventually(lambda: not processes_of(self.run), f"processes left: {processes_of(self.run)}", 30)
 
 
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
+
+
+@contextlib.contextmanager
+def serving(folder: Path, health: str, command: list[str], **environment: str) -> Iterator[None]:
+    """A server that runs in `folder` while the block does, from the moment it answers at `health`."""
+    log = folder / f"{command[2]}-{command[3]}.log"
+    with log.open("ab") as file:
+        process = subprocess.Popen(
+            command,
+            stdout=file,
+            stderr=file,
+            cwd=folder,
+            start_new_session=True,
+            env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", **environment},
+        )
+
+    def healthy() -> bool:
+        assert process.poll() is None, log.read_text()
+        try:
+            with urllib.request.urlopen(health, timeout=1) as answer:
+                return bool(answer.status == 200)
+        except (urllib.error.URLError, OSError):
+            return False
+
+    try:
+        eventually(healthy, f"{health} answers")
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@contextlib.contextmanager
+def sqlite_server(folder: Path) -> Iterator[str]:
+    """A real MLflow server on SQLite; its address."""
+    uri = f"http://127.0.0.1:{free_port()}"
+    command = [
+        *(sys.executable, "-m", "mlflow", "server"),
+        *("--backend-store-uri", f"sqlite:///{folder / 'server.db'}"),
+        *("--artifacts-destination", str(folder / "artifacts")),
+        *("--host", "127.0.0.1", "--port", uri.rpartition(":")[2], "--workers", "1"),
+    ]
+    with serving(folder, f"{uri}/health", command, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false"):
+        yield uri
+
+
 @dataclass(frozen=True)
 class Outcome:
     """Everything that two runs must have in common to be the same run bit for bit."""
@@ -236,7 +292,7 @@ def outcome_of(run: Path) -> Outcome:
     for line in (run / "events" / "events.jsonl").read_text().splitlines():
         event = json.loads(line)
         for name, value in event.get("v", {}).items():
-            if not name.startswith("time/"):
+            if not name.startswith(("time/", "memory/", "system/")):
                 assert (name, event["step"]) not in points, "a point recorded twice"
                 points[name, event["step"]] = value
     log = run / "matchings.jsonl"
@@ -312,6 +368,119 @@ def reference(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Callabl
         return made[nproc]
 
     return get
+
+
+class Database:
+    """A PostgreSQL of the tests' own; `variables` are libpq's."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._call("up")
+        words = shlex.split((folder / "env").read_text().removeprefix("export "))
+        self.variables = dict(word.split("=", 1) for word in words)
+
+    def kill(self) -> None:
+        self._call("kill")
+
+    def start(self) -> None:
+        self._call("start")
+
+    def remove(self) -> None:
+        self._call("down")
+
+    def _call(self, verb: str) -> None:
+        command = [str(REPOSITORY / "docker/testpostgres"), verb, str(self._folder)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode == 3:
+            pytest.skip(done.stderr.strip())
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="session")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
+    pytest.importorskip("psycopg", reason="psycopg is not installed: pip install 'dl2pa[server]'")
+    made = Database(tmp_path_factory.mktemp("a database"))
+    yield made
+    made.remove()
+
+
+class TrackingServer:
+    """docker/tracking-server on that database, everyone signing in, with this interpreter's MLflow."""
+
+    password = "a password; with 'quotes' & a % sign"
+
+    def __init__(self, folder: Path, database: Database) -> None:
+        (folder / "bin").mkdir()
+        (folder / "bin/mlflow").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m mlflow "$@"\n')
+        (folder / "bin/mlflow").chmod(0o755)
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = str(free.getsockname()[1])
+        self.address = f"http://127.0.0.1:{port}"
+        self.artifacts = folder / "artifacts"
+        self._log = folder / "log"
+        self._command = [str(REPOSITORY / "docker/tracking-server"), "--host", "127.0.0.1", "--port", port]
+        self._environment = {
+            **os.environ,
+            **database.variables,
+            "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
+            "ARTIFACTS": str(self.artifacts),
+            "TRACKING_HOSTS": "mlflow.example",
+            "MLFLOW_AUTH_ADMIN_PASSWORD": self.password,
+            "MLFLOW_AUTH_CONFIG_PATH": str(REPOSITORY / "docker/basic-auth.ini"),
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+        }
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with self._log.open("ab") as log:
+            self._process = process = subprocess.Popen(
+                self._command, stdout=log, stderr=log, env=self._environment, start_new_session=True
+            )
+
+        def healthy() -> bool:
+            assert process.poll() is None, self._log.read_text()[-3000:]
+            return self.get("/health")[0] == 200
+
+        eventually(healthy, "the tracking server is healthy", 400)
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        if self._process is not None:
+            os.killpg(self._process.pid, number)
+            self._process.wait(60)
+            self._process = None
+
+    def request(self, path: str, **options: Any) -> urllib.request.Request:
+        """A request of the administrator."""
+        credentials = base64.b64encode(f"admin:{self.password}".encode()).decode()
+        headers = {"Authorization": f"Basic {credentials}", "Content-Type": "application/json"}
+        return urllib.request.Request(f"{self.address}{path}", headers=headers, **options)
+
+    def get(self, path: str, host: str | None = None, signed_in: bool = True) -> tuple[int, Any]:
+        """Status and JSON of an answer; 0 where there is none."""
+        request = self.request(path)
+        if not signed_in:
+            request.remove_header("Authorization")
+        if host:
+            request.add_header("Host", host)
+        try:
+            with urllib.request.urlopen(request, timeout=20) as answer:
+                body = answer.read()
+                return answer.status, json.loads(body) if body.startswith(b"{") else body
+        except urllib.error.HTTPError as error:
+            return error.code, None
+        except OSError:
+            return 0, None
+
+
+@pytest.fixture(scope="session")
+def tracking_server(database: Database, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrackingServer]:
+    pytest.importorskip("mlflow")
+    server = TrackingServer(tmp_path_factory.mktemp("a server"), database)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill(signal.SIGTERM)
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[3]
 TESTCLUSTER = REPOSITORY / "slurm/testcluster"
 CANNOT_BE_HAD = 3
-DEADLINE_S = 240.0
+DEADLINE_S = 480.0
 
 
 def command(*words: object, check: bool = True) -> str:

@@ -1,0 +1,46 @@
+"""The examples in docs/examples run as they are, with nothing of ours but prototypes and matching."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = ROOT / "docs/examples"
+
+
+def run(name: str, folder: Path) -> str:
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, str(EXAMPLES / name)]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=folder, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert not any(folder.iterdir()), "an example leaves nothing behind"
+    return done.stdout
+
+
+def test_plain_loop(tmp_path: Path) -> None:
+    said = run("plain_loop.py", tmp_path)
+    moved = [int(n) for n in re.findall(r": (\d+) labels moved", said)]
+    assert sum(moved) > 0
+    top1 = re.search(r"top-1 ([\d.]+) % of 397", said)
+    assert top1 is not None
+    assert float(top1[1]) > 80
+
+
+def test_timm_model(tmp_path: Path) -> None:
+    pytest.importorskip("timm", reason="timm is not installed")
+    moved = re.search(r"step 9: (\d+) labels moved, ([-\d.]+) from ([-\d.]+)", run("timm_model.py", tmp_path))
+    assert moved is not None, "begun at step 6, applied at step 9"
+    assert int(moved[1]) > 500
+    assert float(moved[2]) > float(moved[3])
+
+
+def test_the_examples_need_no_framework_of_ours() -> None:
+    for file in EXAMPLES.glob("*.py"):
+        ours = re.findall(r"^(?:from|import) (dl2pa[\w.]*)", file.read_text(encoding="utf-8"), re.MULTILINE)
+        assert set(ours) == {"dl2pa.assignment", "dl2pa.geometry"}

@@ -195,11 +195,26 @@ def dl2pa(cluster: Cluster, tmp_path: Path) -> Callable[..., subprocess.Complete
 
 
 @pytest.fixture
-def submit(
-    cluster: Cluster, dl2pa: Any, digits: Path, tmp_path: Path, helpers: Any
-) -> Iterator[Callable[..., Submitted]]:
-    """Submit the small configuration: ``submit({section: {key: value}}, "--time=5")``; two nodes, two processes."""
+def cancelled_afterwards(cluster: Cluster) -> Iterator[list[str]]:
+    """Append a job's number, and nothing of it is left to the tests that follow, whatever came of this one."""
     jobs: list[str] = []
+    yield jobs
+    for job in jobs:
+        command("scancel", job, check=False)
+    for job in jobs:
+        cluster.wait(lambda job=job: cluster.is_over(job), f"job {job} is gone")
+
+
+@pytest.fixture
+def submit(
+    cluster: Cluster,
+    dl2pa: Any,
+    digits: Path,
+    tmp_path: Path,
+    helpers: Any,
+    cancelled_afterwards: list[str],
+) -> Callable[..., Submitted]:
+    """Submit the small configuration: ``submit({section: {key: value}}, "--time=5")``; two nodes, two processes."""
 
     def make(changes: Mapping[str, Any] | None = None, *options: str, name: str = "run") -> Submitted:
         config = helpers.config_with(tmp_path / f"config-{name}", digits, changes)
@@ -207,11 +222,7 @@ def submit(
         done = dl2pa("submit", config, *places, *options)
         assert done.returncode == 0, done.stderr
         told = json.loads(done.stdout.splitlines()[-1])
-        jobs.append(told["job_id"])
+        cancelled_afterwards.append(told["job_id"])
         return Submitted(cluster, told["job_id"], Path(told["run_dir"]), Path(told["log"]), helpers)
 
-    yield make
-    for job in jobs:
-        command("scancel", job, check=False)
-    for job in jobs:
-        cluster.wait(lambda job=job: cluster.is_over(job), f"job {job} is gone")
+    return make

@@ -141,7 +141,12 @@ def test_a_directory_whose_job_is_alive_is_refused_and_a_cancelled_one_goes_on_w
 
 
 def test_an_array_of_seeds_is_three_runs_of_one_sweep_listed_and_cancelled_together(
-    dl2pa: Any, digits: Path, tmp_path: Path, helpers: Any, cluster: Any
+    dl2pa: Any,
+    digits: Path,
+    tmp_path: Path,
+    helpers: Any,
+    cluster: Any,
+    cancelled_afterwards: list[str],
 ) -> None:
     config = helpers.config_with(tmp_path, digits, {"train": {"epochs": 200}})
     places = ["--gpus-per-node=1", "--run-dir", tmp_path / "runs", "--json"]
@@ -149,6 +154,7 @@ def test_an_array_of_seeds_is_three_runs_of_one_sweep_listed_and_cancelled_toget
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
     array, ids = told["job_id"], [f"{told['job_id']}_{k}" for k in range(3)]
+    cancelled_afterwards.append(array)
     assert [entry["job_id"] for entry in told["jobs"]] == ids
     runs = [Path(entry["run_dir"]) for entry in told["jobs"]]
 
@@ -215,7 +221,7 @@ def test_signals_reach_the_run_when_a_container_s_process_stands_between(
 
 
 def test_a_script_written_by_hand_is_supervised_the_same_way(
-    cluster: Any, digits: Path, tmp_path: Path, helpers: Any
+    cluster: Any, digits: Path, tmp_path: Path, helpers: Any, cancelled_afterwards: list[str]
 ) -> None:
     """slurm/train.sbatch, signalled once: it saves, requeues and finishes."""
     config, run = helpers.config_with(tmp_path, digits, {"train": {"epochs": 8}}), tmp_path / "by hand"
@@ -232,6 +238,7 @@ def test_a_script_written_by_hand_is_supervised_the_same_way(
         env={**os.environ, "PATH": path, "PYTHONPATH": str(repository)},
     )
     job = done.stdout.strip()
+    cancelled_afterwards.append(job)
     cluster.wait(lambda: helpers.read_status(run).get("step", 0) >= 20, "20 steps")
     subprocess.run(["scancel", "--batch", "--signal=USR2", job], check=True)
     assert cluster.finish(job) == "COMPLETED", log.read_text()
@@ -259,7 +266,7 @@ def test_doctor_looks_at_the_cluster_from_here_and_from_a_node(dl2pa: Any) -> No
 
 @pytest.mark.parametrize("config", ["resnet50_d512", "swin_t_d512"])
 def test_the_headline_job_is_preempted_and_finishes(
-    config: str, dl2pa: Any, cluster: Any, tmp_path: Path
+    config: str, dl2pa: Any, cluster: Any, tmp_path: Path, cancelled_afterwards: list[str]
 ) -> None:
     """ImageNet-1K's own configurations: a thousand classes, d = 512, real photographs, two nodes."""
     photographs, synsets = SHARED / "data/imagenet-samples", SHARED / "data/semantic/imagenet_synsets.txt"
@@ -272,6 +279,7 @@ def test_the_headline_job_is_preempted_and_finishes(
     done = dl2pa("submit", path, *data, *size, "--nodes=2", "--gpus-per-node=2", "--run-dir", run, "--json")
     assert done.returncode == 0, done.stderr
     job_id = json.loads(done.stdout.splitlines()[-1])["job_id"]
+    cancelled_afterwards.append(job_id)
     log = run / f"slurm/job-{job_id}.log"
 
     def at_step_three() -> bool:

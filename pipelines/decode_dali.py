@@ -27,7 +27,9 @@ class DaliDecoder:
     """
 
     def __init__(self, recipe: Recipe, max_batch: int, threads: int, device: torch.device) -> None:
-        self._square = recipe.train  # the plan resamples to the final square itself: nothing is left to cut off
+        self._square = (
+            recipe.train
+        )  # the plan resamples to the final square itself: nothing is left to cut off
         self._normalise = None if recipe.works_on_pixels else recipe.scaled_statistics()
         self._size = recipe.image_size
         self._max_batch = max_batch

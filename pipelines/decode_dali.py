@@ -18,6 +18,8 @@ from pipelines.encoded import Encoded
 from pipelines.recipe import Recipe
 
 _PREFETCH = 2
+_MORE_THREADS = 2
+"""DALI's threads wait for one another between operators: a few more than there are cores keep the cores busy."""
 
 
 class DaliDecoder:
@@ -67,15 +69,15 @@ class DaliDecoder:
         self._pipe = None
         self._source = iter(())
 
-    def _next(self) -> tuple[list[Any], ...]:
+    def _next(self) -> tuple[Any, ...]:
         step = next(self._source)
         self._given.append(step)
         plan = step.plan
         anchor, shape = plan.window[:, :2].astype(np.int32), plan.window[:, 2:].astype(np.int32)
-        always = (step.data, list(anchor), list(shape), list(plan.flip.astype(np.int32)))
+        always = (step.data, anchor, shape, plan.flip.astype(np.int32))
         if self._square:
             return always
-        return (*always, list(plan.resized.astype(np.float32)), list(plan.offset.astype(np.int32)))
+        return (*always, plan.resized.astype(np.float32), plan.offset.astype(np.int32))
 
     def _build(self) -> Any:
         try:
@@ -95,7 +97,7 @@ class DaliDecoder:
 
         @pipeline_def(
             batch_size=self._max_batch,
-            num_threads=self._threads,
+            num_threads=self._threads + _MORE_THREADS,
             device_id=self._device.index if gpu else None,
             prefetch_queue_depth=_PREFETCH,
         )

@@ -93,11 +93,13 @@ def random_resized_windows(
     """Windows [B, 4] of a random resized crop: torchvision's rule, ten tries, then the central fallback."""
     tries = np.arange(_TRIES)[:, None]
     height, width = sizes[:, 0].astype(np.float64), sizes[:, 1].astype(np.float64)
-    key = (seed, Stream.CROP, epoch, samples[None, :], tries)
+    shares, ratios = uniform(
+        seed, Stream.CROP, epoch, samples[None, None, :], tries, np.arange(2)[:, None, None]
+    )
     low, high = recipe.crop_scale
-    area = height * width * (low + (high - low) * uniform(*key, 0))
+    area = height * width * (low + (high - low) * shares)
     log_low, log_high = np.log(recipe.crop_ratio[0]), np.log(recipe.crop_ratio[1])
-    ratio = np.exp(log_low + (log_high - log_low) * uniform(*key, 1))
+    ratio = np.exp(log_low + (log_high - log_low) * ratios)
     w = np.rint(np.sqrt(area * ratio)).astype(np.int64)
     h = np.rint(np.sqrt(area / ratio)).astype(np.int64)
     fits = (w > 0) & (w <= sizes[:, 1]) & (h > 0) & (h <= sizes[:, 0])

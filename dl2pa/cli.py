@@ -164,7 +164,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--loaders",
         metavar="LIST",
         help="train: synthetic, resident, dali, torchvision (synthetic); pipeline: ours, native-dali, torchvision, "
-        "synthetic (all)",
+        "synthetic (these four), packed",
     )
     bench.add_argument(
         "--data", type=_path, metavar="ROOT", help="folder of images (pipeline: JPEGs made up for it)"

@@ -79,7 +79,7 @@ def _build_files(
     if loader == "dali":
         from pipelines.decode_dali import DaliDecoder
 
-        decoder = DaliDecoder(recipe.image_size, order.local_batch, threads, device, square=recipe.train)
+        decoder = DaliDecoder(recipe, order.local_batch, threads, device)
     else:
         from pipelines.decode_pillow import PillowDecoder
 

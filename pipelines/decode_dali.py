@@ -1,4 +1,4 @@
-"""DALI decodes, crops, resamples and mirrors what a ``Plan`` says: on the CPU, or on the GPU where there is one.
+"""DALI decodes, crops, resamples, mirrors and normalises what a ``Plan`` says: on the CPU, or on a GPU.
 
 Its own readers, shufflers and random operators stay out: they draw from state that no resume can restore.
 """
@@ -15,22 +15,25 @@ from torch import Tensor
 
 from dl2pa.errors import UserError
 from pipelines.encoded import Encoded
+from pipelines.recipe import Recipe
 
 _PREFETCH = 2
+_MORE_THREADS = 2
+"""DALI's threads wait for one another between operators: a few more than there are cores keep the cores busy."""
 
 
 class DaliDecoder:
-    """Streams of encoded steps in, uint8 images [B, S, S, 3] on the device out.
+    """Streams of encoded steps in, images [B, S, S, 3] on the device out.
 
-    Args:
-        square: the plans resample to the final square itself, as all of training's do: nothing is left to cut off.
+    They are normalised (float32) unless the recipe has a step that works on pixels as they are (uint8).
     """
 
-    def __init__(
-        self, image_size: int, max_batch: int, threads: int, device: torch.device, square: bool = False
-    ) -> None:
-        self._square = square
-        self._size = image_size
+    def __init__(self, recipe: Recipe, max_batch: int, threads: int, device: torch.device) -> None:
+        self._square = (
+            recipe.train
+        )  # the plan resamples to the final square itself: nothing is left to cut off
+        self._normalise = None if recipe.works_on_pixels else recipe.scaled_statistics()
+        self._size = recipe.image_size
         self._max_batch = max_batch
         self._threads = threads
         self._device = device
@@ -66,15 +69,15 @@ class DaliDecoder:
         self._pipe = None
         self._source = iter(())
 
-    def _next(self) -> tuple[list[Any], ...]:
+    def _next(self) -> tuple[Any, ...]:
         step = next(self._source)
         self._given.append(step)
         plan = step.plan
         anchor, shape = plan.window[:, :2].astype(np.int32), plan.window[:, 2:].astype(np.int32)
-        always = (step.data, list(anchor), list(shape), list(plan.flip.astype(np.int32)))
+        always = (step.data, anchor, shape, plan.flip.astype(np.int32))
         if self._square:
             return always
-        return (*always, list(plan.resized.astype(np.float32)), list(plan.offset.astype(np.int32)))
+        return (*always, plan.resized.astype(np.float32), plan.offset.astype(np.int32))
 
     def _build(self) -> Any:
         try:
@@ -94,7 +97,7 @@ class DaliDecoder:
 
         @pipeline_def(
             batch_size=self._max_batch,
-            num_threads=self._threads,
+            num_threads=self._threads + _MORE_THREADS,
             device_id=self._device.index if gpu else None,
             prefetch_queue_depth=_PREFETCH,
         )
@@ -120,7 +123,12 @@ class DaliDecoder:
             images = fn.resize(images, size=size, interp_type=types.INTERP_TRIANGULAR, antialias=True)
             if offset is not None:
                 images = fn.slice(images, offset, side, axis_names="HW")
-            return fn.flip(images, horizontal=mirror)
+            if self._normalise is None:
+                return fn.flip(images, horizontal=mirror)
+            mean, std = self._normalise
+            return fn.crop_mirror_normalize(
+                images, mirror=mirror, mean=mean, std=std, dtype=types.FLOAT, output_layout="HWC"
+            )
 
         pipe = graph()
         pipe.build()

@@ -23,6 +23,7 @@ from pipelines.recipe import Plan, Recipe, draw_plan
 log = logging.getLogger(__name__)
 
 _AHEAD = 3
+_JOBS_A_THREAD = 4
 _MOST_SUBSTITUTES = 100
 _SLACK = 10
 
@@ -177,22 +178,29 @@ class EncodedStream:
         self._reader = reader
         self._indices = indices
         self._steps = steps_per_epoch
+        self._threads = threads
         self._pool = ReadingPool(threads)
 
     def steps(self, epoch: int, step: int) -> Iterator[Encoded]:
         """Encoded steps `step`, `step` + 1, … of `epoch`."""
-        ahead: deque[tuple[int, list[Future[Fetched | None]]]] = deque()
+        ahead: deque[tuple[int, list[Future[list[Fetched | None]]]]] = deque()
         upcoming = step
         while ahead or upcoming < self._steps:
             while upcoming < self._steps and len(ahead) < _AHEAD:
                 samples = self._indices(epoch, upcoming).tolist()
-                jobs = [self._pool.submit(partial(self._reader.fetch, epoch, s)) for s in samples]
+                # A job of several images, so that handing jobs over costs little, yet a few for every thread.
+                each = max(1, len(samples) // (_JOBS_A_THREAD * self._threads))
+                runs = [samples[i : i + each] for i in range(0, len(samples), each)]
+                jobs = [self._pool.submit(partial(self._fetch, epoch, run)) for run in runs]
                 ahead.append((upcoming, jobs))
                 upcoming += 1
             number, jobs = ahead.popleft()
-            yield self._assemble(epoch, number, [self._wait(job) for job in jobs])
+            yield self._assemble(epoch, number, [one for job in jobs for one in self._wait(job)])
 
-    def _wait(self, job: Future[Fetched | None]) -> Fetched | None:
+    def _fetch(self, epoch: int, samples: list[int]) -> list[Fetched | None]:
+        return [self._reader.fetch(epoch, sample) for sample in samples]
+
+    def _wait(self, job: Future[list[Fetched | None]]) -> list[Fetched | None]:
         """The job's result.
 
         Raises:

@@ -40,6 +40,15 @@ class Recipe:
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
+    @property
+    def works_on_pixels(self) -> bool:
+        """Whether a step between cropping and normalisation needs the image in its 256 levels."""
+        return self.train and self.trivial_augment
+
+    def scaled_statistics(self) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation of the channels, in grey levels."""
+        return [255 * m for m in self.mean], [255 * s for s in self.std]
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -84,11 +93,13 @@ def random_resized_windows(
     """Windows [B, 4] of a random resized crop: torchvision's rule, ten tries, then the central fallback."""
     tries = np.arange(_TRIES)[:, None]
     height, width = sizes[:, 0].astype(np.float64), sizes[:, 1].astype(np.float64)
-    key = (seed, Stream.CROP, epoch, samples[None, :], tries)
+    shares, ratios = uniform(
+        seed, Stream.CROP, epoch, samples[None, None, :], tries, np.arange(2)[:, None, None]
+    )
     low, high = recipe.crop_scale
-    area = height * width * (low + (high - low) * uniform(*key, 0))
+    area = height * width * (low + (high - low) * shares)
     log_low, log_high = np.log(recipe.crop_ratio[0]), np.log(recipe.crop_ratio[1])
-    ratio = np.exp(log_low + (log_high - log_low) * uniform(*key, 1))
+    ratio = np.exp(log_low + (log_high - log_low) * ratios)
     w = np.rint(np.sqrt(area * ratio)).astype(np.int64)
     h = np.rint(np.sqrt(area / ratio)).astype(np.int64)
     fits = (w > 0) & (w <= sizes[:, 1]) & (h > 0) & (h <= sizes[:, 0])
@@ -124,16 +135,18 @@ def finish(recipe: Recipe, images_bhwc: Tensor, seed: int, epoch: int, samples: 
     """Augment and normalise decoded images on their device.
 
     Args:
-        images_bhwc: uint8 [B, H, W, 3], already cropped and mirrored.
+        images_bhwc: uint8 [B, H, W, 3], already cropped and mirrored; or float32, then normalised as well.
         samples: int64 [B], the key of the remaining draws.
 
     Returns:
         float32 [B, 3, H, W], channels_last.
     """
-    if recipe.train and recipe.trivial_augment:
+    if recipe.works_on_pixels:
         trivial = apply_trivial(images_bhwc.permute(0, 3, 1, 2), draw_trivial(seed, epoch, samples))
         images_bhwc = trivial.permute(0, 2, 3, 1)
-    normalised = _normalise(images_bhwc, recipe).permute(0, 3, 1, 2)
+    if images_bhwc.dtype == torch.uint8:
+        images_bhwc = _normalise(images_bhwc, recipe)
+    normalised = images_bhwc.permute(0, 3, 1, 2)
     if recipe.train and recipe.erasing > 0:
         boxes = draw_erasing(seed, epoch, samples, recipe.image_size, recipe.image_size, recipe.erasing)
         normalised = apply_erasing(normalised, boxes)

@@ -24,6 +24,8 @@ def curves(points: Mapping[str, Curve], steps_per_epoch: int, published: float |
         points: (step, value) of each metric by name.
         published: the figure that the accuracy is compared with, per cent.
     """
+    from matplotlib.ticker import LogLocator
+
     panels = [panel for panel in _PANELS if any(points.get(name) for name, _, _ in panel[2])]
     if not panels:
         return None
@@ -50,6 +52,8 @@ def curves(points: Mapping[str, Curve], steps_per_epoch: int, published: float |
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter("{x:g}")
             axes.yaxis.set_minor_formatter("{x:g}" if unit == "ms" else "")
+            if unit == "ms":
+                axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
         axes.set_title(title, fontsize=10, loc="left", fontweight="bold")
         axes.set_ylabel(unit, fontsize=9)
         axes.set_xlabel("epoch", fontsize=9)

@@ -108,7 +108,8 @@ def _cards(story: Story, beside: Sequence[Beside]) -> Html:
         cards.append(("published", f"{full.cell.top1:g} %", f"ours, best: {gap:+.2f} points"))
     speed = result.get("images_per_second")
     if speed:
-        cards.append(("images per second", f"{speed:,.0f}", f"{result['world_size']} processes"))
+        world = result["world_size"]
+        cards.append(("images per second", f"{speed:,.0f}", f"{world} process{'es' * (world != 1)}"))
     cards.append(
         (
             "from start to end",

@@ -31,7 +31,9 @@ from pipelines.order import TrainOrder
 from pipelines.recipe import Recipe
 
 LOADERS = ("ours", "native-dali", "torchvision", "synthetic")
-NEEDS_DALI = ("ours", "native-dali")
+PACKED = "packed"
+"""Ours as well, over shards of the same images as `dl2pa data pack --short-side 256` writes them."""
+NEEDS_DALI = ("ours", PACKED, "native-dali")
 
 _EPOCH = 20_000
 """Images of an epoch at least: a few photographs are shown over and over."""
@@ -67,7 +69,7 @@ class RepeatedOrder(TrainOrder):
 
 
 def open_loader(name: str, source: Source) -> Loader:
-    """One of ``LOADERS`` on the cores that this process may use.
+    """One of ``LOADERS``, or ``PACKED``, on the cores that this process may use.
 
     Raises:
         UserError: no images there, or a form that this loader cannot read.
@@ -79,7 +81,7 @@ def open_loader(name: str, source: Source) -> Loader:
         classes = tuple(str(c) for c in range(1000))
         return _of_pipeline(SyntheticDataset(_EPOCH, classes), _EPOCH, recipe, source, threads)
     table = open_images(source.root)
-    if name == "ours":
+    if name in ("ours", PACKED):
         return _of_pipeline(table, len(table.labels), recipe, source, threads)
     if table.members is not None:
         remedy = "Use --loaders ours, or give a folder of images."
@@ -105,7 +107,9 @@ def open_images(root: Path) -> ImageTable:
         raise UserError("--data", str(root), "is no folder", "Give a folder of images, one folder a class.")
     if not (root / "train").is_dir() and not (root / INDEX_NAME).exists():
         return index_folder(root, None, "--data")
-    config = parse_config({"data": {"dataset": "imagefolder", "root": str(root), "loader": "dali"}})
+    # With a place for validation, an index of one half, without a name, will do.
+    places = {"root": str(root), "val_root": str(root)}
+    config = parse_config({"data": {"dataset": "imagefolder", **places, "loader": "dali"}})
     dataset = open_split(config, "train")
     assert isinstance(dataset, ImageTable), "of an image folder"
     return dataset

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import statistics
 import tempfile
 import time
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from dl2pa.bench.loaders import LOADERS, NEEDS_DALI, Source, open_loader
+from dl2pa.bench.loaders import LOADERS, NEEDS_DALI, PACKED, Source, open_loader
 from dl2pa.errors import TrainingFailure, UserError
 
 _MADE_UP = 128
@@ -26,6 +27,7 @@ _WARM_UP = 8
 _QUIET_S = 0.1
 _PATIENCE_S = 10.0
 _GIB = 2**30
+_SHORT_SIDE, _QUALITY = 256, 90
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ def bench_pipeline(
     """Each loader in a process of its own; in every round each has one turn while the others rest.
 
     Args:
-        loaders: some of ``LOADERS``.
+        loaders: some of ``LOADERS``, and ``PACKED``.
         root: class folders, or a folder with train/, or shards (ours only). None: photographs' stand-ins, made up.
         batch_size: images a batch.
         steps: batches timed a turn.
@@ -60,11 +62,13 @@ def bench_pipeline(
     """
     _check_dali(loaders)
     with ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dl2pa-bench-")))
         if root is None:
-            scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="dl2pa-bench-"))
-            root = make_up(Path(scratch))
-        source = Source(root, batch_size)
-        running = {name: stack.enter_context(_Resting(name, source)) for name in loaders}
+            root = make_up(scratch / "made up")
+        sources = dict.fromkeys(loaders, Source(root, batch_size))
+        if PACKED in sources:
+            sources[PACKED] = Source(_pack(root, scratch / "packed"), batch_size)
+        running = {name: stack.enter_context(_Resting(name, source)) for name, source in sources.items()}
         counts = {name: one.ready() for name, one in running.items()}
         turns: dict[str, list[Turn]] = {name: [] for name in loaders}
         for number in range(rounds):
@@ -99,6 +103,16 @@ def _ratios(turns: dict[str, list[Turn]]) -> dict[str, float]:
         if used:  # the system counts in hundredths of a second
             found[f"cpu: {name}"] = statistics.median(mine / theirs for mine, theirs in used)
     return found
+
+
+def _pack(root: Path, out: Path) -> Path:
+    """Shards of the images below `root`, made smaller as a user would; returns `out`."""
+    from pipelines.datasets.build_index import list_source
+    from pipelines.datasets.pack import PackOptions, pack
+
+    options = PackOptions(_SHORT_SIDE, _QUALITY, _GIB)
+    pack(list_source(root), out, options, len(os.sched_getaffinity(0)), lambda _done, _total: None)
+    return out
 
 
 def _check_dali(loaders: list[str]) -> None:

@@ -119,10 +119,11 @@ def _machine(args: argparse.Namespace, environment: dict[str, Any]) -> tuple[dic
 
 
 def _pipeline(args: argparse.Namespace) -> tuple[dict[str, float], Rows]:
-    from dl2pa.bench.loaders import LOADERS
+    from dl2pa.bench.loaders import LOADERS, PACKED
     from dl2pa.bench.pipeline import bench_pipeline
 
-    loaders: list[str] = [*LOADERS] if args.loaders is None else _words("--loaders", args.loaders, LOADERS)
+    known = (*LOADERS, PACKED)
+    loaders: list[str] = [*LOADERS] if args.loaders is None else _words("--loaders", args.loaders, known)
     if args.data is None and set(loaders) != {"synthetic"}:
         log.info("no --data: JPEGs of 500 x 375 pixels made up in a temporary folder")
     return bench_pipeline(loaders, args.data, args.batch_size, args.steps, args.rounds)

@@ -24,7 +24,9 @@ def run(args: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="dl2pa-ui-") as folder:
         log = Path(folder) / "log"
         server = LocalServer(store, log, args.runs.absolute() / "mlartifacts", args.host, port)
-        signal.signal(signal.SIGTERM, _interrupt)
+        # A shell starts what it puts in the background with SIGINT ignored.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, _interrupt)
         try:
             note("starting MLflow …")
             server.start()

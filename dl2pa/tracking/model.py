@@ -11,7 +11,7 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
-from dl2pa.tracking.server import importing
+from dl2pa.tracking.imports import importing
 from dl2pa.tracking.spool import Event, events_folder
 
 DIGEST_TAG = "dl2pa.sha256"

@@ -6,16 +6,16 @@ is kept once, NaN too; an equal param is accepted, a different one refused; tags
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import logging
 import os
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from dl2pa.tracking.cleaning import redact
+from dl2pa.tracking.imports import importing
+from dl2pa.tracking.model import log_model
 from dl2pa.tracking.spool import Event, Identity
 from dl2pa.tracking.views import set_up_experiment
 
@@ -37,28 +37,6 @@ _DEFAULTS = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
-
-# A process forked amid another thread's import inherits that module's lock for ever: a fork waits for ours.
-_importing = threading.RLock()
-_forks: list[bool] = []
-
-
-def importing() -> contextlib.AbstractContextManager[bool]:
-    """The lock to hold while MLflow's modules are imported."""
-    return _importing
-
-
-def _before_fork() -> None:
-    # Not for ever: the fork may itself happen inside an import that ours waits for.
-    _forks.append(_importing.acquire(timeout=10))
-
-
-def _after_fork() -> None:
-    if _forks.pop():
-        _importing.release()
-
-
-os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
 
 
 class Point(NamedTuple):
@@ -170,8 +148,6 @@ class Server:
 
     def send_model(self, run_dir: Path, event: Event) -> None:
         """Log the finished model, once; one whose weights are gone is counted as refused."""
-        from dl2pa.tracking.model import log_model
-
         if not (run_dir / event["path"]).exists():
             self._refused += 1
             _log.warning("the model %s is gone and cannot be sent", run_dir / event["path"])
@@ -297,7 +273,7 @@ def connect(uri: str) -> tuple[Any, type[Exception]]:
     database = _sqlite_file(uri)
     if database is not None:
         database.parent.mkdir(parents=True, exist_ok=True)
-    with _importing:
+    with importing():
         import mlflow
         from mlflow.exceptions import MlflowException
 

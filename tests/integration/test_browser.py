@@ -67,27 +67,67 @@ def address_of(url: str) -> tuple[str, int]:
     return host, int(port)
 
 
+class Browser:
+    """Headless Chromium. Now and then it stops answering for good on a busy machine: then another one is started."""
+
+    answer_s, attempts = 30, 4
+
+    def __init__(self, webdriver: Any, programs: list[str]) -> None:
+        self._webdriver, self._programs = webdriver, programs
+        self.first_steps: Callable[[Any], None] = lambda driver: None
+        self._driver: Any = None
+
+    def see(self, look: Callable[[Any], str]) -> str:
+        """What `look` makes of the driver."""
+        from selenium.common.exceptions import WebDriverException
+        from urllib3.exceptions import HTTPError
+
+        for attempt in range(1, self.attempts + 1):
+            try:
+                return look(self._running())
+            except (WebDriverException, HTTPError):
+                self.kill()
+                if attempt == self.attempts:
+                    raise
+        raise AssertionError("not reached")
+
+    def _running(self) -> Any:
+        if self._driver is None:
+            options = self._webdriver.ChromeOptions()
+            options.binary_location = self._programs[0]
+            options.page_load_strategy = "none"
+            for flag in (
+                "headless=new",
+                "no-sandbox",
+                "disable-gpu",
+                "disable-background-networking",
+                "disable-dev-shm-usage",
+                "window-size=1500,950",
+            ):
+                options.add_argument(f"--{flag}")
+            self._service = self._webdriver.ChromeService(
+                self._programs[1], popen_kw={"start_new_session": True}
+            )
+            self._driver = self._webdriver.Chrome(options, self._service)
+            self._driver.command_executor.client_config.timeout = self.answer_s
+            self.first_steps(self._driver)
+        return self._driver
+
+    def kill(self) -> None:
+        if self._driver is not None:
+            os.killpg(self._service.process.pid, signal.SIGKILL)
+            self._service.process.wait()
+            self._driver = None
+
+
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
+def browser() -> Iterator[Browser]:
     webdriver = pytest.importorskip(
         "selenium.webdriver", reason="selenium is not installed: pip install 'dl2pa[dev]'"
     )
-    programs = _find_or_install("chromium", "chromedriver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = programs[0]
-    for flag in (
-        "headless=new",
-        "no-sandbox",
-        "disable-gpu",
-        "disable-background-networking",
-        "disable-dev-shm-usage",
-    ):
-        options.add_argument(f"--{flag}")
-    options.add_argument("--window-size=1500,950")
-    driver = webdriver.Chrome(options, webdriver.ChromeService(programs[1]))
-    driver.set_page_load_timeout(120)
-    yield driver
-    driver.quit()
+    started = Browser(webdriver, _find_or_install("chromium", "chromedriver"))
+    yield started
+    started.kill()
 
 
 def _find_or_install(*names: str) -> list[str]:
@@ -110,29 +150,40 @@ def _find_or_install(*names: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def look(browser: Any, ui: str, helpers: Any) -> Callable[..., str]:
-    """Open a page, wait until it shows all of some texts, keep a picture of it; returns its text."""
-    browser.get(ui)
-    # The assistant's panel opens by itself at a browser's first visit.
-    seen = {"mlflow.assistant.fab.autoOpenedOnFirstLoad_v1": "true", "mlflow.assistant.panelOpen_v1": "false"}
-    for key, value in seen.items():
-        browser.execute_script("localStorage.setItem(arguments[0], arguments[1])", key, value)
+def look(browser: Browser, ui: str, helpers: Any) -> Callable[..., str]:
+    """Open a page, wait until it shows all of some texts, keep a picture; returns its text, or a link's address."""
+
+    def first_steps(driver: Any) -> None:
+        driver.get(ui)
+        # The assistant's panel opens by itself at a browser's first visit.
+        seen = {
+            "mlflow.assistant.fab.autoOpenedOnFirstLoad_v1": "true",
+            "mlflow.assistant.panelOpen_v1": "false",
+        }
+        helpers.eventually(lambda: driver.current_url.startswith(ui), "MLflow's page is there", 60)
+        for key, value in seen.items():
+            driver.execute_script("localStorage.setItem(arguments[0], arguments[1])", key, value)
+
+    browser.first_steps = first_steps
     PICTURES.mkdir(parents=True, exist_ok=True)
 
-    def look_at(place: str | None, picture: str, *texts: str, charts: int = 0) -> str:
-        if place is not None:
-            browser.get("about:blank")
-            browser.get(f"{ui}/#{place}")
+    def look_at(place: str, picture: str, *texts: str, charts: int = 0, link: str | None = None) -> str:
+        def at(driver: Any) -> str:
+            driver.get("about:blank")
+            driver.get(f"{ui}/#{place}")
 
-        def shown() -> str | None:
-            text = browser.find_element("tag name", "body").text
-            drawn = browser.find_elements("css selector", ".js-plotly-plot .main-svg")
-            return text if all(t in text for t in texts) and len(drawn) >= charts else None
+            def shown() -> str | None:
+                text = driver.find_element("tag name", "body").text
+                drawn = driver.find_elements("css selector", ".js-plotly-plot .main-svg")
+                return text if all(t in text for t in texts) and len(drawn) >= charts else None
 
-        try:
-            return helpers.eventually(shown, f"{place} shows {texts}")
-        finally:
-            browser.save_screenshot(str(PICTURES / f"{picture}.png"))
+            try:
+                text = helpers.eventually(shown, f"{place} shows {texts}", 120)
+            finally:
+                driver.save_screenshot(str(PICTURES / f"{picture}.png"))
+            return driver.find_element("css selector", link).get_attribute("href") if link else text
+
+        return browser.see(at)
 
     return look_at
 
@@ -169,26 +220,26 @@ def test_seeds_of_a_recipe_are_one_line_with_their_mean(
 
 
 def test_a_run_says_what_it_is_how_it_went_and_where_its_siblings_are(
-    look: Callable[..., str], recorded: list[Any], browser: Any
+    look: Callable[..., str], recorded: list[Any]
 ) -> None:
     run = recorded[0]
     place = f"/experiments/{run.info.experiment_id}/runs/{run.info.run_id}{MODE}"
-    look(
-        place,
-        "run",
-        "dl2pa (squared_cosine, dynamic) on imagefolder",
-        f"{run.data.metrics['val/top1']:.2f}",
-        "Finished",
-    )
-    link = browser.find_element("css selector", "a[href*='tags.group']").get_attribute("href")
-    look(link.partition("#")[2], "siblings", "2 matching runs")
+    what, how = "dl2pa (squared_cosine, dynamic) on imagefolder", f"{run.data.metrics['val/top1']:.2f}"
+    siblings = look(place, "run", what, how, "Finished", link="a[href*='tags.group']")
+    look(siblings.partition("#")[2], "siblings", "2 matching runs")
 
 
 def test_a_run_shows_its_curves_and_files(look: Callable[..., str], recorded: list[Any]) -> None:
     run = recorded[0]
     place = f"/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
     look(f"{place}/model-metrics{MODE}", "charts", "compactness", "moved", charts=3)
-    look(f"{place}/artifacts{MODE}", "artifacts", "config.yaml", "validation.json", "result.json")
+    look(
+        f"{place}/artifacts/pictures/curves.png{MODE}",
+        "artifacts",
+        "config.yaml",
+        "validation.json",
+        "curves.png",
+    )
 
 
 def test_runs_are_compared_side_by_side(look: Callable[..., str], recorded: list[Any]) -> None:
@@ -208,3 +259,37 @@ def test_ui_refuses_a_taken_port_and_a_folder_without_runs(runs: Path, program: 
     assert refused.process.returncode == 2
     assert "holds no mlflow.db" in refused.error
     assert "Traceback" not in refused.error
+
+
+def test_the_summary_and_the_confusions_stand_alone(
+    recorded: list[Any], browser: Browser, ui: str, tmp_path: Path, helpers: Any
+) -> None:
+    """Two pages of a run's artefacts, fetched from MLflow and opened without it."""
+    import mlflow
+
+    pages = {
+        "summary.html": ("Did it go well?", "Curves", "Which classes, and taken for which?"),
+        "confusion.html": ("359 images", "kinds of mistakes"),
+    }
+    loaded = (
+        "return performance.getEntriesByType('resource').map(e => e.name).filter(n => !n.startsWith('data:'))"
+    )
+    broken = "return [...document.images].filter(i => !i.complete || i.naturalWidth == 0).length"
+    for page, texts in pages.items():
+        file = mlflow.artifacts.download_artifacts(
+            run_id=recorded[0].info.run_id, artifact_path=page, dst_path=str(tmp_path), tracking_uri=ui
+        )
+
+        def at(driver: Any, file: str = file, page: str = page, texts: tuple[str, ...] = texts) -> str:
+            driver.get(Path(file).as_uri())
+
+            def whole() -> str | None:
+                text = driver.find_element("tag name", "body").text
+                return text if all(t in text for t in texts) and driver.execute_script(broken) == 0 else None
+
+            shown = helpers.eventually(whole, f"{page} shows {texts} and its pictures", 60)
+            assert driver.execute_script(loaded) == []
+            driver.save_screenshot(str(PICTURES / f"{Path(page).stem}.png"))
+            return shown
+
+        browser.see(at)

@@ -24,6 +24,10 @@ Folder = Callable[..., ImageTable]
 Build = Callable[..., Pipeline]
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 TRAIN = Recipe(24, train=True, trivial_augment=True, erasing=0.3)
+# DALI normalises where nothing works on pixels in between, and keeps the memory of what it made.
+RECIPES = pytest.mark.parametrize(
+    "recipe", [TRAIN, Recipe(24, train=True, erasing=0.3)], ids=["pixels", "normalised by the decoder"]
+)
 
 
 @pytest.fixture(params=["dali", "torchvision"])
@@ -57,11 +61,12 @@ def test_batches_hold_what_the_contract_says(folder: Folder, pipeline_over: Buil
     assert len(set(seen)) == 20
 
 
+@RECIPES
 def test_an_epoch_goes_on_from_any_step_in_any_order_of_asking(
-    folder: Folder, pipeline_over: Build, loader: str
+    folder: Folder, pipeline_over: Build, loader: str, recipe: Recipe
 ) -> None:
     """Also after an iteration that was given up half-way, whose images the decoder already holds."""
-    pipeline = pipeline_over(folder(20), loader, TRAIN, TrainOrder(20, 4, 0))
+    pipeline = pipeline_over(folder(20), loader, recipe, TrainOrder(20, 4, 0))
     whole = list(pipeline)
     for step in (3, 1, 4):
         pipeline.start(0, step)
@@ -114,8 +119,17 @@ def of(files: list[Path]) -> ImageTable:
     return ImageTable.of(root, PathTable.of(names), lengths, [0] * len(files), ("photograph",))
 
 
-# Measured: DALI differs by 0.11 to 0.18 on average and by 1 at most; it rounds its resampling otherwise.
+# DALI rounds its resampling otherwise, and a window's border pixels have their colour from inside the window alone.
 TOLERANCE = {"dali": 0.3, "torchvision": 0.0}
+FURTHER_OFF = {"dali": 0.05, "torchvision": 0.0}
+"""Share of an image's numbers that may differ by more than one grey level, at the border of a window."""
+
+
+def assert_alike(shown: torch.Tensor, expected: torch.Tensor, loader: str, name: str, border: bool) -> None:
+    difference = (shown - expected).abs()
+    assert difference.mean() <= TOLERANCE[loader] + 1e-3, name
+    further = (difference > 1 + 1e-3).float().mean()
+    assert further <= (FURTHER_OFF[loader] if border else 0), name
 
 
 def test_evaluation_shows_what_torchvisions_transforms_show(
@@ -128,7 +142,7 @@ def test_evaluation_shows_what_torchvisions_transforms_show(
     found = torch.cat([b.images[: b.valid] for b in batches]) * 255
     for image, file in zip(found, photographs, strict=True):
         expected = transform(Image.open(file).convert("RGB")).float()
-        assert (image - expected).abs().mean() <= TOLERANCE[loader] + 1e-3, file.name
+        assert_alike(image, expected, loader, file.name, border=False)
 
 
 def test_training_shows_what_torchvisions_resized_crop_shows(
@@ -147,7 +161,7 @@ def test_training_shows_what_torchvisions_resized_crop_shows(
         expected = v2.functional.pil_to_tensor(v2.functional.resized_crop(image, *window, [112, 112])).float()
         mirrored += int(plan.flip[0])
         expected = expected.flip(2) if plan.flip[0] else expected
-        assert (pixels - expected).abs().mean() <= TOLERANCE[loader] + 1e-3, photographs[sample].name
+        assert_alike(pixels, expected, loader, photographs[sample].name, border=True)
     assert 0 < mirrored < len(photographs)
 
 

@@ -36,6 +36,14 @@ def test_rows_for_machines(root: Path, capfd: pytest.CaptureFixture[str]) -> Non
     assert found["ratios"]["ours/native_dali"] > 0 and found["ratios"]["ours/torchvision"] > 0
 
 
+def test_packing_first_is_compared_with_the_folder(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+    assert main([*SHORT, "--loaders", "ours,packed", "--data", str(root)]) == 0
+    found: dict[str, Any] = json.loads(capfd.readouterr().out.splitlines()[-1])
+    assert [(row["loader"], row["images"]) for row in found["rows"]] == [("ours", 6), ("packed", 6)]
+    assert found["ratios"]["ours/packed"] > 0
+
+
 def test_all_loaders_give_the_same_kind_of_batch(root: Path) -> None:
     pytest.importorskip("nvidia.dali", reason="DALI is not installed")
     for name in ("ours", "native-dali", "synthetic"):

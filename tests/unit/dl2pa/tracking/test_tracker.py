@@ -15,9 +15,9 @@ import pytest
 
 from dl2pa.errors import UserError
 from dl2pa.tracking import Tracker, local_uri, sync
-from dl2pa.tracking import server as server_module
 from dl2pa.tracking.delivery import Delivery
 from dl2pa.tracking.files import Busy, exclusive, read_json, write_json
+from dl2pa.tracking.imports import importing
 from dl2pa.tracking.notes import Note, last_server, load_note, save_note
 from dl2pa.tracking.sender import Sender
 from dl2pa.tracking.spool import events_file
@@ -200,19 +200,19 @@ def test_lock_excludes_others_and_is_not_kept_by_a_forked_child(tmp_path: Path) 
 
 
 def test_fork_waits_for_the_import_of_mlflow() -> None:
-    importing, forked = threading.Event(), threading.Event()
+    under_way, forked = threading.Event(), threading.Event()
 
     def slow_import() -> None:
-        with server_module._importing:  # pyright: ignore[reportPrivateUsage]
-            importing.set()
+        with importing():
+            under_way.set()
             assert not forked.wait(0.2)
 
     thread = threading.Thread(target=slow_import)
     thread.start()
-    importing.wait()
+    under_way.wait()
     child = os.fork()
     if child == 0:
-        with server_module._importing:  # pyright: ignore[reportPrivateUsage]
+        with importing():
             os._exit(0)
     forked.set()
     thread.join()

@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup quickstart test lint bench slurm-demo image docker-test clean
+.PHONY: setup quickstart test test-thorough lint bench slurm-demo image docker-test clean
 
 setup: $(READY)
 
@@ -37,6 +37,10 @@ docker-test: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+# The long variations that `test` leaves out, ten minutes more.
+test-thorough: setup
+	$(BIN)/python -m pytest -m thorough
 
 lint: setup
 	$(BIN)/ruff check .

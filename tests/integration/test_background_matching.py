@@ -85,7 +85,6 @@ def test_what_was_validated_last_is_what_was_saved(undisturbed: Path, program: A
     assert evaluated["top1"] == json.loads((undisturbed / "result.json").read_text())["top1_last"]
 
 
-@pytest.mark.slow
 def test_struck_while_a_solve_is_under_way(
     undisturbed: Path, train: Callable[..., Any], helpers: Any
 ) -> None:

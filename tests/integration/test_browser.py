@@ -18,7 +18,6 @@ from typing import Any
 import pytest
 
 pytest.importorskip("mlflow")
-pytestmark = pytest.mark.slow
 REPOSITORY = Path(__file__).resolve().parents[2]
 PICTURES = REPOSITORY / "build/browser"
 SEEDS = (0, 1)

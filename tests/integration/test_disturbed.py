@@ -23,7 +23,6 @@ from typing import Any
 import pytest
 
 pytest.importorskip("mlflow")
-pytestmark = pytest.mark.slow
 
 EPOCHS = 20
 STEPS = EPOCHS * 29
@@ -132,6 +131,8 @@ def record_of(client: Any, experiment: str, artifacts: Path) -> dict[str, Any]:
     }
 
 
+@pytest.mark.thorough
+@pytest.mark.timeout(2400)
 def test_a_disturbed_record_equals_an_undisturbed_one(
     tracking_server: Any,
     database: Any,

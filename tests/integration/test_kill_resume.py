@@ -64,15 +64,19 @@ def interrupt(training: Any, ways: list[str], steps: list[int], seed: int, helpe
 
 
 CHAINS = [
-    (1, ["term launcher", "kill group", "usr2 launcher", "term group"]),
-    (2, ["usr2 launcher", "kill one rank", "term group", "kill group"]),
-    (2, ["term one rank", "kill one torchrun", "term launcher"]),
-    (4, ["kill one rank", "term launcher"]),
+    pytest.param(1, ["term launcher", "kill group", "usr2 launcher", "term group"], id="1"),
+    pytest.param(2, ["usr2 launcher", "kill one rank", "term group", "kill group"], id="2"),
+    pytest.param(
+        2,
+        ["term one rank", "kill one torchrun", "term launcher"],
+        id="2, parts of it",
+        marks=pytest.mark.thorough,
+    ),
+    pytest.param(4, ["kill one rank", "term launcher"], id="4", marks=pytest.mark.thorough),
 ]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("nproc", "ways"), CHAINS, ids=lambda v: str(v) if isinstance(v, int) else v[0])
+@pytest.mark.parametrize(("nproc", "ways"), CHAINS)
 def test_killed_at_random_steps(
     nproc: int,
     ways: list[str],
@@ -113,7 +117,6 @@ RICH = {
 }
 
 
-@pytest.mark.slow
 def test_killed_with_mixing_average_and_scaled_cross_entropy(train: Callable[..., Any], helpers: Any) -> None:
     whole, cut = train(2, "whole", RICH), train(2, "cut", RICH)
     whole.finish(limit=1)
@@ -156,7 +159,6 @@ def test_killed_while_a_checkpoint_is_written(train: Callable[..., Any], helpers
     helpers.assert_identical(cut.run, whole.run)
 
 
-@pytest.mark.slow
 def test_interrupted_while_validating(train: Callable[..., Any], digits: Path, helpers: Any) -> None:
     """Validating the training images in pairs takes long enough to be met in the middle."""
     steps_per_epoch = 14

@@ -10,8 +10,6 @@ import pytest
 pytest.importorskip("mlflow")
 psycopg = pytest.importorskip("psycopg", reason="psycopg is not installed: pip install 'dl2pa[server]'")
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.mark.parametrize(
     ("host", "signed_in", "status"),

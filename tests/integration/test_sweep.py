@@ -67,7 +67,6 @@ def processes_below(folder: Path) -> list[int]:
     return found
 
 
-@pytest.mark.slow
 def test_a_sweep_is_stopped_resumed_by_the_same_command_and_reported(
     command: list[Any], place: Path, tables: Path, program: Any, helpers: Any, tmp_path: Path
 ) -> None:

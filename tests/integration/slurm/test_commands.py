@@ -264,7 +264,7 @@ def test_doctor_looks_at_the_cluster_from_here_and_from_a_node(dl2pa: Any) -> No
     assert "partition" in json.loads(lost.stdout.splitlines()[-1])["checks"]["from a node"]["seen"]
 
 
-@pytest.mark.parametrize("config", ["resnet50_d512", "swin_t_d512"])
+@pytest.mark.parametrize("config", ["resnet50_d512", pytest.param("swin_t_d512", marks=pytest.mark.thorough)])
 def test_the_headline_job_is_preempted_and_finishes(
     config: str, dl2pa: Any, cluster: Any, tmp_path: Path, cancelled_afterwards: list[str]
 ) -> None:

@@ -85,6 +85,7 @@ def test_a_job_at_its_time_limit_saves_and_goes_on(submit: Any, undisturbed: Pat
     assert_survived(job, undisturbed, helpers, saved=40)
 
 
+@pytest.mark.thorough
 def test_a_signal_to_the_job_s_processes_is_a_request_to_save(
     submit: Any, undisturbed: Path, helpers: Any
 ) -> None:
@@ -94,7 +95,7 @@ def test_a_signal_to_the_job_s_processes_is_a_request_to_save(
     assert_survived(job, undisturbed, helpers, saved=40)
 
 
-@pytest.mark.parametrize("kind", ["rank", "torchrun", "launcher"])
+@pytest.mark.parametrize("kind", ["rank", pytest.param("torchrun", marks=pytest.mark.thorough), "launcher"])
 def test_a_killed_process_costs_the_steps_since_the_last_save(
     kind: str, submit: Any, undisturbed: Path, helpers: Any
 ) -> None:
@@ -120,7 +121,13 @@ def broken_node(cluster: Any) -> Iterator[Callable[[str], None]]:
         subprocess.run([tool, "start-node", cluster.folder, node], check=True, capture_output=True)
 
 
-@pytest.mark.parametrize("node", ["node1", "node2"], ids=["the node of the batch script", "the other node"])
+@pytest.mark.parametrize(
+    "node",
+    [
+        pytest.param("node1", id="the node of the batch script"),
+        pytest.param("node2", id="the other node", marks=pytest.mark.thorough),
+    ],
+)
 def test_a_failed_node_costs_the_steps_since_the_last_save(
     node: str, submit: Any, undisturbed: Path, helpers: Any, broken_node: Any, cluster: Any
 ) -> None:

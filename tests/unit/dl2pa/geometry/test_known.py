@@ -109,7 +109,6 @@ def test_auto_counts_its_steps_up_to_the_total() -> None:
     assert len({total for _, total in seen}) == 1 and seen[-1][0] == seen[-1][1]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("num_classes", "dim", "target"),
     [

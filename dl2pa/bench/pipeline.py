@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from dl2pa.bench.loaders import LOADERS, NEEDS_DALI, PACKED, Source, open_loader
+from dl2pa.bench.loaders import LOADERS, NEEDS_DALI, PACKED, Source, open_images, open_loader
 from dl2pa.errors import TrainingFailure, UserError
 
 _MADE_UP = 128
@@ -110,6 +110,7 @@ def _pack(root: Path, out: Path) -> Path:
     from pipelines.datasets.build_index import list_source
     from pipelines.datasets.pack import PackOptions, pack
 
+    open_images(root)  # says what is wrong in this command's words
     options = PackOptions(_SHORT_SIDE, _QUALITY, _GIB)
     pack(list_source(root), out, options, len(os.sched_getaffinity(0)), lambda _done, _total: None)
     return out

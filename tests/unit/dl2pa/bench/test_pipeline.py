@@ -68,6 +68,7 @@ def test_an_order_over_few_images_shows_each_as_often() -> None:
         (["--loaders", "ours,disk"], "--loaders"),
         (["--loaders", "synthetic", "--rounds", "0"], "--rounds"),
         (["--loaders", "torchvision", "--data", "/nowhere"], "--data"),
+        (["--loaders", "packed", "--data", "/nowhere"], "--data"),
     ],
 )
 def test_mistakes_are_named(arguments: list[str], field: str, capfd: pytest.CaptureFixture[str]) -> None:

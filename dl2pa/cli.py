@@ -119,6 +119,12 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help=".png, .pdf or .svg: the cosines, for D <= 3 the sphere too",
     )
+    prototypes.add_argument(
+        "--beside",
+        type=_path,
+        metavar="FILE",
+        help="score these too: a file of ours, .npy, the authors' .pth",
+    )
     prototypes.add_argument("--batch_size", type=int, help=argparse.SUPPRESS)
     prototypes.add_argument("--num_epoch", type=int, help=argparse.SUPPRESS)
 

@@ -14,7 +14,7 @@ def say(result: Mapping[str, Any], as_json: bool, title: str) -> None:
         print(json.dumps(result), flush=True)  # noqa: T201
         return
     width = max((len(key) for key in result), default=0)
-    lines = [title, *(f"  {key:<{width}}  {_short(value)}" for key, value in result.items())]
+    lines = [title, *(f"  {key:<{width}}  {short(value)}" for key, value in result.items())]
     print("\n".join(lines), flush=True)  # noqa: T201
 
 
@@ -32,7 +32,8 @@ def table(rows: Sequence[Sequence[str]]) -> None:
     print("\n".join(lines), flush=True)  # noqa: T201
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A value as people read it: four digits, a dozen entries."""
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.1f}"
     if isinstance(value, list) and len(value) > 12:

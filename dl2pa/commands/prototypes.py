@@ -8,13 +8,14 @@ import time
 from types import TracebackType
 from typing import Any
 
-from dl2pa.commands.output import note, say
+from dl2pa.commands.output import note, say, short, table
+from dl2pa.errors import UserError
 
 _SECONDS_BETWEEN_LINES = 10.0
 
 
 def run(args: argparse.Namespace) -> int:
-    from dl2pa.geometry import build_prototypes, save_prototypes
+    from dl2pa.geometry import CONSTRUCTIONS, build_prototypes, load_prototypes, save_prototypes
     from dl2pa.geometry.files import check_form
     from dl2pa.geometry.plot import check_picture, plot_prototypes
 
@@ -26,6 +27,10 @@ def run(args: argparse.Namespace) -> int:
     for flag in ("batch_size", "num_epoch"):
         if getattr(args, flag) is not None:
             note(f"--{flag} is accepted and ignored: our constructions need neither batches nor epochs")
+    if args.construction not in CONSTRUCTIONS:
+        remedy = f"Choose one of {', '.join(CONSTRUCTIONS)}; a file is scored by --beside."
+        raise UserError("--construction", args.construction, "no such construction", remedy)
+    other = None if args.beside is None else load_prototypes(args.beside, args.num_classes, args.dim)
     with _Progress() as progress:
         prototypes = build_prototypes(args.num_classes, args.dim, args.construction, args.seed, progress)
     if args.out is not None:
@@ -36,7 +41,15 @@ def run(args: argparse.Namespace) -> int:
         "file": None if args.out is None else str(args.out),
         "plot": None if args.plot is None else str(args.plot),
     }
-    say({**prototypes.certificate.as_dict(), **written}, args.json, "prototypes:")
+    result: dict[str, Any] = {**prototypes.certificate.as_dict(), **written}
+    if other is None:
+        say(result, args.json, "prototypes:")
+    elif args.json:
+        say({**result, "beside": {**other.certificate.as_dict(), "file": str(args.beside)}}, True, "")
+    else:
+        theirs = {**other.certificate.as_dict(), "file": args.beside}
+        rows = [[key, short(value), short(theirs.get(key, ""))] for key, value in result.items()]
+        table([["", "ours", "beside"], *rows])
     return 0
 
 

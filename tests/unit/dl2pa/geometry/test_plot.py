@@ -44,6 +44,28 @@ def test_the_command_takes_the_authors_flags_and_writes_all_three(
     assert said["mean_norm"] < 1e-6 and out.is_file() and plot.is_file()
 
 
+def test_a_file_in_the_authors_form_is_scored_beside_ours(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    points = torch.nn.functional.normalize(torch.eye(6)[:5] + 0.1, dim=1)
+    torch.save({"w": points.T.contiguous()}, tmp_path / "theirs.pth")
+    shape = ["prototypes", "--num-classes", "5", "--dim", "6", "--beside", str(tmp_path / "theirs.pth")]
+    assert main([*shape, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert said["beside"]["construction"] == "file"
+    assert said["beside"]["max_cosine"] == pytest.approx(float((points @ points.T).fill_diagonal_(-1).max()))
+    assert said["max_cosine"] == pytest.approx(-1 / 4)
+    assert main(shape) == 0
+    assert "-0.25" in next(line for line in capsys.readouterr().out.splitlines() if "max_cosine" in line)
+
+
+def test_an_unknown_construction_or_file_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    shape = ["prototypes", "--num-classes", "5", "--dim", "6"]
+    assert main([*shape, "--construction", "theirs.pth"]) == 2
+    assert "--beside" in capsys.readouterr().err
+    assert main([*shape, "--beside", "/nowhere/theirs.pth"]) == 2
+
+
 @pytest.mark.parametrize("flag", ["--out", "--plot"])
 def test_a_name_that_cannot_be_written_is_refused_before_the_search(
     flag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -194,6 +194,7 @@ def recorded(ui: str) -> list[Any]:
 
     client = mlflow.MlflowClient(ui)
     experiment = client.get_experiment_by_name("digits")
+    assert experiment is not None
     found = client.search_runs([experiment.experiment_id])
     assert len(found) == len(SEEDS)
     return sorted(found, key=lambda run: run.data.tags["seed"])

@@ -30,7 +30,7 @@ supervise() {
   fi
   trap '_ask_to_stop "$run"' USR2 TERM
   export DL2PA_SUPERVISED=1 DL2PA_LAUNCHED="$SLURM_JOB_ID.$restarts"
-  export DL2PA_HEAD=${SLURMD_NODENAME:-$(hostname)} DL2PA_PORT
+  export DL2PA_HEAD=${DL2PA_HEAD:-${SLURMD_NODENAME:-$(hostname)}} DL2PA_PORT
   DL2PA_PORT=$(_free_port)
   before_attempt=$(_attempt "$run")
   before_step=$(_saved_step "$run")

@@ -123,7 +123,7 @@ class ImageReader:
         if not train and self.limits.max_bad_val_fraction == 0:
             raise UserError(
                 "data.val_root",
-                path,
+                str(path),
                 f"validation image {reason}",
                 "Restore or remove the file: counts are exact. data.max_bad_val_fraction allows some to be left out.",
             )

@@ -110,7 +110,10 @@ def _pack(root: Path, out: Path) -> Path:
     from pipelines.datasets.build_index import list_source
     from pipelines.datasets.pack import PackOptions, pack
 
-    open_images(root)  # says what is wrong in this command's words
+    if open_images(root).members is not None:
+        raise UserError(
+            "--data", str(root), "holds shards, which are packed already", "Give a folder of images."
+        )
     options = PackOptions(_SHORT_SIDE, _QUALITY, _GIB)
     pack(list_source(root), out, options, len(os.sched_getaffinity(0)), lambda _done, _total: None)
     return out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dl2pa.commands.output import say
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from pipelines.build import Dataset
 
 
+_CHANGEABLE = ("data.", "launch.", "train.eval_batch_size", "train.precision", "train.channels_last")
+
+
 def run(args: argparse.Namespace) -> int:
     from dl2pa.training.data import build_eval_pipeline, open_split
     from dl2pa.training.evaluate import evaluate
@@ -23,6 +27,7 @@ def run(args: argparse.Namespace) -> int:
     from dl2pa.training.processes import join_world
     from dl2pa.training.saved import load_run_config, load_weights
 
+    _check_overrides(args.overrides)
     config = load_run_config(args.run, args.overrides)
     world = join_world(config)
     if args.embedding:
@@ -31,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     classifier = load_weights(args.run, config, args.checkpoint).to(world.device)
     if list(dataset.classes) != classifier.classes:
         raise UserError(
-            "data.val_root",
+            "data.val_root" if config.data.val_root else "data.root",
             config.data.val_root or config.data.root,
             "its classes are not those the model was trained on",
             "Give the data set's own classes, or data.classes.",
@@ -43,6 +48,15 @@ def run(args: argparse.Namespace) -> int:
     assert result is not None, "nobody asks this evaluation to stop"
     say(result.metrics(), args.json, f"{args.run}:")
     return 0
+
+
+def _check_overrides(overrides: Sequence[str]) -> None:
+    """Refuse what would leave the trained model as it is and look as if it had not."""
+    for override in overrides:
+        key = override.partition("=")[0]
+        if not key.startswith(_CHANGEABLE):
+            remedy = f"Give keys of {', '.join(_CHANGEABLE)}; `dl2pa train` trains another model."
+            raise UserError(key, override.partition("=")[2], "changes nothing in a trained model", remedy)
 
 
 def _embedding(args: argparse.Namespace, config: Config, world: World) -> int:

@@ -6,31 +6,23 @@ import argparse
 import sys
 import time
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dl2pa.commands.output import note, say, short, table
 from dl2pa.errors import UserError
+
+if TYPE_CHECKING:
+    from dl2pa.geometry import Prototypes
 
 _SECONDS_BETWEEN_LINES = 10.0
 
 
 def run(args: argparse.Namespace) -> int:
-    from dl2pa.geometry import CONSTRUCTIONS, build_prototypes, load_prototypes, save_prototypes
-    from dl2pa.geometry.files import check_form
-    from dl2pa.geometry.plot import check_picture, plot_prototypes
+    from dl2pa.geometry import build_prototypes, save_prototypes
+    from dl2pa.geometry.plot import plot_prototypes
 
-    # A name that cannot be written is refused now, not after a minute's search.
-    if args.out is not None:
-        check_form(args.out)
-    if args.plot is not None:
-        check_picture(args.plot)
-    for flag in ("batch_size", "num_epoch"):
-        if getattr(args, flag) is not None:
-            note(f"--{flag} is accepted and ignored: our constructions need neither batches nor epochs")
-    if args.construction not in CONSTRUCTIONS:
-        remedy = f"Choose one of {', '.join(CONSTRUCTIONS)}; a file is scored by --beside."
-        raise UserError("--construction", args.construction, "no such construction", remedy)
-    other = None if args.beside is None else load_prototypes(args.beside, args.num_classes, args.dim)
+    _check(args)
+    other = None if args.beside is None else _load(args)
     with _Progress() as progress:
         prototypes = build_prototypes(args.num_classes, args.dim, args.construction, args.seed, progress)
     if args.out is not None:
@@ -44,13 +36,43 @@ def run(args: argparse.Namespace) -> int:
     result: dict[str, Any] = {**prototypes.certificate.as_dict(), **written}
     if other is None:
         say(result, args.json, "prototypes:")
-    elif args.json:
-        say({**result, "beside": {**other.certificate.as_dict(), "file": str(args.beside)}}, True, "")
+        return 0
+    theirs = {**other.certificate.as_dict(), "file": str(args.beside)}
+    if args.json:
+        say({**result, "beside": theirs}, True, "")
     else:
-        theirs = {**other.certificate.as_dict(), "file": args.beside}
         rows = [[key, short(value), short(theirs.get(key, ""))] for key, value in result.items()]
         table([["", "ours", "beside"], *rows])
     return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuse now what would be refused after a minute's search."""
+    from dl2pa.geometry import CONSTRUCTIONS
+    from dl2pa.geometry.files import check_form
+    from dl2pa.geometry.plot import check_picture
+
+    if args.construction not in CONSTRUCTIONS:
+        remedy = f"Choose one of {', '.join(CONSTRUCTIONS)}; a file is scored by --beside."
+        raise UserError("--construction", args.construction, "no such construction", remedy)
+    if args.seed < 0:
+        raise UserError("--seed", args.seed, "is negative", "Give 0 or more.")
+    if args.out is not None:
+        check_form(args.out)
+    if args.plot is not None:
+        check_picture(args.plot)
+    for flag in ("batch_size", "num_epoch"):
+        if getattr(args, flag) is not None:
+            note(f"--{flag} is accepted and ignored: our constructions need neither batches nor epochs")
+
+
+def _load(args: argparse.Namespace) -> Prototypes:
+    from dl2pa.geometry import load_prototypes
+
+    try:
+        return load_prototypes(args.beside, args.num_classes, args.dim)
+    except UserError as error:
+        raise UserError("--beside", str(args.beside), error.message, error.remedy) from None
 
 
 class _Progress:

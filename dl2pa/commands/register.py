@@ -14,13 +14,15 @@ def run(args: argparse.Namespace) -> int:
 
     check_names(args.name, args.alias)  # before anything heavy is imported
 
-    from dl2pa.tracking import choose_uri, has_hidden_credentials, sync
+    from dl2pa.tracking import check_uri, choose_uri, has_hidden_credentials, sync
     from dl2pa.tracking.spool import load_identity
     from dl2pa.tracking.sync import resolve_uri
     from dl2pa.training.mlmodel import describe_model, find_example
     from dl2pa.training.rundir import RunDirectory, read_json
     from dl2pa.training.saved import load_run_config, model_file
 
+    if args.uri is not None:
+        check_uri("--uri", args.uri)
     config = load_run_config(args.run, ())
     model_file(args.run, config, "final")
     directory = RunDirectory(args.run)

@@ -16,6 +16,8 @@ from dl2pa.report.compare import Entry
 def run(args: argparse.Namespace) -> int:
     if args.compare is not None:
         return _compare(args)
+    if args.uri is not None:
+        _check_uri(args)
     paths = find_runs(args.run, args.all)
     published = published_file(args.tables) if args.published or args.tables else None
     comparison = compare([read_run(path) for path in paths], published)
@@ -88,6 +90,14 @@ def _print(comparison: Comparison) -> None:
 
 def _length(entry: Entry) -> str:
     return "full" if entry.length == "full" else f"{entry.length}: {entry.group.steps:,} steps"
+
+
+def _check_uri(args: argparse.Namespace) -> None:
+    from dl2pa.tracking import check_uri
+
+    check_uri("--uri", args.uri)
+    if args.mlflow is None:
+        raise UserError("--uri", args.uri, "is for --mlflow", "Add --mlflow EXPERIMENT, or leave it out.")
 
 
 def _log(comparison: Comparison, experiment: str, uri: str | None, base: Path) -> str:

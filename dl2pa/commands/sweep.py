@@ -80,6 +80,9 @@ def run(args: argparse.Namespace) -> int:
     check_trainings([(p.config, p.config.launch.nproc) for p in pending])
     at_once = min(wanted.parallel or 1, max(1, len(pending)))
     tasks = [_task(p, tag, at_once) for p in pending]
+    if args.dry_run and args.json:
+        say({"commands": [task.command for task in tasks]}, True, "")
+        return EXIT_DONE
     if args.dry_run:
         print("\n".join(shlex.join(task.command) for task in tasks), flush=True)  # noqa: T201
         return EXIT_DONE
@@ -134,6 +137,11 @@ def _variants(
         if path is None:
             remedy = "Give sweep.config, or a config in each variant."
             raise UserError(f"sweep.variants.{name}", own, "names no configuration", remedy)
+        if twice := sorted(written.array.keys() & written.variants[name].keys()):
+            remedy = "The array's values would stand. Take the key out of one of them."
+            raise UserError(
+                f"sweep.variants.{name}", twice[0], "is set by the variant and by sweep.array", remedy
+            )
         found.append((name, path, (*written.override_texts(), *overrides)))
     return tuple(found)
 

@@ -13,7 +13,11 @@ from dl2pa.errors import EXIT_DONE, EXIT_FAILURE, UserError
 
 def run(args: argparse.Namespace) -> int:
     from dl2pa.report.runs import find_runs
+    from dl2pa.tracking import check_uri
     from dl2pa.tracking.spool import events_file
+
+    if args.uri is not None:
+        check_uri("--uri", args.uri)
 
     if not args.run and args.all is None:
         raise UserError("run", None, "nothing to send", "Name run directories, or give --all [DIR].")

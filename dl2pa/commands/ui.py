@@ -15,11 +15,18 @@ from dl2pa.errors import EXIT_DONE, EXIT_FAILURE, UserError
 
 
 def run(args: argparse.Namespace) -> int:
+    from dl2pa.tracking import check_uri, sqlite_file
     from dl2pa.tracking.local import LocalServer, ServerFailed
 
     store = args.uri or _store_of(args.runs)
+    check_uri("--uri", store)
     if store.startswith("http"):
         raise UserError("--uri", store, "is a server that runs already", "Open it in a browser.")
+    database = sqlite_file(store)
+    if database is not None and not database.is_file():
+        raise UserError(
+            "--uri", store, "there is no such file", "Give the store that the runs were recorded in."
+        )
     port = _free(args.host, args.port)
     with tempfile.TemporaryDirectory(prefix="dl2pa-ui-") as folder:
         log = Path(folder) / "log"
@@ -69,6 +76,11 @@ def _free(host: str, port: int) -> int:
     Raises:
         UserError: somebody listens there, or it cannot be listened at.
     """
+    try:
+        socket.getaddrinfo(host, None)
+    except socket.gaierror as error:
+        remedy = "Give a name or an address of this machine."
+        raise UserError("--host", host, f"is unknown ({error.strerror})", remedy) from None
     try:
         with socket.create_server(
             (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET

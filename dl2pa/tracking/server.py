@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dl2pa.errors import UserError
 from dl2pa.tracking.cleaning import redact
 from dl2pa.tracking.imports import importing
 from dl2pa.tracking.model import log_model
@@ -28,6 +29,7 @@ MAX_METRICS = 1000
 MAX_PARAMS = 100
 _STATUS = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED", "killed": "KILLED"}
 _REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST")
+_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
 _DEFAULTS = {
     # One request is bounded; the sender has its own back-off and sends again.
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
@@ -270,7 +272,7 @@ def ensure_experiment(client: Any, uri: str, name: str) -> str:
 
 def connect(uri: str) -> tuple[Any, type[Exception]]:
     """MLflow's client and the class of its errors."""
-    database = _sqlite_file(uri)
+    database = sqlite_file(uri)
     if database is not None:
         database.parent.mkdir(parents=True, exist_ok=True)
     with importing():
@@ -283,11 +285,24 @@ def connect(uri: str) -> tuple[Any, type[Exception]]:
     return mlflow.MlflowClient(tracking_uri=uri), MlflowException
 
 
-def _sqlite_file(uri: str) -> Path | None:
+def check_uri(field: str, uri: str) -> None:
+    """Refuse what is no address of a tracking store.
+
+    Raises:
+        UserError: another scheme than a server's or a database's; `none`, which names no place to send to.
+    """
+    scheme, colon, _ = uri.partition(":")
+    if not colon or scheme.split("+")[0] not in _SCHEMES:
+        remedy = f"Give an address that begins with one of {', '.join(f'{s}:' for s in _SCHEMES)}."
+        raise UserError(field, redact(uri), "is no address of a tracking server or database", remedy)
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """The file of a SQLite store; None for any other."""
     scheme, _, rest = uri.partition(":///")
     return Path(rest.partition("?")[0]) if scheme.split("+")[0] == "sqlite" and rest else None
 
 
 def _artifact_location(uri: str) -> str | None:
-    database = _sqlite_file(uri)
+    database = sqlite_file(uri)
     return (database.absolute().parent / "mlartifacts").as_uri() if database is not None else None

@@ -56,6 +56,10 @@ def build_index(root: Path, out: Path, workers: int, progress: Progress = lambda
     """
     if not root.is_dir():
         raise UserError("ROOT", str(root), "is not a directory", "Give the folder of the data set.")
+    if out.is_dir():
+        raise UserError(
+            "--out", str(out), "is a folder", f"Give a file, for example {out / 'imagenet.index'}."
+        )
     parts = out.with_name(f".{out.name}.parts")
     try:
         parts.mkdir(parents=True, exist_ok=True)

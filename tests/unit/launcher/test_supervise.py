@@ -442,6 +442,12 @@ def test_the_command_knows_its_launch_and_where_to_meet(batch: Batch) -> None:
     assert 10000 <= int(seen["DL2PA_PORT"]) < 30000
 
 
+def test_a_head_that_the_user_gives_stays(batch: Batch) -> None:
+    a_finished_run(batch)
+    batch.attempt(SLURMD_NODENAME="node7", DL2PA_HEAD="10.1.2.3")
+    assert batch.seen()["DL2PA_HEAD"] == "10.1.2.3"
+
+
 def test_without_slurms_name_for_it_the_head_is_this_host(batch: Batch) -> None:
     batch.fake("hostname", "#!/bin/sh\necho host-of-the-shell\n")
     batch.attempt()

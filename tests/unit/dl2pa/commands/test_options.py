@@ -1,0 +1,64 @@
+"""Options that a command cannot use: each is named, with what it held."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dl2pa.cli import main
+
+PLACE = ["prototypes", "--num-classes", "5", "--dim", "6"]
+
+
+@pytest.mark.parametrize(
+    ("words", "field"),
+    [
+        (["sync", "RUN", "--uri", "foo://x"], "--uri"),
+        (["sync", "RUN", "--uri", "none"], "--uri"),
+        (["register", "RUN", "--name", "a", "--uri", "none"], "--uri"),
+        (["report", "RUN", "--uri", "sqlite:///a.db"], "--uri"),
+        (["ui", "--uri", "foo://x"], "--uri"),
+        (["ui", "--uri", "sqlite:///TMP/none/x.db"], "--uri"),
+        (["evaluate", "RUN", "model.backbone=resnet20"], "model.backbone"),
+        (["evaluate", "RUN", "optim.lr=0.1"], "optim.lr"),
+        ([*PLACE, "--seed", "-1"], "--seed"),
+        ([*PLACE, "--construction", "their.pth"], "--construction"),
+        ([*PLACE, "--beside", "TMP/none.pth"], "--beside"),
+        ([*PLACE, "--beside", "TMP"], "--beside"),
+        (["data", "index", "TMP", "--out", "TMP"], "--out"),
+    ],
+)
+def test_what_cannot_be_used_is_named(
+    words: list[str], field: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a").mkdir()
+    asked = [word.replace("RUN", str(tmp_path / "run")).replace("TMP", str(tmp_path)) for word in words]
+    assert main([*asked, "--json"]) == 2
+    error = json.loads(capsys.readouterr().out.splitlines()[-1])["error"]
+    assert error["field"] == field
+    assert [path.name for path in tmp_path.iterdir()] == ["a"], "nothing was made"
+
+
+def test_a_host_that_is_none_is_blamed_and_not_the_port(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mlflow.db").touch()
+    assert main(["ui", "--runs", str(tmp_path), "--host", "no such host", "--json"]) == 2
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["error"]["field"] == "--host"
+
+
+def test_a_key_of_the_array_is_no_variants(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "sweep.yaml"
+    config = Path(__file__).resolve().parents[4] / "configs/quickstart.yaml"
+    file.write_text(
+        f"sweep: {{config: {config}, array: {{optim.lr: [0.1, 0.2]}}, variants: {{slow: {{optim.lr: 0.01}}}}}}\n"
+    )
+    assert main(["sweep", str(file), "--dry-run", "--json"]) == 2
+    error = json.loads(capsys.readouterr().out.splitlines()[-1])["error"]
+    assert (error["field"], error["value"]) == ("sweep.variants.slow", "optim.lr")
+    file.write_text(f"sweep: {{config: {config}, seeds: 0..1}}\n")
+    assert main(["sweep", str(file), "--dry-run", "--json"]) == 0
+    commands = json.loads(capsys.readouterr().out.splitlines()[-1])["commands"]
+    assert [command[-1] for command in commands] != [] and len(commands) == 2

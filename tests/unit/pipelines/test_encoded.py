@@ -90,7 +90,7 @@ def test_a_bad_validation_image_is_named_not_replaced(drawn: Any, folder: Folder
     with pytest.raises(UserError) as caught:
         reader.fetch(0, 5)
     assert caught.value.field == "data.val_root"
-    assert caught.value.value == reader.dataset.path(5)
+    assert caught.value.value == str(reader.dataset.path(5))
 
 
 def test_a_file_that_went_away_is_replaced(folder: Folder) -> None:

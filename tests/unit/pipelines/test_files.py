@@ -286,7 +286,7 @@ def test_a_refused_validation_image_is_named(
     with pytest.raises(UserError) as caught:
         list(pipeline_over(dataset, loader, Recipe(24, train=False), EvalOrder(20, 4)))
     assert caught.value.field == "data.val_root"
-    assert caught.value.value == dataset.path(5)
+    assert caught.value.value == str(dataset.path(5))
 
 
 def test_what_only_dali_refuses_is_replaced_too(drawn: Any, folder: Folder, pipeline_over: Build) -> None:

@@ -43,7 +43,7 @@ def decode_folder(dataset: ImageTable, image_size: int, threads: int) -> ArrayDa
             boxes = plan.window[0].tolist(), plan.resized[0].tolist(), plan.offset[0].tolist()
             return np.asarray(decode_image(data.tobytes(), *boxes, image_size))
         except (BadImage, OSError, SyntaxError) as error:
-            path = dataset.path(sample)
+            path = str(dataset.path(sample))
             raise UserError(
                 "data.root", path, f"cannot be decoded ({error})", "Restore or remove it."
             ) from None

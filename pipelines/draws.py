@@ -34,13 +34,8 @@ class Stream(IntEnum):
     STEP_SEED = 12
 
 
-def mix(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Scramble 64-bit words: a bijection with full avalanche."""
-    with np.errstate(over="ignore"):
-        return _mix(words)
-
-
 def _mix(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Scramble 64-bit words: a bijection with full avalanche."""
     z = words + _GAMMA
     z = (z ^ (z >> np.uint64(30))) * _M1
     z = (z ^ (z >> np.uint64(27))) * _M2
@@ -48,7 +43,7 @@ def _mix(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def _mix_one(word: int) -> int:
-    """``mix`` of one word, in a twentieth of the time that arrays without dimensions take."""
+    """``_mix`` of one word, without the cost of arrays."""
     z = (word + int(_GAMMA)) & _ALL
     z = ((z ^ (z >> 30)) * int(_M1)) & _ALL
     z = ((z ^ (z >> 27)) * int(_M2)) & _ALL

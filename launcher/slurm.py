@@ -17,7 +17,7 @@ from typing import Any
 from dl2pa.errors import UserError
 from launcher.containers import Container
 from launcher.jobs import COMMENT, states
-from launcher.node import run_task
+from launcher.node import SUPERVISED, run_task
 
 SUPERVISE = Path(__file__).with_name("supervise.sh")
 _TIME = re.compile(r"(?:(\d{1,6})-)?(\d{1,9})(?::(\d{1,6}))?(?::(\d{1,6}))?")
@@ -201,7 +201,11 @@ def log_of(job_id: str, folder: Path) -> Path:
 @contextmanager
 def _own_environment() -> Generator[None]:
     """Without variables that sbatch would prefer to the script, or hand on from the job this may run in."""
-    foreign = ("SLURM_", "SBATCH_", "SRUN_", "SALLOC_")
+    foreign: tuple[str, ...] = ("SLURM_", "SBATCH_", "SRUN_", "SALLOC_")
+    if (
+        SUPERVISED in os.environ
+    ):  # set by supervise.sh for that job; elsewhere the user may have set DL2PA_HEAD
+        foreign += (SUPERVISED, "DL2PA_LAUNCHED", "DL2PA_HEAD", "DL2PA_PORT")
     inherited = {k: v for k, v in os.environ.items() if k.startswith(foreign) and k != "SLURM_CONF"}
     for name in inherited:
         del os.environ[name]

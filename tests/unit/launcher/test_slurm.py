@@ -294,6 +294,22 @@ def test_sbatch_is_given_exactly_the_script_that_is_shown(
     assert given == script(request, runs, place / "slurm", "dl2pa-x")
 
 
+@pytest.mark.parametrize("inside", [True, False], ids=["inside a job of ours", "elsewhere"])
+def test_a_job_that_submits_hands_on_nothing_of_its_own(
+    inside: bool, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its head node is not the next job's; a head that the user named is."""
+    make_fake(tmp_path, "sbatch", f"env >'{tmp_path}/env'; echo Submitted batch job 123")
+    given = {"DL2PA_HEAD": "node7", "DL2PA_PORT": "29500", "DL2PA_LAUNCHED": "9.0", "DL2PA_DATA": "/data"}
+    for name, value in {**given, **({"DL2PA_SUPERVISED": "1"} if inside else {})}.items():
+        monkeypatch.setenv(name, value)
+    slurm.submit(Request(), planned(place, "run"), place / "slurm", "dl2pa-x")
+    seen = (tmp_path / "env").read_text(encoding="utf-8").splitlines()
+    ours = {line.partition("=")[0] for line in seen if line.startswith("DL2PA_")}
+    assert ours == ({"DL2PA_DATA"} if inside else given.keys())
+    assert os.environ["DL2PA_HEAD"] == "node7"
+
+
 def test_what_sbatch_says_when_it_fails_is_told(place: Path, tmp_path: Path) -> None:
     make_fake(tmp_path, "sbatch", "echo 'sbatch: error: Batch job submission failed: quota' >&2; exit 1")
     with pytest.raises(UserError, match=r"sbatch = 'dl2pa-x': failed: .*quota"):

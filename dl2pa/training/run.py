@@ -92,9 +92,11 @@ def report_error(run: RunDirectory, rank: int, error: BaseException, before: dic
         write_atomically(run.error_file(rank), json.dumps(report) + "\n")
         if rank == 0 and not (isinstance(error, UserError) and error.field == "run-dir"):
             state = "stopped" if isinstance(error, SystemExit) else "failed"
+            message = report["message"]
             if user and before.get("state") in ("finished", "stopped"):
                 state = before["state"]
-            run.write_status(state=state, error=report["message"])
+                message = None if state == "finished" else message
+            run.write_status(state=state, error=message)
 
 
 def report_node_error(run: RunDirectory, node: str, error: BaseException) -> None:

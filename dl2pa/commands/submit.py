@@ -164,6 +164,7 @@ def _check_free(run_dirs: Sequence[Path]) -> None:
     last = {run_dir: submissions.read(run_dir) for run_dir in run_dirs}
     known = jobs.states(s.job_id for s in last.values() if s is not None)
     for run_dir, submission in last.items():
+        RunDirectory(run_dir).check_place()
         if submission is not None and known[submission.job_id].is_live:
             remedy = f"Wait for it, `dl2pa cancel {submission.job_id}`, or choose another --run-dir."
             raise UserError("run-dir", str(run_dir), f"job {submission.job_id} has it", remedy)

@@ -20,6 +20,8 @@ _HEARTBEAT_S = 3.0
 _STALE_S = 15.0
 _POLL_S = 0.2
 _WAIT_S = 60.0
+_EARLY = {"cancelled", "checkpoints", "logs", "slurm", "stop"}
+"""What can lie in a run directory before anybody owned it."""
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -66,14 +68,23 @@ class RunDirectory:
         """Look whether the folders can be made, and make none.
 
         Raises:
-            UserError: the place cannot be written.
+            UserError: the place cannot be written, or is a folder of something else.
         """
         try:
+            if self.root.is_dir() and not (self.status_file.exists() or (self.root / "owner.lock").exists()):
+                self._check_ours()
             there = next(place for place in (self.root, *self.root.parents) if place.exists())
             with tempfile.TemporaryFile(dir=there):
                 pass
         except OSError as error:
             raise self._not_writable(error) from None
+
+    def _check_ours(self) -> None:
+        """Refuse a folder that holds other files and no run: a home, a checkout, the folder of all runs."""
+        visible = {path.name for path in self.root.iterdir() if not path.name.startswith(".")}
+        if foreign := sorted(visible - _EARLY):
+            message = f"holds other files and no run: {', '.join(foreign[:3])}"
+            raise UserError("run-dir", str(self.root), message, "Give a new folder, or an empty one.")
 
     def create(self) -> None:
         """Make the folders.

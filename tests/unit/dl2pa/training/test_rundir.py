@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from dl2pa.errors import UserError
+from dl2pa.training.run import report_error
 from dl2pa.training.rundir import Ownership, RunDirectory, is_owned, read_json, write_atomically
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -119,6 +120,42 @@ def test_a_place_that_cannot_be_written_is_refused() -> None:
 def test_looking_at_a_place_makes_nothing(tmp_path: Path) -> None:
     RunDirectory(tmp_path / "runs/run").check_place()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_of_other_files_is_no_run_directory(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    (tmp_path / ".profile").touch()
+    for early in ("logs", "slurm", "checkpoints"):  # what `submit` and a start that was killed leave
+        (tmp_path / early).mkdir()
+    run.check_place()
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(UserError, match=r"run-dir .* holds other files and no run: thesis.tex"):
+        run.check_place()
+    run.write_status(state="failed")
+    run.check_place()
+
+
+@pytest.mark.parametrize(
+    ("state", "error", "left"),
+    [
+        ("finished", UserError("optim.lr", 1, "changed", "Put it back."), ("finished", None)),
+        (
+            "stopped",
+            UserError("optim.lr", 1, "changed", "Put it back."),
+            ("stopped", "optim.lr = 1: changed"),
+        ),
+        ("finished", OSError("disk"), ("failed", "disk")),
+    ],
+)
+def test_a_refused_attempt_leaves_a_run_as_it_was(
+    state: str, error: Exception, left: tuple[str, str | None], run: RunDirectory
+) -> None:
+    run.write_status(state="running", step=7)
+    report_error(run, 0, error, {"state": state})
+    told = run.status()
+    assert (told["state"], told["step"]) == (left[0], 7)
+    assert told["error"] == left[1] or told["error"].startswith(str(left[1]))
+    assert read_json(run.error_file(0))["message"] == str(error)
 
 
 def test_in_the_image_the_remedy_is_a_mount(monkeypatch: pytest.MonkeyPatch) -> None:

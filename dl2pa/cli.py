@@ -279,6 +279,13 @@ def _add_comparison(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
         metavar="TABLE[:ROW[:COLUMN]]",
         help="in place of a configuration: what stands for these cells of the published tables",
     )
+    sweep.add_argument(
+        "--variant",
+        action="append",
+        type=_text,
+        metavar="NAME",
+        help="of a file's variants only this one; repeated: these",
+    )
     sweep.add_argument("--parallel", type=int, metavar="K", help="runs at a time on this machine (1)")
     sweep.add_argument("--run-dir", type=_path, metavar="DIR", help="folder of the runs (runs)")
     sweep.add_argument(

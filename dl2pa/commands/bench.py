@@ -191,7 +191,7 @@ def _numbers(option: str, text: str, least: int, what: str) -> list[int]:
     try:
         counts = [int(part) for part in text.split(",")]
     except ValueError:
-        raise UserError(option, text, "is no list of numbers", "Write 100,1000.") from None
+        raise UserError(option, text, "is no list of numbers", f"Write {least},{2 * least}, say.") from None
     if min(counts) < least:
         raise UserError(option, text, f"has fewer than {what}", f"Use {least} or more.")
     return counts

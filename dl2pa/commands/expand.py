@@ -83,6 +83,10 @@ def _axis(text: str) -> list[tuple[str, str]]:
     span = _RANGE.fullmatch(values)
     if span is not None:
         low, high = int(span[1]), int(span[2])
+        if high < low:
+            raise UserError(
+                "--array", text, "is a range that ends before it begins", f"Write {key}={high}..{low}."
+            )
         check_count(high - low + 1)
         found = [str(n) for n in range(low, high + 1)]
     else:

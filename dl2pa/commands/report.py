@@ -44,8 +44,10 @@ def _compare(args: argparse.Namespace) -> int:
     from dl2pa.report.document import to_markdown
     from dl2pa.report.write import write_document
 
+    if args.run:
+        runs = [str(path) for path in (*args.compare, *args.run)]
+        raise UserError("--compare", " ".join(runs), f"compares two runs, not {len(runs)}", "Give two.")
     others = {
-        "RUN": args.run,
         "--published": args.published,
         "--tables": args.tables,
         "--mlflow": args.mlflow,

@@ -67,6 +67,8 @@ class Wanted:
 
 
 def run(args: argparse.Namespace) -> int:
+    from dl2pa.training.rundir import RunDirectory
+
     wanted = _wanted(args)
     elements = _elements(wanted, args.tables)
     if args.slurm:
@@ -77,6 +79,8 @@ def run(args: argparse.Namespace) -> int:
     check_distinct([p.run_dir for p in planned])
     tag = _tag(wanted.name, [p.config for p in planned])
     pending = [p for p in planned if not already_finished(p.config, p.run_dir)]
+    for p in pending:
+        RunDirectory(p.run_dir).check_place()
     check_trainings([(p.config, p.config.launch.nproc) for p in pending])
     at_once = min(wanted.parallel or 1, max(1, len(pending)))
     tasks = [_task(p, tag, at_once) for p in pending]
@@ -86,7 +90,6 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         print("\n".join(shlex.join(task.command) for task in tasks), flush=True)  # noqa: T201
         return EXIT_DONE
-    _check_writable(folder)
     outcomes = {p.run_dir: Outcome(p, "finished") for p in planned}
     pool = Pool(places([p.config for p in pending], at_once))
     outcomes.update(_run(pool, pending, tasks))
@@ -105,7 +108,7 @@ def _wanted(args: argparse.Namespace) -> Wanted:
         written = load_sweep(file)
         config = file.parent / written.config if written.config else None
     cells = tuple(args.cells or written.cells)
-    variants = _variants(written, file, config)
+    variants = _chosen(_variants(written, file, config), args.variant, file)
     if bool(config or variants) == bool(cells):
         message = "stands beside cells" if cells else "is missing"
         remedy = "Give either a configuration or --cells TABLE[:ROW[:COLUMN]]."
@@ -146,6 +149,20 @@ def _variants(
     return tuple(found)
 
 
+def _chosen(
+    variants: tuple[tuple[str, Path, tuple[str, ...]], ...], names: list[str] | None, file: Path | None
+) -> tuple[tuple[str, Path, tuple[str, ...]], ...]:
+    """The variants that the command line names; all, where it names none."""
+    if names is None:
+        return variants
+    known = [name for name, *_ in variants]
+    for name in names:
+        if name not in known:
+            remedy = f"Use one of {'; '.join(known)}." if known else "Give a sweep's file that has variants."
+            raise UserError("--variant", name, f"is no variant of {file}", remedy)
+    return tuple(variant for variant in variants if variant[0] in names)
+
+
 def _elements(wanted: Wanted, tables: Path | None) -> list[Element]:
     if wanted.variants:
         found = [
@@ -159,16 +176,6 @@ def _elements(wanted: Wanted, tables: Path | None) -> list[Element]:
         return expand(wanted.config, wanted.overrides, wanted.sweeps)
     _, cells = load_published(published_file(tables))
     return expand_cells(select(cells, wanted.cells), wanted.overrides, wanted.sweeps)
-
-
-def _check_writable(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        writable = os.access(folder, os.W_OK)
-    except OSError:
-        writable = False
-    if not writable:
-        raise UserError("--run-dir", str(folder), "cannot be written", "Give another folder.")
 
 
 def _plan(element: Element, folder: Path) -> Planned:

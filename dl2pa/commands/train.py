@@ -240,7 +240,7 @@ def _report(run_dir: Path, as_json: bool) -> None:
 
     result = read_json(run_dir / "result.json")
     say(result, as_json, "finished:")
-    if not as_json and (run_dir.parent / "mlflow.db").exists():
+    if not as_json and result.get("mlflow_run_id") and (run_dir.parent / "mlflow.db").exists():
         program, more = str(Path(sys.executable).parent / "dl2pa"), ""
         if inside_image():
             program, more = "docker run -p 5000:5000 … IMAGE", " --host 0.0.0.0"

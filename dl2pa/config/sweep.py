@@ -28,8 +28,9 @@ class Sweep(Section):
     variants: dict[str, dict[str, Any]] = {}
     """Values that belong together, by a name of yours: `margin: {method.loss: cross_entropy, method.margin: 0.2}`. Each
     is run with every combination of the array; the key `config` takes another configuration, relative to this file."""
-    array: dict[str, str | tuple[Any, ...]] = {}
-    """Values to sweep, by key, in all combinations: `optim.lr: [0.1, 0.2]`, `method.name: dl2pa,hpn`."""
+    array: dict[str, Any] = {}
+    """Values to sweep, by key, in all combinations: `optim.lr: [0.1, 0.2]`, `method.name: dl2pa,hpn`; one alone is one
+    value."""
     seeds: int | str | tuple[int, ...] | None = None
     """Short for `train.seed` in `array`: 0..4, or a list."""
     parallel: PositiveInt | None = None
@@ -50,7 +51,7 @@ class Sweep(Section):
         """The sweeps as the command line writes them, the seeds last."""
         axes = {**self.array, **({} if self.seeds is None else {"train.seed": self.seeds})}
         return [
-            f"{key}={','.join(_text(v) for v in values) if isinstance(values, tuple) else values}"
+            f"{key}={','.join(map(_text, values)) if isinstance(values, list | tuple) else _text(values)}"
             for key, values in axes.items()
         ]
 

@@ -52,7 +52,13 @@ def test_the_key_config_sweeps_files() -> None:
     assert found[0].swept == ("config=a.yaml", "train.seed=0")
 
 
-@pytest.mark.parametrize("text", ["train.seed", "=3", "train.seed=", "train.seed=,", "train.seed=4..1", ""])
+def test_a_range_written_backwards_is_told_how_it_reads() -> None:
+    with pytest.raises(UserError, match="ends before it begins") as caught:
+        expand(Path("a.yaml"), [], ["train.seed=4..1"])
+    assert caught.value.remedy == "Write train.seed=1..4."
+
+
+@pytest.mark.parametrize("text", ["train.seed", "=3", "train.seed=", "train.seed=,", ""])
 def test_a_sweep_of_nothing_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="names no key with values") as caught:
         expand(CONFIG, [], [text])

@@ -9,6 +9,7 @@ import pytest
 
 from dl2pa.cli import main
 
+CONFIG = Path(__file__).resolve().parents[4] / "configs/quickstart.yaml"
 PLACE = ["prototypes", "--num-classes", "5", "--dim", "6"]
 
 
@@ -21,6 +22,10 @@ PLACE = ["prototypes", "--num-classes", "5", "--dim", "6"]
         (["report", "RUN", "--uri", "sqlite:///a.db"], "--uri"),
         (["ui", "--uri", "foo://x"], "--uri"),
         (["ui", "--uri", "sqlite:///TMP/none/x.db"], "--uri"),
+        (["report", "--compare", "RUN", "RUN", "RUN"], "--compare"),
+        (["sweep", "CONFIG", "--seeds", "4..0"], "--array"),
+        (["sweep", "CONFIG", "--variant", "none"], "--variant"),
+        (["sweep", "CONFIG", "--run-dir", "/proc/runs", "--dry-run"], "run-dir"),
         (["evaluate", "RUN", "model.backbone=resnet20"], "model.backbone"),
         (["evaluate", "RUN", "optim.lr=0.1"], "optim.lr"),
         ([*PLACE, "--seed", "-1"], "--seed"),
@@ -34,7 +39,10 @@ def test_what_cannot_be_used_is_named(
     words: list[str], field: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "a").mkdir()
-    asked = [word.replace("RUN", str(tmp_path / "run")).replace("TMP", str(tmp_path)) for word in words]
+    stands = {"RUN": str(tmp_path / "run"), "TMP": str(tmp_path), "CONFIG": str(CONFIG)}
+    asked = words
+    for word, path in stands.items():
+        asked = [text.replace(word, path) for text in asked]
     assert main([*asked, "--json"]) == 2
     error = json.loads(capsys.readouterr().out.splitlines()[-1])["error"]
     assert error["field"] == field
@@ -51,14 +59,13 @@ def test_a_host_that_is_none_is_blamed_and_not_the_port(
 
 def test_a_key_of_the_array_is_no_variants(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "sweep.yaml"
-    config = Path(__file__).resolve().parents[4] / "configs/quickstart.yaml"
     file.write_text(
-        f"sweep: {{config: {config}, array: {{optim.lr: [0.1, 0.2]}}, variants: {{slow: {{optim.lr: 0.01}}}}}}\n"
+        f"sweep: {{config: {CONFIG}, array: {{optim.lr: [0.1, 0.2]}}, variants: {{slow: {{optim.lr: 0.01}}}}}}\n"
     )
     assert main(["sweep", str(file), "--dry-run", "--json"]) == 2
     error = json.loads(capsys.readouterr().out.splitlines()[-1])["error"]
     assert (error["field"], error["value"]) == ("sweep.variants.slow", "optim.lr")
-    file.write_text(f"sweep: {{config: {config}, seeds: 0..1}}\n")
+    file.write_text(f"sweep: {{config: {CONFIG}, seeds: 0..1}}\n")
     assert main(["sweep", str(file), "--dry-run", "--json"]) == 0
     commands = json.loads(capsys.readouterr().out.splitlines()[-1])["commands"]
     assert [command[-1] for command in commands] != [] and len(commands) == 2

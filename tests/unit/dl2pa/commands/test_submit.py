@@ -60,9 +60,7 @@ def test_configurations_can_be_swept_with_other_keys() -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    "sweep", ["", "train.seed", "=1,2", "train.seed=", "train.seed=,", "train.seed=4..0"]
-)
+@pytest.mark.parametrize("sweep", ["", "train.seed", "=1,2", "train.seed=", "train.seed=,"])
 def test_a_sweep_without_key_or_values_is_refused(sweep: str) -> None:
     with pytest.raises(UserError, match=r"names no key with values.*train\.seed=0\.\.4") as caught:
         overrides_of("train.epochs=1,2", sweep)

@@ -152,6 +152,10 @@ def test_variants_of_a_sweep_file(plan: Callable[..., Planned], place: Path) -> 
     assert [o["optim.lr"] for _, o, _ in plan("v.yaml", "optim.lr=3")] == ["3"] * 6, (
         "the command line comes last"
     )
+    chosen = plan("v.yaml", "train.epochs=4", "--variant", "wide", "--variant", "plain")
+    assert [run for _, _, run in chosen] == [run for _, _, run in (*found[:2], *found[4:])], (
+        "in the file's order"
+    )
     texts = [f"{key}={value}" for key, value in found[4][1].items()]
     assert load_config(found[4][0], texts).method.match.every_steps == 7
 
@@ -191,7 +195,7 @@ def test_cells_of_a_table(plan: Callable[..., Planned], place: Path) -> None:
         (["tiny.yaml", "--nodes", "2"], "--nodes"),
         (["tiny.yaml", "--cpus-per-gpu", "2"], "--cpus-per-gpu"),
         (["tiny.yaml", "--slurm", "--parallel", "2"], "--parallel"),
-        (["tiny.yaml", "--run-dir", "tiny.yaml/runs"], "--run-dir"),
+        (["tiny.yaml", "--run-dir", "tiny.yaml/runs"], "run-dir"),
         (["tiny.yaml", "--frobnicate"], "command line"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,

@@ -19,6 +19,7 @@ sweep:
     method.loss: [null, dot_regression]
     model.widths: [[4, 4, 8], [8, 8, 16]]
     method.name: dl2pa,hpn
+    train.batch_size: 8
 """
 
 
@@ -34,6 +35,7 @@ def test_a_sweep_is_told_from_a_configuration_and_read(tmp_path: Path) -> None:
         "method.loss=null,dot_regression",
         "model.widths=[4, 4, 8],[8, 8, 16]",
         "method.name=dl2pa,hpn",
+        "train.batch_size=8",
         "train.seed=0..4",
     ]
     overridden = load_config(config, found.override_texts())

@@ -43,6 +43,7 @@ def check_resumable(before: dict[str, Any], now: dict[str, Any]) -> None:
     Raises:
         UserError: a change that makes it another run, naming the key and both values.
     """
+    before = {**identity_of(Config()), **before}  # an option that came later was at its default
     # The data's fingerprint last: what the user changed has a key of its own, which says more.
     for key in sorted(before.keys() | now.keys(), key=lambda key: (key == "data.fingerprint", key)):
         old, new = before.get(key), now.get(key)

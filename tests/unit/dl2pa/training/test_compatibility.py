@@ -94,9 +94,15 @@ def test_images_that_differ_for_a_reason_are_told_by_the_reason() -> None:
     assert (caught.value.field, caught.value.value) == ("data.imbalance", 0.01)
 
 
-def test_a_key_that_only_one_side_knows_is_compared_too() -> None:
+def test_an_option_that_a_checkpoint_is_too_old_for_was_at_its_default() -> None:
     before = identity({})
     del before["train.seed"]
+    check_resumable(before, identity({}))
+    with pytest.raises(UserError, match=r"train.seed = 1: was 0 in the checkpoint"):
+        check_resumable(before, identity({"train": {"seed": 1}}))
+
+
+def test_an_option_that_is_gone_is_told() -> None:
     with pytest.raises(UserError) as caught:
-        check_resumable(before, identity({}))
-    assert caught.value.field == "train.seed"
+        check_resumable({**identity({}), "train.magic": 3}, identity({}))
+    assert caught.value.field == "train.magic"

@@ -185,6 +185,9 @@ class MethodConfig(Section):
     """Learn that factor, starting from `scale`."""
     margin: NonNegative = 0.0
     """Subtracted from the cosine to a sample's own class in the cross_entropy of training."""
+    logit_adjustment: NonNegative = 0.0
+    """Factor of the logarithm of each class's share of the training images, added to the logits in the cross_entropy of
+    training: for long tails; 1 is the balanced softmax."""
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
     """Of cross_entropy; default: the method's own."""
     normalize: bool | None = None

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from dl2pa.assignment import Matching, PendingMatching
+from dl2pa.methods.options import MethodOptions
 from dl2pa.methods.targets import Targets
 from dl2pa.readout import Readout
 
@@ -16,13 +17,24 @@ from dl2pa.readout import Readout
 class Method(nn.Module, ABC):
     """A classifier over embeddings [B, d]: its loss, its logits and what it learns between gradient steps.
 
-    A method's state dict is complete: with the embedder's it determines every prediction and every later step.
+    A method's state dict is complete: with the embedder's it determines every prediction, and with the data every later
+    step.
+
+    Args:
+        options: the choices in force.
+
+    Buffers:
+        adjustment: added to the logits of training's cross-entropy, [C]; None: nothing is.
     """
 
-    def __init__(self, num_classes: int, dim: int) -> None:
+    adjustment: Tensor | None
+
+    def __init__(self, num_classes: int, dim: int, options: MethodOptions) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.dim = dim
+        self.options = options
+        self.register_buffer("adjustment", None, persistent=False)
 
     @abstractmethod
     def loss(self, features: Tensor, targets: Targets) -> Tensor:
@@ -39,6 +51,18 @@ class Method(nn.Module, ABC):
     def logits(self, features: Tensor) -> Tensor:
         """Scores [B, C] in the order of the labels; a softmax of them is the predicted distribution."""
         return self.readout().logits(features)
+
+    def know_counts(self, counts_c: Tensor) -> None:
+        """Told once, before training: the images of each class in the training half, int64 [C].
+
+        With `options.logit_adjustment` τ, training's cross-entropy adds τ log π_c to the logits, π_c = n_c / N, and
+        prediction does not (Menon et al., "Long-tail learning via logit adjustment", ICLR 2021). A class without images
+        counts as having one.
+        """
+        strength = self.options.logit_adjustment
+        if strength and self.options.loss == "cross_entropy":
+            shares = counts_c.clamp(min=1).double() / counts_c.sum()
+            self.adjustment = (strength * shares.log()).float()
 
     def begin_epoch(self, epoch: int) -> None:
         """Told before the first step of an epoch, when a run resumes inside it, and before the validation that

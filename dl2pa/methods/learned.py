@@ -13,22 +13,22 @@ from dl2pa.methods.targets import Targets
 
 
 class LearnedMethod(Method):
-    """loss = CE(logits − s·m·onehot(y)): s the scale, m the margin, label smoothing on top.
+    """loss = CE(logits − s·m·onehot(y) + τ·log π): s the scale, m the margin, τ the adjustment; label smoothing on top.
 
     Args:
         scaled: whether the logits are scores times a scale; if not, s is 1 and there is no margin.
     """
 
     def __init__(self, num_classes: int, dim: int, options: MethodOptions, *, scaled: bool = True) -> None:
-        super().__init__(num_classes, dim)
-        self.options = options
+        super().__init__(num_classes, dim, options)
         self.scale = Scale(options.scale, options.learn_scale) if scaled else Scale(1.0, learned=False)
         self._margin = options.margin if scaled else 0.0
 
     def loss(self, features: Tensor, targets: Targets) -> Tensor:
         with torch.autocast(features.device.type, enabled=False):
             margin = self._margin * self.scale() if self._margin else 0.0
-            return cross_entropy(self.logits(features), targets, self.options.label_smoothing, margin)
+            smoothing = self.options.label_smoothing
+            return cross_entropy(self.logits(features), targets, smoothing, margin, self.adjustment)
 
     def observe(self, features: Tensor, targets: Targets) -> None:
         self.scale.restrain()

@@ -24,14 +24,19 @@ def squared_cosine(features: Tensor, weights: Tensor, targets: Targets) -> Tenso
 
 
 def cross_entropy(
-    logits: Tensor, targets: Targets, label_smoothing: float = 0.0, margin: float | Tensor = 0.0
+    logits: Tensor,
+    targets: Targets,
+    label_smoothing: float = 0.0,
+    margin: float | Tensor = 0.0,
+    adjustment_c: Tensor | None = None,
 ) -> Tensor:
-    """Cross-entropy of logits [B, C], already scaled, `margin` taken off the own class's logit.
+    """Cross-entropy of logits [B, C], already scaled, `margin` taken off the own class's logit, `adjustment_c` added.
 
-    With logits s·cos and margin s·m this is CosFace's additive cosine margin (Wang et al., CVPR 2018, eq. 4). Ours: of
-    two mixed labels each term takes the margin off its own; smoothing acts on what is left.
+    With logits s·cos and margin s·m this is CosFace's additive cosine margin (Wang et al., CVPR 2018, eq. 4). With
+    τ log π_c added it is the logit-adjusted softmax (Menon et al., ICLR 2021). Ours: of two mixed labels each term takes
+    the margin off its own; smoothing acts on what is left.
     """
-    logits = logits.float()
+    logits = logits.float() if adjustment_c is None else logits.float() + adjustment_c
 
     def one(labels: Tensor) -> Tensor:
         scores = logits

@@ -21,6 +21,7 @@ class MethodOptions:
         centroid_momentum: weight of the old sub-centroid at an update.
         learn_scale: start from `scale` and learn it.
         margin: taken off the cosine to the own class in the training loss.
+        logit_adjustment: τ of the τ log π_c that cross_entropy adds in training, π_c the class's share of its images.
         warmup_scale: of the learned classifier's cosines during the schedule's warm-up.
         momentum: weight of the previous statistic at a matching.
         refit_cosine: largest cosine between prototypes that follow their classes; None: they stay.
@@ -35,6 +36,7 @@ class MethodOptions:
     centroid_momentum: float
     learn_scale: bool = False
     margin: float = 0.0
+    logit_adjustment: float = 0.0
     warmup_scale: float = 14.0
     momentum: float = 0.0
     refit_cosine: float | None = None

@@ -35,8 +35,8 @@ class PrototypeMethod(Method):
 
     With `refit_cosine` a matching moves P as well (`dl2pa.assignment.refit`).
 
-    The cross-entropy is CE(s·(cos(f, W) − m·onehot(y)), y), s given or learned, m the margin; without `normalize` its
-    scores are s·f·W.
+    The cross-entropy is CE(s·(cos(f, W) − m·onehot(y)) + τ·log π, y), s given or learned, m the margin, τ the
+    adjustment to the classes' shares π; without `normalize` its scores are s·f·W.
 
     Args:
         prototypes_cd: unit rows [C, d].
@@ -50,9 +50,8 @@ class PrototypeMethod(Method):
     def __init__(
         self, prototypes_cd: Tensor, options: MethodOptions, assignment_c: Tensor | None = None
     ) -> None:
-        super().__init__(len(prototypes_cd), prototypes_cd.shape[1])
+        super().__init__(len(prototypes_cd), prototypes_cd.shape[1], options)
         sigma = torch.arange(self.num_classes) if assignment_c is None else assignment_c
-        self.options = options
         self.register_buffer("prototypes", prototypes_cd.float())
         self.register_buffer("assignment", sigma.clone())
         self.register_buffer("weights", self.prototypes[sigma].clone(), persistent=False)
@@ -69,7 +68,8 @@ class PrototypeMethod(Method):
         with torch.autocast(features.device.type, enabled=False):
             features = features.float()
             if self._warming:
-                loss, idle = cross_entropy(self.logits(features), targets), self.scale.shift
+                loss = cross_entropy(self.logits(features), targets, adjustment_c=self.adjustment)
+                idle = self.scale.shift
             else:
                 loss, idle = self._prototype_loss(features, targets), self.warmup
             # A zero gradient keeps an idle parameter in DDP's buckets: their layout decides the order of summation,
@@ -161,7 +161,8 @@ class PrototypeMethod(Method):
             # Their head ends in a length of 1. Without it the gradient is along w alone and lengthens features.
             return dot_regression(F.normalize(features, dim=1), self.weights, targets)
         margin = self.options.margin * self.scale() if self.options.margin else 0.0
-        return cross_entropy(self.logits(features), targets, self.options.label_smoothing, margin)
+        smoothing = self.options.label_smoothing
+        return cross_entropy(self.logits(features), targets, smoothing, margin, self.adjustment)
 
 
 def assignment_from_vectors(prototypes_cd: Tensor, class_vectors_ck: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from dl2pa.config import Config
 from dl2pa.config.checks import check_batches, check_cadence, check_lengths, check_loader, check_method
@@ -121,10 +122,15 @@ def check_fits(config: Config, splits: DataSplits) -> None:
 
 def groups_of(config: Config, train: Dataset) -> tuple[Group, ...] | None:
     """Head, medium or tail for each class of the training half; None where it has no long tail."""
-    if isinstance(train, SyntheticDataset):
+    counts = class_counts(train)
+    return None if counts is None else class_groups(counts, config.data.imbalance)
+
+
+def class_counts(dataset: Dataset) -> NDArray[np.int64] | None:
+    """Images of each class, [C]; None where they are drawn, all classes alike."""
+    if isinstance(dataset, SyntheticDataset):
         return None
-    counts = np.bincount(train.labels, minlength=len(train.classes))
-    return class_groups(counts, config.data.imbalance)
+    return np.bincount(dataset.labels, minlength=len(dataset.classes))
 
 
 def build_recipe(config: Config, train: bool) -> Recipe:

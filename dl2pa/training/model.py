@@ -148,6 +148,7 @@ def method_options(config: Config) -> MethodOptions:
         scale=method.scale,
         learn_scale=method.learn_scale,
         margin=method.margin,
+        logit_adjustment=method.logit_adjustment,
         label_smoothing=method.label_smoothing,
         normalize=method.normalize,
         sub_prototypes=method.sub_prototypes,

@@ -8,19 +8,18 @@ import os
 import socket
 from typing import Any
 
-import numpy as np
 import torch
 
 from dl2pa.config import Config, dump_config, fingerprint, flatten
 from dl2pa.config.recipe import group_name, run_title
 from dl2pa.tracking import Tracker, choose_uri, redact, redact_lines
 from dl2pa.tracking.nodes import NodeFile, NodeWatch, OtherNodes
-from dl2pa.training.data import DataSplits
+from dl2pa.training.data import DataSplits, class_counts
 from dl2pa.training.describe import NOTE_TAG, describe_run
 from dl2pa.training.environment import bitwise_differences, describe_environment, write_code
 from dl2pa.training.processes import World, from_rank_zero, gather_objects
 from dl2pa.training.rundir import RunDirectory, read_json, write_atomically
-from pipelines.build import Dataset, SyntheticDataset, num_samples
+from pipelines.build import Dataset, num_samples
 
 log = logging.getLogger(__name__)
 
@@ -95,8 +94,8 @@ def _described(config: Config, dataset: Dataset, context: str) -> dict[str, str]
     """A data set as MLflow shows it; its digest changes with any file, label or pixel."""
     data = config.data
     profile: dict[str, Any] = {"images": num_samples(dataset), "classes": len(dataset.classes)}
-    if not isinstance(dataset, SyntheticDataset):
-        counts = np.bincount(dataset.labels, minlength=len(dataset.classes))
+    counts = class_counts(dataset)
+    if counts is not None:
         profile |= {"fewest_of_a_class": int(counts.min()), "most_of_a_class": int(counts.max())}
     if data.imbalance is not None and context == "training":
         profile["imbalance"] = data.imbalance

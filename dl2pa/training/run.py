@@ -23,7 +23,13 @@ from dl2pa.tracking import Tracker
 from dl2pa.training.artefacts import make_artefacts, tell_story
 from dl2pa.training.checkpoint import CheckpointStore
 from dl2pa.training.compatibility import check_resumable, identity_of
-from dl2pa.training.data import DataSplits, build_eval_pipeline, build_train_pipeline, open_data
+from dl2pa.training.data import (
+    DataSplits,
+    build_eval_pipeline,
+    build_train_pipeline,
+    class_counts,
+    open_data,
+)
 from dl2pa.training.describe import NOTE_TAG, describe_run
 from dl2pa.training.display import Display
 from dl2pa.training.learner import Learner
@@ -202,6 +208,9 @@ def _build(
         placement = place_classes(config, len(data.classes)) if world.is_main else None
         placement = from_rank_zero(placement, world)
     trainee = build_trainee(config, len(data.classes), placement)
+    counts = class_counts(data.train)
+    if counts is not None:
+        trainee.method.know_counts(torch.from_numpy(counts))
     learner = Learner(config, trainee, world, train_pipeline.steps_per_epoch)
     status = from_rank_zero(run.status() if world.is_main else None, world)
     tracker = start_tracker(config, world, run, data, status["attempt"], name)

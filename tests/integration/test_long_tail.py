@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -78,3 +79,31 @@ def test_a_shipped_long_tail_trains_and_tells_its_groups(
     assert {key: evaluated.result[key] for key in GROUPS} == expected
     latest = program.run("evaluate", run, "--checkpoint", "latest", "--json")
     assert latest.result == evaluated.result
+
+
+def test_a_run_adjusts_its_logits_to_the_classes_that_are_left(
+    program: Any, helpers: Any, tmp_path: Path
+) -> None:
+    """The first step's loss, its weights being the same, differs by what the shares of the thinned data say."""
+    (tmp_path / "data").mkdir()
+    write_stl10(tmp_path / "data")
+    losses: list[float] = []
+    for strength in (0.0, 1.0):
+        run = tmp_path / f"run{strength:g}"
+        changed = ["method.name=psc", "method.loss=cross_entropy", f"method.logit_adjustment={strength}"]
+        arguments = [
+            CONFIGS / "stl10.yaml",
+            f"data.root={tmp_path / 'data'}",
+            *SMALL,
+            "train.mixup=0",
+            *changed,
+        ]
+        trained = program.run("train", *arguments, "--run-dir", run, "--json")
+        assert trained.process.returncode == 0, trained.error
+        losses.append(helpers.outcome_of(run).points["train/loss", 1])
+        if strength:
+            evaluated = program.run("evaluate", run, "--json")
+            assert evaluated.result["top1"] == pytest.approx(trained.result["top1_last"])
+    counts = [int(20 * 0.1 ** (k / 9)) for k in range(10)]
+    spread = math.log(max(counts) / min(counts))
+    assert 0.01 < abs(losses[1] - losses[0]) < spread

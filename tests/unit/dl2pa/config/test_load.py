@@ -173,6 +173,7 @@ def test_an_unknown_key_near_nothing_lists_those_known() -> None:
         ("method.loss", "hinge"),
         ("method.match.momentum", 1.0),
         ("method.margin", -0.1),
+        ("method.logit_adjustment", -1.0),
         ("method.scale", 0.0),
         ("method.sub_prototypes", 0),
         ("method.centroid_momentum", 1.0),

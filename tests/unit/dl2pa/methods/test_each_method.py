@@ -105,6 +105,11 @@ CHOICES: dict[str, dict[str, Any]] = {
     "psc linear": {"normalize": False},
     **{f"{name} margin": {"margin": 0.3} for name in ("psc", "goto", "ebv")},
 }
+COUNTS = np.array([500, 200, 90, 40, 20, 3, 0])
+ADJUSTED: dict[str, dict[str, Any]] = {
+    "psc linear": {"normalize": False},
+    **{name: {} for name in ("psc", "ebv", "kasarla", "dnc", "goto", "ebv margin", "psc margin")},
+}
 
 
 def softmax_loss(logits: Floats, y: NDArray[np.int64], smoothing: float) -> Floats:
@@ -369,6 +374,54 @@ def test_class_vectors_are_unit_rows_in_label_order(name: str, tmp_path: Path) -
     assert torch.allclose(vectors.norm(dim=1), torch.ones(CLASSES), atol=1e-6)
     if not CATALOGUE[name].learned:
         assert torch.equal(method.logits(5.0 * vectors).argmax(dim=1), torch.arange(CLASSES))
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("name", ADJUSTED)
+def test_the_shares_of_the_classes_shift_the_logits_of_training_alone(
+    name: str, mixed: bool, tmp_path: Path
+) -> None:
+    """CE(logits + τ log π); a class without images counts as having one."""
+    choices = {**CHOICES.get(name, {}), "logit_adjustment": 0.7}
+    method, plain = (
+        built(name.split()[0], tmp_path, **choices),
+        built(name.split()[0], tmp_path, **CHOICES.get(name, {})),
+    )
+    method.know_counts(torch.from_numpy(COUNTS))
+    f = features().double().numpy()
+    shift = 0.7 * np.log(np.maximum(COUNTS, 1) / COUNTS.sum())
+    logits = LOGITS[name](values_of(method), f) + shift
+    margin, smoothing = 0.3 / 0.07 * ("margin" in name), 0.1 * ("ebv" in name)
+
+    def loss(y: NDArray[np.int64]) -> Floats:
+        return softmax_loss(logits - margin * np.eye(CLASSES)[y], y, smoothing)
+
+    expected, targets = loss(LABELS.numpy()), Targets(LABELS)
+    if mixed:
+        share = SHARES.double().numpy()
+        expected = share * expected + (1 - share) * loss(OTHERS.numpy())
+        targets = Targets(LABELS, OTHERS, SHARES)
+    assert method.loss(features(), targets).item() == pytest.approx(expected.mean(), rel=2e-5)
+    assert torch.equal(method.logits(features()), plain.logits(features())), "predictions are left alone"
+    assert method.state_dict().keys() == plain.state_dict().keys(), "the data tells it again"
+
+
+def test_a_warm_up_is_adjusted_too(tmp_path: Path) -> None:
+    choices: dict[str, Any] = {"loss": "cross_entropy", "scale": 14.0, "match": {"warmup_epochs": 1}}
+    method = built("dl2pa", tmp_path, **choices, logit_adjustment=1.0)
+    method.know_counts(torch.from_numpy(COUNTS))
+    shift = np.log(np.maximum(COUNTS, 1) / COUNTS.sum())
+    for epoch in (0, 1):  # learned directions, then prototypes
+        method.begin_epoch(epoch)
+        logits = 14.0 * unit(features().double().numpy()) @ method.class_vectors().double().numpy().T
+        expected = softmax_loss(logits + shift, LABELS.numpy(), 0.0).mean()
+        assert method.loss(features(), Targets(LABELS)).item() == pytest.approx(expected, rel=2e-5)
+
+
+def test_a_loss_without_logits_has_nothing_to_adjust(tmp_path: Path) -> None:
+    method, plain = built("dl2pa", tmp_path, logit_adjustment=1.0), built("dl2pa", tmp_path)
+    method.know_counts(torch.from_numpy(COUNTS))
+    assert torch.equal(method.loss(features(), Targets(LABELS)), plain.loss(features(), Targets(LABELS)))
 
 
 def test_a_margin_leaves_predictions_alone(tmp_path: Path) -> None:

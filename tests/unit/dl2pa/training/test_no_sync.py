@@ -61,7 +61,7 @@ def test_the_counter_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         {},
         {"name": "dl2pa", "loss": "cross_entropy", "match": {"warmup_epochs": 1}},
-        {"name": "psc", "margin": 0.2},
+        {"name": "psc", "margin": 0.2, "logit_adjustment": 1.0},
         {"name": "ebv", "learn_scale": True, "margin": 0.2, "prototypes": "max_cosine"},
         {"name": "etf", "assignment": "dynamic"},
         {"name": "kasarla", "prototypes": "max_cosine"},
@@ -80,7 +80,9 @@ def test_a_step_reads_nothing(method: dict[str, Any], monkeypatch: pytest.Monkey
             "optim": {"lr": 0.1, "clip_norm": 1.0},
         }
     )
-    learner = Learner(config, build_trainee(config, 10), WORLD, 10)
+    trainee = build_trainee(config, 10)
+    trainee.method.know_counts(torch.arange(10))
+    learner = Learner(config, trainee, WORLD, 10)
     learner.begin_epoch(0)
     learner.trainee.train()
     labels = torch.arange(16) % 10

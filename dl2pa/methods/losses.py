@@ -33,8 +33,8 @@ def cross_entropy(
     """Cross-entropy of logits [B, C], already scaled, `margin` taken off the own class's logit, `adjustment_c` added.
 
     With logits s·cos and margin s·m this is CosFace's additive cosine margin (Wang et al., CVPR 2018, eq. 4). With
-    τ log π_c added it is the logit-adjusted softmax (Menon et al., ICLR 2021). Ours: of two mixed labels each term takes
-    the margin off its own; smoothing acts on what is left.
+    τ log π_c added it is the logit-adjusted softmax (Menon et al., ICLR 2021). Ours: of two mixed labels each term
+    takes the margin off its own; smoothing acts on what is left.
     """
     logits = logits.float() if adjustment_c is None else logits.float() + adjustment_c
 

@@ -33,7 +33,8 @@ class PrototypeMethod(Method):
 
     Squared cosine and dot regression see unit features, the gradient passing through the normalisation.
 
-    With `refit_cosine` a matching moves P as well (`dl2pa.assignment.refit`).
+    With `refit_cosine` a matching moves P as well (`dl2pa.assignment.refit`): towards the classes' mean features, and
+    at the end of a warm-up towards the learned classifier's vectors.
 
     The cross-entropy is CE(s·(cos(f, W) − m·onehot(y)) + τ·log π, y), s given or learned, m the margin, τ the
     adjustment to the classes' shares π; without `normalize` its scores are s·f·W.
@@ -136,8 +137,9 @@ class PrototypeMethod(Method):
     def _follow(self, result: Matching, group: dist.ProcessGroup | None) -> Matching:
         """Bring what depends on σ up to it: P where it may move, and W."""
         if self.statistic is not None and self.options.refit_cosine is not None:
-            found = self.statistic.rows, self.options.refit_cosine
-            stayed = refit(self.prototypes, self.assignment, *found, group)
+            # At the end of a warm-up to where gradients put the classes: they weigh neighbours, mean features do not.
+            directions = self.class_vectors() if self._warming else self.statistic.rows
+            stayed = refit(self.prototypes, self.assignment, directions, self.options.refit_cosine, group)
             result = replace(result, prototypes_stayed=stayed)
         self.refresh()
         return result

@@ -302,6 +302,28 @@ def test_a_matching_moves_the_prototypes_with_their_classes_where_asked(name: st
     assert torch.equal(again.readout().vectors, vectors)
 
 
+@pytest.mark.parametrize("background", [False, True])
+def test_a_warm_up_ends_with_prototypes_at_its_learned_vectors(background: bool, tmp_path: Path) -> None:
+    """From then on they follow the mean features."""
+    method = built("dl2pa", tmp_path, match={"refit_cosine": 0.97, "warmup_epochs": 1})
+    assert isinstance(method, PrototypeMethod) and method.warmup is not None
+    generator = torch.Generator().manual_seed(11)
+    centres, learned = (F.normalize(torch.randn(CLASSES, DIM, generator=generator), dim=1) for _ in range(2))
+    with torch.no_grad():
+        method.warmup.copy_(3.0 * learned)
+    for epoch, expected, other in ((0, learned, centres), (1, centres, learned)):
+        method.begin_epoch(epoch)
+        method.observe(centres, Targets(torch.arange(CLASSES)))
+        if background:
+            pending = method.begin_rematch(step=3, lag=1)
+            assert pending is not None
+            method.finish_rematch(pending, 4)
+        else:
+            method.rematch()
+        near, far = ((method.weights * rows).sum(dim=1).mean() for rows in (expected, other))
+        assert near > 0.95 and near > far + 0.2
+
+
 def test_prototypes_without_room_to_move_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="already stand closer") as caught:
         built("dl2pa", tmp_path, match={"refit_cosine": -0.5})

@@ -159,7 +159,7 @@ def _chosen(
     for name in names:
         if name not in known:
             remedy = f"Use one of {'; '.join(known)}." if known else "Give a sweep's file that has variants."
-            raise UserError("--variant", name, f"is no variant of {file}", remedy)
+            raise UserError("--variant", name, f"is no variant of {file or 'cells'}", remedy)
     return tuple(variant for variant in variants if variant[0] in names)
 
 

@@ -205,13 +205,20 @@ def check_loader(config: Config) -> None:
 
 
 def warnings(config: Config, num_classes: int) -> list[str]:
-    """Sentences about settings that are legal and pointless."""
+    """Sentences about settings that are legal and hardly meant."""
     said: list[str] = []
     if config.assignment == "dynamic" and config.model.embedding_dim >= num_classes - 1:
         said.append(
             f"model.embedding_dim = {config.model.embedding_dim} >= C - 1 = {num_classes - 1}: the prototypes are a "
             "regular simplex, every permutation of which is an isometry, so matching cannot help; "
             "method.assignment=static costs less."
+        )
+    side, data = config.data.image_size / config.data.eval_resize, config.data
+    if config.loader in ("dali", "torchvision") and side < 0.5:
+        said.append(
+            f"data.eval_resize = {data.eval_resize} with data.image_size = {data.image_size}: validation sees the "
+            f"middle {100 * side**2:.0f} % of a square picture; data.eval_resize="
+            f"{round(data.image_size / 0.875)} shows seven eighths of each side."
         )
     said.extend(f"{key} is ignored: {why}." for key, why in _ignored(config) if _was_set(config, key))
     return said

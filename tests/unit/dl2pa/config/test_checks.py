@@ -248,6 +248,13 @@ def test_a_setting_that_would_be_ignored_is_named(tree: dict[str, Any], key: str
     assert sentences[0].startswith(f"{key} is ignored: ")
 
 
+def test_a_validation_that_sees_little_of_each_picture_is_told() -> None:
+    small = {"data": {"dataset": "imagefolder", "image_size": 64}}
+    (sentence,) = warnings(config(SMALL, small), 100)
+    assert "middle 6 % of a square picture; data.eval_resize=73 " in sentence
+    assert warnings(config(SMALL, small, {"data": {"eval_resize": 73}}), 100) == []
+
+
 @pytest.mark.parametrize(
     "tree",
     [

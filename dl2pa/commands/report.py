@@ -82,7 +82,7 @@ def _print(comparison: Comparison) -> None:
     for other in comparison.others:
         group = other.group
         length = f"cut at {group.steps:,} steps" if group.is_cut else f"{group.epochs} epochs"
-        where = (str(group.identity["data.dataset"]), group.method, f"d = {group.dim}", "-")
+        where = (group.data, group.method, f"d = {group.dim}", "-")
         rows.append((*where, str(group.best), str(group.last), str(group.n), length))
     if len(rows) > 1:
         table(rows)

@@ -224,12 +224,10 @@ def _others(others: Sequence[Other], beside_tables: bool) -> list[Block]:
     blocks: list[Block] = []
     if beside_tables:
         blocks.append(Heading(2, "Runs beside no published figure"))
-    sections: dict[tuple[str, float | None], list[Other]] = {}
+    sections: dict[str, list[Other]] = {}
     for other in others:
-        identity = other.group.identity
-        sections.setdefault((identity["data.dataset"], identity["data.imbalance"]), []).append(other)
-    for (dataset, imbalance), section in sections.items():
-        title = dataset if imbalance is None else f"{dataset}, imbalance {imbalance:g}"
+        sections.setdefault(other.group.data, []).append(other)
+    for title, section in sections.items():
         blocks += [Heading(3, title), *_section(section)]
         blocks += _section_pictures(title, [other.group for other in section])
     return blocks

@@ -51,6 +51,12 @@ class Group:
         return str(self.identity["method.name"])
 
     @property
+    def data(self) -> str:
+        """The data set, and how far it is thinned."""
+        name, imbalance = str(self.identity["data.dataset"]), self.identity["data.imbalance"]
+        return name if imbalance is None else f"{name}, imbalance {imbalance:g}"
+
+    @property
     def dim(self) -> int:
         return int(self.identity["model.embedding_dim"])
 

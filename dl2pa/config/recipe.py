@@ -98,7 +98,8 @@ def describe(recipe: Identity, *, beside: Sequence[Identity] = ()) -> str:
     if loss == "cross_entropy":
         linear = recipe["method.name"] == "psc" and not recipe["method.normalize"]
         scale, smoothing = recipe["method.scale"], recipe["method.label_smoothing"]
-        loss += " (linear)" if linear else f" at scale {scale:.4g}" if scale else ""
+        scaled = scale and recipe["method.name"] != "dnc"
+        loss += " (linear)" if linear else f" at scale {scale:.4g}" if scaled else ""
         loss += f", smoothing {smoothing:g}" if smoothing else ""
     parts = [f"{loss}, {recipe['method.assignment']}"]
     if recipe["method.prototypes"] != "auto":

@@ -104,6 +104,7 @@ def test_a_recipe_in_a_line(config_with: ConfigWith) -> None:
     assert rich.endswith("mixup 0.2, bf16")
     linear = {"method.name": "psc", "method.normalize": False}
     assert describe(identity_of(config_with(linear))).startswith("cross_entropy (linear), static")
+    assert describe(identity_of(config_with({"method.name": "dnc"}))).startswith("cross_entropy, static")
 
 
 def test_recipes_side_by_side_are_told_apart(config_with: ConfigWith) -> None:

@@ -24,6 +24,14 @@ TINY = {
     "method": {"match": {"early_steps": 2, "early_epochs": 1}},
     "checkpoint": {"every_steps": 2, "keep": 3},
 }
+LEARNED_THEN_HELD = {
+    **TINY,
+    "method": {
+        "loss": "cross_entropy",
+        "logit_adjustment": 1.0,
+        "match": {"warmup_epochs": 1, "last_epoch": 1, "refit_cosine": 0.5, "early_epochs": 0},
+    },
+}
 TRAIN_STEPS, EVAL_STEPS, EPOCHS = 3, 3, 2
 # The loop asks before every step, after the last one, and before every batch of validation.
 STOP_POINTS = EPOCHS * (TRAIN_STEPS + 1 + EVAL_STEPS)
@@ -109,13 +117,19 @@ def finish(attempt: Attempts) -> None:
     assert attempt.go() == DONE
 
 
-@pytest.mark.parametrize("how", ["stop", "crash"])
-def test_any_point(how: str, attempts: Callable[..., Attempts], helpers: Any) -> None:
-    whole = attempts("whole")
+@pytest.mark.parametrize(
+    ("how", "changes"),
+    [("stop", TINY), ("crash", TINY), ("crash", LEARNED_THEN_HELD)],
+    ids=["stop", "crash", "crash, learned then held"],
+)
+def test_any_point(
+    how: str, changes: Mapping[str, Any], attempts: Callable[..., Attempts], helpers: Any
+) -> None:
+    whole = attempts("whole", changes)
     finish(whole)
     assert whole.asked == STOP_POINTS
     for point in range(1, STOP_POINTS + 1):
-        cut = attempts(f"cut-{point}")
+        cut = attempts(f"cut-{point}", changes)
         if how == "stop":
             assert cut.go(stop_at=point) == STOPPED
             assert helpers.read_status(cut.run)["state"] == "stopped"

@@ -26,6 +26,8 @@ from dl2pa.errors import EXIT_DONE, EXIT_FAILURE, EXIT_STOPPED, UserError
 from dl2pa.launched import PARENT_VARIABLE
 from launcher.pool import CANNOT_START, Pool, Task
 
+Variant = tuple[str, Path, tuple[str, ...]]
+"""Its name, configuration and overrides."""
 _OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
 
 
@@ -63,7 +65,7 @@ class Wanted:
     overrides: tuple[str, ...]
     sweeps: tuple[str, ...]
     parallel: int | None
-    variants: tuple[tuple[str, Path, tuple[str, ...]], ...]
+    variants: tuple[Variant, ...]
 
 
 def run(args: argparse.Namespace) -> int:
@@ -130,10 +132,8 @@ def _wanted(args: argparse.Namespace) -> Wanted:
     )
 
 
-def _variants(
-    written: Sweep, file: Path | None, config: Path | None
-) -> tuple[tuple[str, Path, tuple[str, ...]], ...]:
-    found: list[tuple[str, Path, tuple[str, ...]]] = []
+def _variants(written: Sweep, file: Path | None, config: Path | None) -> tuple[Variant, ...]:
+    found: list[Variant] = []
     for name, (own, overrides) in written.variant_texts().items():
         assert file is not None, "variants are written in a file"
         path = file.parent / own if isinstance(own, str) else config
@@ -149,9 +149,7 @@ def _variants(
     return tuple(found)
 
 
-def _chosen(
-    variants: tuple[tuple[str, Path, tuple[str, ...]], ...], names: list[str] | None, file: Path | None
-) -> tuple[tuple[str, Path, tuple[str, ...]], ...]:
+def _chosen(variants: tuple[Variant, ...], names: list[str] | None, file: Path | None) -> tuple[Variant, ...]:
     """The variants that the command line names; all, where it names none."""
     if names is None:
         return variants

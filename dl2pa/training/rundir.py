@@ -71,7 +71,7 @@ class RunDirectory:
             UserError: the place cannot be written, or is a folder of something else.
         """
         try:
-            if self.root.is_dir() and not (self.status_file.exists() or (self.root / "owner.lock").exists()):
+            if self.root.is_dir():
                 self._check_ours()
             there = next(place for place in (self.root, *self.root.parents) if place.exists())
             with tempfile.TemporaryFile(dir=there):
@@ -81,8 +81,11 @@ class RunDirectory:
 
     def _check_ours(self) -> None:
         """Refuse a folder that holds other files and no run: a home, a checkout, the folder of all runs."""
-        visible = {path.name for path in self.root.iterdir() if not path.name.startswith(".")}
-        if foreign := sorted(visible - _EARLY):
+        # One listing decides: another node may be making the run's files at this moment, its lock the first of them.
+        names = {path.name for path in self.root.iterdir()}
+        if names & {"owner.lock", self.status_file.name}:
+            return
+        if foreign := sorted(name for name in names - _EARLY if not name.startswith(".")):
             message = f"holds other files and no run: {', '.join(foreign[:3])}"
             raise UserError("run-dir", str(self.root), message, "Give a new folder, or an empty one.")
 

@@ -136,6 +136,15 @@ def reference_loss(name: str, v: Values, f: Floats) -> Callable[[NDArray[np.int6
     return lambda y: softmax_loss(logits - margin * np.eye(CLASSES)[y], y, smoothing)
 
 
+def expectation(loss: Callable[[NDArray[np.int64]], Floats], mixed: bool) -> tuple[Floats, Targets]:
+    """Each sample's loss, its label alone or with another one's share, and the targets that ask for it."""
+    if not mixed:
+        return loss(LABELS.numpy()), Targets(LABELS)
+    share = SHARES.double().numpy()
+    expected = share * loss(LABELS.numpy()) + (1 - share) * loss(OTHERS.numpy())
+    return expected, Targets(LABELS, OTHERS, SHARES)
+
+
 def values_of(method: Method) -> Values:
     return {k: v.detach().double().numpy() for k, v in method.state_dict().items()}
 
@@ -155,12 +164,7 @@ def test_logits_are_the_formulas(name: str, tmp_path: Path) -> None:
 def test_the_loss_is_the_formulas_mean(name: str, mixed: bool, tmp_path: Path) -> None:
     method = built(name.split()[0], tmp_path, **CHOICES.get(name, {}))
     f = features().double().numpy()
-    loss = reference_loss(name, values_of(method), f)
-    expected, targets = loss(LABELS.numpy()), Targets(LABELS)
-    if mixed:
-        share = SHARES.double().numpy()
-        expected = share * expected + (1 - share) * loss(OTHERS.numpy())
-        targets = Targets(LABELS, OTHERS, SHARES)
+    expected, targets = expectation(reference_loss(name, values_of(method), f), mixed)
     assert method.loss(features(), targets).item() == pytest.approx(expected.mean(), rel=2e-5)
 
 
@@ -418,11 +422,7 @@ def test_the_shares_of_the_classes_shift_the_logits_of_training_alone(
     def loss(y: NDArray[np.int64]) -> Floats:
         return softmax_loss(logits - margin * np.eye(CLASSES)[y], y, smoothing)
 
-    expected, targets = loss(LABELS.numpy()), Targets(LABELS)
-    if mixed:
-        share = SHARES.double().numpy()
-        expected = share * expected + (1 - share) * loss(OTHERS.numpy())
-        targets = Targets(LABELS, OTHERS, SHARES)
+    expected, targets = expectation(loss, mixed)
     assert method.loss(features(), targets).item() == pytest.approx(expected.mean(), rel=2e-5)
     assert torch.equal(method.logits(features()), plain.logits(features())), "predictions are left alone"
     assert method.state_dict().keys() == plain.state_dict().keys(), "the data tells it again"

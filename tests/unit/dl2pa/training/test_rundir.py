@@ -131,6 +131,9 @@ def test_a_folder_of_other_files_is_no_run_directory(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(UserError, match=r"run-dir .* holds other files and no run: thesis.tex"):
         run.check_place()
+    (tmp_path / "owner.lock").touch()  # the first file of a run: another node may be making the rest
+    run.check_place()
+    (tmp_path / "owner.lock").unlink()
     run.write_status(state="failed")
     run.check_place()
 

@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
+# Two worker processes. The tests of a file, or of a group such as "slurm", stay on one of them; the longest come first.
+WORKERS := -n 2 --dist loadgroup --no-loadscope-reorder
+
 .PHONY: setup quickstart test test-thorough lint bench slurm-demo image docker-test clean
 
 setup: $(READY)
@@ -36,11 +39,11 @@ docker-test: setup
 	docker/build-test build/docker
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(WORKERS)
 
-# The long variations that `test` leaves out, ten minutes more.
+# The long variations that `test` leaves out.
 test-thorough: setup
-	$(BIN)/python -m pytest -m thorough
+	$(BIN)/python -m pytest $(WORKERS) -m thorough
 
 lint: setup
 	$(BIN)/ruff check .

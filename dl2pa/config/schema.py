@@ -282,6 +282,8 @@ class TrackingConfig(Section):
     experiment: str = "dl2pa"
     run_name: str | None = None
     tags: dict[str, str] = {}
+    figures: bool = True
+    """Draw the figures and write the HTML and CSV pages of a finished run. False saves a few seconds per run."""
     system_every_s: NonNegative = 30.0
     """Seconds between two measurements of each node (processor, memory, disk, network, GPUs); 0: none. Doubles every
     1,000 measurements."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import platform
@@ -88,8 +89,7 @@ def write_code(folder: Path, attempt: int) -> list[Path]:
     """Leave what it takes to have this program again: every installed package with its version, and the changes
     that no commit holds, without secrets. The files written; never raises for the disk's sake.
     """
-    installed = sorted({f"{d.name}=={d.version}" for d in metadata.distributions() if d.name}, key=str.lower)
-    texts = {"requirements.txt": "\n".join(installed) + "\n"}
+    texts = {"requirements.txt": "\n".join(installed_packages()) + "\n"}
     changes = _git("diff", "HEAD")
     if changes:
         cut = "\n[the rest is left out]" if len(changes) > _LONGEST_DIFF else ""
@@ -104,6 +104,13 @@ def write_code(folder: Path, attempt: int) -> list[Path]:
         else:
             written.append(folder / name)
     return written
+
+
+@functools.cache
+def installed_packages() -> tuple[str, ...]:
+    """Every installed package as ``name==version``, sorted. Read once per process: parsing them takes a second."""
+    headers = [distribution.metadata for distribution in metadata.distributions()]
+    return tuple(sorted({f"{h['Name']}=={h['Version']}" for h in headers if h["Name"]}, key=str.lower))
 
 
 def _version(package: str) -> str | None:

@@ -281,7 +281,8 @@ def _close(loop: Loop, config: Config, data: DataSplits, finished: bool, name: s
     if run.matchings.exists():
         tracker.artifact(run.matchings)
     if config.tracking.enabled:
-        _show(loop, config, data, result, name)
+        if config.tracking.figures:
+            _show(loop, config, data, result, name)
         command = read_json(run.environment)["attempts"][-1]["command"]
         tracker.tags({NOTE_TAG: describe_run(config, name, command, result)})
     record_model(tracker, run, config, data.val, result)

@@ -1,4 +1,4 @@
-"""Wrong input: one message with field, value and remedy, exit code 2, no traceback, nothing lost."""
+"""Invalid input gives one message with field, value and remedy, exit code 2 and no traceback; nothing is lost."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ import numpy as np
 import pytest
 import torch
 
+from support.commands import Completed, run_here
+from support.runs import Program, Training, assert_identical, config_with
+
+pytestmark = pytest.mark.xdist_group("runs")
 USER_ERROR, FAILURE = 2, 1
 
 
@@ -168,14 +172,14 @@ ROWS: dict[str, tuple[Command, str, str, str]] = {
 NO_GPU = [name for name in ROWS if name.startswith("no GPU")]
 
 
-def assert_refused(started: Any, field: str, seen: str, remedy: str) -> None:
-    assert started.process.returncode == USER_ERROR, started.error
-    assert "Traceback" not in started.error + started.output
-    told = [line for line in started.error.splitlines() if line.startswith("dl2pa: ")]
-    assert len(told) == 1, f"one message:\n{started.error}"
+def assert_refused(done: Completed, field: str, seen: str, remedy: str) -> None:
+    assert done.code == USER_ERROR, done.error
+    assert "Traceback" not in done.error + done.output
+    messages = [line for line in done.error.splitlines() if line.startswith("dl2pa: ")]
+    assert len(messages) == 1, f"one message:\n{done.error}"
     for part in (field, seen, remedy):
-        assert part in told[0]
-    error = started.result["error"]
+        assert part in messages[0]
+    error = done.result["error"]
     assert set(error) == {"field", "value", "message", "remedy"}
     assert field in error["field"]
     assert seen in f"{error['value']} {error['message']}"
@@ -183,23 +187,30 @@ def assert_refused(started: Any, field: str, seen: str, remedy: str) -> None:
 
 
 @pytest.fixture
-def places(tmp_path: Path, digits: Path, helpers: Any) -> Places:
+def places(tmp_path: Path, digits: Path) -> Places:
     folder = tmp_path / 'it\'s a folder; with "quotes"'
-    return Places(folder, helpers.config_with(folder, digits), digits, folder / "run")
+    return Places(folder, config_with(folder, digits), digits, folder / "run")
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_refused(name: str, places: Places, program: Any) -> None:
+def test_refused(name: str, places: Places) -> None:
     if name in NO_GPU and torch.cuda.is_available():
         pytest.skip("needs a machine without a GPU")
     command, field, seen, remedy = ROWS[name]
-    started = program.run(*command(places), "--json", env={"DL2PA_DATA": ""})
-    assert_refused(started, field, seen, remedy)
+    assert_refused(run_here(*command(places), "--json", env={"DL2PA_DATA": ""}), field, seen, remedy)
     assert not (places.run / "checkpoints").exists() or not any((places.run / "checkpoints").iterdir())
 
 
-def test_worker_tells_what_only_it_can_find(places: Places, program: Any) -> None:
-    """Under torchrun the message still reaches the launching command."""
+def test_a_refusal_ends_the_process_with_code_2(places: Places, program: Program) -> None:
+    """The same through the operating system, with the message for people and nothing on standard output."""
+    done = program.start(*training("train.epoch=5")(places)).completed()
+    assert done.code == USER_ERROR
+    assert done.output == ""
+    assert done.error.count("\n") == 1
+
+
+def test_an_error_that_only_a_rank_can_find_reaches_the_command(places: Places, program: Program) -> None:
+    """Under torchrun the message of the rank becomes the message of the launching command."""
     file = sorted((places.digits / "val" / "3").iterdir())[0]
     shutil.copytree(places.digits / "val", places.folder / "val")
     bad = places.folder / "val" / "3" / file.name
@@ -209,8 +220,8 @@ def test_worker_tells_what_only_it_can_find(places: Places, program: Any) -> Non
         f"data.root={places.digits / 'train'}",
         "train.max_steps=2",
     )
-    started = program.run(*training(*changed, nproc=2)(places), "--json")
-    assert_refused(started, "data.val_root", bad.name, "Restore")
+    done = program.start(*training(*changed, nproc=2)(places), "--json").completed()
+    assert_refused(done, "data.val_root", bad.name, "Restore")
 
 
 def make_corrupt(root: Path) -> list[str]:
@@ -245,71 +256,63 @@ def corrupt(digits: Path, tmp_path: Path) -> tuple[Path, list[str]]:
 
 @pytest.mark.parametrize("loader", ["dali", "torchvision"])
 def test_corrupt_training_images_are_counted_named_and_replaced(
-    loader: str, corrupt: tuple[Path, list[str]], places: Places, program: Any
+    loader: str, corrupt: tuple[Path, list[str]], places: Places
 ) -> None:
     root, files = corrupt
-    started = program.run(
+    done = run_here(
         *training(f"data.root={root}", f"data.loader={loader}", "train.epochs=2")(places), "--json"
     )
-    assert started.process.returncode == 0, started.error
+    assert done.code == 0, done.error
     log = (places.run / "logs" / "rank-0.log").read_text()
     for file in files:
-        assert log.count(f"training image {file} ") == 1, f"told once: {file}"
-    assert sorted(started.result["bad_images"]) == sorted(files)
-    assert started.result["steps"] == 58
+        assert log.count(f"training image {file} ") == 1, f"named once: {file}"
+    assert sorted(done.result["bad_images"]) == sorted(files)
+    assert done.result["steps"] == 58
 
 
-def test_corrupt_training_images_of_every_rank_are_in_the_result_after_a_kill_too(
-    corrupt: tuple[Path, list[str]], places: Places, program: Any, train: Any, helpers: Any
+@pytest.mark.parametrize("nproc", [1, pytest.param(2, marks=pytest.mark.thorough)])
+def test_corrupt_images_of_every_rank_are_in_the_result_after_a_kill_too(
+    nproc: int, corrupt: tuple[Path, list[str]], places: Places, train: Callable[..., Training]
 ) -> None:
     root, files = corrupt
     changes = {"data": {"root": str(root)}, "train": {"epochs": 1}}
-    whole, cut = train(2, "whole", changes), train(2, "cut", changes)
-    finished = whole.finish(limit=1)
-    assert sorted(finished.result["bad_images"]) == sorted(files)
+    whole, cut = train(nproc, "whole", changes), train(nproc, "cut", changes)
+    assert sorted(whole.finish().result["bad_images"]) == sorted(files)
     started = cut.start()
     cut.wait_for_step(started, 22, 0)
     started.signal_group(9)
     started.wait()
     cut.assert_gone()
     cut.finish()
-    helpers.assert_identical(cut.run, whole.run)
+    assert_identical(cut.run, whole.run)
 
 
-def test_more_corrupt_training_images_than_allowed(
-    corrupt: tuple[Path, list[str]], places: Places, program: Any
-) -> None:
+def test_more_corrupt_training_images_than_allowed(corrupt: tuple[Path, list[str]], places: Places) -> None:
     root, files = corrupt
     changed = (f"data.root={root}", "data.max_bad_fraction=0.001", "train.epochs=2")
-    started = program.run(*training(*changed)(places), "--json")
-    assert_refused(started, "data.max_bad_fraction", "train/", "max_bad_fraction")
-    assert any(file in started.error for file in files)
+    done = run_here(*training(*changed)(places), "--json")
+    assert_refused(done, "data.max_bad_fraction", "train/", "max_bad_fraction")
+    assert any(file in done.error for file in files)
 
 
-def test_loss_that_is_not_finite_stops_the_run(places: Places, program: Any) -> None:
+@pytest.mark.parametrize("nproc", [1, pytest.param(2, marks=pytest.mark.thorough)])
+def test_a_non_finite_loss_stops_the_run_and_names_the_remedy(
+    nproc: int, places: Places, program: Program
+) -> None:
     changed = ("optim.lr=1.0e+30", "optim.warmup_epochs=0", "train.log_every=5", "checkpoint.every_steps=1")
-    for nproc in (1, 2):
-        run = places.folder / f"run-{nproc}"
-        command = ["train", places.config, *changed, "--nproc", nproc, "--run-dir", run]
-        started = program.run(*command, "--json")
-        assert started.process.returncode == FAILURE, started.error
-        message = started.error
-        assert "NaN or infinite at step" in message
-        assert "on rank" in message
-        assert "checkpoint" in message and "optim.lr" in message
-        assert not (run / "model.safetensors").exists()
-        assert "NaN" in started.result["error"]["message"]
+    command = [*training(*changed, nproc=nproc)(places), "--json"]
+    done = run_here(*command) if nproc == 1 else program.start(*command).completed()
+    assert done.code == FAILURE, done.error
+    for part in ("NaN or infinite at step", "on rank", "checkpoint", "optim.lr"):
+        assert part in done.error
+    assert not (places.run / "model.safetensors").exists()
+    assert "NaN" in done.result["error"]["message"]
 
 
-def test_predict_on_what_is_no_image(places: Places, program: Any, reference: Any) -> None:
-    text = places.file("text.jpeg", "not a picture")
-    assert_refused(program.run("predict", reference(1), text, "--json"), "image", "text.jpeg", "image file")
+def test_predict_refuses_files_that_are_not_images(
+    places: Places, undisturbed: Callable[..., Training]
+) -> None:
+    run, text = undisturbed(1, {}).run, places.file("text.jpeg", "not a picture")
+    assert_refused(run_here("predict", run, text, "--json"), "image", "text.jpeg", "image file")
     missing = places.folder / "gone.png"
-    assert_refused(program.run("predict", reference(1), missing, "--json"), "image", "gone.png", "image file")
-
-
-def test_message_without_json_is_for_people(places: Places, program: Any) -> None:
-    started = program.run(*training("train.epoch=5")(places))
-    assert started.process.returncode == USER_ERROR
-    assert started.output == ""
-    assert started.error.count("\n") == 1
+    assert_refused(run_here("predict", run, missing, "--json"), "image", "gone.png", "image file")

@@ -1,4 +1,4 @@
-"""One data set as folders, as folders with an index and as shards: the same run, bit for bit, and no other."""
+"""A data set as folders, as folders with an index and as shards gives bit-identical runs."""
 
 from __future__ import annotations
 
@@ -7,76 +7,72 @@ import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from support.commands import run_here
+from support.runs import Training, assert_identical
+
+pytestmark = pytest.mark.xdist_group("runs")
 SHORT = {"train": {"epochs": 1, "max_steps": 8}, "checkpoint": {"every_steps": 3, "every_epochs": 0}}
 
 
 @pytest.fixture(scope="module")
-def forms(digits: Path, tmp_path_factory: pytest.TempPathFactory, helpers: Any) -> dict[str, tuple[str, ...]]:
+def forms(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, ...]]:
     """How to name each form to a training."""
     folder = tmp_path_factory.mktemp("forms")
-    program = helpers.Program(folder)
     index, packed = folder / "digits.index", folder / "packed"
-    done = program.run("data", "index", digits, "--out", index, "--workers", "1", "--json")
-    assert done.process.returncode == 0, done.error
+    done = run_here("data", "index", digits, "--out", index, "--workers", "1", "--json")
+    assert done.code == 0, done.error
     assert done.result["images"] == {"train": 1438, "val": 359}
     assert done.result["problems"] == []
-    done = program.run("data", "pack", digits, packed, "--shard-size", "300KiB", "--workers", "1", "--json")
-    assert done.process.returncode == 0, done.error
+    done = run_here("data", "pack", digits, packed, "--shard-size", "300KiB", "--workers", "1", "--json")
+    assert done.code == 0, done.error
     assert done.result["shards"] > 4
     return {"folder": (), "index": (f"data.index={index}",), "shards": (f"data.root={packed}",)}
 
 
-@pytest.fixture(scope="module")
-def whole(digits: Path, tmp_path_factory: pytest.TempPathFactory, helpers: Any) -> tuple[Path, Path]:
-    """The undisturbed run from folders, and its configuration."""
-    folder = tmp_path_factory.mktemp("whole")
-    config = helpers.config_with(folder, digits, SHORT)
-    training = helpers.Training(helpers.Program(folder), config, folder / "run", 1)
-    training.finish(limit=1)
-    return training.run, config
+@pytest.fixture
+def whole(undisturbed: Callable[..., Training]) -> Training:
+    """The undisturbed run from folders."""
+    return undisturbed(1, SHORT)
 
 
 def test_the_index_gives_the_same_run(
-    train: Callable[..., Any], forms: dict[str, tuple[str, ...]], whole: tuple[Path, Path], helpers: Any
+    train: Callable[..., Training], forms: dict[str, tuple[str, ...]], whole: Training
 ) -> None:
     training = train(1, "indexed", SHORT)
-    training.finish(*forms["index"], limit=1)
-    helpers.assert_identical(training.run, whole[0])
+    training.finish(*forms["index"])
+    assert_identical(training.run, whole.run)
     attempt = json.loads((training.run / "environment.json").read_text())["attempts"][0]
-    first = json.loads((whole[0] / "environment.json").read_text())["attempts"][0]
+    first = json.loads((whole.run / "environment.json").read_text())["attempts"][0]
     assert attempt["data_fingerprint"] == first["data_fingerprint"]
 
 
 def test_shards_killed_and_continued_give_the_run_of_the_folder(
-    train: Callable[..., Any], forms: dict[str, tuple[str, ...]], whole: tuple[Path, Path], helpers: Any
+    train: Callable[..., Training], forms: dict[str, tuple[str, ...]], whole: Training
 ) -> None:
     training = train(1, "shards", SHORT)
     started = training.start(*forms["shards"])
     training.wait_for(started, lambda: (training.run / "latest").exists(), "a checkpoint")
     started.signal_group(signal.SIGKILL)
     started.wait()
-    finished = training.finish(*forms["shards"], limit=1)
+    finished = training.finish(*forms["shards"])
     assert "resuming at epoch 0" in finished.error
-    helpers.assert_identical(training.run, whole[0])
+    assert_identical(training.run, whole.run)
 
 
 def test_a_run_is_not_continued_with_another_index(
-    program: Any, forms: dict[str, tuple[str, ...]], whole: tuple[Path, Path]
+    forms: dict[str, tuple[str, ...]], whole: Training
 ) -> None:
-    run, config = whole
-    again = ("train", config, "train.max_steps=14", "--run-dir", run, "--json")
-    refused = program.run(*again, *forms["shards"])
-    assert refused.process.returncode == 2
+    refused = run_here(*whole.command("train.max_steps=14", *forms["shards"]))
+    assert refused.code == 2
     assert refused.result["error"]["field"] == "data.root"
     assert "the images differ" in refused.result["error"]["message"]
 
 
 def test_unreadable_validation_images_are_left_out_only_where_allowed(
-    train: Callable[..., Any], digits: Path, tmp_path: Path
+    train: Callable[..., Training], digits: Path, tmp_path: Path
 ) -> None:
     copy = tmp_path / "val"
     for path in sorted((digits / "val").rglob("*.jp*g"))[::4]:
@@ -88,29 +84,27 @@ def test_unreadable_validation_images_are_left_out_only_where_allowed(
     for path in spoiled:
         path.write_bytes(path.read_bytes()[:-30])
     changes = {"train": {"epochs": 1, "max_steps": 2}, "data": {"val_root": str(copy)}}
-    refused = train(1, "one", changes).start()
-    assert refused.wait() == 2
+    refused = run_here(*train(1, "one", changes).command())
+    assert refused.code == 2
     assert refused.result["error"]["field"] == "data.val_root"
     assert "data.max_bad_val_fraction" in refused.result["error"]["remedy"]
-    finished = train(1, "two", changes).finish("data.max_bad_val_fraction=0.03", limit=1)
+    finished = train(1, "two", changes).finish("data.max_bad_val_fraction=0.03")
     assert (finished.result["num_validated"], finished.result["num_missing"]) == (88, 2)
     assert "(2 unreadable left out)" in finished.error
 
 
-def test_damaged_files_are_listed_and_a_read_only_root_is_said(
-    digits: Path, tmp_path: Path, program: Any
-) -> None:
+def test_damaged_files_are_listed_and_a_read_only_root_is_said(digits: Path, tmp_path: Path) -> None:
     copy = tmp_path / "set"
     subprocess.run(["cp", "-r", digits / "val", copy], check=True)
     first = min(copy.rglob("*.jp*g"))
     first.write_bytes(b"")
-    done = program.run("data", "index", copy, "--workers", "2", "--json")
+    done = run_here("data", "index", copy, "--workers", "2", "--json")
     path = str(first.relative_to(copy))
     assert done.result["problems"] == [{"half": "all", "path": path, "kinds": "empty"}]
     assert done.result["problem_counts"] == {"empty": 1}
-    people = program.run("data", "index", copy, "--workers", "1")
+    people = run_here("data", "index", copy, "--workers", "1")
     assert f"{path}: empty" in people.error
-    nowhere = program.run("data", "index", copy, "--out", "/proc/x.index", "--json")
-    assert nowhere.process.returncode == 2
+    nowhere = run_here("data", "index", copy, "--out", "/proc/x.index", "--json")
+    assert nowhere.code == 2
     assert nowhere.result["error"]["field"] == "--out"
     assert "data.index=FILE" in nowhere.result["error"]["remedy"]

@@ -1,4 +1,4 @@
-"""A small run in this process, stopped or struck dead at every single point where that can happen."""
+"""A small run in this process, stopped or killed at every point where that can happen."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from dl2pa.config import load_config
 from dl2pa.errors import UserError
 from dl2pa.training.run import train as train_here
 from dl2pa.training.stop import StopMonitor
+from support.commands import process_state_restored, run_here
+from support.runs import IN_MEMORY, assert_identical, config_with, outcome_of, read_status
 
 DONE, STOPPED = 0, 75
 TINY = {
@@ -26,6 +27,7 @@ TINY = {
 }
 LEARNED_THEN_HELD = {
     **TINY,
+    "data": IN_MEMORY,
     "method": {
         "loss": "cross_entropy",
         "logit_adjustment": 1.0,
@@ -38,26 +40,18 @@ STOP_POINTS = EPOCHS * (TRAIN_STEPS + 1 + EVAL_STEPS)
 
 
 class Crash(BaseException):
-    """Stands for the process's sudden death: nothing of ours handles it."""
+    """Stands for a sudden death of the process: no handler of dl2pa catches it."""
 
 
 @pytest.fixture(autouse=True)
-def this_process_as_it_was() -> Iterator[None]:
-    """Training sets threads, determinism and log handlers of its process."""
-    root, threads = logging.getLogger(), torch.get_num_threads()
-    handlers, level, deterministic = (
-        list(root.handlers),
-        root.level,
-        torch.are_deterministic_algorithms_enabled(),
-    )
-    root.setLevel(logging.INFO)
-    yield
-    for handler in set(root.handlers) - set(handlers):
-        root.removeHandler(handler)
-        handler.close()
-    root.setLevel(level)
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic)
+def unchanged_process(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Training sets the threads, the determinism and the log handlers of its process."""
+    with process_state_restored():
+        root = logging.getLogger()
+        root.handlers = [caplog.handler]
+        root.setLevel(logging.INFO)
+        yield
+        root.handlers.remove(caplog.handler)
 
 
 @pytest.fixture(scope="module")
@@ -103,11 +97,9 @@ class Attempts:
 
 
 @pytest.fixture
-def attempts(
-    few_digits: Path, tmp_path: Path, helpers: Any, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., Attempts]:
+def attempts(few_digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Attempts]:
     def make(name: str, changes: Mapping[str, Any] = TINY) -> Attempts:
-        config = helpers.config_with(tmp_path / f"config-{name}", few_digits, changes)
+        config = config_with(tmp_path / f"config-{name}", few_digits, changes)
         return Attempts(config, tmp_path / name, monkeypatch)
 
     return make
@@ -119,12 +111,13 @@ def finish(attempt: Attempts) -> None:
 
 @pytest.mark.parametrize(
     ("how", "changes"),
-    [("stop", TINY), ("crash", TINY), ("crash", LEARNED_THEN_HELD)],
-    ids=["stop", "crash", "crash, learned then held"],
+    [
+        pytest.param("stop", TINY, id="stop"),
+        pytest.param("crash", {**TINY, "data": IN_MEMORY}, id="crash"),
+        pytest.param("crash", LEARNED_THEN_HELD, id="crash, learned then held", marks=pytest.mark.thorough),
+    ],
 )
-def test_any_point(
-    how: str, changes: Mapping[str, Any], attempts: Callable[..., Attempts], helpers: Any
-) -> None:
+def test_any_point(how: str, changes: Mapping[str, Any], attempts: Callable[..., Attempts]) -> None:
     whole = attempts("whole", changes)
     finish(whole)
     assert whole.asked == STOP_POINTS
@@ -132,20 +125,20 @@ def test_any_point(
         cut = attempts(f"cut-{point}", changes)
         if how == "stop":
             assert cut.go(stop_at=point) == STOPPED
-            assert helpers.read_status(cut.run)["state"] == "stopped"
+            assert read_status(cut.run)["state"] == "stopped"
         else:
             with pytest.raises(Crash):
                 cut.go(crash_at=point)
         assert not (cut.run / "result.json").exists()
         finish(cut)
-        helpers.assert_identical(cut.run, whole.run)
-        history = helpers.outcome_of(cut.run).points
+        assert_identical(cut.run, whole.run)
+        history = outcome_of(cut.run).points
         assert [s for n, s in sorted(history) if n == "val/top1"] == [3, 6], f"point {point}"
 
 
-def test_stopped_again_and_again(attempts: Callable[..., Attempts], helpers: Any) -> None:
-    """Attempts that may do only a little, again and again, arrive at the same end."""
-    whole, cut = attempts("whole"), attempts("cut")
+def test_many_short_attempts_reach_the_same_end(attempts: Callable[..., Attempts]) -> None:
+    changes = {**TINY, "data": IN_MEMORY}
+    whole, cut = attempts("whole", changes), attempts("cut", changes)
     finish(whole)
     codes = []
     for _ in range(4 * STOP_POINTS):
@@ -154,26 +147,26 @@ def test_stopped_again_and_again(attempts: Callable[..., Attempts], helpers: Any
             break
     assert codes[-1] == DONE
     assert codes.count(STOPPED) >= 2
-    helpers.assert_identical(cut.run, whole.run)
+    assert_identical(cut.run, whole.run)
 
 
-def test_stochastic_depth_and_the_torchvision_loader(attempts: Callable[..., Attempts], helpers: Any) -> None:
+def test_stochastic_depth_and_the_torchvision_loader(attempts: Callable[..., Attempts]) -> None:
     """Swin-T drops residual branches at random: the draws must not depend on where the run was cut."""
     swin = {
         "data": {"image_size": 32, "eval_resize": 32, "loader": "torchvision"},
         "model": {"backbone": "swin_t"},
         "optim": {"name": "adamw", "lr": 1e-4, "clip_norm": 1.0},
-        "train": {"epochs": 2, "batch_size": 10, "max_steps": 3, "eval_batch_size": 70},
+        "train": {"epochs": 2, "batch_size": 10, "max_steps": 2, "eval_batch_size": 70},
         "checkpoint": {"every_steps": 1, "keep": 1},
     }
     whole, cut = attempts("whole", swin), attempts("cut", swin)
     finish(whole)
     with pytest.raises(Crash):
-        cut.go(crash_at=3)
+        cut.go(crash_at=2)
     finish(cut)
-    helpers.assert_identical(cut.run, whole.run)
-    losses = [v for (n, _), v in sorted(helpers.outcome_of(cut.run).points.items()) if n == "train/loss"]
-    assert len(set(losses)) == 3
+    assert_identical(cut.run, whole.run)
+    losses = [v for (n, _), v in sorted(outcome_of(cut.run).points.items()) if n == "train/loss"]
+    assert len(set(losses)) == 2
 
 
 def _checkpoints(run: Path) -> list[Path]:
@@ -200,16 +193,16 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
 
 
 def test_damaged_newest_checkpoint_falls_back(
-    attempts: Callable[..., Attempts], helpers: Any, caplog: pytest.LogCaptureFixture
+    attempts: Callable[..., Attempts], caplog: pytest.LogCaptureFixture
 ) -> None:
-    whole = attempts("whole")
+    changes = {**TINY, "data": IN_MEMORY}
+    whole, stopped = attempts("whole", changes), attempts("stopped", changes)
     finish(whole)
-    stopped = attempts("stopped")
     assert stopped.go(stop_at=TRAIN_STEPS + 1 + EVAL_STEPS + 3) == STOPPED
     names = [c.name for c in _checkpoints(stopped.run)]
     assert len(names) >= 2
     for damage, apply in DAMAGES.items():
-        cut = attempts(damage)
+        cut = attempts(damage, changes)
         shutil.copytree(stopped.run, cut.run)
         apply(_checkpoints(cut.run)[-1])
         caplog.clear()
@@ -219,11 +212,11 @@ def test_damaged_newest_checkpoint_falls_back(
                 r for r in caplog.records if r.levelno == logging.WARNING and names[-1] in r.getMessage()
             ]
             assert warned, f"{damage}: no warning names {names[-1]}"
-        helpers.assert_identical(cut.run, whole.run)
+        assert_identical(cut.run, whole.run)
 
 
 def test_all_checkpoints_damaged_is_refused_and_leaves_them(
-    attempts: Callable[..., Attempts], program: Any
+    attempts: Callable[..., Attempts],
 ) -> None:
     cut = attempts("cut")
     assert cut.go(stop_at=TRAIN_STEPS + 1 + EVAL_STEPS + 3) == STOPPED
@@ -232,8 +225,8 @@ def test_all_checkpoints_damaged_is_refused_and_leaves_them(
     before = {p: p.stat().st_size for p in cut.run.glob("checkpoints/*/*")}
     with pytest.raises(UserError):
         cut.go()
-    refused = program.run("train", cut.config, "--run-dir", cut.run, "--json")
-    assert refused.process.returncode == 2
+    refused = run_here("train", cut.config, "--run-dir", cut.run, "--json")
+    assert refused.code == 2
     assert str(cut.run / "checkpoints") in refused.error
     assert "Traceback" not in refused.error
     assert str(cut.run / "checkpoints") in str(refused.result["error"])
@@ -251,3 +244,20 @@ def test_changed_recipe_is_refused_and_changed_schedule_is_said(
         cut.go(overrides=("train.seed=1",))
     assert cut.go(overrides=("optim.lr=0.05",)) == DONE
     assert "optim.lr changed from 0.2 to 0.05" in caplog.text
+
+
+def test_killed_right_after_an_epoch_neither_repeats_nor_skips_one(
+    attempts: Callable[..., Attempts], caplog: pytest.LogCaptureFixture
+) -> None:
+    """With checkpoints per epoch only, any kill in the second epoch resumes exactly at the boundary."""
+    by_epoch = {**TINY, "data": IN_MEMORY, "checkpoint": {"every_steps": 0}}
+    whole, cut = attempts("whole", by_epoch), attempts("cut", by_epoch)
+    finish(whole)
+    with pytest.raises(Crash):
+        cut.go(crash_at=TRAIN_STEPS + 1 + EVAL_STEPS + 2)
+    assert (cut.run / "latest").read_text().strip() == "step-000000003"
+    caplog.clear()
+    finish(cut)
+    assert "resuming at epoch 1, step 3" in caplog.text
+    assert "epoch 1/2" not in caplog.text
+    assert_identical(cut.run, whole.run)

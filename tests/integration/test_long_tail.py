@@ -1,4 +1,4 @@
-"""Long-tailed runs of the shipped configurations, over small files in the official formats."""
+"""Long-tailed runs of the shipped configurations on small files in the official formats."""
 
 from __future__ import annotations
 
@@ -6,17 +6,25 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs/longtail"
+from support.commands import run_here
+from support.paths import CONFIGS
+from support.runs import outcome_of
+
 GROUPS = ("top1_head", "top1_medium", "top1_tail")
 SMALL = [
     *("model.backbone=resnet8", "model.widths=[4,4,8]", "model.embedding_dim=8"),
     *("train.batch_size=8", "train.max_steps=3", "train.log_every=1", "checkpoint.every_epochs=1"),
-    *("data.imbalance=0.1", "tracking.uri=none", "launch.device=cpu", "launch.threads=1"),
+    *(
+        "data.imbalance=0.1",
+        "tracking.uri=none",
+        "tracking.figures=false",
+        "launch.device=cpu",
+        "launch.threads=1",
+    ),
 ]
 
 
@@ -53,14 +61,21 @@ def write_svhn(root: Path) -> None:
     ("name", "write"), [("stl10", write_stl10), ("svhn", write_svhn), ("svhn_lt_legacy", write_svhn)]
 )
 def test_a_shipped_long_tail_trains_and_tells_its_groups(
-    name: str, write: Callable[[Path], None], program: Any, helpers: Any, tmp_path: Path
+    name: str, write: Callable[[Path], None], tmp_path: Path
 ) -> None:
     data, run = tmp_path / "data", tmp_path / "run"
     data.mkdir()
     write(data)
-    arguments = [CONFIGS / f"{name}.yaml", f"data.root={data}", *SMALL, "--run-dir", run, "--json"]
-    trained = program.run("train", *arguments)
-    assert trained.process.returncode == 0, trained.error
+    arguments = [
+        CONFIGS / "longtail" / f"{name}.yaml",
+        f"data.root={data}",
+        *SMALL,
+        "--run-dir",
+        run,
+        "--json",
+    ]
+    trained = run_here("train", *arguments)
+    assert trained.code == 0, trained.error
     result = trained.result
     assert result["num_validated"] == 30, "validation stays whole"
     validation = json.loads((run / "validation.json").read_text())
@@ -72,18 +87,16 @@ def test_a_shipped_long_tail_trains_and_tells_its_groups(
     assert {key: validation[key] for key in GROUPS} == expected
     stored = json.loads((run / "result.json").read_text())
     assert {key: stored[key] for key in GROUPS} == expected
-    points = helpers.outcome_of(run).points
+    points = outcome_of(run).points
     assert {key: points[f"val/{key}", 3] for key in GROUPS} == expected
-    evaluated = program.run("evaluate", run, "--json")
-    assert evaluated.process.returncode == 0, evaluated.error
+    evaluated = run_here("evaluate", run, "--json")
+    assert evaluated.code == 0, evaluated.error
     assert {key: evaluated.result[key] for key in GROUPS} == expected
-    latest = program.run("evaluate", run, "--checkpoint", "latest", "--json")
+    latest = run_here("evaluate", run, "--checkpoint", "latest", "--json")
     assert latest.result == evaluated.result
 
 
-def test_a_run_adjusts_its_logits_to_the_classes_that_are_left(
-    program: Any, helpers: Any, tmp_path: Path
-) -> None:
+def test_a_run_adjusts_its_logits_to_the_classes_that_are_left(tmp_path: Path) -> None:
     """The first step's loss, its weights being the same, differs by what the shares of the thinned data say."""
     (tmp_path / "data").mkdir()
     write_stl10(tmp_path / "data")
@@ -92,17 +105,17 @@ def test_a_run_adjusts_its_logits_to_the_classes_that_are_left(
         run = tmp_path / f"run{strength:g}"
         changed = ["method.name=psc", "method.loss=cross_entropy", f"method.logit_adjustment={strength}"]
         arguments = [
-            CONFIGS / "stl10.yaml",
+            CONFIGS / "longtail" / "stl10.yaml",
             f"data.root={tmp_path / 'data'}",
             *SMALL,
             "train.mixup=0",
             *changed,
         ]
-        trained = program.run("train", *arguments, "--run-dir", run, "--json")
-        assert trained.process.returncode == 0, trained.error
-        losses.append(helpers.outcome_of(run).points["train/loss", 1])
+        trained = run_here("train", *arguments, "--run-dir", run, "--json")
+        assert trained.code == 0, trained.error
+        losses.append(outcome_of(run).points["train/loss", 1])
         if strength:
-            evaluated = program.run("evaluate", run, "--json")
+            evaluated = run_here("evaluate", run, "--json")
             assert evaluated.result["top1"] == pytest.approx(trained.result["top1_last"])
     counts = [int(20 * 0.1 ** (k / 9)) for k in range(10)]
     spread = math.log(max(counts) / min(counts))

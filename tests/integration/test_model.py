@@ -20,43 +20,26 @@ import torch
 from dl2pa.cli import main
 from dl2pa.inference import load_classifier
 from pipelines.single import load_image
+from support.paths import REPOSITORY, SHARED_DATA
+from support.runs import copy_as_another_run
+from support.servers import MlflowServer, free_port, serving
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-PHOTOGRAPHS = REPOSITORY / "../shared/data/imagenet-samples"
+pytestmark = pytest.mark.xdist_group("servers")
+PHOTOGRAPHS = SHARED_DATA / "imagenet-samples"
 MLFLOW = (sys.executable, "-m", "mlflow")
 
 
 @pytest.fixture(scope="module")
-def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory, helpers: Any) -> Path:
-    """A run that has learned something of the digits, without any server."""
-    pytest.importorskip("mlflow")
-    folder = tmp_path_factory.mktemp("model")
-    changes = {
-        "data": {"loader": "torchvision"},
-        "train": {"epochs": 4, "log_every": 10},
-        "checkpoint": {"every_steps": 0},
-    }
-    program = helpers.Program(folder)
-    training = helpers.Training(program, helpers.config_with(folder, digits, changes), folder / "run", 1)
-    started = training.start()
-    try:
-        assert started.wait(300) == 0, started.error
-    finally:
-        program.close()
-    return training.run
+def server(mlflow_server: MlflowServer) -> str:
+    return mlflow_server.uri
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, helpers: Any) -> Iterator[str]:
-    with helpers.sqlite_server(tmp_path_factory.mktemp("server")) as uri:
-        yield uri
-
-
-@pytest.fixture(scope="module")
-def synced(trained: Path, server: str) -> Path:
-    """The same run after `dl2pa sync`."""
-    assert main(["sync", str(trained), "--uri", server]) == 0
-    return trained
+def synced(trained: Path, server: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the trained run after `dl2pa sync`."""
+    run = copy_as_another_run(trained, tmp_path_factory.mktemp("model") / "run", "models")
+    assert main(["sync", str(run), "--uri", server]) == 0
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -69,11 +52,11 @@ def register(synced: Path, server: str) -> Callable[..., int]:
 
 @pytest.fixture(scope="module")
 def predict(
-    register: Callable[..., int], server: str, tmp_path_factory: pytest.TempPathFactory, helpers: Any
+    register: Callable[..., int], server: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[..., Any]]:
     """Ask `mlflow models serve` about encoded images."""
     assert register("--name", "served", "--alias", "champion") == 0
-    port = str(helpers.free_port())
+    port = str(free_port())
     command = [*MLFLOW, "models", "serve", "-m", "models:/served@champion", "--env-manager", "local"]
     command += ["--host", "127.0.0.1", "--port", port, "--workers", "1"]
 
@@ -89,7 +72,7 @@ def predict(
     # MLflow starts uvicorn by its name: it has to be on the path, as in an activated environment.
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
     variables = {"MLFLOW_TRACKING_URI": server, "PATH": path}
-    with helpers.serving(folder, f"http://127.0.0.1:{port}/ping", command, **variables):
+    with serving(folder, f"http://127.0.0.1:{port}/ping", command, **variables):
         yield ask
 
 
@@ -108,7 +91,7 @@ def test_the_model_is_logged_once_when_the_server_is_there_again(
 
     assert main(["sync", str(synced), "--uri", server]) == 0
     client = mlflow.MlflowClient(server)
-    experiment = client.get_experiment_by_name("dl2pa")
+    experiment = client.get_experiment_by_name("models")
     (model,) = client.search_logged_models([experiment.experiment_id])
     run = client.get_run(model.source_run_id)
     assert [output.model_id for output in run.outputs.model_outputs] == [model.model_id]
@@ -133,7 +116,7 @@ def test_what_is_logged_needs_nothing_but_what_it_names(
     import mlflow
 
     client = mlflow.MlflowClient(server)
-    experiment = client.get_experiment_by_name("dl2pa")
+    experiment = client.get_experiment_by_name("models")
     (model,) = client.search_logged_models([experiment.experiment_id])
     script = f"""
 import sys
@@ -245,7 +228,7 @@ def test_register_logs_a_model_that_the_server_lost(
     store = f"sqlite:///{tmp_path / 'other.db'}"
     assert main(["sync", str(synced), "--uri", store]) == 0
     client = mlflow.MlflowClient(store)
-    (model,) = client.search_logged_models([client.get_experiment_by_name("dl2pa").experiment_id])
+    (model,) = client.search_logged_models([client.get_experiment_by_name("models").experiment_id])
     client.delete_logged_model(model.model_id)
     assert register("--name", "digits", "--json", uri=store) == 0
     answer = last_json(capsys)

@@ -9,23 +9,25 @@ import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-STOPPED = 75
+from support.runs import IN_MEMORY, STOPPED, Training, processes_of
+from support.waiting import eventually
+
+pytestmark = pytest.mark.xdist_group("runs")
 
 
-@pytest.mark.parametrize("nproc", [1, 2])
-def test_second_start_on_a_live_run_is_refused(nproc: int, train: Callable[..., Any], helpers: Any) -> None:
-    training = train(nproc, "run", {"train": {"epochs": 200}})
+@pytest.mark.parametrize("nproc", [pytest.param(1, marks=pytest.mark.thorough), 2])
+def test_second_start_on_a_live_run_is_refused(nproc: int, train: Callable[..., Training]) -> None:
+    training = train(nproc, "run", {"train": {"epochs": 200}, "data": IN_MEMORY})
     first = training.start()
     training.wait_for_step(first, 3, 0)
-    second = training.start()
-    assert second.wait() == 2
+    second = training.program.run(*training.command())
+    assert second.code == 2
     assert first.running()
     owner = json.loads((training.run / "owner.json").read_text())
-    assert owner["pid"] in [p.pid for p in helpers.processes_of(training.run)]
+    assert owner["pid"] in [p.pid for p in processes_of(training.run)]
     assert f"process {owner['pid']} on {socket.gethostname()}" in second.error
     assert second.result["error"]["field"] == "run-dir"
     assert "Traceback" not in second.error
@@ -36,11 +38,9 @@ def test_second_start_on_a_live_run_is_refused(nproc: int, train: Callable[..., 
     training.assert_gone()
 
 
-@pytest.mark.parametrize("nproc", [1, 2])
-def test_start_waits_for_an_owner_that_is_stopping(
-    nproc: int, train: Callable[..., Any], helpers: Any
-) -> None:
-    training = train(nproc, "run", {"train": {"max_steps": 4}})
+@pytest.mark.parametrize("nproc", [1, pytest.param(2, marks=pytest.mark.thorough)])
+def test_start_waits_for_an_owner_that_is_stopping(nproc: int, train: Callable[..., Training]) -> None:
+    training = train(nproc, "run", {"train": {"max_steps": 4}, "data": IN_MEMORY})
     training.run.mkdir(parents=True)
     lock = (training.run / "owner.lock").open("a")
     fcntl.flock(lock, fcntl.LOCK_EX)
@@ -50,9 +50,7 @@ def test_start_waits_for_an_owner_that_is_stopping(
     started = training.start()
 
     def has_opened_the_lock() -> bool:
-        return any(
-            str(training.run / "owner.lock") in _open_files(p.pid) for p in helpers.processes_of(training.run)
-        )
+        return any(str(training.run / "owner.lock") in _open_files(p.pid) for p in processes_of(training.run))
 
     training.wait_for(started, has_opened_the_lock, "the lock is tried")
     assert started.running()
@@ -62,19 +60,18 @@ def test_start_waits_for_an_owner_that_is_stopping(
     assert training.status["attempt"] == 2
 
 
-def test_start_right_after_a_stop_was_asked_for_goes_on(train: Callable[..., Any], helpers: Any) -> None:
-    training = train(2, "run", {"train": {"epochs": 3}})
+def test_start_right_after_a_stop_was_asked_for_goes_on(train: Callable[..., Training]) -> None:
+    training = train(1, "run", {"train": {"epochs": 3}})
     first = training.start()
     training.wait_for_step(first, 20, 0)
     os.kill(first.pid, signal.SIGTERM)
-    helpers.eventually(
-        lambda: (training.run / "stop").exists() or not first.running(), "the stop is passed on"
-    )
+    eventually(lambda: (training.run / "stop").exists() or not first.running(), "the stop is passed on")
     second = training.start()
-    assert second.wait() == 0, second.error
+    done = second.completed()
+    assert done.code == 0, done.error
     assert first.wait() == STOPPED, first.error
-    assert "resuming" in second.error
-    assert second.result["steps"] == 87
+    assert "resuming" in done.error
+    assert done.result["steps"] == 87
 
 
 def _open_files(pid: int) -> list[str]:

@@ -1,12 +1,18 @@
-"""The tracking server of docker/compose.yaml, started as there on a real PostgreSQL, and a run that records there."""
+"""The tracking server of docker/compose.yaml on a real PostgreSQL, and a run that is recorded there."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import json
+import urllib.parse
+from pathlib import Path
 
 import pytest
 
+from support.commands import Completed
+from support.runs import Program, Training, config_with, outcome_of
+from support.servers import Database, TrackingServer
+
+pytestmark = pytest.mark.xdist_group("servers")
 pytest.importorskip("mlflow")
 psycopg = pytest.importorskip("psycopg", reason="psycopg is not installed: pip install 'dl2pa[server]'")
 
@@ -23,24 +29,35 @@ psycopg = pytest.importorskip("psycopg", reason="psycopg is not installed: pip i
         ("stranger.example", True, 403),
     ],
 )
-def test_who_is_let_in(tracking_server: Any, host: str | None, signed_in: bool, status: int) -> None:
+def test_who_is_let_in(
+    tracking_server: TrackingServer, host: str | None, signed_in: bool, status: int
+) -> None:
     assert (
         tracking_server.get("/api/2.0/mlflow/experiments/search?max_results=1", host, signed_in)[0] == status
     )
 
 
-def test_a_training_records_itself_in_postgresql(
-    tracking_server: Any, database: Any, train: Callable[..., Any], helpers: Any
-) -> None:
-    training = train(changes={"tracking": {"uri": tracking_server.address, "experiment": "postgres"}})
-    signed_in = {"MLFLOW_TRACKING_USERNAME": "admin", "MLFLOW_TRACKING_PASSWORD": tracking_server.password}
-    started = training.program.run(*training.command(), env=signed_in)
-    assert started.process.returncode == 0, started.error
+@pytest.fixture(scope="module")
+def recorded(
+    tracking_server: TrackingServer, digits: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Training, Completed]:
+    """A run recorded by that server, whose address holds the credentials, as MLflow allows."""
+    folder = tmp_path_factory.mktemp("recorded")
+    password = urllib.parse.quote(tracking_server.password, "")
+    address = tracking_server.address.replace("://", f"://admin:{password}@")
+    changes = {"train": {"epochs": 1, "max_steps": 9}, "tracking": {"uri": address, "experiment": "postgres"}}
+    training = Training(Program(folder), config_with(folder, digits, changes), folder / "run", 1)
+    return training, training.finish()
 
-    _, answer = tracking_server.get(f"/api/2.0/mlflow/runs/get?run_id={started.result['mlflow_run_id']}")
+
+def test_a_training_records_itself_in_postgresql(
+    tracking_server: TrackingServer, database: Database, recorded: tuple[Training, Completed]
+) -> None:
+    training, done = recorded
+    _, answer = tracking_server.get(f"/api/2.0/mlflow/runs/get?run_id={done.result['mlflow_run_id']}")
     assert answer["run"]["info"]["status"] == "FINISHED"
     last = {metric["key"]: metric["value"] for metric in answer["run"]["data"]["metrics"]}
-    assert last["val/top1"] == started.result["top1_last"]
+    assert last["val/top1"] == done.result["top1_last"]
 
     names = {
         "host": "PGHOST",
@@ -58,5 +75,18 @@ def test_a_training_records_itself_in_postgresql(
     stored = {
         (key, step): value for key, step, value in rows if not key.startswith(("time/", "memory/", "system/"))
     }
-    assert stored == pytest.approx(helpers.outcome_of(training.run).points)
+    assert stored == pytest.approx(outcome_of(training.run).points)
     assert list(tracking_server.artifacts.rglob("model.safetensors"))
+
+
+def test_secrets_reach_neither_logs_nor_the_record(
+    tracking_server: TrackingServer, recorded: tuple[Training, Completed]
+) -> None:
+    training, done = recorded
+    secrets = [tracking_server.password, urllib.parse.quote(tracking_server.password, "")]
+    texts = [done.output, done.error]
+    texts += [p.read_text(errors="replace") for p in training.run.rglob("*") if p.is_file()]
+    texts += [p.read_text(errors="replace") for p in tracking_server.artifacts.rglob("*") if p.is_file()]
+    _, answer = tracking_server.get(f"/api/2.0/mlflow/runs/get?run_id={done.result['mlflow_run_id']}")
+    texts.append(json.dumps(answer))
+    assert not [text[:200] for text in texts if any(secret in text for secret in secrets)]

@@ -12,10 +12,15 @@ import numpy as np
 import pytest
 import yaml
 
-STOPPED, FAILED = 75, 1
-METHODS, SEEDS = ("dl2pa", "hpn"), (0, 1, 2)
-SMALL = {"train": {"epochs": 2, "eval_every": 2}, "optim": {"warmup_epochs": 0}}
-"""58 steps a run."""
+from support.commands import run_here
+from support.runs import IN_MEMORY, STOPPED, Program, config_with, read_status
+from support.waiting import eventually
+
+pytestmark = pytest.mark.xdist_group("runs")
+FAILED = 1
+METHODS, SEEDS = ("dl2pa", "hpn"), (0, 1)
+STEPS = 58
+SMALL = {"train": {"epochs": 2, "eval_every": 2}, "optim": {"warmup_epochs": 0}, "data": IN_MEMORY}
 
 
 @pytest.fixture
@@ -24,10 +29,10 @@ def place(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def command(digits: Path, tmp_path: Path, place: Path, helpers: Any) -> list[Any]:
-    """Three seeds of two methods, two at a time."""
-    config = helpers.config_with(tmp_path / "config", digits, SMALL)
-    arrays = ["--array", f"method.name={','.join(METHODS)}", "--seeds", "0..2"]
+def command(digits: Path, tmp_path: Path, place: Path) -> list[Any]:
+    """Two seeds of two methods, two runs at a time."""
+    config = config_with(tmp_path / "config", digits, SMALL)
+    arrays = ["--array", f"method.name={','.join(METHODS)}", "--seeds", "0..1"]
     return ["sweep", config, *arrays, "--parallel", "2", "--run-dir", place, "--json"]
 
 
@@ -48,13 +53,6 @@ def tables(tmp_path: Path) -> Path:
     return path
 
 
-def status_of(run: Path) -> dict[str, Any]:
-    try:
-        return json.loads((run / "status.json").read_text())
-    except FileNotFoundError:
-        return {}
-
-
 def processes_below(folder: Path) -> list[int]:
     found: list[int] = []
     for entry in Path("/proc").glob("[0-9]*"):
@@ -68,22 +66,23 @@ def processes_below(folder: Path) -> list[int]:
 
 
 def test_a_sweep_is_stopped_resumed_by_the_same_command_and_reported(
-    command: list[Any], place: Path, tables: Path, program: Any, helpers: Any, tmp_path: Path
+    command: list[Any], place: Path, tables: Path, program: Program, tmp_path: Path
 ) -> None:
     first = program.start(*command)
 
     def under_way() -> bool:
         assert first.running(), first.error
-        return sum(status_of(run).get("step", 0) >= 3 for run in place.glob("*")) >= 2
+        return sum(read_status(run).get("step", 0) >= 3 for run in place.glob("*")) >= 2
 
-    helpers.eventually(under_way, "two runs are under way")
+    eventually(under_way, "two runs are under way")
     os.kill(first.pid, signal.SIGTERM)
-    assert first.wait() == STOPPED, first.error
+    stopped_sweep = first.completed()
+    assert stopped_sweep.code == STOPPED, first.error
     assert processes_below(place) == []
-    told = first.result
+    told = stopped_sweep.result
     assert told["outcome"] == "stopped"
     assert told["failed"] == 0 and told["stopped"] >= 1 and told["waiting"] >= 1
-    assert told["stopped"] + told["finished"] + told["waiting"] == 6
+    assert told["stopped"] + told["finished"] + told["waiting"] == 4
     assert "the same command goes on from there" in first.error
     stopped = {
         Path(run["run_dir"]): run["steps"]
@@ -92,46 +91,49 @@ def test_a_sweep_is_stopped_resumed_by_the_same_command_and_reported(
     }
     assert stopped
     for run, steps in stopped.items():
-        assert status_of(run)["state"] == "stopped"
+        assert read_status(run)["state"] == "stopped"
         assert (run / "checkpoints" / f"step-{steps:09d}" / "COMPLETE").exists(), "saved before it left"
 
     second = program.run(*command)
-    assert second.process.returncode == 0, second.error
+    assert second.code == 0, second.error
     again = second.result
-    assert (again["outcome"], again["finished"], again["sweep"]) == ("finished", 6, told["sweep"])
+    assert (again["outcome"], again["finished"], again["sweep"]) == ("finished", 4, told["sweep"])
     assert [run["run_dir"] for run in again["runs"]] == [run["run_dir"] for run in told["runs"]]
     swept = [f"method.name={m} train.seed={s}" for m in METHODS for s in SEEDS]
     assert [" ".join(run["swept"]) for run in again["runs"]] == swept
     for run in again["runs"]:
         path = Path(run["run_dir"])
-        assert status_of(path)["attempt"] == (2 if path in stopped else 1)
+        assert read_status(path)["attempt"] == (2 if path in stopped else 1)
         assert (
-            run["steps"] == 58
+            run["steps"] == STEPS
             and run["top1_last"] == json.loads((path / "result.json").read_text())["top1_last"]
         )
         config = yaml.safe_load((path / "config.yaml").read_text())
         assert config["tracking"]["tags"] == {"sweep": told["sweep"]}
 
     third = program.run(*command)
-    assert third.process.returncode == 0 and third.result == again
+    assert third.code == 0 and third.result == again
     assert "starts" not in third.error
+    for_people = program.run(*command[:-1])
+    rows = [line.split() for line in for_people.output.splitlines()[1:]]
+    assert [(" ".join(row[:2]), row[2]) for row in rows] == [(name, "finished") for name in swept]
 
-    _assert_reported(program, again, tables, place, tmp_path)
+    _assert_reported(again, tables, place, tmp_path)
 
 
-def _assert_reported(program: Any, sweep: dict[str, Any], tables: Path, place: Path, out: Path) -> None:
-    done = program.run(
+def _assert_reported(sweep: dict[str, Any], tables: Path, place: Path, out: Path) -> None:
+    done = run_here(
         "report", "--all", place, "--published", "--tables", tables, "--out", out / "report", "--json"
     )
-    assert done.process.returncode == 0, done.error
+    assert done.code == 0, done.error
     lines = done.result["tables"]["digits"]
     markdown = (out / "report/report.md").read_text()
     page = (out / "report/report.html").read_text()
     for at, name in enumerate(METHODS):
-        values = np.array([run["top1_last"] for run in sweep["runs"][3 * at : 3 * at + 3]])
+        values = np.array([run["top1_last"] for run in sweep["runs"][2 * at : 2 * at + 2]])
         (ours,) = lines[at]["ours"]
         assert (lines[at]["row"], lines[at]["published"], ours["length"]) == (name, 33.25 + at, "full")
-        assert (ours["n"], ours["seeds"]) == (3, [0, 1, 2])
+        assert (ours["n"], ours["seeds"]) == (2, [0, 1])
         assert ours["top1_last"]["mean"] == pytest.approx(values.mean())
         assert ours["top1_last"]["std"] == pytest.approx(values.std(ddof=1))
         figure = f"{values.mean():.2f} ± {values.std(ddof=1):.2f}"
@@ -141,34 +143,28 @@ def _assert_reported(program: Any, sweep: dict[str, Any], tables: Path, place: P
 
 
 def test_a_run_that_fails_stops_no_other_and_is_named_at_the_end(
-    digits: Path, tmp_path: Path, place: Path, program: Any, helpers: Any
+    digits: Path, tmp_path: Path, place: Path, program: Program
 ) -> None:
-    config = helpers.config_with(tmp_path / "config", digits, {"train": {"max_steps": 3}})
-    command = ["sweep", config, "--array", "optim.lr=1.0e+30,0.1", "--run-dir", place, "--json"]
-    done = program.run(*command)
-    assert done.process.returncode == FAILED, done.error
+    config = config_with(tmp_path / "config", digits, {**SMALL, "train": {"max_steps": 3}})
+    grid = ["--array", "optim.lr=1.0e+30,0.1"]
+    done = program.run("sweep", config, *grid, "--run-dir", place, "--json")
+    assert done.code == FAILED, done.error
     bad, good = done.result["runs"]
     assert (done.result["outcome"], bad["outcome"], good["outcome"]) == ("failed", "failed", "finished")
     assert "finite" in bad["error"]
     assert f"failed: optim.lr=1.0e+30: {bad['error']}; see {bad['log']}" in done.error
     assert "finite" in Path(bad["log"]).read_text()
-    for_people = program.run(*command[:-1])
-    assert for_people.process.returncode == FAILED
-    assert [line.split()[:2] for line in for_people.output.splitlines()[1:]] == [
-        ["optim.lr=1.0e+30", "failed"],
-        ["optim.lr=0.1", "finished"],
-    ]
 
 
 def test_runs_do_not_outlive_a_sweep_that_is_killed(
-    command: list[Any], place: Path, program: Any, helpers: Any
+    command: list[Any], place: Path, program: Program
 ) -> None:
     sweep = program.start(*command, "train.epochs=200")
 
     def two_train() -> bool:
         assert sweep.running(), sweep.error
-        return sum(status_of(run).get("step", 0) >= 1 for run in place.glob("*")) >= 2
+        return sum(read_status(run).get("step", 0) >= 1 for run in place.glob("*")) >= 2
 
-    helpers.eventually(two_train, "two runs train")
+    eventually(two_train, "two runs train")
     os.kill(sweep.pid, signal.SIGKILL)
-    helpers.eventually(lambda: not processes_below(place), "the runs are gone", 30)
+    eventually(lambda: not processes_below(place), "the runs are gone", 30)

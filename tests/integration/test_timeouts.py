@@ -1,21 +1,26 @@
-"""A process that is stuck keeps the others no longer than `launch.step_timeout_s`."""
+"""The other processes wait for a stuck one no longer than `launch.step_timeout_s`."""
 
 from __future__ import annotations
 
 import os
 import signal
 import time
-from typing import Any
+from collections.abc import Callable
 
+import pytest
+
+from support.runs import IN_MEMORY, Training, processes_of
+
+pytestmark = pytest.mark.xdist_group("runs")
 PATIENCE_S = 6
 
 
-def test_a_stuck_process_ends_the_run_once_steps_are_expected_promptly(train: Any, helpers: Any) -> None:
-    changes = {"train": {"epochs": 50}, "launch": {"step_timeout_s": PATIENCE_S}}
+def test_a_stuck_process_ends_the_run(train: Callable[..., Training]) -> None:
+    changes = {"train": {"epochs": 50}, "launch": {"step_timeout_s": PATIENCE_S}, "data": IN_MEMORY}
     training = train(2, "stuck", changes)
     started = training.start()
     training.wait_for_step(started, 20, 0)
-    stuck = next(p for p in helpers.processes_of(training.run) if p.rank == 1)
+    stuck = next(p for p in processes_of(training.run) if p.rank == 1)
     os.kill(stuck.pid, signal.SIGSTOP)
     began = time.monotonic()
     try:

@@ -1,19 +1,15 @@
-"""Tracking against a real MLflow server: killed, restarted, losing its answers, and replayed."""
+"""Tracking with a real MLflow server that is killed, restarted, loses its answers or receives a replay."""
 
 import dataclasses
 import json
 import math
 import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -25,85 +21,23 @@ from dl2pa.tracking import Tracker, local_uri, sync
 from dl2pa.tracking.notes import load_note, save_note
 from dl2pa.tracking.server import RUN_TAG
 from dl2pa.tracking.spool import events_file, read_events
+from support.paths import REPOSITORY
+from support.servers import MlflowServer
+from support.waiting import eventually
 
+pytestmark = pytest.mark.xdist_group("servers")
 mlflow = pytest.importorskip("mlflow")
-REPOSITORY = Path(__file__).parents[2]
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
-
-
-class MlflowServer:
-    """``mlflow server`` on SQLite; can be killed hard and started again on the same port and data."""
-
-    def __init__(self, folder: Path) -> None:
-        self.database = folder / "server.db"
-        self._folder = folder
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port: int = free.getsockname()[1]
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        command = [
-            *(sys.executable, "-m", "mlflow", "server"),
-            *("--backend-store-uri", f"sqlite:///{self.database}"),
-            *("--artifacts-destination", str(self._folder / "artifacts")),
-            *("--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"),
-        ]
-        with (self._folder / "server.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                command,
-                stdout=log,
-                stderr=log,
-                cwd=self._folder,
-                start_new_session=True,
-                env={
-                    **os.environ,
-                    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-                    "MLFLOW_DISABLE_TELEMETRY": "true",
-                },
-            )
-        wait_until(self._is_healthy)
-
-    def kill(self) -> None:
-        if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-            self._process = None
-
-    def _is_healthy(self) -> bool:
-        assert self._process is not None and self._process.poll() is None, "the server ended"
-        try:
-            with urllib.request.urlopen(f"{self.uri}/health", timeout=1) as answer:
-                return bool(answer.status == 200)
-        except (urllib.error.URLError, OSError):
-            return False
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    running = MlflowServer(tmp_path_factory.mktemp("a server; with 'quotes'"))
-    try:
-        running.start()
-        yield running
-    finally:
-        running.kill()
 
 
 @pytest.fixture
-def lossy(server: MlflowServer) -> Iterator[str]:
+def lossy(mlflow_server: MlflowServer) -> Iterator[str]:
     """A way to the server that loses the first answer to every change, after the server made it."""
     changes: set[tuple[str, str, bytes]] = set()
 
     class Forwarder(BaseHTTPRequestHandler):
         def _forward(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            onward = HTTPConnection("127.0.0.1", server.port, timeout=30)
+            onward = HTTPConnection("127.0.0.1", mlflow_server.port, timeout=30)
             headers = {
                 k: v for k, v in self.headers.items() if k.lower() not in ("host", "transfer-encoding")
             }
@@ -169,9 +103,11 @@ def runs_with(client: Any, experiment: str, uuid: str | None) -> list[Any]:
     return list(client.search_runs([found.experiment_id], f"tags.`{RUN_TAG}` = '{uuid}'"))
 
 
-def test_sqlite_store_direct(server: MlflowServer, tmp_path: Path) -> None:
+def test_sqlite_store_direct(mlflow_server: MlflowServer, tmp_path: Path) -> None:
     uri = local_uri(tmp_path)
-    shutil.copy(server.database, tmp_path / "mlflow.db")  # saves the seconds of making an empty database
+    shutil.copy(
+        mlflow_server.database, tmp_path / "mlflow.db"
+    )  # saves the seconds of making an empty database
     run = tmp_path / "run"
     tracker = Tracker(run, enabled=True, uri=uri, experiment="local", run_name="a run", attempt=1)
     tracker.start({"method": {"name": "dl2pa"}, "lr": 0.1}, {"data": "cifar"})
@@ -202,7 +138,7 @@ def test_sqlite_store_direct(server: MlflowServer, tmp_path: Path) -> None:
 
 
 def test_nothing_doubles_when_answers_are_lost_or_everything_is_sent_again(
-    server: MlflowServer, lossy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mlflow_server: MlflowServer, lossy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dl2pa.tracking.sender._MAX_BACKOFF_AT_END", 0.05)
     monkeypatch.setattr("dl2pa.tracking.delivery._MIN_METRICS", 500)
@@ -217,7 +153,7 @@ def test_nothing_doubles_when_answers_are_lost_or_everything_is_sent_again(
     tracker.tags({"late": "tag"})
     tracker.finish("stopped", drain_seconds=60)
 
-    client = mlflow.MlflowClient(server.uri)
+    client = mlflow.MlflowClient(mlflow_server.uri)
     (stored,) = runs_with(client, "lossy", tracker.run_uuid)
 
     def check() -> None:
@@ -241,13 +177,13 @@ def test_nothing_doubles_when_answers_are_lost_or_everything_is_sent_again(
     again = sync(tmp_path, lossy)
     assert (again.events_sent, again.left, again.already_there) == (0, 0, 255)
     # Under another name the same server counts as new: all is sent again, to the same run.
-    replay = sync(tmp_path, server.uri)
+    replay = sync(tmp_path, mlflow_server.uri)
     assert (replay.events_sent, replay.points_sent, replay.left) == (255, 1800, 0)
     assert (replay.run_id, replay.error) == (stored.info.run_id, None)
     # A spool shorter than what was noted is another one: it is sent from its beginning.
-    note = load_note(tmp_path, server.uri)
-    save_note(tmp_path, server.uri, dataclasses.replace(note, cursor=note.cursor + 1))
-    assert sync(tmp_path, server.uri).events_sent == 255
+    note = load_note(tmp_path, mlflow_server.uri)
+    save_note(tmp_path, mlflow_server.uri, dataclasses.replace(note, cursor=note.cursor + 1))
+    assert sync(tmp_path, mlflow_server.uri).events_sent == 255
     assert len(runs_with(client, "lossy", tracker.run_uuid)) == 1
     check()
 
@@ -267,21 +203,21 @@ sys.stdin.read()
 
 
 def test_killed_run_is_closed_by_sync_and_reopened_by_the_next_attempt(
-    server: MlflowServer, tmp_path: Path
+    mlflow_server: MlflowServer, tmp_path: Path
 ) -> None:
     attempt = subprocess.Popen(
-        [sys.executable, "-c", ATTEMPT, str(tmp_path), server.uri],
+        [sys.executable, "-c", ATTEMPT, str(tmp_path), mlflow_server.uri],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
     )
-    wait_until(lambda: load_note(tmp_path, server.uri).cursor > 0)
+    eventually(lambda: load_note(tmp_path, mlflow_server.uri).cursor > 0, "the first points are sent")
     attempt.kill()
     attempt.wait()
     with events_file(tmp_path).open("ab") as file:
         file.write(b'{"e":"metrics","t":17')
-    client = mlflow.MlflowClient(server.uri)
-    run_id = load_note(tmp_path, server.uri).run_id
+    client = mlflow.MlflowClient(mlflow_server.uri)
+    run_id = load_note(tmp_path, mlflow_server.uri).run_id
     assert run_id is not None
     assert client.get_run(run_id).info.status == "RUNNING"
 
@@ -293,12 +229,14 @@ def test_killed_run_is_closed_by_sync_and_reopened_by_the_next_attempt(
     assert client.get_run(run_id).info.status == "KILLED"
     assert_same(client, run_id, tmp_path)
 
-    second = Tracker(tmp_path, enabled=True, uri=server.uri, experiment="other", run_name="other", attempt=2)
+    second = Tracker(
+        tmp_path, enabled=True, uri=mlflow_server.uri, experiment="other", run_name="other", attempt=2
+    )
     assert second.mlflow_run_id == run_id
     second.start({"lr": 0.2, "epochs": 2, "new": 1}, {})
     for step in range(40, 60):
         second.metrics(step, {"loss": 1000.0 + step})
-    wait_until(lambda: client.get_run(run_id).info.status == "RUNNING")
+    eventually(lambda: client.get_run(run_id).info.status == "RUNNING", "the next attempt reopens the run")
     second.finish("finished")
     stored = client.get_run(run_id)
     assert (stored.info.status, stored.data.tags["dl2pa.attempt"]) == ("FINISHED", "2")
@@ -310,9 +248,9 @@ def test_killed_run_is_closed_by_sync_and_reopened_by_the_next_attempt(
 
 
 def test_run_made_before_a_crash_is_found_and_its_empty_double_removed(
-    server: MlflowServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    mlflow_server: MlflowServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    client = mlflow.MlflowClient(server.uri)
+    client = mlflow.MlflowClient(mlflow_server.uri)
     tracker = Tracker(tmp_path, enabled=True, uri=None, experiment="crashed", run_name="r", attempt=1)
     tracker.start({"a": 1, "lr": 0.1, "z": 2}, {})
     tracker.metrics(0, {"loss": 1.0})
@@ -321,7 +259,7 @@ def test_run_made_before_a_crash_is_found_and_its_empty_double_removed(
     client.log_param(made.info.run_id, "lr", "someone else's")
     client.create_run(experiment, tags={RUN_TAG: tracker.run_uuid})
 
-    report = sync(tmp_path, server.uri)
+    report = sync(tmp_path, mlflow_server.uri)
     assert (report.run_id, report.left, report.refused) == (made.info.run_id, 0, 1)
     assert [run.info.run_id for run in runs_with(client, "crashed", tracker.run_uuid)] == [report.run_id]
     assert client.get_run(made.info.run_id).data.params == {"a": "1", "lr": "someone else's", "z": "2"}
@@ -329,18 +267,20 @@ def test_run_made_before_a_crash_is_found_and_its_empty_double_removed(
 
     tracker.artifact(tmp_path / "never-written.png")
     tracker.metrics(1, {"loss": 2.0})
-    report = sync(tmp_path, server.uri)
+    report = sync(tmp_path, mlflow_server.uri)
     assert (report.points_sent, report.left, report.refused) == (1, 0, 2)
     client.delete_run(made.info.run_id)
     tracker.metrics(2, {"loss": 3.0})
-    report = sync(tmp_path, server.uri)
+    report = sync(tmp_path, mlflow_server.uri)
     assert report.left == 1
     assert "was deleted on the server" in str(report.error)
 
 
-def test_artifact_store_that_fails_does_not_hold_up_points(server: MlflowServer, tmp_path: Path) -> None:
+def test_artifact_store_that_fails_does_not_hold_up_points(
+    mlflow_server: MlflowServer, tmp_path: Path
+) -> None:
     uri = local_uri(tmp_path)
-    shutil.copy(server.database, tmp_path / "mlflow.db")
+    shutil.copy(mlflow_server.database, tmp_path / "mlflow.db")
     (tmp_path / "mlartifacts").write_text("a file where the folder should be")
     run = tmp_path / "run"
     tracker = Tracker(run, enabled=True, uri=None, experiment="e", run_name="r", attempt=1)
@@ -358,12 +298,12 @@ def test_artifact_store_that_fails_does_not_hold_up_points(server: MlflowServer,
 
 
 def test_server_killed_midrun_and_restarted_misses_nothing(
-    server: MlflowServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    mlflow_server: MlflowServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     tracker = Tracker(
         tmp_path,
         enabled=True,
-        uri=server.uri,
+        uri=mlflow_server.uri,
         experiment="outage",
         run_name="r",
         attempt=1,
@@ -382,23 +322,23 @@ def test_server_killed_midrun_and_restarted_misses_nothing(
 
     tracker.start({"lr": 0.1}, {})
     train(300)
-    wait_until(lambda: load_note(tmp_path, server.uri).cursor > 0)
-    before = load_note(tmp_path, server.uri).cursor
+    eventually(lambda: load_note(tmp_path, mlflow_server.uri).cursor > 0, "the first points are sent")
+    before = load_note(tmp_path, mlflow_server.uri).cursor
     train(1000)
-    wait_until(lambda: load_note(tmp_path, server.uri).cursor > before)
-    server.kill()  # perhaps amid a batch
+    eventually(lambda: load_note(tmp_path, mlflow_server.uri).cursor > before, "more points are sent")
+    mlflow_server.kill()  # perhaps amid a batch
     train(600)
     (tmp_path / "result.json").write_text(json.dumps({"top1": 1.0}))
     tracker.artifact(tmp_path / "result.json")
-    wait_until(lambda: "cannot be reached" in caplog.text)
+    eventually(lambda: "cannot be reached" in caplog.text, "the outage is noticed")
     began = time.monotonic()
     tracker.finish("finished")
     assert time.monotonic() - began < 60, "MLflow itself would try for minutes"
     assert f"dl2pa sync {tmp_path}" in caplog.text
     assert slowest < 30, "no call waits for the server"
 
-    server.start()
-    client = mlflow.MlflowClient(server.uri)
+    mlflow_server.start()
+    client = mlflow.MlflowClient(mlflow_server.uri)
     assert tracker.mlflow_run_id is not None
     assert client.get_run(tracker.mlflow_run_id).info.status == "RUNNING"
     report = sync(tmp_path)

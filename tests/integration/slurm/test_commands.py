@@ -1,4 +1,4 @@
-"""The commands of the cluster's user: what is refused, arrays, watching, stopping, going on elsewhere."""
+"""The commands of a cluster user: refusals, dry run, arrays, jobs, logs, cancel and resume."""
 
 from __future__ import annotations
 
@@ -6,23 +6,27 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-SHARED = Path(__file__).resolve().parents[4] / "shared"
+from support.commands import Completed
+from support.paths import CONFIGS, REPOSITORY, SHARED_DATA
+from support.runs import IN_MEMORY, config_with, read_status
+from support.slurm import Cluster, Job
+
+pytestmark = pytest.mark.xdist_group("slurm")
+STEPS = 6
+"""Of the ImageNet-1K jobs."""
+Command = Callable[..., Completed]
 
 
-def queue() -> list[str]:
-    done = subprocess.run(["squeue", "-h", "-o", "%i"], capture_output=True, text=True, check=True)
-    return done.stdout.split()
-
-
-def rows_of(dl2pa: Any, *jobs: object) -> list[dict[str, Any]]:
+def rows_of(dl2pa: Command, *jobs: object) -> list[dict[str, Any]]:
     done = dl2pa("jobs", *jobs, "--json")
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    assert done.code == 0, done.error
+    return done.result
 
 
 @pytest.mark.parametrize(
@@ -49,27 +53,27 @@ def rows_of(dl2pa: Any, *jobs: object) -> list[dict[str, Any]]:
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
 def test_what_cannot_run_is_refused_before_it_queues(
-    arguments: list[str], field: str, dl2pa: Any, digits: Path, tmp_path: Path, helpers: Any
+    arguments: list[str], field: str, dl2pa: Command, cluster: Cluster, digits: Path, tmp_path: Path
 ) -> None:
-    before = queue()
-    config = helpers.config_with(tmp_path, digits)
+    before = cluster.queue()
+    config = config_with(tmp_path, digits)
     done = dl2pa("submit", config, "--run-dir", tmp_path / "run", "--json", *arguments)
-    assert done.returncode == 2, done.stderr
-    assert json.loads(done.stdout)["error"]["field"] == field
-    assert "Traceback" not in done.stderr
-    assert queue() == before
+    assert done.code == 2, done.error
+    assert done.result["error"]["field"] == field
+    assert "Traceback" not in done.error
+    assert cluster.queue() == before
     assert not (tmp_path / "run/slurm/job.json").exists()
 
 
 def test_a_dry_run_shows_the_script_and_queues_nothing(
-    dl2pa: Any, digits: Path, tmp_path: Path, helpers: Any
+    dl2pa: Command, cluster: Cluster, digits: Path, tmp_path: Path
 ) -> None:
-    config, run = helpers.config_with(tmp_path, digits), tmp_path / "it's; a run"
-    before = queue()
+    config, run = config_with(tmp_path, digits), tmp_path / "it's; a run"
+    before = cluster.queue()
     done = dl2pa("submit", config, "--nodes=2", "--gpus-per-node=2", "--run-dir", run, "--dry-run")
-    assert done.returncode == 0, done.stderr
-    assert queue() == before and not run.exists()
-    script = done.stdout
+    assert done.code == 0, done.error
+    assert cluster.queue() == before and not run.exists()
+    script = done.output
     assert script.startswith("#!/bin/bash") and "#SBATCH --signal=B:USR2@180" in script
     checked = subprocess.run(
         ["sbatch", "--test-only"], input=script, capture_output=True, text=True, check=False
@@ -78,9 +82,9 @@ def test_a_dry_run_shows_the_script_and_queues_nothing(
 
 
 def test_the_user_s_sbatch_variables_do_not_change_what_was_asked(
-    dl2pa: Any, digits: Path, tmp_path: Path, helpers: Any, cluster: Any
+    dl2pa: Command, digits: Path, tmp_path: Path, cluster: Cluster
 ) -> None:
-    config, run = helpers.config_with(tmp_path, digits), tmp_path / "run"
+    config, run = config_with(tmp_path, digits), tmp_path / "run"
     habits = {
         "SBATCH_PARTITION": "hi",
         "SBATCH_TIMELIMIT": "1",
@@ -88,21 +92,21 @@ def test_the_user_s_sbatch_variables_do_not_change_what_was_asked(
         "SBATCH_ARRAY_INX": "0-2",
     }
     done = dl2pa("submit", config, "--nodes=2", "--time=30", "--run-dir", run, "--json", **habits)
-    assert done.returncode == 0, done.stderr
-    job = json.loads(done.stdout.splitlines()[-1])["job_id"]
+    assert done.code == 0, done.error
+    job = done.result["job_id"]
     try:
         seen = {
             name: cluster.field(job, name) for name in ("Partition", "TimeLimit", "Requeue", "ArrayJobId")
         }
         assert seen == {"Partition": "gpu", "TimeLimit": "00:30:00", "Requeue": "1", "ArrayJobId": ""}
     finally:
-        assert dl2pa("cancel", job, "--now").returncode == 0
+        assert dl2pa("cancel", job, "--now").code == 0
     cluster.wait(lambda: cluster.is_over(job), "cancelled")
     assert rows_of(dl2pa, run)[0]["state"] == "CANCELLED"
 
 
 def test_a_directory_whose_job_is_alive_is_refused_and_a_cancelled_one_goes_on_with_fewer_nodes(
-    submit: Any, dl2pa: Any, cluster: Any, helpers: Any
+    submit: Callable[..., Job], dl2pa: Command, cluster: Cluster
 ) -> None:
     job = submit(
         {"train": {"epochs": 8}, "checkpoint": {"every_steps": 7}, "tracking": {"uri": None}},
@@ -110,12 +114,12 @@ def test_a_directory_whose_job_is_alive_is_refused_and_a_cancelled_one_goes_on_w
     )
     job.wait_for_step(20)
     again = dl2pa("submit", job.run.parents[1] / "config-it's one; run/small.yaml", "--run-dir", job.run)
-    assert again.returncode == 2 and f"job {job.job} has it" in again.stderr, again.stderr
+    assert again.code == 2 and f"job {job.job} has it" in again.error, again.error
     (row,) = rows_of(dl2pa, job.job)
     assert (row["state"], row["attempt"], row["run_dir"]) == ("RUNNING", 1, str(job.run))
     assert row["nodes"] == "node[1-2]" and row["step"] >= 20 and row["total_steps"] == 232
 
-    assert dl2pa("cancel", job.job).returncode == 0
+    assert dl2pa("cancel", job.job).code == 0
     state = job.finish()
     assert state == "FAILED", "a job that stops short is not done, for jobs that wait for it"
     assert job.status["state"] == "stopped" and "cancelled (stopped" in job.log
@@ -124,47 +128,46 @@ def test_a_directory_whose_job_is_alive_is_refused_and_a_cancelled_one_goes_on_w
     assert (job.run / f"checkpoints/step-{saved:09d}/COMPLETE").exists()
 
     resumed = dl2pa("resume", job.run, "--nodes=1", "--json")
-    assert resumed.returncode == 0, resumed.stderr
-    told = json.loads(resumed.stdout.splitlines()[-1])
+    assert resumed.code == 0, resumed.error
+    told = resumed.result
     assert cluster.finish(told["job_id"]) == "COMPLETED", Path(told["log"]).read_text()
     result = json.loads((job.run / "result.json").read_text())
-    assert (result["steps"], result["world_size"]) == (232, 2)
+    assert (result["steps"], result["world_size"]) == (232, 1)
     log = dl2pa("logs", told["job_id"])
-    assert f"from step {saved}" in log.stdout and "finished" in log.stdout
-    assert "Traceback" not in dl2pa("logs", job.run, "--rank", "1").stdout
+    assert f"from step {saved}" in log.output and "finished" in log.output
+    assert "Traceback" not in dl2pa("logs", job.run, "--rank", "1").output
     (row,) = rows_of(dl2pa, job.run)
     assert (row["state"], row["step"], row["run_state"]) == ("COMPLETED", 232, "finished")
 
     synced = dl2pa("sync", job.run, "--json")
-    assert synced.returncode == 0, synced.stderr
-    assert json.loads(synced.stdout.splitlines()[-1])["left"] == 0
+    assert synced.code == 0, synced.error
+    assert synced.result["left"] == 0
 
 
-def test_an_array_of_seeds_is_three_runs_of_one_sweep_listed_and_cancelled_together(
-    dl2pa: Any,
+def test_an_array_is_one_sweep_listed_and_cancelled_together(
+    dl2pa: Command,
     digits: Path,
     tmp_path: Path,
-    helpers: Any,
-    cluster: Any,
+    cluster: Cluster,
     cancelled_afterwards: list[str],
 ) -> None:
-    config = helpers.config_with(tmp_path, digits, {"train": {"epochs": 200}})
+    config = config_with(tmp_path, digits, {"train": {"epochs": 200}, "data": IN_MEMORY})
     places = ["--gpus-per-node=1", "--run-dir", tmp_path / "runs", "--json"]
-    done = dl2pa("submit", config, "--array", "train.seed=0..2", *places)
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout.splitlines()[-1])
-    array, ids = told["job_id"], [f"{told['job_id']}_{k}" for k in range(3)]
+    done = dl2pa("submit", config, "--array", "train.seed=0..1", *places)
+    assert done.code == 0, done.error
+    told = done.result
+    array, ids = told["job_id"], [f"{told['job_id']}_{k}" for k in range(2)]
     cancelled_afterwards.append(array)
     assert [entry["job_id"] for entry in told["jobs"]] == ids
     runs = [Path(entry["run_dir"]) for entry in told["jobs"]]
 
     def started() -> bool:
         states = [row for row in rows_of(dl2pa, array) if row["attempt"] == 1 and row["step"] > 0]
-        return len(states) == 3
+        return len(states) == 2
 
-    cluster.wait(started, "three runs train")
+    cluster.wait(started, "two runs train")
     assert [row["job_id"] for row in rows_of(dl2pa, array)] == ids
-    assert dl2pa("cancel", array, "--now").returncode == 0
+    assert dl2pa("cancel", array, "--now").code == 0
     for job_id in ids:
         cluster.wait(lambda job_id=job_id: cluster.is_over(job_id), f"{job_id} ends")
     assert {row["run_state"] for row in rows_of(dl2pa, array)} == {"running"}, "nothing was saved"
@@ -175,28 +178,28 @@ def test_an_array_of_seeds_is_three_runs_of_one_sweep_listed_and_cancelled_toget
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     for run in runs:
         synced = dl2pa("sync", run, "--uri", uri)
-        assert synced.returncode == 0, synced.stderr
+        assert synced.code == 0, synced.error
     client = MlflowClient(uri)
     experiments = [e.experiment_id for e in client.search_experiments()]
     found = client.search_runs(experiments)
     sweeps = {run.data.tags["sweep"] for run in found if "sweep" in run.data.tags}
-    assert len(found) == 3 and len(sweeps) == 1
-    assert {run.data.params["train.seed"] for run in found} == {"0", "1", "2"}
+    assert len(found) == 2 and len(sweeps) == 1
+    assert {run.data.params["train.seed"] for run in found} == {"0", "1"}
 
 
 def test_an_error_that_would_come_back_ends_the_job_at_once_and_stands_on_top_of_the_log(
-    submit: Any, dl2pa: Any
+    submit: Callable[..., Job], dl2pa: Command
 ) -> None:
-    job = submit({"optim": {"lr": 1e30}}, name="diverges")
+    job = submit({"optim": {"lr": 1e30}, "data": IN_MEMORY}, name="diverges", nodes=1)
     assert job.finish() == "FAILED"
     assert job.starts() == 1, job.log
     log = dl2pa("logs", job.job)
-    assert log.stdout.startswith("=== rank ") and "finite" in log.stdout.splitlines()[1]
+    assert log.output.startswith("=== rank ") and "finite" in log.output.splitlines()[1]
     job.cluster.assert_tidy(job.job)
 
 
 def test_signals_reach_the_run_when_a_container_s_process_stands_between(
-    submit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, helpers: Any
+    submit: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A stand-in for Apptainer that forwards no signal: the batch shell's stop file goes past it."""
     engine = tmp_path / "bin/apptainer"
@@ -212,7 +215,8 @@ def test_signals_reach_the_run_when_a_container_s_process_stands_between(
     )
     engine.chmod(0o755)
     monkeypatch.setenv("PATH", f"{engine.parent}{os.pathsep}{os.environ['PATH']}")
-    job = submit({"train": {"epochs": 6}}, "--time=5", "--container", "the image", name="contained")
+    changes = {"train": {"epochs": 6}, "data": IN_MEMORY}
+    job = submit(changes, "--time=5", "--container", "the image", name="contained", nodes=1)
     job.wait_for_step(20)
     job.reach_time_limit()
     assert job.finish() == "COMPLETED", job.log
@@ -221,37 +225,36 @@ def test_signals_reach_the_run_when_a_container_s_process_stands_between(
 
 
 def test_a_script_written_by_hand_is_supervised_the_same_way(
-    cluster: Any, digits: Path, tmp_path: Path, helpers: Any, cancelled_afterwards: list[str]
+    cluster: Cluster, digits: Path, tmp_path: Path, cancelled_afterwards: list[str]
 ) -> None:
     """slurm/train.sbatch, signalled once: it saves, requeues and finishes."""
-    config, run = helpers.config_with(tmp_path, digits, {"train": {"epochs": 8}}), tmp_path / "by hand"
+    config, run = config_with(tmp_path, digits, {"train": {"epochs": 8}}), tmp_path / "by hand"
     log = tmp_path / "by-hand.log"
-    repository = Path(__file__).resolve().parents[3]
-    wanted = ["--parsable", "--nodes=2", "--gpus-per-node=2", f"--output={log}"]
+    wanted = ["--parsable", "--nodes=1", "--gpus-per-node=1", f"--output={log}"]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         ["sbatch", *wanted, "slurm/train.sbatch", str(config), str(run)],
         capture_output=True,
         text=True,
         check=True,
-        cwd=repository,
-        env={**os.environ, "PATH": path, "PYTHONPATH": str(repository)},
+        cwd=REPOSITORY,
+        env={**os.environ, "PATH": path, "PYTHONPATH": str(REPOSITORY)},
     )
     job = done.stdout.strip()
     cancelled_afterwards.append(job)
-    cluster.wait(lambda: helpers.read_status(run).get("step", 0) >= 20, "20 steps")
+    cluster.wait(lambda: read_status(run).get("step", 0) >= 20, "20 steps")
     subprocess.run(["scancel", "--batch", "--signal=USR2", job], check=True)
     assert cluster.finish(job) == "COMPLETED", log.read_text()
     assert log.read_text().count("dl2pa: start ") == 2 and "stopped as asked" in log.read_text()
     result = json.loads((run / "result.json").read_text())
-    assert (result["steps"], result["world_size"]) == (232, 4)
+    assert (result["steps"], result["world_size"]) == (232, 1)
     cluster.assert_tidy(job)
 
 
-def test_doctor_looks_at_the_cluster_from_here_and_from_a_node(dl2pa: Any) -> None:
+def test_doctor_looks_at_the_cluster_from_here_and_from_a_node(dl2pa: Command) -> None:
     done = dl2pa("doctor", "--cluster", "--json")
-    assert done.returncode == 0, done.stderr
-    checks = json.loads(done.stdout.splitlines()[-1])["checks"]
+    assert done.code == 0, done.error
+    checks = done.result["checks"]
     assert "preempt_send_user_signal on; grace gpu 30 s" in checks["preemption"]["seen"]
     assert "gpu* up: 2 node(s), gpu:2" in checks["partitions"]["seen"]
     assert "KillWait 10 s" in checks["time to save"]["seen"]
@@ -260,43 +263,59 @@ def test_doctor_looks_at_the_cluster_from_here_and_from_a_node(dl2pa: Any) -> No
     assert "node" in checks["clock"]["seen"]
 
     lost = dl2pa("doctor", "--cluster", "--json", "--partition=none")
-    assert lost.returncode == 1
-    assert "partition" in json.loads(lost.stdout.splitlines()[-1])["checks"]["from a node"]["seen"]
+    assert lost.code == 1
+    assert "partition" in lost.result["checks"]["from a node"]["seen"]
 
 
-@pytest.mark.parametrize("config", ["resnet50_d512", pytest.param("swin_t_d512", marks=pytest.mark.thorough)])
+@pytest.mark.thorough
+@pytest.mark.parametrize("config", ["resnet50_d512", "swin_t_d512"])
 def test_the_headline_job_is_preempted_and_finishes(
-    config: str, dl2pa: Any, cluster: Any, tmp_path: Path, cancelled_afterwards: list[str]
+    config: str,
+    dl2pa: Command,
+    cluster: Cluster,
+    tmp_path: Path,
+    cancelled_afterwards: list[str],
 ) -> None:
-    """ImageNet-1K's own configurations: a thousand classes, d = 512, real photographs, two nodes."""
-    photographs, synsets = SHARED / "data/imagenet-samples", SHARED / "data/semantic/imagenet_synsets.txt"
+    """The ImageNet-1K configurations: 1,000 classes, d = 512, real photographs, two nodes."""
+    photographs, synsets = SHARED_DATA / "imagenet-samples", SHARED_DATA / "semantic/imagenet_synsets.txt"
     if not photographs.is_dir():
         pytest.skip(f"{photographs} is not on this machine")
     run = tmp_path / config
-    path = Path(__file__).resolve().parents[3] / f"configs/imagenet1k/{config}.yaml"
+    path = CONFIGS / f"imagenet1k/{config}.yaml"
     data = [f"data.root={photographs}", f"data.val_root={photographs}", f"data.classes={synsets}"]
-    size = ["train.max_steps=10", "train.batch_size=16", "train.log_every=1", "train.eval_batch_size=64"]
-    done = dl2pa("submit", path, *data, *size, "--nodes=2", "--gpus-per-node=2", "--run-dir", run, "--json")
-    assert done.returncode == 0, done.stderr
-    job_id = json.loads(done.stdout.splitlines()[-1])["job_id"]
+    size = [
+        f"train.max_steps={STEPS}",
+        "train.batch_size=16",
+        "train.log_every=1",
+        "train.eval_batch_size=64",
+        "tracking.figures=false",
+    ]
+    done = dl2pa("submit", path, *data, *size, "--nodes=2", "--gpus-per-node=1", "--run-dir", run, "--json")
+    assert done.code == 0, done.error
+    job_id = done.result["job_id"]
     cancelled_afterwards.append(job_id)
     log = run / f"slurm/job-{job_id}.log"
 
-    def at_step_three() -> bool:
+    def at_step_two() -> bool:
         status = run / "status.json"
-        return status.exists() and json.loads(status.read_text()).get("step", 0) >= 3
+        return status.exists() and json.loads(status.read_text()).get("step", 0) >= 2
 
-    cluster.wait(at_step_three, "three steps")
+    cluster.wait(at_step_two, "two steps")
     urgent = ["sbatch", "--parsable", "--partition=hi", "--nodes=2", "--exclusive", "--wrap=true"]
     subprocess.run([*urgent, f"--output={tmp_path}/hi.log"], check=True, capture_output=True)
     assert cluster.finish(job_id) == "COMPLETED", log.read_text()
     result = json.loads((run / "result.json").read_text())
-    assert (result["num_classes"], result["dim"], result["steps"], result["world_size"]) == (1000, 512, 10, 4)
+    assert (result["num_classes"], result["dim"], result["steps"], result["world_size"]) == (
+        1000,
+        512,
+        STEPS,
+        2,
+    )
     assert result["num_validated"] == 256 and len(result["labels_moved"]) == 1
     assert json.loads((run / "status.json").read_text())["attempt"] == 2
 
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    assert dl2pa("sync", run, "--uri", uri).returncode == 0
+    assert dl2pa("sync", run, "--uri", uri).code == 0
     from mlflow import MlflowClient
 
     client = MlflowClient(uri)

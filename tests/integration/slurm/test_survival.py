@@ -1,4 +1,4 @@
-"""What clusters do to jobs: each run here is struck, requeues by itself, and ends as if nothing had happened."""
+"""Runs on a real cluster requeue themselves and end bit-identical to an undisturbed local run."""
 
 from __future__ import annotations
 
@@ -7,136 +7,120 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from support.runs import Training, assert_identical, processes_of
+from support.slurm import Cluster, Job
+
+pytestmark = pytest.mark.xdist_group("slurm")
 SAVED_EVERY = 7
-# Long enough to be struck in the middle by an observer who polls.
-LONG = {"train": {"epochs": 6}, "checkpoint": {"every_steps": SAVED_EVERY}}
+LONG = {"train": {"epochs": 8}, "checkpoint": {"every_steps": SAVED_EVERY}}
+"""232 steps: long enough to be interrupted several times by an observer that polls."""
 
 
-@pytest.fixture(scope="module")
-def undisturbed(digits: Path, tmp_path_factory: pytest.TempPathFactory, helpers: Any) -> Path:
-    """The same training by `dl2pa train --nproc 4` on this machine, left alone."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    program = helpers.Program(folder)
-    training = helpers.Training(program, helpers.config_with(folder, digits, LONG), folder / "run", 4)
-    started = training.start()
-    try:
-        assert started.wait() == 0, started.error
-    finally:
-        program.close()
-    return training.run
+@pytest.fixture
+def fail_node(cluster: Cluster) -> Iterator[Callable[[str], None]]:
+    """Let a node fail; it is started again at the end of the test at the latest."""
+    failed: list[str] = []
+
+    def fail(node: str) -> None:
+        failed.append(node)
+        cluster.stop_node(node)
+
+    yield fail
+    for node in failed:
+        cluster.start_node(node)
 
 
-def assert_survived(job: Any, undisturbed: Path, helpers: Any, *, saved: int) -> None:
-    """The run completed by itself, lost nothing that was saved, and is bit for bit the undisturbed one."""
-    state = job.finish()
-    assert state == "COMPLETED", job.log
-    assert job.status["state"] == "finished"
-    assert job.status["attempt"] == 2
-    resumed = [line for line in job.log.splitlines() if "from step" in line]
-    assert len(resumed) == 2, job.log
-    assert int(resumed[1].rpartition("from step ")[2]) >= saved, "steps that were saved were lost"
-    helpers.assert_identical(job.run, undisturbed)
-    job.cluster.assert_tidy(job.job)
-
-
-def processes(job: Any, kind: str, helpers: Any) -> list[Any]:
-    return [p for p in helpers.processes_of(job.run) if p.kind == kind]
-
-
-def test_two_nodes_of_two_processes_compute_what_four_local_processes_do(
-    submit: Any, undisturbed: Path, helpers: Any
-) -> None:
-    job = submit(LONG)
-    assert job.finish() == "COMPLETED", job.log
-    assert job.starts() == 1
-    helpers.assert_identical(job.run, undisturbed)
-    job.cluster.assert_tidy(job.job)
-
-
-def test_a_preempted_job_saves_within_its_grace_and_goes_on(
-    submit: Any, undisturbed: Path, helpers: Any, tmp_path: Path
-) -> None:
-    job = submit(LONG)
-    job.wait_for_step(40)
+def preempt(job: Job, tmp_path: Path) -> None:
+    """Run a job of higher priority that needs both nodes."""
     script = tmp_path / "urgent.sh"
     script.write_text("#!/bin/bash\ntrue\n")
-    urgent = [
-        "sbatch",
-        "--parsable",
-        "--partition=hi",
-        "--nodes=2",
-        "--exclusive",
-        f"--output={tmp_path}/hi.log",
-    ]
-    done = subprocess.run([*urgent, str(script)], capture_output=True, text=True, check=True)
+    options = ["--partition=hi", "--nodes=2", "--exclusive", f"--output={tmp_path}/hi.log"]
+    done = subprocess.run(
+        ["sbatch", "--parsable", *options, str(script)], capture_output=True, text=True, check=True
+    )
     assert job.cluster.finish(done.stdout.strip()) == "COMPLETED"
-    assert_survived(job, undisturbed, helpers, saved=40)
-    assert "saving at the next step" in job.log
+    job.wait_requeued()
 
 
-def test_a_job_at_its_time_limit_saves_and_goes_on(submit: Any, undisturbed: Path, helpers: Any) -> None:
+def kill_process(job: Job, kind: str) -> None:
+    victim = next(p for p in processes_of(job.run)[::-1] if p.kind == kind)
+    os.kill(victim.pid, signal.SIGKILL)
+    job.wait_requeued()
+
+
+def assert_survived(job: Job, saved: list[int], undisturbed: Path) -> None:
+    """The job completed, resumed from at least the saved steps, and ended bit-identical to the undisturbed run."""
+    assert job.finish() == "COMPLETED", job.log
+    assert job.status["state"] == "finished"
+    assert job.status["attempt"] == len(saved) + 1
+    starts = [int(line.rpartition("from step ")[2]) for line in job.log.splitlines() if "from step" in line]
+    assert len(starts) == len(saved) + 1, job.log
+    for start, least in zip(starts[1:], saved, strict=True):
+        assert start >= least, "steps that were saved were lost"
+    assert_identical(job.run, undisturbed)
+    job.cluster.assert_tidy(job.job)
+
+
+def test_a_job_survives_preemption_time_limit_kill_and_node_failure(
+    submit: Callable[..., Job],
+    undisturbed: Callable[..., Training],
+    fail_node: Callable[[str], None],
+    cluster: Cluster,
+    tmp_path: Path,
+) -> None:
+    """One job, disturbed four times; two nodes compute what two local processes compute."""
     job = submit(LONG, "--time=5")
-    job.wait_for_step(40)
+    job.wait_for_step(25)
+    preempt(job, tmp_path)
+    assert "saving at the next step" in job.log
+    job.wait_for_step(70, attempt=2)
     job.reach_time_limit()
-    assert_survived(job, undisturbed, helpers, saved=40)
+    job.wait_for_step(115, attempt=3)
+    kill_process(job, "rank")
+    job.wait_for_step(160, attempt=4)
+    fail_node("node1")  # the node of the batch script
+    job.wait_requeued()
+    cluster.start_node("node1")
+    lost = 2 * SAVED_EVERY
+    assert_survived(job, [25, 70, 115 - lost, 160 - lost], undisturbed(2, LONG).run)
 
 
 @pytest.mark.thorough
-def test_a_signal_to_the_job_s_processes_is_a_request_to_save(
-    submit: Any, undisturbed: Path, helpers: Any
+@pytest.mark.parametrize("kind", ["rank", "torchrun", "launcher"])
+def test_a_killed_process_costs_the_steps_since_the_last_save(
+    kind: str, submit: Callable[..., Job], undisturbed: Callable[..., Training]
+) -> None:
+    job = submit(LONG, "--gpus-per-node=2")
+    job.wait_for_step(40)
+    kill_process(job, kind)
+    assert_survived(job, [40 - 2 * SAVED_EVERY], undisturbed(4, LONG).run)
+
+
+@pytest.mark.thorough
+def test_a_signal_to_the_processes_of_the_job_is_a_request_to_save(
+    submit: Callable[..., Job], undisturbed: Callable[..., Training]
 ) -> None:
     job = submit(LONG)
     job.wait_for_step(40)
     subprocess.run(["scancel", "--signal=USR2", job.job], check=True)
-    assert_survived(job, undisturbed, helpers, saved=40)
+    assert_survived(job, [40], undisturbed(2, LONG).run)
 
 
-@pytest.mark.parametrize("kind", ["rank", pytest.param("torchrun", marks=pytest.mark.thorough), "launcher"])
-def test_a_killed_process_costs_the_steps_since_the_last_save(
-    kind: str, submit: Any, undisturbed: Path, helpers: Any
-) -> None:
-    job = submit(LONG)
-    job.wait_for_step(40)
-    victim = processes(job, kind, helpers)[-1]
-    os.kill(victim.pid, signal.SIGKILL)
-    assert_survived(job, undisturbed, helpers, saved=40 - 2 * SAVED_EVERY)
-
-
-@pytest.fixture
-def broken_node(cluster: Any) -> Iterator[Callable[[str], None]]:
-    """Let a node fail; it comes back with the test's end at the latest."""
-    failed: list[str] = []
-    tool = Path(__file__).resolve().parents[3] / "slurm/testcluster"
-
-    def fail(node: str) -> None:
-        failed.append(node)
-        subprocess.run([tool, "stop-node", cluster.folder, node], check=True, capture_output=True)
-
-    yield fail
-    for node in failed:
-        subprocess.run([tool, "start-node", cluster.folder, node], check=True, capture_output=True)
-
-
-@pytest.mark.parametrize(
-    "node",
-    [
-        pytest.param("node1", id="the node of the batch script"),
-        pytest.param("node2", id="the other node", marks=pytest.mark.thorough),
-    ],
-)
+@pytest.mark.thorough
+@pytest.mark.parametrize("node", ["node1", "node2"])
 def test_a_failed_node_costs_the_steps_since_the_last_save(
-    node: str, submit: Any, undisturbed: Path, helpers: Any, broken_node: Any, cluster: Any
+    node: str,
+    submit: Callable[..., Job],
+    undisturbed: Callable[..., Training],
+    fail_node: Callable[[str], None],
+    cluster: Cluster,
 ) -> None:
-    """The next attempt finds one node only, and is not the same training bit for bit until both are back."""
-    job = submit(LONG)
+    job = submit(LONG, "--gpus-per-node=2")
     job.wait_for_step(40)
-    broken_node(node)
-    cluster.wait(lambda: cluster.state(job.job) == "PENDING", f"requeued:\n{job.log}")
-    cluster.wait(lambda: not cluster.processes(job.job), f"left behind: {cluster.processes(job.job)}")
-    tool = Path(__file__).resolve().parents[3] / "slurm/testcluster"
-    subprocess.run([tool, "start-node", cluster.folder, node], check=True, capture_output=True)
-    assert_survived(job, undisturbed, helpers, saved=40 - 2 * SAVED_EVERY)
+    fail_node(node)
+    job.wait_requeued()
+    cluster.start_node(node)
+    assert_survived(job, [40 - 2 * SAVED_EVERY], undisturbed(4, LONG).run)

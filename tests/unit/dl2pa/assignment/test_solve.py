@@ -4,6 +4,8 @@ import itertools
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from dl2pa.assignment import solve_assignment
@@ -20,8 +22,8 @@ def objective(rows: Floats, points: Floats, sigma: NDArray[np.int64]) -> float:
     return float((rows * points[sigma]).sum())
 
 
-@pytest.mark.parametrize("classes", [2, 3, 4, 5, 6])
-@pytest.mark.parametrize("seed", range(5))
+@given(classes=st.integers(2, 6), seed=st.integers(0, 2**16))
+@settings(max_examples=40, deadline=None)
 def test_the_best_of_all_permutations_is_found(classes: int, seed: int) -> None:
     rows, points = unit_rows(classes, 3, seed), unit_rows(classes, 3, seed + 100)
     sigma = solve_assignment(rows, points)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable
 from itertools import takewhile
@@ -200,10 +201,10 @@ def test_a_bad_value_is_named_with_its_field(field: str, value: Any) -> None:
     assert field in str(error)
 
 
-@pytest.mark.parametrize("section", ["data", "model", "method", "optim", "train", "checkpoint", "launch"])
-@pytest.mark.parametrize("value", [None, 5, "text", [1]])
-def test_a_section_must_hold_keys(section: str, value: Any) -> None:
-    assert refused(lambda: parse_config({section: value})).field == section
+def test_a_section_must_hold_keys() -> None:
+    sections = ["data", "model", "method", "optim", "train", "checkpoint", "launch"]
+    for section, value in itertools.product(sections, [None, 5, "text", [1]]):
+        assert refused(lambda s=section, v=value: parse_config({s: v})).field == section
 
 
 @pytest.mark.parametrize(
@@ -228,17 +229,17 @@ def test_a_missing_file_or_a_folder_is_refused(tmp_path: Path) -> None:
         assert "no such file" in refused(lambda p=path: load_config(p)).message
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_a_dumped_configuration_reads_back_the_same(
-    path: Path, tmp_path: Path, load_shipped: Callable[..., tuple[Config, bool]]
+    tmp_path: Path, load_shipped: Callable[..., tuple[Config, bool]]
 ) -> None:
     overrides = ["tracking.tags={a: b}", "optim.milestones=[3, 5]", "data.classes=[x, y]"]
-    config, _ = load_shipped(path, overrides)
-    written = tmp_path / "config.yaml"
-    written.write_text(dump_config(config), encoding="utf-8")
-    again = load_config(written)
-    assert again == config
-    assert fingerprint(again) == fingerprint(config)
+    for path in CONFIGS:
+        config, _ = load_shipped(path, overrides)
+        written = tmp_path / "config.yaml"
+        written.write_text(dump_config(config), encoding="utf-8")
+        again = load_config(written)
+        assert again == config, path
+        assert fingerprint(again) == fingerprint(config), path
 
 
 def test_the_fingerprint_is_what_is_learned_not_where_it_runs() -> None:

@@ -1,0 +1,1 @@
+"""Helpers shared by the tests: runs, commands, servers and a SLURM cluster."""

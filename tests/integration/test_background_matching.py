@@ -75,7 +75,8 @@ def test_applied_a_fixed_number_of_steps_after_it_began(undisturbed: Callable[..
     assert evaluated["top1"] == outcome.result["top1_last"], "the saved assignment is the validated one"
 
 
-@pytest.mark.parametrize("nproc", [1, pytest.param(2, marks=pytest.mark.thorough)])
+@pytest.mark.thorough
+@pytest.mark.parametrize("nproc", [1, 2])
 def test_interrupted_while_a_solve_is_pending(
     nproc: int, undisturbed: Callable[..., Training], train: Callable[..., Training]
 ) -> None:

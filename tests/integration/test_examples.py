@@ -33,6 +33,7 @@ def test_plain_loop(tmp_path: Path) -> None:
     assert float(top1[1]) > 80
 
 
+@pytest.mark.thorough
 def test_timm_model(tmp_path: Path) -> None:
     pytest.importorskip("timm", reason="timm is not installed")
     moved = re.search(r"step 9: (\d+) labels moved, ([-\d.]+) from ([-\d.]+)", run("timm_model.py", tmp_path))

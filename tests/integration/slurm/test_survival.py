@@ -15,8 +15,8 @@ from support.slurm import Cluster, Job
 
 pytestmark = pytest.mark.xdist_group("slurm")
 SAVED_EVERY = 7
-LONG = {"train": {"epochs": 8}, "checkpoint": {"every_steps": SAVED_EVERY}}
-"""232 steps: long enough to be interrupted several times by an observer that polls."""
+LONG = {"train": {"epochs": 6}, "checkpoint": {"every_steps": SAVED_EVERY}}
+"""174 steps: long enough to be interrupted several times by an observer that polls."""
 
 
 @pytest.fixture
@@ -73,19 +73,19 @@ def test_a_job_survives_preemption_time_limit_kill_and_node_failure(
 ) -> None:
     """One job, disturbed four times; two nodes compute what two local processes compute."""
     job = submit(LONG, "--time=5")
-    job.wait_for_step(25)
+    job.wait_for_step(15)
     preempt(job, tmp_path)
     assert "saving at the next step" in job.log
-    job.wait_for_step(70, attempt=2)
+    job.wait_for_step(45, attempt=2)
     job.reach_time_limit()
-    job.wait_for_step(115, attempt=3)
+    job.wait_for_step(75, attempt=3)
     kill_process(job, "rank")
-    job.wait_for_step(160, attempt=4)
+    job.wait_for_step(110, attempt=4)
     fail_node("node1")  # the node of the batch script
     job.wait_requeued()
     cluster.start_node("node1")
     lost = 2 * SAVED_EVERY
-    assert_survived(job, [25, 70, 115 - lost, 160 - lost], undisturbed(2, LONG).run)
+    assert_survived(job, [15, 45, 75 - lost, 110 - lost], undisturbed(2, LONG).run)
 
 
 @pytest.mark.thorough

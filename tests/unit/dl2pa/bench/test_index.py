@@ -10,6 +10,7 @@ import pytest
 from dl2pa.cli import main
 
 
+@pytest.mark.thorough
 def test_rows_for_machines(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "index", "--entries", "70000,2000", "--rounds", "1", "--json"]) == 0
     found: dict[str, Any] = json.loads(capfd.readouterr().out.splitlines()[-1])

@@ -52,6 +52,7 @@ def test_wrong_options_are_named(
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["error"]["field"] == field
 
 
+@pytest.mark.thorough
 def test_training_beside_a_solve(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dl2pa.bench.matching._WINDOW_S", 0.5)
     monkeypatch.setattr("dl2pa.bench.matching._WARM_UP_S", 0.1)

@@ -22,6 +22,7 @@ def root(tmp_path: Path) -> Path:
     return make_up(tmp_path / "made up", 6)
 
 
+@pytest.mark.thorough
 def test_rows_for_machines(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("nvidia.dali", reason="DALI is not installed")
     assert main([*SHORT, "--data", str(root)]) == 0

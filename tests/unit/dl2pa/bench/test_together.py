@@ -16,6 +16,7 @@ def _last(capfd: pytest.CaptureFixture[str]) -> dict[str, Any]:
     return json.loads(capfd.readouterr().out.splitlines()[-1])
 
 
+@pytest.mark.thorough
 def test_runs_at_once_beside_one_alone(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "together", *SHORT, "--processes", "2"]) == 0
     found = _last(capfd)

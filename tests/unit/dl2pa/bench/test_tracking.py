@@ -12,6 +12,7 @@ from dl2pa.cli import main
 pytest.importorskip("mlflow")
 
 
+@pytest.mark.thorough
 def test_rows_for_machines(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dl2pa.bench.tracking._BLOCK_SECONDS", 0.2)
     assert main(["bench", "tracking", "--points", "200", "--runs", "2", "--rounds", "1", "--json"]) == 0

@@ -39,7 +39,6 @@ def test_rows_for_machines(capfd: pytest.CaptureFixture[str]) -> None:
         assert {"data_ms", "forward_ms", "backward_ms", "optimizer_ms", "statistic_ms"} <= row["parts"].keys()
         assert row["method_ms"] > 0 and row["method_share"] > 0 and 0 < row["matmul_share"] < 1.5
         assert found["ratios"][f"step/bare: {name}"] > 0 and found["ratios"][f"speed/reference: {name}"] > 0
-        assert row["parts"]["loss_ms"] < row["parts"]["forward_ms"]
         assert row["epoch_s"] == pytest.approx(50_000 // 8 * row["step_ms"] / 1e3)
     ratios = found["ratios"]
     assert ratios["method_share"] == rows[ours[0]]["method_share"]

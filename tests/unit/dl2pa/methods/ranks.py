@@ -26,7 +26,7 @@ from pipelines.synthetic import SyntheticPipeline
 
 CPU = torch.device("cpu")
 CLASSES, DIM, BATCH = 6, 5, 24
-WORLDS = (1, 2, 3, 4)
+WORLDS = (1, 2, 3)
 TRAININGS: dict[str, dict[str, Any]] = {
     "dnc": {"name": "dnc", "centroid_momentum": 0.9},
     "goto": {"name": "goto", "learn_scale": True, "margin": 0.1},

@@ -1,4 +1,4 @@
-"""Methods over a real process group: gloo with 1 to 4 processes, started once for all tests here."""
+"""Methods over a real process group: gloo with 1 to 3 processes, started once for all tests here."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[4]
 Reports = dict[int, list[dict[str, Any]]]
-WORLDS = (1, 2, 3, 4)
+WORLDS = (1, 2, 3)
 NAMES = ("dnc", "goto", "ebv", "kasarla")
 
 

@@ -112,7 +112,7 @@ def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
 
 
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""The safe loader, in C where PyYAML was built with libyaml: about ten times as fast."""
+"""The safe loader, in C where PyYAML was built with libyaml."""
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -126,6 +126,13 @@ def test_the_undisturbed_run_learns_and_moves_labels(undisturbed: Undisturbed) -
     assert [s for name, s in outcome.points if name == "val/top1"] == [29, 58, 87]
 
 
+def test_without_figures_a_run_leaves_no_pictures_or_pages(undisturbed: Undisturbed) -> None:
+    run = undisturbed(1, {}).run
+    assert (run / "validation.json").exists()
+    for name in ("pictures", "summary.html", "confusion.html", "per_class.csv"):
+        assert not (run / name).exists()
+
+
 def test_a_finished_run_is_reported_and_not_repeated(undisturbed: Undisturbed) -> None:
     training = undisturbed(1, {})
     before = (training.run / "status.json").read_bytes()

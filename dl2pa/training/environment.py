@@ -108,7 +108,7 @@ def write_code(folder: Path, attempt: int) -> list[Path]:
 
 @functools.cache
 def installed_packages() -> tuple[str, ...]:
-    """Every installed package as ``name==version``, sorted. Read once per process, because parsing the metadata is slow."""
+    """Every installed package as ``name==version``, sorted; read once per process."""
     headers = [distribution.metadata for distribution in metadata.distributions()]
     return tuple(sorted({f"{h['Name']}=={h['Version']}" for h in headers if h["Name"]}, key=str.lower))
 

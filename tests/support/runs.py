@@ -145,7 +145,7 @@ class Program:
         self._started: list[Started] = []
 
     def start(self, *arguments: object, env: Mapping[str, str] | None = None) -> Started:
-        """Start a process of its own, for signals, kills and exit codes under torchrun."""
+        """Start the command in a new process, for tests of signals, kills and exit codes under torchrun."""
         started = Started([str(a) for a in arguments], self._folder, env or {})
         self._started.append(started)
         return started
@@ -216,7 +216,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What two runs must have in common to be bit-identical."""
+    """The parts of a finished run that are equal in bit-identical runs."""
 
     model: bytes
     assignment: list[int]
@@ -249,15 +249,17 @@ def outcome_of(run: Path) -> Outcome:
 
 def assert_identical(run: Path, reference: Path) -> None:
     """Two finished runs are bit-identical."""
-    ours, theirs = outcome_of(run), outcome_of(reference)
-    assert ours.result == theirs.result
-    assert ours.assignment == theirs.assignment
-    assert ours.matchings == theirs.matchings
+    outcome, expected = outcome_of(run), outcome_of(reference)
+    assert outcome.result == expected.result
+    assert outcome.assignment == expected.assignment
+    assert outcome.matchings == expected.matchings
     different = sorted(
-        k for k in ours.points.keys() | theirs.points.keys() if ours.points.get(k) != theirs.points.get(k)
+        k
+        for k in outcome.points.keys() | expected.points.keys()
+        if outcome.points.get(k) != expected.points.get(k)
     )
     assert not different, f"{len(different)} points differ, for example {different[:5]}"
-    assert ours.model == theirs.model
+    assert outcome.model == expected.model
 
 
 def copy_as_another_run(run: Path, target: Path, experiment: str) -> Path:

@@ -78,10 +78,10 @@ class Cluster:
     def processes(self, job: str) -> list[str]:
         """Command lines of every process whose environment names the job and this cluster."""
         lines: list[str] = []
-        ours = {f"SLURM_JOB_ID={job}".encode(), f"SLURM_CONF={self.folder}/slurm.conf".encode()}
+        expected = {f"SLURM_JOB_ID={job}".encode(), f"SLURM_CONF={self.folder}/slurm.conf".encode()}
         for folder in Path("/proc").glob("[0-9]*"):
             try:
-                if ours <= set((folder / "environ").read_bytes().split(b"\0")):
+                if expected <= set((folder / "environ").read_bytes().split(b"\0")):
                     lines.append((folder / "cmdline").read_text().replace("\0", " "))
             except OSError:
                 continue

@@ -12,6 +12,9 @@ _PR_SET_PDEATHSIG = 1
 PARENT_VARIABLE = "DL2PA_AGENT_PID"
 """Environment variable in which the launcher's torchrun names itself to its workers."""
 
+STORE_VARIABLE = "DL2PA_STORE"
+"""Environment variable with the file by which the ranks of one machine find each other."""
+
 COMMAND_AT = "DL2PA_COMMAND_AT"
 """Environment variable with the time at which `dl2pa train` was called, seconds since 1970."""
 

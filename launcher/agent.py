@@ -1,18 +1,79 @@
-"""torchrun, without its own report of a failed worker: what went wrong is in the run directory."""
+"""torchrun's agent: imports the program once, forks this machine's ranks, and keeps its own report to itself.
+
+What went wrong in a rank is in the run directory. Ranks are forked, because importing torch takes seconds and
+hundreds of megabytes: once for each machine, not once for each rank. Nothing that is imported starts a thread or
+touches a GPU before the fork (tests/unit/launcher/test_local.py).
+"""
 
 from __future__ import annotations
 
+import ctypes
+import importlib
+import json
 import logging
 import os
+import signal
 import sys
+from pathlib import Path
 
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.run import main
+from torch.distributed.elastic.rendezvous import rendezvous_handler_registry
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from dl2pa.launched import PARENT_VARIABLE
+from launcher.node import Node
+from launcher.rendezvous import NodeRendezvous
+
+_PR_SET_NAME = 15
+_SHUTDOWN_S = 5
+"""Once a rank has failed the others cannot save: no reason to wait longer for them."""
+
+
+def _rank(module: str, arguments: list[str]) -> None:
+    """One rank: `main(arguments)` of the module, named in the process list."""
+    for number in (signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
+    ctypes.CDLL(None).prctl(_PR_SET_NAME, f"dl2pa:rank {os.environ['RANK']}".encode())
+    code = importlib.import_module(module).main(arguments)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the agent ends this rank by it where another failed
+    if code:
+        sys.exit(code)
+
+
+def main(node: Node, nproc: int, folder: Path, modules: list[str], arguments: list[str]) -> int:
+    """Run `main(arguments)` of the first module as `nproc` ranks; returns the exit code.
+
+    Args:
+        folder: private folder for the store and torchrun's files.
+        modules: imported before the ranks are forked.
+    """
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    os.environ[PARENT_VARIABLE] = str(os.getpid())
+    for name in modules:
+        importlib.import_module(name)
+    rendezvous_handler_registry.register("dl2pa", lambda _: NodeRendezvous(node, folder))
+    config = LaunchConfig(
+        min_nodes=node.count,
+        max_nodes=node.count,
+        nproc_per_node=nproc,
+        run_id=node.rendezvous,
+        rdzv_backend="dl2pa",
+        max_restarts=0,
+        monitor_interval=0.1,
+        start_method="fork",
+        logs_specs=DefaultLogsSpecs(log_dir=str(folder)),
+        # Stop signals are ours: torchrun would end its workers, saved or not.
+        signals_to_handle="SIGHUP,SIGQUIT",
+        shutdown_timeout=_SHUTDOWN_S,
+    )
+    try:
+        elastic_launch(config, _rank)(modules[0], arguments)
+    except ChildFailedError:
+        return 1
+    return 0
+
 
 if __name__ == "__main__":
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    os.environ["DL2PA_AGENT_PID"] = str(os.getpid())
-    try:
-        main()
-    except ChildFailedError:
-        sys.exit(1)
+    _place, _count, _folder, _modules, *_arguments = sys.argv[1:]
+    sys.exit(main(Node(**json.loads(_place)), int(_count), Path(_folder), _modules.split(","), _arguments))

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
+import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
+from dl2pa.launched import STORE_VARIABLE
 from launcher.node import Node, listen_again
 
 _PR_SET_PDEATHSIG = 1
@@ -19,39 +23,55 @@ _IMPATIENT = 3
 _STOP_SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 
 
-def torchrun_command(nproc: int, module: str, arguments: Sequence[str], node: Node) -> list[str]:
-    """The command line that starts `nproc` workers on this machine, one of several or alone."""
+def agent_command(
+    nproc: int, modules: Sequence[str], arguments: Sequence[str], node: Node, folder: Path
+) -> list[str]:
+    """The command line of the agent that forks `nproc` ranks on this machine, one of several or alone."""
+    place = json.dumps(dataclasses.asdict(node))
     return [
-        sys.executable,
-        "-m",
-        "launcher.agent",
-        *node.torchrun_options(),
-        f"--nproc-per-node={nproc}",
-        "--max-restarts=0",
-        # Stop signals are ours: torchrun would end its workers 30 s later, saved or not.
-        "--signals-to-handle=SIGHUP,SIGQUIT",
-        "--module",
-        module,
-        *arguments,
+        *(sys.executable, "-m", "launcher.agent"),
+        *(place, str(nproc), str(folder), ",".join(modules), *arguments),
     ]
 
 
 def run_local(
-    nproc: int, module: str, arguments: Sequence[str], stop_file: Path, extra: Mapping[str, str], node: Node
+    nproc: int,
+    modules: Sequence[str],
+    arguments: Sequence[str],
+    stop_file: Path,
+    extra: Mapping[str, str],
+    node: Node,
 ) -> int:
-    """Run workers under torchrun and wait; returns torchrun's own exit code.
+    """Run `main(arguments)` of the first module as ranks under torchrun's agent; returns the agent's exit code.
 
-    A stop signal to this process writes the stop file, which the workers watch; torchrun itself ignores them
-    (USR2 unhandled would kill it). If this process is killed, torchrun dies with it, and the workers with torchrun.
+    A stop signal to this process writes the stop file, which the ranks watch; the agent itself ignores stop
+    signals. If this process is killed, the agent dies with it, and the ranks with the agent.
+
+    Args:
+        modules: imported once, by the agent, before it forks the ranks.
+        extra: environment variables of the ranks.
     """
+    with tempfile.TemporaryDirectory(prefix="dl2pa-") as folder:
+        command = agent_command(nproc, modules, arguments, node, Path(folder))
+        return _run_agent(command, _environment(nproc, extra, node, Path(folder)), stop_file)
+
+
+def _environment(nproc: int, extra: Mapping[str, str], node: Node, folder: Path) -> dict[str, str]:
     env = {**os.environ, **extra}
-    # Gloo would take whatever address this machine's own name resolves to, often one that nobody else can reach.
-    interface = node.interface()
-    if interface is not None:
-        env.setdefault("GLOO_SOCKET_IFNAME", interface)
-    # Once a rank has failed the others cannot save: no reason to wait for them.
-    env.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "5")
+    env.pop(STORE_VARIABLE, None)
+    if node.count == 1:
+        env[STORE_VARIABLE] = str(folder / "ranks")
+        env["GLOO_SOCKET_IFNAME"] = env["NCCL_SOCKET_IFNAME"] = "lo"
+    else:
+        # Gloo would take whatever address this machine's own name resolves to, often one nobody else can reach.
+        interface = node.interface()
+        if interface is not None:
+            env.setdefault("GLOO_SOCKET_IFNAME", interface)
     env.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // nproc)))
+    return env
+
+
+def _run_agent(command: list[str], env: Mapping[str, str], stop_file: Path) -> int:
     process: subprocess.Popen[bytes] | None = None
 
     interrupts = 0
@@ -67,7 +87,7 @@ def run_local(
     listen_again()
     try:
         process = subprocess.Popen(
-            torchrun_command(nproc, module, arguments, node),
+            command,
             env=env,
             preexec_fn=_prepare_child(os.getpid()),
         )

@@ -32,19 +32,6 @@ class Node:
     rendezvous: str
     """Name of this meeting, the same on all nodes and different at every attempt."""
 
-    def torchrun_options(self) -> list[str]:
-        """Static rendezvous: ranks follow the node list and nothing depends on host names matching."""
-        if self.count == 1:
-            return ["--standalone"]
-        return [
-            f"--nnodes={self.count}",
-            f"--node-rank={self.index}",
-            "--rdzv-backend=static",
-            f"--master-addr={self.head}",
-            f"--master-port={self.port}",
-            f"--rdzv-id={self.rendezvous}",
-        ]
-
     def interface(self) -> str | None:
         """Network interface by which this node reaches the head; None where that cannot be told."""
         return "lo" if self.count == 1 else interface_towards(self.head)

@@ -22,7 +22,8 @@ def in_a_group(nproc: int, threads: int, what: str, function: Callable[..., Any]
         TrainingFailure: one of them died; `what` says at what.
     """
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([function.__module__, "torch._dynamo"])  # imported once, not once a process
     receiver, sender = context.Pipe(duplex=False)
     with tempfile.TemporaryDirectory() as folder:
         processes = [

@@ -90,29 +90,38 @@ def bench_train(
     """
     ratios: dict[str, float] = {}
     rows: list[dict[str, Any]] = []
+    configs = {model: _configs(choices, model) for model in choices.models}
     ceilings = [_ceiling(world.device, precision) for precision in dict.fromkeys(choices.precisions)]
     for model in choices.models:
-        found = _bench_model(choices, model, rounds, world, {c["precision"]: c for c in ceilings})
+        found = _bench_model(choices, configs[model], rounds, world, {c["precision"]: c for c in ceilings})
         ratios = found[0] | ratios  # the short names are those of the first model
         rows += found[1]
     return ratios, rows, ceilings
 
 
-def _bench_model(
-    choices: Choices, model: str, rounds: int, world: World, ceilings: dict[str, dict[str, Any]]
-) -> tuple[dict[str, float], list[dict[str, Any]]]:
+def _configs(choices: Choices, model: str) -> dict[Variant, Config]:
     lists = choices.loaders, choices.precisions, choices.channels_last, choices.compile
     variants = [Variant(model, *one) for one in itertools.product(*lists)]
-    configs = [_config(choices, variant) for variant in variants]
+    return {variant: _config(choices, variant) for variant in variants}
+
+
+def _bench_model(
+    choices: Choices,
+    configs: dict[Variant, Config],
+    rounds: int,
+    world: World,
+    ceilings: dict[str, dict[str, Any]],
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    variants = list(configs)
     runners: dict[str, Runner] = {}
     try:
-        for variant, config in zip(variants, configs, strict=True):
+        for variant, config in configs.items():
             runners[variant.name] = Ours(config, world)
-        for variant, config in zip(variants, configs, strict=True):
+        for variant, config in configs.items():
             bare = f"bare {variant.name.replace(variant.loader + ' ', '')}"
             if bare not in runners:
                 runners[bare] = Bare(config, world)
-            plain = f"reference {model} {variant.source} {variant.precision}"
+            plain = f"reference {variant.model} {variant.source} {variant.precision}"
             if plain not in runners:
                 runners[plain] = Plain(config, world)
         times = _by_turns(runners, choices.steps, rounds, world.device)
@@ -211,7 +220,7 @@ def _by_turns(
 def _ceiling(device: torch.device, precision: str) -> dict[str, Any]:
     """What the device reaches at its best: a large product of matrices, a large copy, a copy from the host."""
     gpu = device.type == "cuda"
-    side = 8192 if gpu else 2048
+    side = 8192 if gpu else 1024
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
     a = torch.randn(side, side, device=device).to(dtype)
     matmul_s = fastest(lambda: a @ a, device)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import multiprocessing
 import os
 import shlex
 import signal
@@ -30,12 +31,19 @@ if TYPE_CHECKING:
     from dl2pa.training.rundir import RunDirectory
 
 
+_RANK_MODULES = ("dl2pa.cli", "dl2pa.commands.train", "dl2pa.training.run", "torch._dynamo")
+"""What every rank imports, the module with its `main` first; torch's optimizers import torch._dynamo."""
+
+
 def run(args: argparse.Namespace) -> int:
     if os.environ.get(PARENT_VARIABLE) or "SLURM_STEP_ID" in os.environ:
         die_with_parent()  # before the imports, which take seconds
     if inside_torchrun():
         config, run_dir = _plan(args)
-        _leave_at_once(_train_as_rank(config, run_dir, args.config.stem))
+        code = _train_as_rank(config, run_dir, args.config.stem)
+        if multiprocessing.parent_process() is None:  # started by another torchrun than our agent
+            _leave_at_once(code)
+        return EXIT_DONE if code == EXIT_STOPPED else code
     note_command()
     if not os.environ.get(SUPERVISED):
         return _run_here(args, *_plan(args))
@@ -185,12 +193,11 @@ def _launch_torchrun(
 ) -> int:
     from launcher.local import run_local
 
-    # torchrun reads options that begin like its own (--nproc) even behind the module's name.
     overrides = [*args.overrides, f"launch.nproc={config.launch.nproc}"]
     arguments = ["train", str(args.config), *overrides, "--run-dir", str(directory.root)]
     launch = os.environ.get("DL2PA_LAUNCHED") or uuid.uuid4().hex
     extra = {"DL2PA_LAUNCHED": launch}
-    code = run_local(config.launch.nproc, "dl2pa", arguments, directory.stop_file, extra, node)
+    code = run_local(config.launch.nproc, _RANK_MODULES, arguments, directory.stop_file, extra, node)
     errors = directory.errors(launch)
     if node.count > 1:  # each node tells of its own; the first sees everything
         first = node.index * config.launch.nproc

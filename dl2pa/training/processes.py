@@ -13,7 +13,7 @@ from torch import distributed as dist
 
 from dl2pa.config import Config
 from dl2pa.errors import UserError
-from dl2pa.launched import die_with_parent, inside_torchrun
+from dl2pa.launched import STORE_VARIABLE, die_with_parent, inside_torchrun
 
 log = logging.getLogger(__name__)
 
@@ -79,10 +79,15 @@ def join_world(config: Config) -> World:
     side_group = None
     if inside_torchrun():
         die_with_parent()
-        if config.launch.interface:
-            env["NCCL_SOCKET_IFNAME"] = env["GLOO_SOCKET_IFNAME"] = config.launch.interface
         timeout = datetime.timedelta(seconds=config.launch.timeout_s)
-        dist.init_process_group(choose_backend(config.launch.backend, device), timeout=timeout)
+        place: dict[str, Any] = {}
+        if STORE_VARIABLE in env:  # one machine: nothing listens beyond loopback
+            store = dist.FileStore(env[STORE_VARIABLE], size)
+            store.set_timeout(timeout)
+            place = {"store": store, "rank": rank, "world_size": size}
+        elif config.launch.interface:
+            env["NCCL_SOCKET_IFNAME"] = env["GLOO_SOCKET_IFNAME"] = config.launch.interface
+        dist.init_process_group(choose_backend(config.launch.backend, device), timeout=timeout, **place)
         side_group = dist.new_group(backend="gloo", timeout=timeout)
     return World(rank, size, local_rank, local_size, device, threads, side_group)
 

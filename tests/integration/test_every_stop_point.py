@@ -150,6 +150,7 @@ def test_many_short_attempts_reach_the_same_end(attempts: Callable[..., Attempts
     assert_identical(cut.run, whole.run)
 
 
+@pytest.mark.thorough
 def test_stochastic_depth_and_the_torchvision_loader(attempts: Callable[..., Attempts]) -> None:
     """Swin-T drops residual branches at random: the draws must not depend on where the run was cut."""
     swin = {

@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ def run_here(
 
 
 @contextlib.contextmanager
-def process_state_restored() -> Iterator[None]:
+def process_state_restored() -> Generator[None]:
     """Restore what a command or a training changes in its process: log handlers, threads, environment, signals."""
     import torch
 

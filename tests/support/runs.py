@@ -83,12 +83,11 @@ def processes_of(run: Path) -> list[Process]:
             words = (folder / "cmdline").read_bytes().split(b"\0")
             if str(run).encode() not in words or int(folder.name) == os.getpid():
                 continue
-            pairs = (folder / "environ").read_bytes().split(b"\0")
+            name = (folder / "comm").read_text().strip()
         except (OSError, ValueError):
             continue
-        variables = dict(pair.split(b"=", 1) for pair in pairs if b"=" in pair)
-        rank = int(variables[b"RANK"]) if b"RANK" in variables else None
-        kind = "torchrun" if b"launcher.agent" in words else "launcher" if rank is None else "rank"
+        rank = int(name.removeprefix("dl2pa:rank ")) if name.startswith("dl2pa:rank ") else None
+        kind = "rank" if rank is not None else "torchrun" if b"launcher.agent" in words else "launcher"
         processes.append(Process(int(folder.name), kind, rank))
     return processes
 

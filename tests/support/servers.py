@@ -13,7 +13,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ def is_healthy(address: str) -> bool:
 
 
 @contextlib.contextmanager
-def serving(folder: Path, health: str, command: list[str], **environment: str) -> Iterator[None]:
+def serving(folder: Path, health: str, command: list[str], **environment: str) -> Generator[None]:
     """Run a server in `folder` for the duration of the block, which starts once `health` answers."""
     log = folder / f"{command[2]}-{command[3]}.log"
     with log.open("ab") as file:
@@ -146,6 +146,7 @@ class TrackingServer:
         self.artifacts = folder / "artifacts"
         self._log = folder / "log"
         self._command = [str(REPOSITORY / "docker/tracking-server"), "--host", "127.0.0.1", "--port", port]
+        self._command += ["--workers", "1"]
         self._environment = {
             **os.environ,
             **database.variables,

@@ -46,7 +46,7 @@ def imported(package: str) -> set[tuple[str, str]]:
 @pytest.mark.parametrize(
     ("package", "allowed"),
     [
-        ("launcher", ("launcher", "dl2pa.config", "dl2pa.errors")),
+        ("launcher", ("launcher", "dl2pa.config", "dl2pa.errors", "dl2pa.launched")),
         ("pipelines", ("pipelines", "dl2pa.errors")),
         ("dl2pa.errors", ()),
         ("dl2pa.catalogue", ()),

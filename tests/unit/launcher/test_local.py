@@ -1,4 +1,4 @@
-"""torchrun on this machine: its command, and real processes of a tiny module under it."""
+"""torchrun's agent on this machine, with real ranks of a tiny module."""
 
 from __future__ import annotations
 
@@ -13,42 +13,40 @@ from pathlib import Path
 
 import pytest
 
-from launcher.local import torchrun_command
-from launcher.node import Node
-
 ROOT = Path(__file__).resolve().parents[3]
-ALONE = Node(0, 1, "localhost", 0, "local")
 
 TINY = """
 import json, os, sys, time
 from pathlib import Path
 
-task, place, rank = sys.argv[1], Path(sys.argv[2]), int(os.environ["RANK"])
-
-def until(file):
+def until(place, file):
     deadline = time.monotonic() + 60
     while not (place / file).exists() and time.monotonic() < deadline:
         time.sleep(0.01)
 
-if task == "fail":
-    sys.exit(3 if rank == 1 else 0)
-elif task == "report":
-    from dl2pa.training.processes import die_with_parent
+def main(arguments):
+    task, place, rank = arguments[0], Path(arguments[1]), int(os.environ["RANK"])
+    if task == "fail":
+        return 3 if rank == 1 else 0
+    if task == "report":
+        from dl2pa.launched import die_with_parent
 
-    die_with_parent()
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "OMP_NUM_THREADS", "GLOO_SOCKET_IFNAME", "EXTRA")
-    report = {"argv": sys.argv[3:], "pid": os.getpid(), **{name: os.environ.get(name) for name in names}}
-    os.write(1, (json.dumps(report) + chr(10)).encode())
-    until("never")
-elif rank == 0:
-    for number in range(3):
-        os.write(1, b"waiting" + bytes([10]))
-        until("stop")
-        (place / "stop").rename(place / f"stop-{number}")
-    (place / "all").touch()
-else:
-    until("all")
-    (place / "done").touch()
+        die_with_parent()
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "OMP_NUM_THREADS", "GLOO_SOCKET_IFNAME", "EXTRA")
+        name = Path("/proc/self/comm").read_text().strip()
+        report = {"argv": arguments[2:], "pid": os.getpid(), "name": name, **{n: os.environ.get(n) for n in names}}
+        os.write(1, (json.dumps(report) + chr(10)).encode())
+        until(place, "never")
+    elif rank == 0:
+        for number in range(3):
+            os.write(1, b"waiting" + bytes([10]))
+            until(place, "stop")
+            (place / "stop").rename(place / f"stop-{number}")
+        (place / "all").touch()
+    else:
+        until(place, "all")
+        (place / "done").touch()
+    return 0
 """
 
 DRIVER = """
@@ -57,7 +55,7 @@ from pathlib import Path
 from launcher.local import run_local
 from launcher.node import this_node
 place = Path(sys.argv[2])
-sys.exit(run_local(2, "tiny", sys.argv[1:], place / "stop", {"EXTRA": "given; 'so'"}, this_node({})))
+sys.exit(run_local(2, ("tiny",), sys.argv[1:], place / "stop", {"EXTRA": "given; 'so'"}, this_node({})))
 """
 
 Start = Callable[..., subprocess.Popen[str]]
@@ -71,6 +69,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
     place.mkdir()
     env = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "RANK", "WORLD_SIZE")}
     env["PYTHONPATH"] = f"{ROOT}:{tmp_path}"
+    env["GLOO_SOCKET_IFNAME"] = "a cluster's default"
     started: list[subprocess.Popen[str]] = []
 
     def begin(task: str, *arguments: str) -> subprocess.Popen[str]:
@@ -85,24 +84,6 @@ def start(tmp_path: Path) -> Iterator[Start]:
     for process in started:
         process.kill()
         process.communicate()
-
-
-def test_the_command_starts_one_node_and_leaves_stopping_to_us() -> None:
-    command = torchrun_command(4, "dl2pa", ["train", "my config.yaml", "optim.lr=1"], ALONE)
-    assert command[0] == sys.executable
-    for option in ("--standalone", "--nproc-per-node=4", "--max-restarts=0"):
-        assert option in command
-    (handled,) = [o for o in command if o.startswith("--signals-to-handle=")]
-    assert not {"SIGTERM", "SIGINT", "SIGUSR2"} & set(handled.partition("=")[2].split(","))
-    assert command[-5:] == ["--module", "dl2pa", "train", "my config.yaml", "optim.lr=1"]
-
-
-def test_the_command_of_one_node_of_several_says_where_they_meet() -> None:
-    command = torchrun_command(2, "dl2pa", ["train"], Node(1, 3, "node7", 12345, "42.0"))
-    assert "--standalone" not in command
-    for option in ("--nnodes=3", "--node-rank=1", "--master-addr=node7", "--master-port=12345"):
-        assert option in command
-    assert command.index("--rdzv-id=42.0") < command.index("--module")
 
 
 def test_processes_get_their_rank_threads_and_arguments_and_end_when_the_launcher_is_killed(
@@ -120,7 +101,8 @@ def test_processes_get_their_rank_threads_and_arguments_and_end_when_the_launche
             "WORLD_SIZE": "2",
             "LOCAL_RANK": str(rank),
             "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // 2)),
-            "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo"),
+            "GLOO_SOCKET_IFNAME": "lo",
+            "name": f"dl2pa:rank {rank}",
             "EXTRA": "given; 'so'",
         }
     for end in ends:
@@ -141,3 +123,24 @@ def test_a_stop_signal_writes_the_stop_file_and_waits_for_the_workers(start: Sta
     assert process.wait(60) == 0
     names = {p.name for p in (tmp_path / "a place; 'quoted'").iterdir()}
     assert names == {"stop-0", "stop-1", "stop-2", "all", "done"}
+
+
+IMPORT_ALL = """
+import importlib, os
+from dl2pa.commands.train import _RANK_MODULES
+for name in ("launcher.agent", *_RANK_MODULES):
+    importlib.import_module(name)
+print(len(os.listdir("/proc/self/task")), "threads")
+"""
+
+
+def test_what_the_agent_imports_starts_no_thread_and_opens_no_gpu_driver() -> None:
+    """Else a forked rank could inherit a held lock, and could not use its GPU."""
+    env = {**os.environ, "LD_DEBUG": "files", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", IMPORT_ALL]
+    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, check=True)
+    opened = [line for line in done.stderr.splitlines() if "dynamically loaded by" in line]
+    assert any("libcublasLt" in line for line in opened), "the loader names what opens what"
+    # cublasLt looks for the driver when it is loaded; the CUDA runtime, when it is first called.
+    assert not [line for line in opened if "libcuda.so" in line and "libcudart" in line]
+    assert done.stdout == "1 threads\n"

@@ -51,7 +51,6 @@ def node_under(monkeypatch: pytest.MonkeyPatch, env: dict[str, str]) -> Node:
 def test_one_machine_meets_nobody(env: dict[str, str]) -> None:
     node = this_node(env)
     assert (node.index, node.count) == (0, 1)
-    assert node.torchrun_options() == ["--standalone"]
     assert node.interface() == "lo"
 
 
@@ -59,14 +58,7 @@ def test_two_nodes_meet_at_the_first_of_the_node_list(monkeypatch: pytest.Monkey
     node = node_under(monkeypatch, TWO_NODES)
     assert (node.index, node.count, node.head) == (1, 2, "127.0.0.1")
     assert 10000 <= node.port < 30000
-    assert node.torchrun_options() == [
-        "--nnodes=2",
-        "--node-rank=1",
-        "--rdzv-backend=static",
-        "--master-addr=127.0.0.1",
-        f"--master-port={node.port}",
-        "--rdzv-id=1234.0",
-    ]
+    assert node.rendezvous == "1234.0"
     assert node.interface() == "lo"
 
 

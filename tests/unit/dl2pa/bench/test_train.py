@@ -20,6 +20,8 @@ SHORT = [
     "1",
     "--rounds",
     "2",
+    "--image-size",
+    "8",
     "--json",
 ]
 

@@ -23,7 +23,9 @@ def in_a_group(nproc: int, threads: int, what: str, function: Callable[..., Any]
     """
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([function.__module__, "torch._dynamo"])  # imported once, not once a process
+    context.set_forkserver_preload(
+        [function.__module__, "torch._dynamo"]
+    )  # imported once, not once a process
     receiver, sender = context.Pipe(duplex=False)
     with tempfile.TemporaryDirectory() as folder:
         processes = [

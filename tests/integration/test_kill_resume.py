@@ -85,7 +85,9 @@ RICH = {
     "data": {"trivial_augment": True, "erasing": 0.3, "flip": 0.5},
 }
 CHAINS = [
-    pytest.param(1, {}, ["term group", "kill group", "usr2 launcher"], id="1 process"),
+    pytest.param(
+        1, {}, ["term group", "kill group", "usr2 launcher"], id="1 process", marks=pytest.mark.thorough
+    ),
     pytest.param(2, RICH, ["kill one rank"], id="2 processes, every option"),
     pytest.param(
         2,

@@ -18,7 +18,7 @@ from support.waiting import eventually
 
 pytestmark = pytest.mark.xdist_group("runs")
 FAILED = 1
-METHODS, SEEDS = ("dl2pa", "hpn"), (0, 1)
+SEEDS = (0, 1)
 STEPS = 58
 SMALL = {"train": {"epochs": 2, "eval_every": 2}, "optim": {"warmup_epochs": 0}, "data": IN_MEMORY}
 
@@ -30,24 +30,20 @@ def place(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def command(digits: Path, tmp_path: Path, place: Path) -> list[Any]:
-    """Two seeds of two methods, two runs at a time."""
+    """Two seeds, one run at a time."""
     config = config_with(tmp_path / "config", digits, SMALL)
-    arrays = ["--array", f"method.name={','.join(METHODS)}", "--seeds", "0..1"]
-    return ["sweep", config, *arrays, "--parallel", "2", "--run-dir", place, "--json"]
+    return ["sweep", config, "--seeds", "0..1", "--parallel", "1", "--run-dir", place, "--json"]
 
 
 @pytest.fixture
 def tables(tmp_path: Path) -> Path:
     """A published table whose cells are the sweep's runs."""
-    rows = {
-        name: {
-            "top1": [33.25 + at],
-            "config": "config/small.yaml",
-            "overrides": [f"method.name={name}"],
-        }
-        for at, name in enumerate(METHODS)
+    row = {
+        "top1": [33.25],
+        "config": "config/small.yaml",
+        "overrides": ["method.name=dl2pa"],
     }
-    table = {"title": "Digits", "column": "d", "columns": [5], "num_validated": 359, "rows": rows}
+    table = {"title": "Digits", "column": "d", "columns": [5], "num_validated": 359, "rows": {"dl2pa": row}}
     path = tmp_path / "published.yaml"
     path.write_text(yaml.safe_dump({"source": "made up", "tables": {"digits": table}}))
     return path
@@ -72,17 +68,16 @@ def test_a_sweep_is_stopped_resumed_by_the_same_command_and_reported(
 
     def under_way() -> bool:
         assert first.running(), first.error
-        return sum(read_status(run).get("step", 0) >= 3 for run in place.glob("*")) >= 2
+        return sum(read_status(run).get("step", 0) >= 3 for run in place.glob("*")) >= 1
 
-    eventually(under_way, "two runs are under way")
+    eventually(under_way, "a run is under way")
     os.kill(first.pid, signal.SIGTERM)
     stopped_sweep = first.completed()
     assert stopped_sweep.code == STOPPED, first.error
     assert processes_below(place) == []
     told = stopped_sweep.result
     assert told["outcome"] == "stopped"
-    assert told["failed"] == 0 and told["stopped"] >= 1 and told["waiting"] >= 1
-    assert told["stopped"] + told["finished"] + told["waiting"] == 4
+    assert (told["failed"], told["stopped"], told["waiting"], told["finished"]) == (0, 1, 1, 0)
     assert "the same command goes on from there" in first.error
     stopped = {
         Path(run["run_dir"]): run["steps"]
@@ -97,9 +92,9 @@ def test_a_sweep_is_stopped_resumed_by_the_same_command_and_reported(
     second = program.run(*command)
     assert second.code == 0, second.error
     again = second.result
-    assert (again["outcome"], again["finished"], again["sweep"]) == ("finished", 4, told["sweep"])
+    assert (again["outcome"], again["finished"], again["sweep"]) == ("finished", 2, told["sweep"])
     assert [run["run_dir"] for run in again["runs"]] == [run["run_dir"] for run in told["runs"]]
-    swept = [f"method.name={m} train.seed={s}" for m in METHODS for s in SEEDS]
+    swept = [f"train.seed={seed}" for seed in SEEDS]
     assert [" ".join(run["swept"]) for run in again["runs"]] == swept
     for run in again["runs"]:
         path = Path(run["run_dir"])
@@ -111,12 +106,12 @@ def test_a_sweep_is_stopped_resumed_by_the_same_command_and_reported(
         config = yaml.safe_load((path / "config.yaml").read_text())
         assert config["tracking"]["tags"] == {"sweep": told["sweep"]}
 
-    third = program.run(*command)
+    third = run_here(*command)
     assert third.code == 0 and third.result == again
     assert "starts" not in third.error
-    for_people = program.run(*command[:-1])
+    for_people = run_here(*command[:-1])
     rows = [line.split() for line in for_people.output.splitlines()[1:]]
-    assert [(" ".join(row[:2]), row[2]) for row in rows] == [(name, "finished") for name in swept]
+    assert [(row[0], row[1]) for row in rows] == [(name, "finished") for name in swept]
 
     _assert_reported(again, tables, place, tmp_path)
 
@@ -129,19 +124,19 @@ def _assert_reported(sweep: dict[str, Any], tables: Path, place: Path, out: Path
     lines = done.result["tables"]["digits"]
     markdown = (out / "report/report.md").read_text()
     page = (out / "report/report.html").read_text()
-    for at, name in enumerate(METHODS):
-        values = np.array([run["top1_last"] for run in sweep["runs"][2 * at : 2 * at + 2]])
-        (ours,) = lines[at]["ours"]
-        assert (lines[at]["row"], lines[at]["published"], ours["length"]) == (name, 33.25 + at, "full")
-        assert (ours["n"], ours["seeds"]) == (2, [0, 1])
-        assert ours["top1_last"]["mean"] == pytest.approx(values.mean())
-        assert ours["top1_last"]["std"] == pytest.approx(values.std(ddof=1))
-        figure = f"{values.mean():.2f} ± {values.std(ddof=1):.2f}"
-        assert figure in markdown and figure in page
+    values = np.array([run["top1_last"] for run in sweep["runs"]])
+    (ours,) = lines[0]["ours"]
+    assert (lines[0]["row"], lines[0]["published"], ours["length"]) == ("dl2pa", 33.25, "full")
+    assert (ours["n"], ours["seeds"]) == (2, [0, 1])
+    assert ours["top1_last"]["mean"] == pytest.approx(values.mean())
+    assert ours["top1_last"]["std"] == pytest.approx(values.std(ddof=1))
+    figure = f"{values.mean():.2f} ± {values.std(ddof=1):.2f}"
+    assert figure in markdown and figure in page
     assert done.result["others"] == [] and done.result["unfinished"] == []
     assert len(list((out / "report/plots").iterdir())) == 1
 
 
+@pytest.mark.thorough
 def test_a_run_that_fails_stops_no_other_and_is_named_at_the_end(
     digits: Path, tmp_path: Path, place: Path, program: Program
 ) -> None:
@@ -159,12 +154,12 @@ def test_a_run_that_fails_stops_no_other_and_is_named_at_the_end(
 def test_runs_do_not_outlive_a_sweep_that_is_killed(
     command: list[Any], place: Path, program: Program
 ) -> None:
-    sweep = program.start(*command, "train.epochs=200")
+    sweep = program.start(*command, "train.epochs=200", "--parallel", "2")
 
-    def two_train() -> bool:
+    def two_run() -> bool:
         assert sweep.running(), sweep.error
-        return sum(read_status(run).get("step", 0) >= 1 for run in place.glob("*")) >= 2
+        return len(processes_below(place)) >= 2
 
-    eventually(two_train, "two runs train")
+    eventually(two_run, "two runs have begun")
     os.kill(sweep.pid, signal.SIGKILL)
     eventually(lambda: not processes_below(place), "the runs are gone", 30)

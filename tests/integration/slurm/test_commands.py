@@ -109,7 +109,12 @@ def test_a_directory_whose_job_is_alive_is_refused_and_a_cancelled_one_goes_on_w
     submit: Callable[..., Job], dl2pa: Command, cluster: Cluster
 ) -> None:
     job = submit(
-        {"train": {"epochs": 8}, "checkpoint": {"every_steps": 7}, "tracking": {"uri": None}},
+        {
+            "train": {"epochs": 8},
+            "checkpoint": {"every_steps": 7},
+            "tracking": {"uri": None},
+            "data": IN_MEMORY,
+        },
         name="it's one; run",
     )
     job.wait_for_step(20)
@@ -228,7 +233,8 @@ def test_a_script_written_by_hand_is_supervised_the_same_way(
     cluster: Cluster, digits: Path, tmp_path: Path, cancelled_afterwards: list[str]
 ) -> None:
     """slurm/train.sbatch, signalled once: it saves, requeues and finishes."""
-    config, run = config_with(tmp_path, digits, {"train": {"epochs": 8}}), tmp_path / "by hand"
+    changes = {"train": {"epochs": 8}, "data": IN_MEMORY}
+    config, run = config_with(tmp_path, digits, changes), tmp_path / "by hand"
     log = tmp_path / "by-hand.log"
     wanted = ["--parsable", "--nodes=1", "--gpus-per-node=1", f"--output={log}"]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

@@ -37,6 +37,7 @@ def test_rows_for_machines(root: Path, capfd: pytest.CaptureFixture[str]) -> Non
     assert found["ratios"]["ours/native_dali"] > 0 and found["ratios"]["ours/torchvision"] > 0
 
 
+@pytest.mark.thorough
 def test_packing_first_is_compared_with_the_folder(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("nvidia.dali", reason="DALI is not installed")
     assert main([*SHORT, "--loaders", "ours,packed", "--data", str(root)]) == 0

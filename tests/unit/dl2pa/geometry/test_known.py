@@ -95,7 +95,10 @@ def test_auto_is_never_worse_than_known_or_the_optimiser(num_classes: int, dim: 
 
 
 @pytest.mark.usefixtures("short")
-@pytest.mark.parametrize(("num_classes", "dim"), [(100, 16), (100, 32), (60, 5), pytest.param(1000, 70, marks=pytest.mark.thorough)])
+@pytest.mark.parametrize(
+    ("num_classes", "dim"),
+    [(100, 16), (100, 32), (60, 5), pytest.param(1000, 70, marks=pytest.mark.thorough)],
+)
 def test_auto_gives_the_same_bytes_for_the_same_seed(num_classes: int, dim: int) -> None:
     first, again = (build_prototypes(num_classes, dim, seed=4).points for _ in range(2))
     assert first.numpy().tobytes() == again.numpy().tobytes()
@@ -114,7 +117,7 @@ def test_auto_counts_its_steps_up_to_the_total() -> None:
     [
         (100, 10, 0.335),
         pytest.param(100, 16, 1 / 5, marks=pytest.mark.thorough),
-        (100, 25, 1 / 11),
+        pytest.param(100, 25, 1 / 11, marks=pytest.mark.thorough),
         pytest.param(100, 32, 0.078, marks=pytest.mark.thorough),
         pytest.param(200, 25, 1 / 6, marks=pytest.mark.thorough),
         pytest.param(200, 50, 0.077, marks=pytest.mark.thorough),

@@ -11,6 +11,21 @@ EXIT_STOPPED = 75
 """Stopped on request; the same command goes on from there (sysexits' EX_TEMPFAIL)."""
 
 
+_MOST_SHOWN = 1000
+"""Characters of a value or a reason in a message."""
+
+
+def printable(text: str) -> str:
+    """``text`` with control characters other than line ends and tabs written as escapes: a terminal obeys them."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"
+
+
 class UserError(ValueError):
     """The user's input is wrong: one message naming the field, the value seen and the remedy; exit code 2.
 
@@ -29,7 +44,7 @@ class UserError(ValueError):
         self.remedy = remedy
 
     def __str__(self) -> str:
-        return f"{self.field} = {self.value!r}: {self.message}. {self.remedy}"
+        return printable(f"{self.field} = {_cut(repr(self.value))}: {_cut(self.message)}. {self.remedy}")
 
     def as_dict(self) -> dict[str, Any]:
         """The machine-readable form printed by ``--json``."""

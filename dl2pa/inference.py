@@ -18,6 +18,19 @@ from dl2pa.errors import UserError
 from dl2pa.readout import Norm, Readout
 from pipelines.longtail import Group
 
+_MOST_SIDE = 4096
+_DAMAGE = (
+    LookupError,
+    TypeError,
+    ValueError,
+    ArithmeticError,
+    AttributeError,
+    RuntimeError,
+    MemoryError,
+    AssertionError,
+)
+"""What reading a damaged description may raise; RecursionError is a RuntimeError."""
+
 
 class Guess(NamedTuple):
     """A class an image may show."""
@@ -87,25 +100,56 @@ def load_classifier(path: Path) -> Classifier:
         )
     try:
         with safe_open(file, framework="pt") as stored:
-            description = json.loads(stored.metadata()["dl2pa"])
+            description = _checked(json.loads(stored.metadata()["dl2pa"]))
             tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
         model = description["model"]
-        embedder = build_embedder(
-            model["backbone"],
-            model["embedding_dim"],
-            head=model["head"],
-            shortcut=model["shortcut"],
-            widths=tuple(model["widths"]),
-        )
+        with torch.device("meta"):  # the description is the file's word: nothing is allocated by it
+            embedder = build_embedder(
+                model["backbone"],
+                model["embedding_dim"],
+                head=model["head"],
+                shortcut=model["shortcut"],
+                widths=tuple(model["widths"]),
+            )
         prefix = "embedder."
-        weights = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        embedder.load_state_dict(weights)
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise UserError("model", str(file), f"is damaged or not ours ({error})", "Export it again.") from None
-    if len(tensors["class_vectors"]) != len(description["classes"]) * description.get("vectors_per_class", 1):
-        raise UserError("model", str(file), "names more or fewer classes than it has", "Export it again.")
+        weights = {
+            k.removeprefix(prefix): v.float() if v.is_floating_point() else v
+            for k, v in tensors.items()
+            if k.startswith(prefix)
+        }
+        embedder.load_state_dict(weights, assign=True)
+        readout = _readout_of(tensors, description)
+        if len(tensors["class_vectors"]) != len(description["classes"]) * description.get(
+            "vectors_per_class", 1
+        ):
+            raise UserError("model", str(file), "names more or fewer classes than it has", "Export it again.")
+    except (SafetensorError, OSError, UserError, *_DAMAGE) as error:
+        reason = error.message if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        raise UserError(
+            "model", str(file), f"is damaged or not ours ({reason})", "Export it again."
+        ) from None
     _frozen(embedder)
-    return Classifier(embedder, _readout_of(tensors, description), description)
+    return Classifier(embedder, readout, description)
+
+
+def _checked(description: dict[str, Any]) -> dict[str, Any]:
+    """The description if what is used of it can be used; damage raises what `load_classifier` catches."""
+    classes, scale, prepared = description["classes"], description["scale"], description["preprocessing"]
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise ValueError("its classes are no list of names")
+    if scale is not None and not (_is_number(scale) and 0 < scale < 1e9):
+        raise ValueError(f"its scale is {scale!r}")
+    sides = [prepared[key] for key in ("resize_shorter_side", "image_size")]
+    if not all(type(side) is int and 0 < side <= _MOST_SIDE for side in sides):
+        raise ValueError(f"its image sizes are {sides!r}")
+    for key in ("mean", "std"):
+        if len(prepared[key]) != 3 or not all(map(_is_number, prepared[key])):
+            raise ValueError(f"its {key} is {prepared[key]!r}")
+    return description
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float)
 
 
 def tensors_of(readout: Readout) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from dl2pa.inference import Classifier, Guess, load_classifier
-from pipelines.header import BadImage
+from pipelines.images import BadImage
 from pipelines.single import prepare_image
 
 _BATCH = 64

@@ -40,6 +40,13 @@ class Container:
         data = os.environ.get("DL2PA_DATA")
         folders = [str(Path.cwd()), *(str(r.run_dir.parent) for r in runs), *more, *([data] if data else [])]
         mounts = tuple(_outermost(folders))
+        for folder in mounts:
+            bad = next((c for c in folder if c in ",:" or not c.isprintable()), None)
+            if bad is not None:
+                message = f"holds {bad!r}, which would divide it into several mounts"
+                raise UserError(
+                    "--container", folder, message, "Choose folders without , and : in their names."
+                )
         if _srun_has_pyxis():
             return cls(image, "pyxis", mounts)
         for name in ("apptainer", "singularity"):

@@ -21,6 +21,7 @@ from launcher.node import SUPERVISED, run_task
 
 SUPERVISE = Path(__file__).with_name("supervise.sh")
 _TIME = re.compile(r"(?:(\d{1,6})-)?(\d{1,9})(?::(\d{1,6}))?(?::(\d{1,6}))?")
+_PLAIN = re.compile(r"[\w.,:@+\[\]*&|()/=-]{1,500}", re.ASCII)
 _NO_LIMIT = ("0", "UNLIMITED", "INFINITE")
 _LINGER_S = 120
 _START_UP_S = 60
@@ -86,6 +87,7 @@ def check_request(request: Request) -> None:
     if shutil.which("sbatch") is None:
         remedy = "Submit on a host that has them (--container there, not in the image), or train here: `dl2pa train`."
         raise UserError("sbatch", None, "SLURM's commands are not on this machine", remedy)
+    check_texts(request)
     for name, value, least in (
         ("--nodes", request.nodes, 1),
         ("--gpus-per-node", request.gpus_per_node, 0),
@@ -110,6 +112,22 @@ def check_request(request: Request) -> None:
         shown = request.time or f"{allowed // 60} minutes, the partition's default"
         message = f"leaves no time to train: the run saves {request.stop_before} s before the limit"
         raise UserError("--time", shown, message, "Give more time, or a shorter --stop-before.")
+
+
+def check_texts(request: Request) -> None:
+    """Refuse a text that the script would not keep as it is, or that would add a line to it.
+
+    Raises:
+        UserError: naming the option at fault.
+    """
+    for name in ("time", "partition", "account", "qos", "constraint", "exclude", "mem", "after"):
+        text = getattr(request, name)
+        if text is not None and not _PLAIN.fullmatch(text):
+            remedy = "Use letters, digits and . _ , : @ + - [ ] * & | ( ) / = only."
+            raise UserError(f"--{name}", text, "is nothing that SLURM could mean", remedy)
+    image = request.container
+    if image is not None and (not image.isprintable() or image.startswith("-")):
+        raise UserError("--container", image, "is no image's name", "Give a file or REGISTRY/IMAGE:TAG.")
 
 
 def _check_after(job: str) -> None:

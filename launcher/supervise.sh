@@ -123,8 +123,10 @@ _within_limit() {
     rm -f "$1"/slurm/without-progress.*
     return 0
   fi
-  [[ -e $file ]] && count=$(<"$file")
-  count=$((count + 1))
+  [[ -f $file ]] && read -r count <"$file"
+  # A file is only text: bash's arithmetic would run a command that it holds.
+  [[ $count =~ ^[0-9]{1,9}$ ]] || count=0
+  count=$((10#$count + 1))
   echo "$count" >"$file"
   ((count < $5)) && return 0
   _say "$count attempts in a row without progress beyond step $4: giving up; \`dl2pa resume $1\` tries again"
@@ -163,7 +165,7 @@ _attempt() {
 _saved_step() {
   local marker step=
   for marker in "$1"/checkpoints/step-*/COMPLETE; do
-    [[ $marker =~ /step-([0-9]+)/COMPLETE$ && -e $marker ]] && step=$((10#${BASH_REMATCH[1]}))
+    [[ $marker =~ /step-([0-9]{1,18})/COMPLETE$ && -e $marker ]] && step=$((10#${BASH_REMATCH[1]}))
   done
   echo "$step"
 }

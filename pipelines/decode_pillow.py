@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from pipelines.encoded import Encoded
+from pipelines.images import open_image
 
 
 def decode_image(
@@ -20,7 +20,7 @@ def decode_image(
 ) -> Image.Image:
     """One image cropped to `window`, resampled to `resized`, cropped to the square at `offset`."""
     top, left, height, width = window
-    with Image.open(io.BytesIO(data)) as image:
+    with open_image(data) as image:
         cropped = image.convert("RGB").crop((left, top, left + width, top + height))
     scaled = cropped.resize((resized[1], resized[0]), Image.Resampling.BILINEAR)
     return scaled.crop((offset[1], offset[0], offset[1] + side, offset[0] + side))

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from dl2pa.errors import UserError
 from pipelines.datasets.table import ImageTable
 from pipelines.draws import Stream, below
-from pipelines.header import BadImage, image_size
+from pipelines.header import image_size
+from pipelines.images import BadImage, check_bytes
 from pipelines.readers import ReadingPool, StalledRead, UnderWay, describe_stall
 from pipelines.recipe import Plan, Recipe, draw_plan
 
@@ -144,11 +145,13 @@ class ImageReader:
         raise too_many(train, count, which, f", the latest {path} ({reason})")
 
     def _read(self, sample: int) -> bytes:
+        check_bytes(int(self.dataset.lengths[sample]))
         try:
             with self.under_way.read(sample):
                 data = self.dataset.read(sample)
-        except OSError as error:
-            raise BadImage(f"cannot be read ({error.strerror})") from None
+        except (OSError, ValueError) as error:  # ValueError: a name that can be no file's
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise BadImage(f"cannot be read ({reason})") from None
         if not data:
             raise BadImage("is empty")
         expected = int(self.dataset.lengths[sample])

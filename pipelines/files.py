@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pipelines.batch import Batch, host_to_device
 from pipelines.encoded import Encoded, EncodedStream, ImageReader
+from pipelines.images import BadImage
 from pipelines.order import Order
 from pipelines.ordered import OrderedPipeline
 from pipelines.readers import StalledRead
@@ -19,7 +20,7 @@ from pipelines.recipe import Plan, Recipe, finish
 
 log = logging.getLogger(__name__)
 
-_DECODING_ERRORS = (RuntimeError, OSError, SyntaxError)
+_DECODING_ERRORS = (RuntimeError, BadImage)
 
 
 class Decoder(Protocol):

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import struct
 
 import numpy as np
 from numpy.typing import NDArray
 
-_MOST_PIXELS = 178_956_970  # PIL's bound: a header that claims more is damaged or hostile
-
-
-class BadImage(Exception):
-    """One image that cannot be decoded; the text says why."""
+from pipelines.images import check_pixels, open_image
 
 
 def image_size(data: NDArray[np.uint8]) -> tuple[int, int]:
@@ -23,10 +18,10 @@ def image_size(data: NDArray[np.uint8]) -> tuple[int, int]:
     """
     jpeg = data[:2].tobytes() == b"\xff\xd8"
     size = _jpeg_size(data) if jpeg and _jpeg_complete(data) else None
-    height, width = size or _size_by_pillow(data.tobytes(), full=jpeg)
-    if height * width > _MOST_PIXELS:
-        raise BadImage(f"cannot be decoded (claims {width} x {height} pixels)")
-    return height, width
+    if size is None:
+        return _size_by_pillow(data.tobytes(), full=jpeg)
+    check_pixels(*size, len(data))
+    return size
 
 
 def _jpeg_size(data: NDArray[np.uint8]) -> tuple[int, int] | None:
@@ -52,14 +47,7 @@ def _jpeg_complete(data: NDArray[np.uint8]) -> bool:
 
 
 def _size_by_pillow(data: bytes, full: bool) -> tuple[int, int]:
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            if full:
-                image.load()
-            return image.height, image.width
-    except UnidentifiedImageError:
-        raise BadImage("is not an image") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise BadImage(f"cannot be decoded ({error})") from None
+    with open_image(data) as image:
+        if full:
+            image.load()
+        return image.height, image.width

@@ -30,8 +30,8 @@ def decode_folder(dataset: ImageTable, image_size: int, threads: int) -> ArrayDa
     """
     from dl2pa.errors import UserError
     from pipelines.decode_pillow import decode_image
-    from pipelines.header import BadImage
     from pipelines.header import image_size as size_of
+    from pipelines.images import BadImage
 
     recipe = Recipe(image_size=image_size, train=False, eval_resize=image_size)
 
@@ -42,7 +42,7 @@ def decode_folder(dataset: ImageTable, image_size: int, threads: int) -> ArrayDa
             plan = draw_plan(recipe, 0, 0, np.array([sample]), size)
             boxes = plan.window[0].tolist(), plan.resized[0].tolist(), plan.offset[0].tolist()
             return np.asarray(decode_image(data.tobytes(), *boxes, image_size))
-        except (BadImage, OSError, SyntaxError) as error:
+        except (BadImage, OSError) as error:
             path = str(dataset.path(sample))
             raise UserError(
                 "data.root", path, f"cannot be decoded ({error})", "Restore or remove it."

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from dl2pa.errors import UserError
 from pipelines.decode_pillow import decode_image
-from pipelines.header import BadImage
 from pipelines.header import image_size as size_of
+from pipelines.images import BadImage, read_image_file
 from pipelines.recipe import Recipe, draw_plan, finish
 
 
@@ -26,7 +26,7 @@ def load_image(
     """
     try:
         return prepare_image(
-            path.read_bytes(),
+            read_image_file(path),
             resize_shorter_side=resize_shorter_side,
             image_size=image_size,
             mean=mean,
@@ -52,11 +52,8 @@ def prepare_image(
         mean=(mean[0], mean[1], mean[2]),
         std=(std[0], std[1], std[2]),
     )
-    try:
-        size = size_of(np.frombuffer(data, dtype=np.uint8))
-        plan = draw_plan(recipe, 0, 0, np.zeros(1, dtype=np.int64), np.array([size], dtype=np.int64))
-        boxes = plan.window[0].tolist(), plan.resized[0].tolist(), plan.offset[0].tolist()
-        pixels = np.asarray(decode_image(data, *boxes, image_size))
-    except (OSError, SyntaxError) as error:  # as Pillow refuses
-        raise BadImage(str(error)) from None
+    size = size_of(np.frombuffer(data, dtype=np.uint8))
+    plan = draw_plan(recipe, 0, 0, np.zeros(1, dtype=np.int64), np.array([size], dtype=np.int64))
+    boxes = plan.window[0].tolist(), plan.resized[0].tolist(), plan.offset[0].tolist()
+    pixels = np.asarray(decode_image(data, *boxes, image_size))
     return finish(recipe, torch.from_numpy(pixels.copy())[None], 0, 0, np.zeros(1, dtype=np.int64))[0]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from dl2pa.backbones.cifar import CifarResNet
 
 _CIFAR_DEPTHS = (8, 14, 20, 32, 44, 56)
+_TORCHVISION = ("resnet50", "resnet101", "resnet152", "swin_t")
 
 
 class Embedder(nn.Module):
@@ -66,6 +67,8 @@ def _depth(backbone: str) -> int:
 def _torchvision(name: str) -> tuple[nn.Module, int]:
     from torchvision import models
 
+    if name not in _TORCHVISION:
+        raise ValueError(f"{name!r} is no backbone")
     model: Any = getattr(models, name)(weights=None)
     if name.startswith("swin"):
         features = model.head.in_features

@@ -30,6 +30,8 @@ class _Block(nn.Module):
         self.bn2 = nn.BatchNorm2d(outputs)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
+            if shortcut not in ("conv", "pad"):
+                raise ValueError(f"{shortcut!r} is no kind of shortcut")
             if shortcut == "pad":
                 self.shortcut = _PadShortcut(outputs - inputs, stride)
             else:

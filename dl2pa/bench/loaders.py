@@ -27,6 +27,7 @@ from pipelines.build import SyntheticDataset, build_pipeline
 from pipelines.datasets.folder import index_folder
 from pipelines.datasets.index import INDEX_NAME
 from pipelines.datasets.table import ImageTable
+from pipelines.images import open_image
 from pipelines.order import TrainOrder
 from pipelines.recipe import Recipe
 
@@ -208,8 +209,6 @@ class _Photographs(Dataset[tuple[Tensor, int]]):
         return len(self._paths)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        from PIL import Image
-
-        with Image.open(self._paths[index]) as image:
+        with open_image(self._paths[index].read_bytes()) as image:
             pixels = image.convert("RGB")
         return self._transform(pixels), self._labels[index]

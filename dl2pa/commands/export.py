@@ -79,7 +79,7 @@ def _images(classifier: Classifier, config: Config) -> tuple[Tensor, str]:
     from dl2pa.training.data import open_split
     from dl2pa.training.mlmodel import encoded_image
     from pipelines.build import num_samples
-    from pipelines.header import BadImage
+    from pipelines.images import BadImage
     from pipelines.single import prepare_image
 
     prepared = classifier.description["preprocessing"]

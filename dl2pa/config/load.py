@@ -115,17 +115,38 @@ _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """The safe loader, in C where PyYAML was built with libyaml."""
 
 
+_YAML_ERRORS = (yaml.YAMLError, OSError, ValueError, RecursionError)
+"""ValueError: a date or a number that is none."""
+_MOST_VALUES = 100_000
+
+
+def _is_larger_than(tree: object, most: int) -> bool:
+    """Whether a tree has more than so many nodes; a node that several aliases name counts for each."""
+    waiting, count = [tree], 0
+    while waiting and count <= most:
+        node = waiting.pop()
+        count += 1
+        if isinstance(node, dict):
+            waiting += node.values()
+        elif isinstance(node, list):
+            waiting += node
+    return count > most
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError("config", str(path), "no such file", "Give the path of a YAML configuration file.")
     try:
         tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+    except _YAML_ERRORS as error:
         where = getattr(error, "problem_mark", None)
         at = f" (line {where.line + 1})" if where is not None else ""
         raise UserError("config", str(path), f"not readable as YAML{at}", "Correct the file.") from None
     if tree is None:
         return {}
+    if _is_larger_than(tree, _MOST_VALUES):
+        message = f"holds more than {_MOST_VALUES:,} values, aliases written out"
+        raise UserError("config", str(path), message, "Remove the aliases (`*name`).")
     if not isinstance(tree, dict):
         raise UserError(
             "config", str(path), "holds no sections", "Write `section:` with indented `key: value` lines."
@@ -140,7 +161,7 @@ def _parse_override(text: str) -> dict[str, Any]:
         raise UserError("override", text, "is not of the form key=value", "Write for example train.epochs=5.")
     try:
         node: Any = yaml.safe_load(value) if value.strip() else None
-    except yaml.YAMLError:
+    except _YAML_ERRORS:
         node = value
     for part in reversed(parts):
         node = {part: node}

@@ -138,11 +138,11 @@ def _read_safetensors(path: Path) -> tuple[Tensor, dict[str, Any]]:
 
 def _read_npy(path: Path) -> tuple[Tensor, dict[str, Any] | None]:
     try:
-        array = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, SyntaxError) as error:
-        raise _damaged(path, f"not a whole .npy array ({error})") from error
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
-        seen = str(getattr(array, "dtype", type(array).__name__))
+        array = np.lib.format.open_memmap(path, mode="r")  # it maps no more than the file holds
+    except Exception as error:  # a damaged header can raise almost anything
+        raise _damaged(path, f"not a whole .npy array of numbers ({error})") from error
+    if array.dtype.kind not in "fiu":
+        seen = str(array.dtype)
         raise UserError(str(path), seen, "not an array of real numbers", "Store a float32 array [C, d]")
     # Native byte order and a copy: torch takes neither foreign order nor read-only memory.
     points = torch.from_numpy(np.array(array, dtype=np.float32, order="C"))
@@ -151,7 +151,7 @@ def _read_npy(path: Path) -> tuple[Tensor, dict[str, Any] | None]:
         return points, None
     try:
         record = json.loads(sibling.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _damaged(sibling, "the record beside the .npy is not JSON") from error
     ours = isinstance(record, dict) and cast(dict[str, Any], record).get("format") == _FORMAT
     return points, cast(dict[str, Any], record) if ours else None
@@ -165,15 +165,22 @@ def _read_authors(path: Path) -> tuple[Tensor, None]:
         raise UserError(
             str(path), path.name, message, "Only weights are loaded, never code; save it as .npy"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # torch names no set of exceptions for a damaged file
         raise _damaged(path, "not a whole PyTorch file") from error
     state = cast(dict[Any, Any], state) if isinstance(state, dict) else {}
     weight = state.get(_AUTHORS_TENSOR)
-    if not isinstance(weight, Tensor) or weight.ndim != 2 or weight.is_complex():
+    if (
+        not isinstance(weight, Tensor)
+        or weight.ndim != 2
+        or weight.is_complex()
+        or weight.layout != torch.strided
+    ):
         message = "the authors' form is a state dict whose `w` is a [d, C] tensor"
         raise UserError(
             str(path), sorted(map(str, state))[:16], message, "Save the array [C, d] as .npy instead"
         )
+    if weight.untyped_storage().nbytes() < weight.numel() * weight.element_size():
+        raise _damaged(path, "its `w` repeats fewer numbers than it has")
     return weight.detach().T.float().contiguous(), None
 
 
@@ -217,7 +224,7 @@ def _verified(points: Tensor, record: dict[str, Any], path: Path) -> Certificate
         values = json.loads(record["certificate"])
         values.setdefault("mean_norm", mean_norm(points))  # files from before it was recorded
         certificate = Certificate(**{field.name: values[field.name] for field in fields(Certificate)})
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise _damaged(path, "its certificate cannot be read") from error
     if (certificate.num_classes, certificate.dim) != tuple(points.shape):
         raise _damaged(path, "its certificate is for another shape")

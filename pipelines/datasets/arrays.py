@@ -89,6 +89,18 @@ def require(root: Path, path: Path, archive: str) -> Path:
     return path
 
 
+def read_text(path: Path) -> str:
+    """The text of a small file that belongs to a data set.
+
+    Raises:
+        UserError: it cannot be read or is not UTF-8 (``data.root``).
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise damaged(path, str(error)) from None
+
+
 def damaged(path: Path, why: str) -> UserError:
     """The error for a file that is there but cannot be what it should be."""
     return UserError(

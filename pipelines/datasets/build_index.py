@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dl2pa.errors import UserError
-from pipelines.datasets.arrays import Split
+from pipelines.datasets.arrays import Split, read_text
 from pipelines.datasets.classes import load_classes
 from pipelines.datasets.folder import index_folder, open_folders
 from pipelines.datasets.index import INDEX_NAME, Half, Index, open_index, write_index
@@ -252,7 +252,7 @@ def _read_classes(root: Path) -> tuple[str, ...] | None:
 def _read_json(file: Path) -> dict[str, str]:
     try:
         found: object = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise UserError("ROOT", str(file), f"cannot be read ({error})", "Restore it.") from None
     if not isinstance(found, dict):
         raise UserError("ROOT", str(file), "is no JSON object", "Write {class: words} in label order.")
@@ -265,7 +265,7 @@ def _read_words(root: Path, classes: Sequence[str]) -> dict[str, str]:
         return {key: words for key, words in _read_json(root / CLASSES_NAME).items() if words}
     for name in _WORDS:
         if (root / name).is_file():
-            lines = (root / name).read_text(encoding="utf-8-sig").splitlines()
+            lines = read_text(root / name).splitlines()
             split = (line.split(maxsplit=1) for line in lines)
             found = {parts[0]: parts[1].strip() for parts in split if len(parts) == 2}
             return {key: found[key] for key in classes if key in found}

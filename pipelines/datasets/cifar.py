@@ -5,8 +5,9 @@ The files are pickles, which can run any code when loaded; these are loaded with
 
 from __future__ import annotations
 
-import codecs
+import io
 import pickle
+import pickletools
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +21,14 @@ _SOURCE = "(the official Python version)"
 _CIFAR10_ARCHIVE = f"cifar-10-python.tar.gz {_SOURCE}"
 _CIFAR100_ARCHIVE = f"cifar-100-python.tar.gz {_SOURCE}"
 
+
+def _latin1(text: str, encoding: str) -> bytes:
+    """The only use of ``codecs.encode`` that such files make."""
+    if encoding not in ("latin1", "latin-1"):
+        raise pickle.UnpicklingError(f"it asks for the encoding {encoding!r}")
+    return text.encode("latin1")
+
+
 _RECONSTRUCT = np.empty(0).__reduce__()[0]
 _ALLOWED = {
     ("numpy", "ndarray"): np.ndarray,
@@ -27,7 +36,7 @@ _ALLOWED = {
     ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
     ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
     # How Python 3 writes bytes at pickle protocol 2, as in files that were saved again.
-    ("_codecs", "encode"): codecs.encode,
+    ("_codecs", "encode"): _latin1,
 }
 
 
@@ -104,10 +113,18 @@ def _field(path: Path, content: dict[str, Any], key: str) -> Any:
     return content[key]
 
 
+def _check_places(data: bytes) -> None:
+    """Refuse numbered places beyond the file's own length: the unpickler makes room for all places below."""
+    for opcode, argument, _ in pickletools.genops(data):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= argument <= len(data):
+            raise pickle.UnpicklingError(f"it asks for {argument} places")
+
+
 def _unpickle(path: Path) -> dict[str, Any]:
     try:
-        with path.open("rb") as file:
-            content: object = _ArraysOnly(file, encoding="latin1").load()
+        data = path.read_bytes()
+        _check_places(data)
+        content: object = _ArraysOnly(io.BytesIO(data), encoding="latin1").load()
     except Exception as error:  # A damaged pickle can raise almost anything.
         raise damaged(path, str(error) or type(error).__name__) from error
     if not isinstance(content, dict):

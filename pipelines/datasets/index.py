@@ -96,32 +96,67 @@ def write_index(file: Path, root: Path, index: Index) -> None:
 
 
 def open_index(file: Path, root: Path) -> Index:
-    """Map an index of `root`; nothing of its columns is read.
+    """Map an index of `root`; of its columns only labels and lengths are read, to check them.
 
     Raises:
-        UserError: there is no such file, it is no index, cut short, or of another folder (``data.index``).
+        UserError: there is no such file, it is no index, damaged, or of another folder (``data.index``).
     """
     metadata, columns = _map(file)
-    classes = tuple(metadata["classes"])
-    halves: dict[str, Half] = {}
-    for name, about in metadata["halves"].items():
-        part = {
-            key.partition("/")[2]: column for key, column in columns.items() if key.startswith(f"{name}/")
+    try:
+        if not isinstance(metadata["classes"], list):
+            raise TypeError("its classes are no list")
+        classes = tuple(_text(name) for name in metadata["classes"])
+        words = {_text(key): _text(value) for key, value in metadata["words"].items()}
+        halves = {
+            name: _half(name, about, columns, root, classes) for name, about in metadata["halves"].items()
         }
-        members = Members(part["shards"], part["offsets"]) if "shards" in part else None
-        table = ImageTable(
-            root / about["folder"],
-            PathTable(part["names"], part["ends"]),
-            part["lengths"],
-            part["labels"],
-            classes,
-            about["fingerprint"],
-            members,
-            part["sizes"],
-        )
-        _check_place(file, table)
-        halves[name] = Half(table, part["flags"])
-    return Index(halves, classes, metadata["words"])
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise _damaged(file, f"{type(error).__name__}: {error}") from None
+    for half in halves.values():
+        _check_place(file, half.table)
+    return Index(halves, classes, words)
+
+
+def _half(
+    name: str, about: dict[str, str], columns: dict[str, NDArray[Any]], root: Path, classes: tuple[str, ...]
+) -> Half:
+    """One half from its columns; damage raises what `open_index` catches."""
+    part = {key.partition("/")[2]: column for key, column in columns.items() if key.startswith(f"{name}/")}
+    members = Members(part["shards"], part["offsets"]) if "shards" in part else None
+    count = len(part["labels"])
+    files = PathTable(part["names"], part["ends"])
+    table = ImageTable(
+        root / _text(about["folder"]),
+        files,
+        part["lengths"],
+        part["labels"],
+        classes,
+        _text(about["fingerprint"]),
+        members,
+        part["sizes"],
+    )
+    of_images = ("lengths", "labels", "sizes", "flags") + (("shards", "offsets") if members else ())
+    if any(len(part[key]) != count for key in of_images) or part["sizes"].shape != (count, 2):
+        raise ValueError("its columns differ in length")
+    if members is None and len(files) != count:
+        raise ValueError("it has more or fewer names than images")
+    _check_range(part["labels"], len(classes), "label")
+    _check_range(part["lengths"], 1 << 62, "length")
+    if members is not None:
+        _check_range(members.shards, len(files), "shard")
+        _check_range(members.offsets, 1 << 62, "offset")
+    return Half(table, part["flags"])
+
+
+def _check_range(column: NDArray[Any], end: int, what: str) -> None:
+    if column.size and not (int(column.min()) >= 0 and int(column.max()) < end):
+        raise ValueError(f"a {what} is out of range")
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value
 
 
 def with_classes(table: ImageTable, classes: tuple[str, ...] | None, file: Path) -> ImageTable:
@@ -142,32 +177,44 @@ def with_classes(table: ImageTable, classes: tuple[str, ...] | None, file: Path)
 
 def _map(file: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     remedy = "Write it with `dl2pa data index ROOT`, or leave data.index out."
+    if file.exists() and not file.is_file():
+        raise UserError("data.index", str(file), "is a folder, a pipe or a device, not a file", remedy)
     try:
         with file.open("rb") as stored:
             size = int.from_bytes(stored.read(8), "little")
-            header: dict[str, Any] = json.loads(stored.read(size)) if size < 1 << 27 else {}
-        metadata: dict[str, Any] = json.loads(header.pop("__metadata__", {}).get("dl2pa", "{}"))
-        total = file.stat().st_size
+            total = file.stat().st_size
+            header: dict[str, Any] = json.loads(stored.read(size)) if size < min(total, 1 << 27) else {}
+        metadata: Any = json.loads(header.pop("__metadata__", {}).get("dl2pa", "{}"))
     except OSError as error:
         raise UserError("data.index", str(file), f"cannot be read: {error.strerror}", remedy) from None
-    except (ValueError, AttributeError):
+    except (ValueError, TypeError, AttributeError, RecursionError):
         metadata, header, total, size = {}, {}, 0, 0
-    if metadata.get("format") != _FORMAT:
+    if not isinstance(metadata, dict) or metadata.get("format") != _FORMAT:
         raise UserError("data.index", str(file), f"is not an index of this version ({_FORMAT})", remedy)
     begin = 8 + size
-    if begin + max((column["data_offsets"][1] for column in header.values()), default=0) != total:
-        raise UserError(
-            "data.index", str(file), "is cut short", "Write it again with `dl2pa data index ROOT`."
-        )
-    # One mapping for all columns: its pages belong to the node, not to the process.
-    whole = np.asarray(np.memmap(file, dtype=np.uint8, mode="r"))
     columns: dict[str, NDArray[Any]] = {}
-    for key, column in header.items():
-        low, high = column["data_offsets"]
-        columns[key] = (
-            whole[begin + low : begin + high].view(_TYPES[column["dtype"]]).reshape(column["shape"])
-        )
+    try:
+        if begin + max((column["data_offsets"][1] for column in header.values()), default=0) != total:
+            raise _damaged(file, "it is cut short")
+        # One mapping for all columns: its pages belong to the node, not to the process.
+        whole = np.asarray(np.memmap(file, dtype=np.uint8, mode="r"))
+        for key, column in header.items():
+            low, high = column["data_offsets"]
+            if not 0 <= low <= high <= total - begin:
+                raise ValueError(f"{key} lies outside the file")
+            if not all(isinstance(side, int) and side >= 0 for side in column["shape"]):
+                raise ValueError(f"{key} has the shape {column['shape']}")
+            part = whole[begin + low : begin + high].view(_TYPES[column["dtype"]])
+            columns[key] = part.reshape(column["shape"])
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
+        raise _damaged(file, f"{type(error).__name__}: {error}") from None
     return metadata, columns
+
+
+def _damaged(file: Path, why: str) -> UserError:
+    return UserError(
+        "data.index", str(file), f"is damaged ({why})", "Write it again with `dl2pa data index ROOT`."
+    )
 
 
 def _check_place(file: Path, table: ImageTable) -> None:

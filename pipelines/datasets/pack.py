@@ -24,7 +24,8 @@ from dl2pa.errors import UserError
 from pipelines.datasets.build_index import CLASSES_NAME, build_index
 from pipelines.datasets.index import INDEX_NAME, Index
 from pipelines.datasets.table import ImageTable, PathTable
-from pipelines.header import BadImage, image_size
+from pipelines.header import image_size
+from pipelines.images import BadImage, open_image
 from pipelines.parallel import in_parallel
 
 _PLAN = "pack.json"
@@ -216,9 +217,9 @@ def _stored(data: bytes, options: PackOptions) -> tuple[bytes, str | None]:
             max(1, round(width * options.short_side / short)),
             max(1, round(height * options.short_side / short)),
         )
-        with Image.open(io.BytesIO(data)) as image:
+        with open_image(data) as image:
             smaller = image.convert("RGB").resize(scaled, Image.Resampling.LANCZOS)
-    except (BadImage, OSError, SyntaxError, ValueError):
+    except BadImage:
         return data, None
     file = io.BytesIO()
     smaller.save(file, "JPEG", quality=options.quality)

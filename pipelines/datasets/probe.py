@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import os
+import stat
 from enum import IntFlag
 from typing import NamedTuple
 
 import numpy as np
 
-from pipelines.header import BadImage, image_size
+from pipelines.header import image_size
+from pipelines.images import MOST_BYTES, BadImage, open_image
 
 _HEAD = 1 << 16
 _TAIL = 64
@@ -64,10 +65,15 @@ def probe(handle: int, offset: int, length: int, name: str) -> Probe:
     """
     if length == 0:
         return Probe(0, 0, Flag.EMPTY)
+    state = os.fstat(handle)
+    if not stat.S_ISREG(state.st_mode) or length > MOST_BYTES:
+        return Probe(0, 0, Flag.UNREADABLE)
+    if offset + length > state.st_size:
+        return Probe(0, 0, Flag.TRUNCATED)
     try:
         head = os.pread(handle, min(length, _HEAD), offset)
         tail = os.pread(handle, min(length, _TAIL), offset + length - min(length, _TAIL))
-        header = _read_header(head)
+        header = _read_header(head, length)
         if (
             header is not None
             and len(tail) == min(length, _TAIL)
@@ -81,29 +87,25 @@ def probe(handle: int, offset: int, length: int, name: str) -> Probe:
 
 def _probe_whole(data: bytes, length: int, name: str) -> Probe:
     """By decoding: what is written behind an image's end, or an unusually long header, is no damage."""
-    from PIL import Image
-
     damage = Flag.TRUNCATED if data.startswith(_MAGIC) else Flag.NOT_AN_IMAGE
     try:
         height, width = image_size(np.frombuffer(data, dtype=np.uint8))
-        with Image.open(io.BytesIO(data)) as image:
+        with open_image(data) as image:
             image.load()
-    except (BadImage, OSError, SyntaxError, ValueError):
+    except BadImage:
         return Probe(0, 0, damage)
-    header = _read_header(data)
+    header = _read_header(data, len(data))
     assert header is not None, "it has just been decoded"
     return Probe(height, width, _form_flags(header, name) | (Flag.TRUNCATED if len(data) < length else 0))
 
 
-def _read_header(head: bytes) -> _Header | None:
-    from PIL import Image
-
+def _read_header(head: bytes, length: int) -> _Header | None:
     try:
-        with Image.open(io.BytesIO(head)) as image:
+        with open_image(head, length) as image:
             form = image.format or ""
             turned = image.getexif().get(0x0112, 1) if "exif" in image.info else 1
             return _Header(form, image.mode, image.height, image.width, int(turned))
-    except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError):
+    except BadImage:
         return None
 
 

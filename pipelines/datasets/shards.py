@@ -22,6 +22,12 @@ from dl2pa.errors import UserError
 from pipelines.datasets.folder import IMAGE_SUFFIXES
 from pipelines.datasets.probe import probe
 
+_TAR_ERRORS = (tarfile.TarError, OSError, EOFError, ValueError, ArithmeticError, MemoryError, RecursionError)
+"""What tarfile raises for headers that are damaged or made to do harm."""
+_MOST_LABEL = 2**16
+"""Bytes of a label."""
+_MOST_CLASSES = 2**20
+"""Classes that numbers alone may stand for: a name is made for each."""
 _HALVES = {"train": "train", "val": "val", "validation": "val"}
 _HALF = re.compile(r"(?:^|[-_.])(train|val|validation)(?=$|[-_.0-9])", re.IGNORECASE)
 
@@ -59,11 +65,20 @@ def read_shard(path: Path) -> ShardContent:
     """
     images: dict[str, tuple[int, int, str]] = {}
     labels: dict[str, str] = {}
+    if not path.is_file():
+        raise _broken(path, "is a pipe or a device, not a file")
+    size, read_to = path.stat().st_size, -1
     try:
         with tarfile.open(path, "r:") as archive:
             for member in archive:
+                # A size below 0 would have tarfile come back to the same member for ever.
+                if member.offset <= read_to or member.size < 0 or member.offset_data > size:
+                    raise _broken(path, f"is damaged: {member.name!r} lies at no possible place")
+                read_to = member.offset
                 if not member.isfile():
                     continue
+                if member.issparse():
+                    raise _broken(path, f"{member.name!r} is stored as a sparse file")
                 folder, slash, base = member.name.rpartition("/")
                 stem, _, ending = base.partition(".")
                 key, ending = f"{folder}{slash}{stem}", ending.lower()
@@ -72,10 +87,12 @@ def read_shard(path: Path) -> ShardContent:
                         raise _broken(path, f"the sample {key!r} has two images")
                     images[key] = member.offset_data, member.size, member.name
                 elif ending in ("cls", "json") and (ending == "cls" or key not in labels):
+                    if member.size > _MOST_LABEL:
+                        raise _broken(path, f"the label {member.name!r} has {member.size} bytes")
                     stream = archive.extractfile(member)
                     label = _label(path, member.name, ending, stream.read() if stream else b"")
                     labels |= {} if label is None else {key: label}
-    except (tarfile.TarError, EOFError) as error:
+    except _TAR_ERRORS as error:
         raise _broken(path, f"is not a whole, uncompressed tar file ({error})") from None
     unlabelled = next((key for key in images if key not in labels), None)
     if unlabelled is not None:
@@ -96,8 +113,12 @@ def labels_to_numbers(
     place = {name: number for number, name in enumerate(classes or ())}
     known = {text: place[text] if text in place else _number(text) for text in set(labels)}
     for text, number in known.items():
-        if number is None or not 0 <= number < (len(classes) if classes else 1 << 31):
-            count = f"the {len(classes)} classes of classes.txt" if classes else "numbers from 0"
+        if number is None or not 0 <= number < (len(classes) if classes else _MOST_CLASSES):
+            count = (
+                f"the {len(classes)} classes of classes.txt"
+                if classes
+                else f"numbers from 0 to {_MOST_CLASSES - 1}"
+            )
             remedy = "Put classes.txt beside the shards: a class a line in label order."
             raise UserError("ROOT", str(root), f"the label {text!r} is not among {count}", remedy)
     return np.array([known[text] for text in labels], dtype=np.int64)
@@ -119,13 +140,13 @@ def _label(path: Path, name: str, ending: str, content: bytes) -> str | None:
     try:
         text = content.decode("utf-8").strip()
         value: Any = text if ending == "cls" else json.loads(text).get("label")
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         raise _broken(path, f"{name} cannot be read as a label") from None
     return None if value is None else str(value)
 
 
 def _number(text: str) -> int | None:
-    return int(text) if text.isascii() and text.isdigit() else None
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else None
 
 
 def _broken(path: Path, problem: str) -> UserError:

@@ -6,7 +6,15 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.datasets.arrays import ArrayDataset, Split, array_dataset, damaged, require, subfolder
+from pipelines.datasets.arrays import (
+    ArrayDataset,
+    Split,
+    array_dataset,
+    damaged,
+    read_text,
+    require,
+    subfolder,
+)
 
 _SIDE = 96
 _ARCHIVE = "stl10_binary.tar.gz, the authors' binary files"
@@ -26,7 +34,7 @@ def load_stl10(root: Path, split: Split) -> ArrayDataset:
     part = "train" if split == "train" else "test"
     image_path = require(root, folder / f"{part}_X.bin", _ARCHIVE)
     label_path = require(root, folder / f"{part}_y.bin", _ARCHIVE)
-    names = require(root, folder / "class_names.txt", _ARCHIVE).read_text(encoding="utf-8").split()
+    names = read_text(require(root, folder / "class_names.txt", _ARCHIVE)).split()
     values = np.fromfile(image_path, dtype=np.uint8)
     if values.size % (3 * _SIDE * _SIDE):
         raise damaged(

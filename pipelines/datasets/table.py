@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pipelines.datasets.arrays import subset_fingerprint
+from pipelines.images import read_image_file
 
 _MOST_OPEN = 512
 _BLOCK = 512
@@ -167,9 +168,14 @@ class ImageTable:
         return self._shard(i) / self._member_name(i)
 
     def read(self, i: int) -> bytes:
-        """The encoded bytes of image ``i``. Raises ``OSError`` where the file has gone."""
+        """The encoded bytes of image ``i``.
+
+        Raises:
+            OSError: the file has gone.
+            BadImage: it is a pipe or a device, or larger than any image.
+        """
         if self.members is None:
-            return self.path(i).read_bytes()
+            return read_image_file(self.path(i))
         shard, offset = int(self.members.shards[i]), int(self.members.offsets[i])
         return self._open.read(shard, self._shard(i), offset, int(self.lengths[i]))
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dl2pa.errors import UserError
-from pipelines.datasets.arrays import Split, damaged, require, subfolder
+from pipelines.datasets.arrays import Split, damaged, read_text, require, subfolder
 from pipelines.datasets.classes import check_known, load_classes
 from pipelines.datasets.folder import index_folder, list_images
 from pipelines.datasets.table import ImageTable, PathTable
@@ -60,7 +60,7 @@ def _index_val(root: Path, folder: Path, classes: tuple[str, ...]) -> ImageTable
 def _read_annotations(path: Path) -> dict[str, str]:
     """The wnid of each image; the lines read ``val_0.JPEG wnid x y width height``, split by tabs."""
     wnid_of: dict[str, str] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         words = line.split()
         if len(words) < 2:
             problem = f"line {number} is {line!r}, not an image and its wnid"

@@ -12,7 +12,8 @@ import pytest
 from dl2pa.errors import UserError
 from pipelines.datasets.table import ImageTable
 from pipelines.encoded import EncodedStream, FaultLimits, ImageReader
-from pipelines.header import BadImage, image_size
+from pipelines.header import image_size
+from pipelines.images import BadImage
 from pipelines.order import TrainOrder
 from pipelines.recipe import Recipe
 

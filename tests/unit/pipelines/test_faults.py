@@ -181,9 +181,14 @@ def test_all_processes_together_may_not_miss_more_either() -> None:
 
 
 def test_a_read_that_hangs_is_named_and_ends(
-    folder: Folder, pipeline_over: Build, loader: str, caplog: pytest.LogCaptureFixture
+    folder: Folder,
+    pipeline_over: Build,
+    loader: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A pipe nobody writes to answers as a hanging file system does: never."""
+    """A pipe nobody writes to, opened as no image is, answers as a hanging file system does: never."""
+    monkeypatch.setattr("pipelines.datasets.table.read_image_file", Path.read_bytes)
     table = folder(12)
     pipe = table.path(int(TrainOrder(12, 4, 0).indices(0, 1)[2]))
     pipe.unlink()
@@ -210,6 +215,8 @@ from pipelines.datasets.folder import index_folder
 from pipelines.encoded import FaultLimits
 from pipelines.order import TrainOrder
 from pipelines.recipe import Recipe
+import pipelines.datasets.table
+pipelines.datasets.table.read_image_file = Path.read_bytes
 table = index_folder(Path(sys.argv[1]), None, "data.root")
 pipeline = build_pipeline(table, Recipe(16, train=True), TrainOrder(4, 4, 0), loader="torchvision", seed=0,
     device=torch.device("cpu"), threads=1, limits=FaultLimits(slow_read_s=0.1, read_timeout_s=0.2))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from dl2pa import __version__
+from dl2pa.console import safe_output
 from dl2pa.errors import EXIT_DONE, EXIT_FAILURE, EXIT_USER_ERROR, TrainingFailure, UserError
 
 
@@ -80,6 +81,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     ui.add_argument("--uri", help="another store of this machine: sqlite:///FILE, postgresql://…")
     ui.add_argument("--host", type=_text, default="127.0.0.1", help="address to listen at (127.0.0.1)")
+    ui.add_argument(
+        "--allow-others",
+        type=_text,
+        metavar="NAMES",
+        help="with --host: names by which others reach it, with commas between; there is no sign-in",
+    )
     ui.add_argument("--port", type=int, default=5000, help="0: any free one (5000)")
 
     register = add("register", "Register a finished run's model in MLflow; doing it again changes nothing.")
@@ -341,7 +348,11 @@ def _add_request(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    with safe_output():
+        return _run(list(sys.argv[1:] if argv is None else argv))
+
+
+def _run(arguments: list[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         args = _parse(arguments)
@@ -392,10 +403,7 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
 
 
 def _report(fields: dict[str, Any], text: str, as_json: bool, code: int) -> int:
-    from dl2pa.tracking import redact  # what is wrong may be the command line, and that may name a password
-
-    print(f"dl2pa: {redact(text)}", file=sys.stderr)
+    print(f"dl2pa: {text}", file=sys.stderr)
     if as_json:
-        shown = {k: redact(v) if isinstance(v, str) else v for k, v in fields.items()}
-        print(json.dumps({"error": shown}), flush=True)
+        print(json.dumps({"error": fields}), flush=True)
     return code

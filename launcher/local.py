@@ -29,7 +29,7 @@ def agent_command(
     """The command line of the agent that forks `nproc` ranks on this machine, one of several or alone."""
     place = json.dumps(dataclasses.asdict(node))
     return [
-        *(sys.executable, "-m", "launcher.agent"),
+        *(sys.executable, "-P", "-m", "launcher.agent"),
         *(place, str(nproc), str(folder), ",".join(modules), *arguments),
     ]
 

@@ -69,7 +69,7 @@ def run_task(arguments: Sequence[str]) -> NoReturn:
         signal.signal(number, signal.SIG_DFL)
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execv(sys.executable, [sys.executable, "-u", "-m", "dl2pa", *arguments])
+    os.execv(sys.executable, [sys.executable, "-P", "-u", "-m", "dl2pa", *arguments])
 
 
 def listen_again() -> None:

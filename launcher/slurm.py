@@ -308,9 +308,9 @@ def _task_command(request: Request, container: Container | None, processes: int)
     if request.cpus_per_gpu:
         # Since 22.05 srun does not take this over from sbatch.
         srun.append(f"--cpus-per-task={request.cpus_per_gpu * processes}")
-    python = [sys.executable]
+    python = [sys.executable, "-P"]  # a module of the working directory is not ours
     if container is not None:
-        srun, python = [*srun, *container.srun_options()], [*container.prefix(), "python"]
+        srun, python = [*srun, *container.srun_options()], [*container.prefix(), "python", "-P"]
     return f'supervise "$run" {shlex.join([*srun, *python])}'
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dl2pa.errors import UserError
+from dl2pa.redaction import redact_tree
 
 JOB_FILE = "slurm/job.json"
 """In a run directory: its last submission."""
@@ -78,7 +79,7 @@ def write(submission: Submission, **more: Any) -> None:
         **more,
     }
     aside = path.with_suffix(f".{os.getpid()}")
-    aside.write_text(json.dumps(fields, indent=1) + "\n", encoding="utf-8")
+    aside.write_text(json.dumps(redact_tree(fields), indent=1) + "\n", encoding="utf-8")
     aside.replace(path)
     line = json.dumps({"job_id": submission.job_id, "run_dir": str(submission.run_dir)})
     try:

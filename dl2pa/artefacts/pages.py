@@ -12,6 +12,7 @@ from importlib import resources
 from typing import Any
 
 from dl2pa.artefacts.counts import ClassRow, Confusion, Labels, Pair, worst_pairs
+from dl2pa.escaping import spreadsheet_cell
 from dl2pa.report.document import Heading, Html, Paragraph, to_html
 
 _COLUMNS: Mapping[str, str] = {
@@ -126,7 +127,7 @@ def _csv(heads: Sequence[str], rows: Any) -> str:
     target = io.StringIO()
     writer = csv.writer(target, lineterminator="\n")
     writer.writerow(heads)
-    writer.writerows(rows)
+    writer.writerows([spreadsheet_cell(cell) for cell in row] for row in rows)
     return target.getvalue()
 
 

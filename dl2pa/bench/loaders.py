@@ -209,6 +209,6 @@ class _Photographs(Dataset[tuple[Tensor, int]]):
         return len(self._paths)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        with open_image(self._paths[index].read_bytes()) as image:
+        with open_image(Path(self._paths[index]).read_bytes()) as image:
             pixels = image.convert("RGB")
         return self._transform(pixels), self._labels[index]

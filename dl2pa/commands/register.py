@@ -14,7 +14,8 @@ def run(args: argparse.Namespace) -> int:
 
     check_names(args.name, args.alias)  # before anything heavy is imported
 
-    from dl2pa.tracking import check_uri, choose_uri, has_hidden_credentials, sync
+    from dl2pa.redaction import has_hidden_credentials
+    from dl2pa.tracking import check_uri, choose_uri, sync
     from dl2pa.tracking.spool import load_identity
     from dl2pa.tracking.sync import resolve_uri
     from dl2pa.training.mlmodel import describe_model, find_example
@@ -32,11 +33,11 @@ def run(args: argparse.Namespace) -> int:
     if identity is None:
         remedy = "Only a run with tracking.enabled=true is known to a server."
         raise UserError("run", str(args.run), "was not tracked", remedy)
-    uri = args.uri or choose_uri(config.tracking.uri, args.run.absolute().parent)
-    if uri is not None and has_hidden_credentials(uri):
-        uri = None  # the stored copy: the full address comes from --uri or the environment
-    uri = resolve_uri(args.run, uri)
-    sent = sync(args.run, uri)
+    told = choose_uri(config.tracking.uri, args.run.absolute().parent)
+    if told is not None and has_hidden_credentials(told):
+        told = None  # the stored copy: the full address comes from --uri or the environment
+    uri = resolve_uri(args.run, args.uri, told)
+    sent = sync(args.run, args.uri, told=told)
     if sent.run_id is None or sent.error is not None:
         raise UserError("--uri", sent.uri, f"did not take the run: {sent.error}", "See whether it answers.")
     model = describe_model(directory, config, read_json(directory.result))

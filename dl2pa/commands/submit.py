@@ -19,6 +19,8 @@ from dl2pa.commands.output import note, say
 from dl2pa.config import Config, dump_config, fingerprint, load_config, merge, parse_config
 from dl2pa.config.recipe import run_title
 from dl2pa.errors import EXIT_DONE, UserError
+from dl2pa.files import open_private
+from dl2pa.redaction import redact, redact_tree
 from launcher import jobs, slurm, submissions
 from launcher.submissions import Submission
 
@@ -277,22 +279,27 @@ def _submitting(run_dir: Path) -> Generator[None]:
         yield
 
 
+def _without_secret_tags(config: Config) -> Config:
+    """The configuration as the job needs it: the server's address whole, the tags as they will be recorded."""
+    tree = config.model_dump(mode="json")
+    tree["tracking"]["tags"] = redact_tree(tree["tracking"]["tags"])
+    return parse_config(tree)
+
+
 def _snapshot(job: Job, code: dict[str, Any]) -> None:
     """What the job runs: the resolved configuration (readable by its owner only: it may name a server with its
     password) and the code's version."""
     place = job.run_dir / "slurm"
-    config = place / "config.yaml"
-    config.touch(mode=0o600)
-    config.write_text(dump_config(job.config), encoding="utf-8")
-    (place / "code.diff").write_text(code["diff"] or "", encoding="utf-8")
+    with open_private(place / "config.yaml", "w") as file:
+        file.write(dump_config(_without_secret_tags(job.config)))
+    with open_private(place / "code.diff", "w") as file:
+        file.write(redact(code["diff"] or ""))
     (job.run_dir / "cancelled").unlink(missing_ok=True)
     for counter in place.glob("without-progress.*"):
         counter.unlink()
 
 
 def _tell(submitted: Sequence[Submission], planned: Sequence[Job], sweep: str | None, as_json: bool) -> None:
-    from dl2pa.tracking import redact
-
     shown = [{"job_id": s.job_id, "run_dir": str(s.run_dir), "log": str(s.log)} for s in submitted]
     tracking = planned[0].config.tracking
     uri = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or "none"

@@ -41,18 +41,18 @@ def run(args: argparse.Namespace) -> int:
 def _sync(path: Path, uri: str | None, *, keep_going: bool) -> dict[str, Any]:
     """Send one run; what was wrong with it is told in place of the outcome where others are to follow."""
     from dl2pa.config import load_config
-    from dl2pa.tracking import choose_uri, has_hidden_credentials, sync
+    from dl2pa.redaction import has_hidden_credentials
+    from dl2pa.tracking import choose_uri, sync
     from dl2pa.training.rundir import RunDirectory, is_owned
 
     directory = RunDirectory(path)
     try:
         if not directory.config.is_file():
             raise UserError("run", str(path), "is not a run directory", "Give the folder a run wrote.")
-        if uri is None:
-            uri = choose_uri(load_config(directory.config).tracking.uri, path.absolute().parent)
-            if uri is not None and has_hidden_credentials(uri):
-                uri = None  # the stored copy: the full address comes from --uri or the environment
-        report = sync(path, uri, alive=is_owned(directory))
+        told = choose_uri(load_config(directory.config).tracking.uri, path.absolute().parent)
+        if told is not None and has_hidden_credentials(told):
+            told = None  # the stored copy: the full address comes from --uri or the environment
+        report = sync(path, uri, told=told, alive=is_owned(directory))
     except UserError as error:
         if not keep_going:
             raise

@@ -250,6 +250,6 @@ def _report(run_dir: Path, as_json: bool) -> None:
     if not as_json and result.get("mlflow_run_id") and (run_dir.parent / "mlflow.db").exists():
         program, more = str(Path(sys.executable).parent / "dl2pa"), ""
         if inside_image():
-            program, more = "docker run -p 5000:5000 … IMAGE", " --host 0.0.0.0"
+            program, more = "docker run -p 5000:5000 … IMAGE", " --host 0.0.0.0 --allow-others localhost"
         where = shlex.quote(str(run_dir.parent))
         sys.stdout.write(f"\nsee it in MLflow:  {program} ui --runs {where}{more}\n")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import ipaddress
 import json
+import re
 import signal
 import socket
 import tempfile
@@ -27,10 +29,11 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(
             "--uri", store, "there is no such file", "Give the store that the runs were recorded in."
         )
+    names = _names(args.host, args.allow_others)
     port = _free(args.host, args.port)
     with tempfile.TemporaryDirectory(prefix="dl2pa-ui-") as folder:
         log = Path(folder) / "log"
-        server = LocalServer(store, log, args.runs.absolute() / "mlartifacts", args.host, port)
+        server = LocalServer(store, log, args.runs.absolute() / "mlartifacts", args.host, port, names)
         # A shell starts what it puts in the background with SIGINT ignored.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, _interrupt)
@@ -39,6 +42,8 @@ def run(args: argparse.Namespace) -> int:
             server.start()
             if args.json:
                 print(json.dumps({"url": server.uri, "store": _shown(store)}), flush=True)  # noqa: T201
+            if names:
+                note(f"{args.host} lets in everyone who reaches this machine: there is no sign-in")
             note(f"MLflow shows {_shown(store)} at {server.uri}   (Ctrl-C ends it)")
             code = server.wait()
             note(
@@ -70,6 +75,36 @@ def _store_of(runs: Path) -> str:
     return local_uri(runs)
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a server that listens at `host`."""
+    try:
+        found = {str(info[4][0]) for info in socket.getaddrinfo(host, None)}
+    except (OSError, UnicodeError):  # `_free` says what is wrong with it
+        return True
+    return all(ipaddress.ip_address(address.partition("%")[0]).is_loopback for address in found)
+
+
+def _names(host: str, others: str | None) -> tuple[str, ...]:
+    """The names by which others may reach the server; none where it listens on loopback.
+
+    Raises:
+        UserError: others are let in without being meant, or a name that is none.
+    """
+    if is_loopback(host):
+        if others is not None:
+            raise UserError("--allow-others", others, "needs an address for others", "Give --host too.")
+        return ()
+    if others is None:
+        message = "lets in everyone who reaches this machine: there is no sign-in"
+        remedy = "Look through a tunnel (ssh -L 5000:localhost:5000), or add --allow-others NAME, as others call it."
+        raise UserError("--host", host, message, remedy)
+    names = tuple(others.split(","))
+    bad = next((name for name in names if not re.fullmatch(r"[A-Za-z0-9.:\[\]-]+", name)), None)
+    if bad is not None:
+        raise UserError("--allow-others", bad, "is no host name", "Write names with commas between.")
+    return names
+
+
 def _free(host: str, port: int) -> int:
     """The port, or any free one for 0.
 
@@ -94,7 +129,7 @@ def _free(host: str, port: int) -> int:
 
 
 def _shown(store: str) -> str:
-    from dl2pa.tracking import redact
+    from dl2pa.redaction import redact
 
     return redact(store)
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from dl2pa.config.schema import Config
 from dl2pa.errors import UserError
+from dl2pa.redaction import redact_tree
 
 _SEEN_LIMIT = 16
 # Where things lie and who watches them, not what is learned. The data set has a fingerprint of its own.
@@ -58,9 +59,10 @@ def parse_config(tree: Mapping[str, Any]) -> Config:
         raise _explain(error) from None
 
 
-def dump_config(config: Config) -> str:
-    """The resolved configuration as YAML."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=None)
+def dump_config(config: Config, *, redacted: bool = False) -> str:
+    """The resolved configuration as YAML, on request without secrets."""
+    tree = config.model_dump(mode="json")
+    return yaml.safe_dump(redact_tree(tree) if redacted else tree, sort_keys=False, default_flow_style=None)
 
 
 def flatten(config: Config) -> dict[str, Any]:

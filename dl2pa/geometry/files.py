@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from dl2pa.errors import UserError
+from dl2pa.files import follow_umask
 from dl2pa.geometry.certificate import Certificate, certify, mean_norm
 from dl2pa.geometry.prototypes import Prototypes, check_shape
 
@@ -251,6 +252,7 @@ def _replace(path: Path, write: Callable[[Path], object]) -> None:
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(aside)
+        follow_umask(aside)
         with aside.open("rb+") as file:
             os.fsync(file.fileno())
         aside.replace(path)

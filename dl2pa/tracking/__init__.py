@@ -3,7 +3,6 @@
 MLflow is imported by the sending thread only, never by importing this package.
 """
 
-from dl2pa.tracking.cleaning import has_hidden_credentials, redact, redact_lines
 from dl2pa.tracking.client import Tracker
 from dl2pa.tracking.server import check_uri, choose_uri, local_uri, sqlite_file
 from dl2pa.tracking.sync import SyncReport, sync
@@ -13,10 +12,7 @@ __all__ = [
     "Tracker",
     "check_uri",
     "choose_uri",
-    "has_hidden_credentials",
     "local_uri",
-    "redact",
-    "redact_lines",
     "sqlite_file",
     "sync",
 ]

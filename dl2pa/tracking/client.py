@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Concatenate, Literal, ParamSpec
 
-from dl2pa.tracking.cleaning import clean_tags, redact
+from dl2pa.redaction import redact
+from dl2pa.tracking.cleaning import clean_tags
 from dl2pa.tracking.delivery import Delivery
 from dl2pa.tracking.sender import Sender
 from dl2pa.tracking.server import set_client_defaults

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from dl2pa.tracking.cleaning import redact
+from dl2pa.redaction import redact
 from dl2pa.tracking.files import exclusive
 from dl2pa.tracking.notes import Note, load_note, notes_file, save_note
 from dl2pa.tracking.server import MAX_METRICS, Point, Server
@@ -36,9 +36,13 @@ class NotStarted(RuntimeError):
 
 
 class Delivery:
-    """Sends one run's spool to one server. ``send`` may be called again after any failure."""
+    """Sends one run's spool to one server. ``send`` may be called again after any failure.
 
-    def __init__(self, run_dir: Path, uri: str, experiment: str | None = None) -> None:
+    Args:
+        named: whether the user named the server, not only a file in the run directory.
+    """
+
+    def __init__(self, run_dir: Path, uri: str, experiment: str | None = None, *, named: bool = True) -> None:
         self.run_dir = run_dir
         self.uri = uri
         self.identity: Identity | None = None
@@ -48,6 +52,7 @@ class Delivery:
         self.events_sent = 0
         self.points_sent = 0
         self._experiment = experiment
+        self._named = named
         self._note = load_note(run_dir, uri)
         self._server: Server | None = None
         self._limit = MAX_METRICS
@@ -109,7 +114,7 @@ class Delivery:
             noted = self._note
         if self._server is None:
             identity = self._identity()
-            self._server = Server(self.uri, identity, noted.run_id)
+            self._server = Server(self.uri, identity, noted.run_id, named=self._named)
         if noted.run_id != self._server.run_id:
             noted = Note(run_id=self._server.run_id)
             save_note(self.run_dir, self.uri, noted)
@@ -186,6 +191,14 @@ class Delivery:
         elif kind == "end":
             server.send_end(event)
         elif kind in ("artifact", "model"):
+            outside = next(
+                (name for key in ("path", "example") if (name := event.get(key)) and not self._holds(name)),
+                None,
+            )
+            if outside is not None:
+                self._note.refused += 1
+                _log.warning("%s lies outside the run directory and is not sent", outside)
+                return True
             try:
                 if kind == "model":
                     server.send_model(self.run_dir, event)
@@ -202,6 +215,12 @@ class Delivery:
                 )
                 return False
         return True
+
+    def _holds(self, name: str) -> bool:
+        """Whether a file, or all of a folder, lies in the run directory, wherever links point."""
+        root, path = self.run_dir.resolve(), self.run_dir / name
+        found = [path, *(path.rglob("*") if path.is_dir() else ())]
+        return all(one.resolve().is_relative_to(root) for one in found)
 
     def _retry_owed(self, server: Server) -> None:
         note = self._note

@@ -12,9 +12,10 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 
-from dl2pa.tracking.cleaning import redact
+from dl2pa.redaction import redact
 
 _PR_SET_PDEATHSIG = 1
 _START_SECONDS = 120
@@ -39,10 +40,16 @@ class LocalServer:
             a password in it would show in the list of processes.
         log: where it says what it says.
         artifacts: where artifacts of new experiments go that come through the server.
+        names: by which others than this machine's programs reach it. Requests to any other name are refused: a page
+            of the internet whose name resolves to this machine could else read everything.
     """
 
-    def __init__(self, store: str, log: Path, artifacts: Path, host: str, port: int) -> None:
+    def __init__(
+        self, store: str, log: Path, artifacts: Path, host: str, port: int, names: Sequence[str] = ()
+    ) -> None:
         self.uri = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        own = (f"{name}:{port}" for name in ("localhost", "127.0.0.1", host))
+        allowed = dict.fromkeys([*own, *(form for name in names for form in (name, f"{name}:*"))])
         self._log = log
         self._command = [
             *(
@@ -58,6 +65,8 @@ class LocalServer:
                 "1",
             ),
             *("--artifacts-destination", str(artifacts)),
+            *("--allowed-hosts", ",".join(allowed)),
+            *("--cors-allowed-origins", ",".join(f"http://{name}" for name in allowed)),
         ]
         self._environment = {
             **os.environ,

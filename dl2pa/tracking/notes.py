@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dl2pa.tracking.cleaning import redact
+from dl2pa.redaction import redact
 from dl2pa.tracking.files import read_json, write_json
 from dl2pa.tracking.spool import events_folder
 

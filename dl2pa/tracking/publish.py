@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dl2pa.errors import UserError
-from dl2pa.tracking.cleaning import redact
+from dl2pa.redaction import redact
 from dl2pa.tracking.server import choose_uri, connect, ensure_experiment, set_client_defaults
 
 _TAG = "dl2pa.published"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dl2pa.errors import UserError
-from dl2pa.tracking.cleaning import redact
+from dl2pa.redaction import redact
 from dl2pa.tracking.files import exclusive
 from dl2pa.tracking.model import log_model
 from dl2pa.tracking.notes import notes_file

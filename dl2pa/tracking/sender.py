@@ -6,7 +6,7 @@ import logging
 import random
 import threading
 
-from dl2pa.tracking.cleaning import redact
+from dl2pa.redaction import redact
 from dl2pa.tracking.delivery import Delivery
 from dl2pa.tracking.files import Busy
 from dl2pa.tracking.server import RunDeleted

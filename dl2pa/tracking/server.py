@@ -12,9 +12,10 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 from dl2pa.errors import UserError
-from dl2pa.tracking.cleaning import redact
+from dl2pa.redaction import redact
 from dl2pa.tracking.imports import importing
 from dl2pa.tracking.model import log_model
 from dl2pa.tracking.spool import Event, Identity
@@ -80,12 +81,18 @@ def set_client_defaults() -> None:
 
 
 class Server:
-    """A connection to one server for one run. Every method may raise whatever MLflow raises."""
+    """A connection to one server for one run. Every method may raise whatever MLflow raises.
 
-    def __init__(self, uri: str, identity: Identity, noted_run_id: str | None) -> None:
+    Args:
+        named: whether the user named the server, not only a file in the run directory.
+    """
+
+    def __init__(self, uri: str, identity: Identity, noted_run_id: str | None, *, named: bool) -> None:
         self._client, self._error = connect(uri)
         run = self._find_or_create_run(uri, identity, noted_run_id)
         self.run_id, self._experiment_id = str(run.info.run_id), str(run.info.experiment_id)
+        if not named:
+            _check_artifacts(uri, str(run.info.artifact_uri))
         self._refused = 0
 
     def take_refused(self) -> int:
@@ -252,6 +259,26 @@ class Server:
             if self.is_gone(error):
                 return None
             raise
+
+
+def _check_artifacts(uri: str, place: str) -> None:
+    """Refuse a server's choice of where this user's files go, where the user has not named the server.
+
+    MLflow's client writes to whatever path or bucket the server says, with this user's rights.
+
+    Raises:
+        UserError: it is neither behind the server itself nor beside the run's own database.
+    """
+    scheme, _, rest = place.partition(":")
+    database = sqlite_file(uri)
+    if database is not None:
+        path = Path(unquote(rest.removeprefix("//")) if scheme == "file" else place).resolve()
+        allowed = path.is_relative_to(database.resolve().parent)
+    else:
+        allowed = scheme in ("mlflow-artifacts", "http", "https")
+    if not allowed:
+        remedy = f"If you trust it: --uri {redact(uri)}, or MLFLOW_TRACKING_URI={redact(uri)}."
+        raise UserError("uri", redact(uri), f"would have artifacts written to {place}", remedy)
 
 
 def ensure_experiment(client: Any, uri: str, name: str) -> str:

@@ -11,6 +11,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import threading
 import time
 import uuid
@@ -128,9 +129,13 @@ def load_identity(run_dir: Path) -> Identity | None:
         starts = (e.event for e in read_events(events_file(run_dir)) if e.event and e.event["e"] == "start")
         content = next((start.get("run") for start in starts), None)
     try:
-        return Identity(**content) if content else None
+        identity = Identity(**content) if content else None
     except TypeError:
         return None
+    # The uuid becomes part of a query to the server.
+    return (
+        identity if identity is not None and re.fullmatch(r"[0-9a-f]{32}", str(identity.run_uuid)) else None
+    )
 
 
 def ensure_identity(run_dir: Path, experiment: str, run_name: str) -> Identity:

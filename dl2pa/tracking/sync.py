@@ -9,15 +9,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dl2pa.errors import UserError
-from dl2pa.tracking.cleaning import has_hidden_credentials, redact
+from dl2pa.redaction import has_hidden_credentials, redact
 from dl2pa.tracking.delivery import Delivery, count_events
 from dl2pa.tracking.files import Busy, exclusive
 from dl2pa.tracking.nodes import OtherNodes
 from dl2pa.tracking.notes import last_server, notes_file
-from dl2pa.tracking.server import RunDeleted, set_client_defaults
+from dl2pa.tracking.server import RunDeleted, set_client_defaults, sqlite_file
 from dl2pa.tracking.spool import Spool, events_file, load_identity
 
 _log = logging.getLogger(__name__)
+
+_CREDENTIALS = (
+    *(
+        "MLFLOW_TRACKING_USERNAME",
+        "MLFLOW_TRACKING_PASSWORD",
+        "MLFLOW_TRACKING_TOKEN",
+        "MLFLOW_TRACKING_AUTH",
+    ),
+    *("MLFLOW_TRACKING_AWS_SIGV4", "MLFLOW_TRACKING_CLIENT_CERT_PATH"),
+)
+_CREDENTIALS_FILE = Path("~/.mlflow/credentials")
 
 
 @dataclass(frozen=True)
@@ -46,6 +57,7 @@ def sync(
     uri: str | None = None,
     experiment: str | None = None,
     *,
+    told: str | None = None,
     alive: bool = True,
     tries: int = 3,
 ) -> SyncReport:
@@ -53,7 +65,9 @@ def sync(
 
     Args:
         run_dir: the run directory.
-        uri: the server; by default the one the run was sent to, or ``MLFLOW_TRACKING_URI``.
+        uri: the server that the user names.
+        told: the server that the run directory names; by default the one the run was sent to, or
+            ``MLFLOW_TRACKING_URI``.
         experiment: for a run that is new on the server; by default the run's own.
         alive: whether the run's process lives. One that is gone without an end is closed as KILLED.
         tries: how often to try a server that does not answer.
@@ -66,11 +80,13 @@ def sync(
         raise UserError(
             "run", str(run_dir), "holds no tracking events", "Name a run directory of dl2pa train."
         )
-    uri = resolve_uri(run_dir, uri)
+    named = uri is not None
+    uri = resolve_uri(run_dir, uri, told)
+    named = named or uri == os.environ.get("MLFLOW_TRACKING_URI")
     set_client_defaults()
     if not alive:
         close_killed(run_dir)
-    delivery = Delivery(run_dir, uri, experiment)
+    delivery = Delivery(run_dir, uri, experiment, named=named)
     already = count_events(spool, end=delivery.cursor)
     error: str | None = None
     for attempt in range(tries):
@@ -83,6 +99,8 @@ def sync(
         except Busy as busy:
             error = "another process is sending this run"
             _log.debug("%s: %s", error, busy)
+        except UserError:
+            raise
         except RunDeleted as deleted:
             error = str(deleted)
             break
@@ -121,21 +139,40 @@ def close_killed(run_dir: Path) -> bool:
         return False
 
 
-def resolve_uri(run_dir: Path, uri: str | None) -> str:
-    """The server to send to: `uri`, else the run's own, with its credentials.
+def resolve_uri(run_dir: Path, uri: str | None, told: str | None = None) -> str:
+    """The server to send to: `uri`, else the run's own.
+
+    The run directory may be somebody else's. A server that only it names gets no credentials, and may not be a
+    database: MLflow would write where that says.
 
     Raises:
-        UserError: none is known.
+        UserError: no server is known, or the run's own must be named by the user.
     """
     if load_identity(run_dir) is None:
         raise UserError("run", str(run_dir), "has lost its identity", "Restore events/run.json.")
     if uri is not None:
         return uri
-    noted, ambient = last_server(run_dir), os.environ.get("MLFLOW_TRACKING_URI")
-    if noted is not None and not has_hidden_credentials(noted):
-        return noted
-    if ambient and (noted is None or redact(ambient) == noted):
+    noted, ambient = told or last_server(run_dir), os.environ.get("MLFLOW_TRACKING_URI")
+    if ambient and (noted is None or redact(ambient) == redact(noted)):
         return ambient
-    if noted is not None:
+    if noted is None:
+        raise UserError("uri", None, "no tracking server is known for this run", "Give --uri.")
+    if has_hidden_credentials(noted):
         raise UserError("uri", noted, "needs credentials, which are never stored", "Give the full --uri.")
-    raise UserError("uri", None, "no tracking server is known for this run", "Give --uri.")
+    if not _may_be_told_by_the_run(noted, run_dir):
+        remedy = f"If you trust it: --uri {noted}, or MLFLOW_TRACKING_URI={noted}."
+        raise UserError("uri", noted, "is named by the run directory only", remedy)
+    return noted
+
+
+def _may_be_told_by_the_run(uri: str, run_dir: Path) -> bool:
+    """Whether sending there can neither give credentials away nor write outside the run's own folder."""
+    database = sqlite_file(uri)
+    if database is not None:
+        return database.resolve().parent in (run_dir.resolve().parent, run_dir.resolve())
+    return uri.startswith(("http://", "https://")) and not _has_ambient_credentials()
+
+
+def _has_ambient_credentials() -> bool:
+    """Whether MLflow would send credentials of this user to any server it is told of."""
+    return any(os.environ.get(name) for name in _CREDENTIALS) or _CREDENTIALS_FILE.expanduser().exists()

@@ -10,6 +10,7 @@ from dl2pa.config import Config
 from dl2pa.config.published import Cell, load_published, published_file
 from dl2pa.config.recipe import Length, group_name, identity_of, length_beside
 from dl2pa.errors import UserError
+from dl2pa.escaping import markdown_text
 from dl2pa.tracking.server import EXPERIMENT_ID
 
 NOTE_TAG = "mlflow.note.content"
@@ -102,7 +103,7 @@ def _links(config: Config) -> str:
     links = [_search("other seeds of this recipe", f"tags.group = '{group_name(config)}'")]
     sweep = config.tracking.tags.get("sweep")
     if sweep:
-        links.append(_search(f"the sweep {sweep}", f"tags.sweep = '{sweep}'"))
+        links.append(_search(f"the sweep {markdown_text(sweep)}", f"tags.sweep = '{sweep}'"))
     links.append(_search(f"all on {config.data.dataset}", f"tags.dataset = '{config.data.dataset}'"))
     return "See " + " · ".join(links) + "."
 

@@ -25,7 +25,7 @@ class Display:
         if enabled and sys.stderr.isatty():
             from tqdm import tqdm
 
-            self._bar = tqdm(total=steps_per_epoch, unit="step", leave=False, file=sys.stderr)
+            self._bar = tqdm(total=steps_per_epoch, unit="step", leave=False, file=sys.__stderr__)
 
     def step(self, epoch: int, step: int, global_step: int) -> None:
         if self._bar is not None:

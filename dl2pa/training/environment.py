@@ -6,7 +6,6 @@ import functools
 import logging
 import os
 import platform
-import shlex
 import socket
 import subprocess
 import sys
@@ -19,7 +18,7 @@ import torch
 
 from dl2pa import __version__
 from dl2pa.image import image_revision
-from dl2pa.tracking import redact_lines
+from dl2pa.redaction import redact, redact_command
 from dl2pa.training.processes import World
 from dl2pa.training.rundir import write_atomically
 
@@ -51,7 +50,7 @@ def describe_environment(world: World, hosts: Sequence[str] = ()) -> dict[str, A
         "hosts": " ".join(dict.fromkeys(hosts or [socket.gethostname()])),
         "world_size": world.size,
         "threads": world.threads,
-        "command": redact_lines(shlex.join(["dl2pa", *sys.argv[1:]])),
+        "command": redact_command(["dl2pa", *sys.argv[1:]]),
         "cuda": torch.version.cuda if gpu else None,
         "image": image_revision(),
         "git_commit": _commit(),
@@ -93,12 +92,12 @@ def write_code(folder: Path, attempt: int) -> list[Path]:
     changes = _git("diff", "HEAD")
     if changes:
         cut = "\n[the rest is left out]" if len(changes) > _LONGEST_DIFF else ""
-        texts[f"attempt-{attempt}.diff"] = redact_lines(changes[:_LONGEST_DIFF]) + cut + "\n"
+        texts[f"attempt-{attempt}.diff"] = redact(changes[:_LONGEST_DIFF]) + cut + "\n"
     written: list[Path] = []
     for name, text in texts.items():
         try:
             folder.mkdir(exist_ok=True)
-            write_atomically(folder / name, text)
+            write_atomically(folder / name, text, private=name.endswith(".diff"))
         except OSError as error:
             log.warning("%s cannot be written: %s", folder / name, error)
         else:

@@ -12,13 +12,14 @@ import torch
 
 from dl2pa.config import Config, dump_config, fingerprint, flatten
 from dl2pa.config.recipe import group_name, run_title
-from dl2pa.tracking import Tracker, choose_uri, redact, redact_lines
+from dl2pa.redaction import redact
+from dl2pa.tracking import Tracker, choose_uri
 from dl2pa.tracking.nodes import NodeFile, NodeWatch, OtherNodes
 from dl2pa.training.data import DataSplits, class_counts
 from dl2pa.training.describe import NOTE_TAG, describe_run
 from dl2pa.training.environment import bitwise_differences, describe_environment, write_code
 from dl2pa.training.processes import World, from_rank_zero, gather_objects
-from dl2pa.training.rundir import RunDirectory, read_json, write_atomically
+from dl2pa.training.rundir import RunDirectory, read_json, write_atomically, write_json
 from pipelines.build import Dataset, num_samples
 
 log = logging.getLogger(__name__)
@@ -48,8 +49,8 @@ def start_tracker(
                 "not bit for bit what the earlier attempt would have computed: %s", "; ".join(changed)
             )
     attempts = [*earlier, {"attempt": attempt, "data_fingerprint": data.fingerprint, **environment}]
-    write_atomically(run.environment, json.dumps({"attempts": attempts}, indent=1) + "\n")
-    write_atomically(run.config, redact(dump_config(config)))
+    write_json(run.environment, {"attempts": attempts}, indent=1)
+    write_atomically(run.config, dump_config(config, redacted=True))
     tracker.start(
         {**flatten(config), "num_classes": len(data.classes)}, _tags(config, data, environment, name)
     )
@@ -86,7 +87,7 @@ def _tags(config: Config, data: DataSplits, environment: dict[str, Any], name: s
         "mlflow.source.type": "LOCAL",
         **({"mlflow.source.git.commit": commit} if commit else {}),
         **{f"env.{k}": str(v) for k, v in environment.items() if v is not None},
-        **{k: redact_lines(v) for k, v in config.tracking.tags.items()},
+        **{k: redact(v) for k, v in config.tracking.tags.items()},
     }
 
 

@@ -18,7 +18,9 @@ import torch
 
 from dl2pa.config import Config
 from dl2pa.config.checks import warnings
+from dl2pa.console import SafeFormatter
 from dl2pa.errors import EXIT_DONE, EXIT_FAILURE, EXIT_STOPPED, EXIT_USER_ERROR, TrainingFailure, UserError
+from dl2pa.files import open_private
 from dl2pa.tracking import Tracker
 from dl2pa.training.artefacts import make_artefacts, tell_story
 from dl2pa.training.checkpoint import CheckpointStore
@@ -39,7 +41,7 @@ from dl2pa.training.model import build_trainee, place_classes, placement_in
 from dl2pa.training.pictures import draw_pictures
 from dl2pa.training.processes import World, from_rank_zero, join_world, leave_world
 from dl2pa.training.record import Nodes, start_tracker
-from dl2pa.training.rundir import Ownership, RunDirectory, read_json, write_atomically
+from dl2pa.training.rundir import Ownership, RunDirectory, read_json, write_json
 from dl2pa.training.saved import save_classifier
 from dl2pa.training.startup import StartUp
 from dl2pa.training.stop import StopMonitor
@@ -95,7 +97,7 @@ def report_error(run: RunDirectory, rank: int, error: BaseException, before: dic
     user = isinstance(error, UserError)
     report = {"rank": rank, **_error_fields(error)}
     with suppress(OSError):
-        write_atomically(run.error_file(rank), json.dumps(report) + "\n")
+        write_json(run.error_file(rank), report)
         if rank == 0 and not (isinstance(error, UserError) and error.field == "run-dir"):
             state = "stopped" if isinstance(error, SystemExit) else "failed"
             message = report["message"]
@@ -109,9 +111,7 @@ def report_node_error(run: RunDirectory, node: str, error: BaseException) -> Non
     """Leave word of an error that a node met before, or instead of, any of its ranks."""
     with suppress(OSError):
         run.logs.mkdir(parents=True, exist_ok=True)
-        write_atomically(
-            run.logs / f"node-{node}.error.json", json.dumps({"node": node, **_error_fields(error)}) + "\n"
-        )
+        write_json(run.logs / f"node-{node}.error.json", {"node": node, **_error_fields(error)})
 
 
 def _error_fields(error: BaseException) -> dict[str, Any]:
@@ -275,7 +275,7 @@ def _close(loop: Loop, config: Config, data: DataSplits, finished: bool, name: s
         return
     save_classifier(run.model, loop.learner.evaluated, config, data.classes, data.groups)
     result = summarise(loop, config, len(data.classes))
-    write_atomically(run.result, json.dumps(result) + "\n")
+    write_json(run.result, result)
     for path in (run.validation, run.result):
         tracker.artifact(path)
     if run.matchings.exists():
@@ -288,7 +288,7 @@ def _close(loop: Loop, config: Config, data: DataSplits, finished: bool, name: s
     record_model(tracker, run, config, data.val, result)
     tracker.finish("finished")
     result["mlflow_run_id"] = tracker.mlflow_run_id
-    write_atomically(run.result, json.dumps(result) + "\n")
+    write_json(run.result, result)
     run.write_status(state="finished")
 
 
@@ -344,8 +344,9 @@ def _digest_of(classes: tuple[str, ...]) -> str:
 def _log_to_file(run: RunDirectory, rank: int) -> None:
     """Everything this rank says also goes to its log; ranks other than 0 say it there only."""
     path = run.logs / f"rank-{rank}.log"
+    open_private(path, "a").close()
     handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(SafeFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     root.addHandler(handler)
     if rank != 0:

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from dl2pa.errors import UserError
+from dl2pa.files import open_private
 from dl2pa.image import inside_image
+from dl2pa.redaction import redact_tree
 
 _HEARTBEAT_S = 3.0
 _STALE_S = 15.0
@@ -24,14 +26,23 @@ _EARLY = {"cancelled", "checkpoints", "logs", "slurm", "stop"}
 """What can lie in a run directory before anybody owned it."""
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file so that a reader, or a machine that fails, sees the old text or the new one."""
+def write_atomically(path: Path, text: str, *, private: bool = False) -> None:
+    """Replace a file so that a reader, or a machine that fails, sees the old text or the new one.
+
+    Args:
+        private: only its owner may read it.
+    """
     aside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-    with aside.open("w", encoding="utf-8") as file:
+    with open_private(aside, "w") if private else aside.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
     aside.replace(path)
+
+
+def write_json(path: Path, content: Any, *, indent: int | None = None) -> None:
+    """`write_atomically` of JSON, without secrets."""
+    write_atomically(path, json.dumps(redact_tree(content), indent=indent) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -117,7 +128,7 @@ class RunDirectory:
     def write_status(self, **fields: Any) -> None:
         """Merge fields into the status."""
         status = {**self.status(), **fields, "updated": time.time()}
-        write_atomically(self.status_file, json.dumps(status, indent=1) + "\n")
+        write_json(self.status_file, status, indent=1)
 
     def error_file(self, rank: int) -> Path:
         return self.logs / f"rank-{rank}.error.json"

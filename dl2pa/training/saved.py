@@ -11,6 +11,7 @@ import torch
 
 from dl2pa.config import Config, load_config
 from dl2pa.errors import UserError
+from dl2pa.files import follow_umask
 from dl2pa.inference import Classifier, load_classifier, tensors_of
 from dl2pa.methods import PrototypeMethod
 from dl2pa.training.checkpoint import CheckpointStore
@@ -108,6 +109,7 @@ def save_classifier(
     aside = path.with_name(f".{path.name}.aside")
     contiguous = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     save_file(contiguous, aside, metadata={"dl2pa": json.dumps(description, sort_keys=True)})
+    follow_umask(aside)
     aside.replace(path)
 
 

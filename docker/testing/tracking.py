@@ -81,7 +81,8 @@ def check_pages(scene: Scene) -> None:
     port = _free_port()
     volumes = {"/runs": (scene.volume("runs"), "rw")}
     began = time.monotonic()
-    pages = scene.start("ui", "--host", "0.0.0.0", "--port", str(port), volumes=volumes)
+    others = ["--host", "0.0.0.0", "--allow-others", "localhost,127.0.0.1"]
+    pages = scene.start("ui", *others, "--port", str(port), volumes=volumes)
     address = f"http://127.0.0.1:{port}"
     wait_for(lambda: request(f"{address}/health")[0] == 200, pages, "MLflow's pages")
     seconds = time.monotonic() - began

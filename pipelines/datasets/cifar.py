@@ -116,7 +116,8 @@ def _field(path: Path, content: dict[str, Any], key: str) -> Any:
 def _check_places(data: bytes) -> None:
     """Refuse numbered places beyond the file's own length: the unpickler makes room for all places below."""
     for opcode, argument, _ in pickletools.genops(data):
-        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= argument <= len(data):
+        places = opcode.name in ("PUT", "BINPUT", "LONG_BINPUT")
+        if places and argument is not None and not 0 <= argument <= len(data):
             raise pickle.UnpicklingError(f"it asks for {argument} places")
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dl2pa.errors import UserError
+from dl2pa.files import follow_umask
 from pipelines.datasets.classes import check_known
 from pipelines.datasets.table import ImageTable, Members, PathTable
 
@@ -85,9 +86,7 @@ def write_index(file: Path, root: Path, index: Index) -> None:
     aside = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         save_file(columns, aside, metadata)
-        mask = os.umask(0)
-        os.umask(mask)
-        aside.chmod(0o666 & ~mask)  # safetensors leaves it to its owner alone
+        follow_umask(aside)
         with aside.open("rb") as written:
             os.fsync(written.fileno())
         aside.replace(file)

@@ -11,6 +11,8 @@ import shutil
 import signal
 import socket
 import subprocess
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -246,6 +248,39 @@ def test_runs_are_compared_side_by_side(look: Callable[..., str], recorded: list
     place = f'/compare-runs?runs={ids}&experiments=["{recorded[0].info.experiment_id}"]'
     text = look(place, "compare", "Comparing 2 Runs", "train.seed", "match/compactness")
     assert all(run.info.run_id in text for run in recorded)
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("{0}", 200),
+        ("localhost:{1}", 200),
+        ("10.attacker.example", 403),
+        ("10.attacker.example:{1}", 403),
+        ("192.168.attacker.example:{1}", 403),
+        ("127.0.0.1.attacker.example:{1}", 403),
+        ("localhost.attacker.example:{1}", 403),
+        ("attacker.example", 403),
+    ],
+)
+def test_ui_answers_to_its_own_names_only(ui: str, host: str, status: int) -> None:
+    """A page of another site, whose name is made to mean this machine, could else read every run."""
+    place = ui.removeprefix("http://")
+    request = urllib.request.Request(f"{ui}/api/2.0/mlflow/experiments/search?max_results=1")
+    request.add_header("Host", host.format(place, place.partition(":")[2]))
+    try:
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            assert answer.status == status
+    except urllib.error.HTTPError as error:
+        assert error.code == status
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1"])
+def test_ui_lets_others_in_only_where_that_is_meant(runs: Path, host: str) -> None:
+    refused = run_here("ui", "--runs", runs, "--host", host)
+    assert refused.code == 2 and "--allow-others" in refused.error
+    assert run_here("ui", "--runs", runs, "--allow-others", "name").code == 2
+    assert run_here("ui", "--runs", runs, "--host", host, "--allow-others", "*").code == 2
 
 
 def test_ui_refuses_a_taken_port_and_a_folder_without_runs(runs: Path, tmp_path: Path) -> None:

@@ -24,9 +24,10 @@ psycopg = pytest.importorskip("psycopg", reason="psycopg is not installed: pip i
         (None, True, 200),
         (None, False, 401),
         ("tracking:5000", True, 200),
-        ("172.18.0.3:5000", True, 200),
         ("mlflow.example", True, 200),
-        ("172.32.0.3:5000", True, 403),
+        ("172.18.0.3:5000", True, 403),
+        ("10.attacker.example", True, 403),
+        ("192.168.attacker.example:5000", True, 403),
         ("stranger.example", True, 403),
     ],
 )

@@ -46,13 +46,16 @@ def imported(package: str) -> set[tuple[str, str]]:
 @pytest.mark.parametrize(
     ("package", "allowed"),
     [
-        ("launcher", ("launcher", "dl2pa.config", "dl2pa.errors", "dl2pa.launched")),
-        ("pipelines", ("pipelines", "dl2pa.errors")),
+        ("launcher", ("launcher", "dl2pa.config", "dl2pa.errors", "dl2pa.launched", "dl2pa.redaction")),
+        ("pipelines", ("pipelines", "dl2pa.errors", "dl2pa.files")),
         ("dl2pa.errors", ()),
         ("dl2pa.catalogue", ()),
-        ("dl2pa.config", ("dl2pa.config", "dl2pa.errors", "dl2pa.catalogue")),
-        ("dl2pa.report", ("dl2pa.report", "dl2pa.config", "dl2pa.errors", "dl2pa.catalogue")),
-        ("dl2pa.artefacts", ("dl2pa.artefacts", "dl2pa.report", "dl2pa.config")),
+        ("dl2pa.config", ("dl2pa.config", "dl2pa.errors", "dl2pa.catalogue", "dl2pa.redaction")),
+        (
+            "dl2pa.report",
+            ("dl2pa.report", "dl2pa.config", "dl2pa.errors", "dl2pa.catalogue", "dl2pa.escaping"),
+        ),
+        ("dl2pa.artefacts", ("dl2pa.artefacts", "dl2pa.report", "dl2pa.config", "dl2pa.escaping")),
     ],
 )
 def test_a_package_imports_only_what_lies_below_it(package: str, allowed: tuple[str, ...]) -> None:

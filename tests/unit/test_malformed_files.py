@@ -9,6 +9,7 @@ import pickle
 import resource
 import signal
 import struct
+import subprocess
 import sys
 import tarfile
 import traceback
@@ -35,7 +36,7 @@ from pipelines.datasets.svhn import load_svhn
 from pipelines.single import load_image
 
 SECONDS, BYTES = 5, 500 * 2**20
-PREPROCESSING = {"resize_shorter_side": 16, "image_size": 16, "mean": [0.5] * 3, "std": [0.5] * 3}
+PREPROCESSING: Any = {"resize_shorter_side": 16, "image_size": 16, "mean": [0.5] * 3, "std": [0.5] * 3}
 GOOD = np.vstack([np.eye(5), -np.eye(5)]).astype(np.float32).tobytes()
 HUGE = (2**31 - 1, 2**40, 2**62)
 
@@ -373,7 +374,10 @@ class Calls:
 
 def cifar() -> Iterator[tuple[str, bytes]]:
     good = pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "labels": [0, 1]}, protocol=2)
-    yield "system", pickle.dumps({"data": Calls(os.system, "touch TRACE"), "labels": [0]}, protocol=2)
+    yield (
+        "system",
+        pickle.dumps({"data": Calls(subprocess.getoutput, "touch TRACE"), "labels": [0]}, protocol=2),
+    )
     yield "eval", pickle.dumps({"data": Calls(eval, "1"), "labels": [0]}, protocol=2)
     yield "a place far away", b"\x80\x02}r\xff\xff\xff\x7f."
     yield "an own place far away", b"\x80\x02}p2147483647\n."

@@ -239,7 +239,7 @@ def arguments_of_srun(text: str, tmp_path: Path) -> list[str]:
     return (tmp_path / "srun.log").read_text(encoding="utf-8").splitlines()
 
 
-SUBMITIT = ["-u", "-m", "submitit.core._submit"]
+SUBMITIT = ["-P", "-u", "-m", "submitit.core._submit"]
 
 
 def test_srun_starts_one_task_a_node_and_ends_all_with_the_first_that_fails(
@@ -331,3 +331,36 @@ def test_what_the_cluster_cannot_run_is_refused_in_its_own_words(place: Path, tm
     with pytest.raises(UserError, match=r"SLURM refuses it: Requested node configuration is not") as caught:
         slurm.check_with_cluster(text)
     assert caught.value.value == "--gpus-per-node=1 --nodes=9 --partition=gpu"
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        {"partition": "gpu\n#SBATCH --wrap=id"},
+        {"account": "a b"},
+        {"qos": "$(id)"},
+        {"constraint": "`id`"},
+        {"exclude": "n1;id"},
+        {"mem": "4G\nid"},
+        {"time": "10\n"},
+        {"container": "image\nid"},
+        {"container": "--nv"},
+    ],
+    ids=str,
+)
+def test_what_a_stored_submission_adds_to_the_script_is_refused(stored: dict[str, str]) -> None:
+    """`dl2pa resume` takes the request from RUN/slurm/job.json, which may be somebody else's."""
+    with pytest.raises(UserError) as caught:
+        check_request(Request.of(stored))
+    assert caught.value.field == f"--{next(iter(stored))}"
+
+
+@pytest.mark.parametrize("folder", ["a,b", "a:b"])
+def test_a_folder_that_would_be_several_mounts_is_refused(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    make_fake(tmp_path, "apptainer", "")
+    (place / folder).mkdir()
+    monkeypatch.chdir(place / folder)
+    with pytest.raises(UserError, match="would divide it into several mounts"):
+        script(Request(container="image.sif"), planned(place / folder, "run"), place, "name")

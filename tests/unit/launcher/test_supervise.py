@@ -347,6 +347,22 @@ def test_requested_stops_have_a_limit_of_their_own(batch: Batch) -> None:
     assert len(batch.requeues()) == 4
 
 
+@pytest.mark.parametrize(
+    "content", ["x[$(touch TRACE)]", "a[`touch TRACE`]=1", "1+$(touch TRACE)", "", "9" * 40]
+)
+@pytest.mark.parametrize("kind", ["failures", "stops"])
+def test_a_counter_is_text_and_nothing_else(batch: Batch, kind: str, content: str) -> None:
+    """Bash's arithmetic runs a command that stands in a subscript."""
+    trace = batch.place / "TRACE"
+    (batch.run / "slurm").mkdir()
+    counter = batch.run / f"slurm/without-progress.{kind}"
+    counter.write_text(content.replace("TRACE", f"'{trace}'"), encoding="utf-8")
+    leave(batch.after, "stopped" if kind == "stops" else "running", 2)
+    assert batch.attempt(1 if kind == "failures" else 0).returncode == 0
+    assert not trace.exists()
+    assert counter.read_text(encoding="utf-8") == "1\n"
+
+
 def test_a_run_cancelled_before_its_start_starts_nothing(batch: Batch) -> None:
     (batch.run / "cancelled").touch()
     done = batch.attempt()

@@ -1,0 +1,113 @@
+"""Text without secrets, for every file that a run writes and every line that is printed. A leaf module.
+
+Hidden are credentials in addresses; values given to names such as password, token or key; keys of known forms; and
+the values of environment variables of such names. Too much is hidden rather than too little.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import quote, unquote
+
+HIDDEN = "***"
+_SHORTEST = 6
+"""Characters of the shortest secret that is looked for by its value."""
+
+_WORD = (
+    r"(?:password|passwd|passphrase|secret|token|credentials?|(?:api|access|account|private|secret|signing|"
+    r"encryption|shared|auth)[_.-]?(?:access)?key|[_.-](?:pass|pwd|pw|key))"
+)
+_SECRET_NAME = re.compile(rf"(?i)(?:{_WORD}|^pwd|^pass|auth)$")
+_USER_INFO = re.compile(r"""(?<=://)(?:[^\s/@"'`<>]*:[^\s"'`<>]*|[^\s/@"'`<>]+)(?=@)""")
+_QUERY = re.compile(rf"(?i)([?&][\w.-]*(?:{_WORD}|pwd|pass|sig|signature|key|auth|code)=)[^&\s'\"]+")
+_ASSIGNED = re.compile(
+    rf"""(?imx) (?<![\w-]) (--?)? ([\w.-]*{_WORD} | pwd | pass) ([\\]{{0,15}}["']?)
+    (\s*(?::=|=>|[:=])(?![=>])\s* | (?<=\S)\s+(?!=)) (?! \w+\( | \*\*\* | [\\]{{0,15}}["']\*\*\* )
+    (\"\"\"[\s\S]*?(?:\"\"\"|\Z) | '''[\s\S]*?(?:'''|\Z)
+    | (?:[\\]{{1,15}}"){{3}}[^\n]*?(?:(?:[\\]{{1,15}}"){{3}}|$)
+    | (?P<escapes>[\\]{{1,15}})"[^\n]*?(?<!\\)(?P=escapes)"
+    | "(?:[^"\\\n]|\\.)*"? | '(?:[^'\\\n]|\\.)*'? | [^\s,;)\]}}"'\\]+)"""
+)
+_HEADER = re.compile(
+    r"(?i)\b(authorization\s*[:=]\s*(?:(?:bearer|basic|token)\s+)?|bearer\s+|basic\s+)"
+    r"(?!(?:bearer|basic|token)\b)[\w.~+/=-]{6,}"
+)
+_LOGIN = re.compile(r"(?i)((?:^|\s)(?:-u|--user|--proxy-user)[\s=]+[^\s:]+:|\blogin\s+\S+\s+password\s+)\S+")
+_KNOWN_FORM = re.compile(
+    r"-----BEGIN [A-Z ]*(?:PRIVATE KEY|PGP MESSAGE)[A-Z ]*-----[\s\S]*?(?:-----END [A-Z ]*-----|\Z)"
+    r"|\b(?:A(?:KIA|SIA|GPA|ROA)[0-9A-Z]{12,}|gh[pousr]_\w{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}|hf_\w{16,}"
+    r"|xox[abeprs]-[\w-]{10,}|sk-[\w-]{16,}|[rs]k_(?:live|test)_\w{10,}|AIza[\w-]{30,}|ya29\.[\w-]{10,}"
+    r"|npm_\w{20,}|pypi-[\w-]{20,}|dop_v1_\w{20,}|SG\.[\w-]{10,}\.[\w-]{10,}|dckr_pat_[\w-]{16,}"
+    r"|eyJ[\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*)?|hooks\.slack\.com/services/[\w/]+|\d{8,10}:AA[\w-]{30,})"
+)
+_HARMLESS = ("", "none", "null", "true", "false", "str", "int", HIDDEN)
+
+
+def redact(text: str) -> str:
+    """``text`` with each secret replaced by ``***``; a second time changes nothing."""
+    for secret in _known_values(tuple(os.environ.items())):
+        text = text.replace(secret, HIDDEN)
+    text = _KNOWN_FORM.sub(HIDDEN, text)
+    text = _QUERY.sub(rf"\1{HIDDEN}", _USER_INFO.sub(HIDDEN, text))
+    text = _LOGIN.sub(rf"\1{HIDDEN}", _HEADER.sub(rf"\1{HIDDEN}", text))
+    return _ASSIGNED.sub(_hide_value, text)
+
+
+def redact_command(words: Sequence[str]) -> str:
+    """A command line as a shell takes it, without secrets: in each word, and in a word that follows its option."""
+    return redact(shlex.join(redact(word) for word in words))
+
+
+def redact_tree(tree: Any) -> Any:
+    """JSON or YAML content without secrets: each text by itself, so that what is written keeps its form."""
+    if isinstance(tree, Mapping):
+        return {key: _redact_item(str(key), value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [redact_tree(value) for value in tree]
+    return redact(tree) if isinstance(tree, str) else tree
+
+
+def _redact_item(name: str, value: Any) -> Any:
+    hidden = isinstance(value, str) and value.lower() not in _HARMLESS and is_secret_name(name)
+    return HIDDEN if hidden else redact_tree(value)
+
+
+def is_secret_name(name: str) -> bool:
+    """Whether a variable, a key or a tag of this name holds a secret."""
+    return _SECRET_NAME.search(name) is not None
+
+
+def has_hidden_credentials(uri: str) -> bool:
+    """Whether ``uri`` was redacted, so that it no longer opens the server it names."""
+    return f"//{HIDDEN}@" in uri or f"={HIDDEN}" in uri
+
+
+@functools.lru_cache(maxsize=2)
+def _known_values(environment: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
+    """The secrets in the environment, as they are and as addresses and JSON write them, the longest first."""
+    found: set[str] = set()
+    for name, value in environment:
+        secrets = [value.strip()] if is_secret_name(name) and name not in ("PWD", "OLDPWD") else []
+        secrets += [match[0].partition(":")[2] for match in _USER_INFO.finditer(value)]
+        for secret in secrets:
+            if len(secret) >= _SHORTEST and secret.lower() not in _HARMLESS:
+                found |= {secret, quote(secret, ""), unquote(secret), json.dumps(secret)[1:-1]}
+    return tuple(sorted(found, key=len, reverse=True))
+
+
+def _hide_value(found: re.Match[str]) -> str:
+    dashes, name, closing, between, value = found.groups()[:5]
+    if not between.strip() and not dashes:  # two words of a sentence
+        return found[0]
+    bare = value.strip("\\\"'")
+    if bare.lower() in _HARMLESS or not bare:
+        return found[0]
+    opening = re.match(r"""[\\]{0,3}(?:\"\"\"|'''|["'])?""", value)
+    quotes = opening[0] if opening else ""
+    return f"{dashes or ''}{name}{closing}{between}{quotes}{HIDDEN}{quotes}"

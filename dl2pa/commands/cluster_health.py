@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import json
 import os
 import re
@@ -21,6 +22,7 @@ _STATE_MIB = 400
 """A checkpoint of Swin-T with AdamW at d = 512, C = 1000; ResNet-50 with SGD has half of it."""
 _MOST_SKEW_S = 2.0
 _NODE_WAIT_S = 120
+_MOST_NAMES = 64
 
 # Runs on a node: says its time, whether it sees the folder, and whether it reaches the tracking server, whose address
 # comes by the environment: it may hold a password, and SLURM keeps command lines.
@@ -52,6 +54,7 @@ def findings(*, on_a_node: bool, partition: str | None) -> list[Finding]:
         Finding("slurm", True, settings.get("SLURM_VERSION", "answers")),
         _partitions(),
         _names(),
+        _network(),
         _warning(settings),
         _time_to_save(settings),
         _accounts(),
@@ -92,6 +95,19 @@ def _names() -> Finding:
     remedy = "Ask for name resolution between nodes, or set DL2PA_HEAD in the job."
     seen = f"{len(names) - len(missing)} of {len(names)} resolve" + (f", not {missing[0]}" if missing else "")
     return Finding("node names", not missing, seen, remedy, needed=False)
+
+
+def _network() -> Finding:
+    """Where the first node of a job listens, and that nobody has to sign in there."""
+    names = sorted(set(_run("sinfo", "-h", "-N", "-o", "%N").split()))
+    addresses: set[str] = set()
+    for name in names[:_MOST_NAMES]:
+        with contextlib.suppress(OSError):
+            addresses |= {str(info[4][0]) for info in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)}
+    public = sorted(a for a in addresses if ipaddress.ip_address(a.partition("%")[0]).is_global)
+    seen = "jobs of several nodes meet at " + (", ".join(sorted(addresses)[:2]) or "no known address")
+    remedy = "A trusted network is needed: close ports 10000 to 29999 to others, or set DL2PA_HEAD (docs/security.md)."
+    return Finding("network", not public, seen, remedy, needed=False)
 
 
 def _warning(settings: dict[str, str]) -> Finding:

@@ -153,10 +153,10 @@ def note_duration(run_dir: Path, request: slurm.Request) -> None:
 
 def _check_name(job: Job) -> None:
     """SLURM and submitit expand % in the names of files, and \\ and control characters do not survive a script."""
-    for field, text in (("run-dir", str(job.run_dir)), ("config", job.name)):
+    for field, text in (("run-dir", str(job.run_dir)), ("config", job.name), ("folder", str(Path.cwd()))):
         bad = next((c for c in text if c in "%\\" or not c.isprintable()), None)
         if bad is not None:
-            remedy = "Choose another name with --run-dir." if field == "run-dir" else "Rename the file."
+            remedy = "Choose another name with --run-dir." if field == "run-dir" else f"Rename the {field}."
             raise UserError(field, text, f"holds {bad!r}, which SLURM does not keep as it is", remedy)
 
 

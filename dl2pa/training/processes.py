@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import datetime
+import io
 import logging
 import os
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch import distributed as dist
 
 from dl2pa.config import Config
@@ -120,18 +122,42 @@ def leave_world() -> None:
 
 
 def from_rank_zero(value: Any, world: World) -> Any:
-    """Rank 0's value on every rank; a collective."""
+    """Rank 0's value on every rank; a collective.
+
+    Args:
+        value: texts, numbers, None, tensors, and lists, tuples and dictionaries of them.
+    """
     if world.size == 1:
         return value
-    box = [value]
-    dist.broadcast_object_list(box, src=0, group=world.side_group)
-    return box[0]
+    message = _packed(value) if world.is_main else torch.empty(0, dtype=torch.uint8)
+    size = torch.tensor([len(message)])
+    dist.broadcast(size, src=0, group=world.side_group)
+    if not world.is_main:
+        message = torch.empty(int(size), dtype=torch.uint8)
+    dist.broadcast(message, src=0, group=world.side_group)
+    return value if world.is_main else _unpacked(message)
 
 
 def gather_objects(value: Any, world: World) -> list[Any]:
-    """Every rank's value on every rank; a collective."""
+    """Every rank's value on every rank, in the order of the ranks; a collective. Values as in `from_rank_zero`."""
     if world.size == 1:
         return [value]
-    values: list[Any] = [None] * world.size
-    dist.all_gather_object(values, value, group=world.side_group)
-    return values
+    message = _packed(value)
+    sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(world.size)]
+    dist.all_gather(sizes, torch.tensor([len(message)]), group=world.side_group)
+    longest = int(max(sizes))
+    parts = [torch.empty(longest, dtype=torch.uint8) for _ in sizes]
+    padded = torch.cat([message, torch.zeros(longest - len(message), dtype=torch.uint8)])
+    dist.all_gather(parts, padded, group=world.side_group)
+    return [_unpacked(part[: int(size)]) for part, size in zip(parts, sizes, strict=True)]
+
+
+def _packed(value: Any) -> Tensor:
+    file = io.BytesIO()
+    torch.save(value, file)
+    return torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)
+
+
+def _unpacked(message: Tensor) -> Any:
+    """What another process sent. torch's own object collectives would run code that a message holds."""
+    return torch.load(io.BytesIO(message.numpy().tobytes()), map_location="cpu", weights_only=True)

@@ -37,7 +37,7 @@ from dl2pa.training.display import Display
 from dl2pa.training.learner import Learner
 from dl2pa.training.loop import Loop
 from dl2pa.training.mlmodel import record_model
-from dl2pa.training.model import build_trainee, place_classes, placement_in
+from dl2pa.training.model import Placement, build_trainee, place_classes, placement_in
 from dl2pa.training.pictures import draw_pictures
 from dl2pa.training.processes import World, from_rank_zero, join_world, leave_world
 from dl2pa.training.record import Nodes, start_tracker
@@ -205,8 +205,9 @@ def _build(
         check_resumable(state["identity"], identity)
         placement = placement_in(state)
     else:
-        placement = place_classes(config, len(data.classes)) if world.is_main else None
-        placement = from_rank_zero(placement, world)
+        made = place_classes(config, len(data.classes)) if world.is_main else None
+        told = from_rank_zero(None if made is None else (made.prototypes, made.assignment), world)
+        placement = None if told is None else Placement(*told)
     trainee = build_trainee(config, len(data.classes), placement)
     counts = class_counts(data.train)
     if counts is not None:

@@ -15,6 +15,7 @@ import pytest
 from support.commands import Completed
 from support.paths import CONFIGS, REPOSITORY, SHARED_DATA
 from support.runs import IN_MEMORY, config_with, read_status
+from support.secrets import FORMS, SECRET, environment, holders_of_secrets
 from support.slurm import Cluster, Job
 
 pytestmark = pytest.mark.xdist_group("slurm")
@@ -329,3 +330,26 @@ def test_the_headline_job_is_preempted_and_finishes(
     assert experiment is not None
     (only,) = client.search_runs([experiment.experiment_id])
     assert only.info.status == "FINISHED" and only.data.tags["dl2pa.attempt"] == "2"
+
+
+def test_no_secret_reaches_the_files_of_a_submission(
+    submit: Callable[..., Job], dl2pa: Command, monkeypatch: pytest.MonkeyPatch, cluster: Cluster
+) -> None:
+    """Forms of secrets in the environment, in tags and in an uncommitted change; the job needs its server's address."""
+    changes = "\n".join(FORMS.values())
+    monkeypatch.setattr("dl2pa.training.environment._git", lambda *w: changes if w[0] == "diff" else "")
+    for name, value in environment().items():
+        monkeypatch.setenv(name, value)
+    tags = {f"form {number}": text for number, text in enumerate(FORMS.values())}
+    address = f"http://me:{SECRET}@127.0.0.1:9"
+    job = submit({"train": {"epochs": 200}, "data": IN_MEMORY, "tracking": {"uri": address, "tags": tags}})
+    snapshot = job.run / "slurm/config.yaml"
+    assert holders_of_secrets(job.run / "slurm") == [snapshot]
+    assert snapshot.read_text().count(SECRET) == 1, "the address, and nothing else"
+    assert "***" in (job.run / "slurm/code.diff").read_text()
+    for path in (snapshot, job.run / "slurm/code.diff"):
+        assert path.stat().st_mode & 0o777 == 0o600, path
+    job.wait_for_step(1)
+    assert dl2pa("cancel", job.job).code == 0
+    cluster.wait(lambda: cluster.is_over(job.job), "the job ends")
+    assert [path for path in holders_of_secrets(job.run) if path != snapshot] == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -89,3 +90,38 @@ def test_docker_compose_takes_the_file(profile: list[str]) -> None:
     command = ["docker-compose", "--file", str(COMPOSE), *profile, "config", "--quiet"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("address", "password", "code"),
+    [
+        ("0.0.0.0", "dl2pa-tracking", 2),
+        ("192.168.1.5", "dl2pa-tracking", 2),
+        ("0.0.0.0", "another one", 0),
+        ("0.0.0.0", "", 0),
+        ("127.0.0.1", "dl2pa-tracking", 0),
+        ("", "dl2pa-tracking", 0),
+    ],
+)
+def test_the_published_password_is_refused_where_others_reach_the_server(
+    tmp_path: Path, address: str, password: str, code: int
+) -> None:
+    """`mlflow` stands for the server, which is not the subject: it shows the hosts that it is to answer to."""
+    (tmp_path / "mlflow").write_text('#!/bin/sh\necho "$@"\n')
+    (tmp_path / "mlflow").chmod(0o755)
+    env = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "TRACKING_ADDRESS": address,
+        "MLFLOW_AUTH_ADMIN_PASSWORD": password,
+        "TRACKING_HOSTS": "mlflow.example",
+    }
+    done = subprocess.run([ROOT / "docker/tracking-server"], env=env, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    if code == 2:
+        assert "ADMIN_PASSWORD = dl2pa-tracking" in done.stderr and done.stdout == ""
+        return
+    assert ("nobody has to sign in" in done.stderr) == (password == "")
+    words = done.stdout.split()
+    hosts = words[words.index("--allowed-hosts") + 1].split(",")
+    assert {"localhost", "tracking", "mlflow.example"} <= set(hosts)
+    assert not [host for host in hosts if "*" in host.removesuffix(":*")], "no pattern within a name"

@@ -21,7 +21,7 @@ def in_a_group(nproc: int, threads: int, what: str, function: Callable[..., Any]
     Raises:
         TrainingFailure: one of them died; `what` says at what.
     """
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # of this machine: nothing listens beyond loopback
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
         [function.__module__, "torch._dynamo"]

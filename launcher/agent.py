@@ -35,6 +35,7 @@ def _rank(module: str, arguments: list[str]) -> None:
     for number in (signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)
     ctypes.CDLL(None).prctl(_PR_SET_NAME, f"dl2pa:rank {os.environ['RANK']}".encode())
+    sys.argv = ["dl2pa", *arguments]  # what the run records as its command
     code = importlib.import_module(module).main(arguments)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the agent ends this rank by it where another failed
     if code:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import stat
 import subprocess
@@ -49,6 +50,12 @@ def two_ranks(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     training.wait_for_step(training.start(), 1, 0)
     yield training
     training.program.close()
+
+
+def test_a_run_of_two_processes_records_the_command_of_its_ranks(two_ranks: Training) -> None:
+    attempts = json.loads((two_ranks.run / "environment.json").read_text())["attempts"]
+    words = shlex.split(attempts[-1]["command"])
+    assert words[:3] == ["dl2pa", "train", str(two_ranks.config)]
 
 
 def test_a_training_on_one_machine_listens_on_loopback_only(two_ranks: Training) -> None:

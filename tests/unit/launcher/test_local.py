@@ -34,7 +34,9 @@ def main(arguments):
         die_with_parent()
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "OMP_NUM_THREADS", "GLOO_SOCKET_IFNAME", "EXTRA")
         name = Path("/proc/self/comm").read_text().strip()
-        report = {"argv": arguments[2:], "pid": os.getpid(), "name": name, **{n: os.environ.get(n) for n in names}}
+        recorded = sys.argv == ["dl2pa", *arguments]
+        report = {"argv": arguments[2:], "recorded": recorded, "pid": os.getpid(), "name": name}
+        report |= {n: os.environ.get(n) for n in names}
         os.write(1, (json.dumps(report) + chr(10)).encode())
         until(place, "never")
     elif rank == 0:
@@ -97,6 +99,7 @@ def test_processes_get_their_rank_threads_and_arguments_and_end_when_the_launche
     for rank, report in enumerate(reports):
         assert report == {
             "argv": ["a b", "x='$HOME'; y", "--", "k="],
+            "recorded": True,
             "RANK": str(rank),
             "WORLD_SIZE": "2",
             "LOCAL_RANK": str(rank),

@@ -26,8 +26,6 @@ from launcher.node import Node
 from launcher.rendezvous import NodeRendezvous
 
 _PR_SET_NAME = 15
-_SHUTDOWN_S = 5
-"""Once a rank has failed the others cannot save: no reason to wait longer for them."""
 
 
 def _rank(module: str, arguments: list[str]) -> None:
@@ -66,7 +64,6 @@ def main(node: Node, nproc: int, folder: Path, modules: list[str], arguments: li
         logs_specs=DefaultLogsSpecs(log_dir=str(folder)),
         # Stop signals are ours: torchrun would end its workers, saved or not.
         signals_to_handle="SIGHUP,SIGQUIT",
-        shutdown_timeout=_SHUTDOWN_S,
     )
     try:
         elastic_launch(config, _rank)(modules[0], arguments)

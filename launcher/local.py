@@ -67,6 +67,8 @@ def _environment(nproc: int, extra: Mapping[str, str], node: Node, folder: Path)
         interface = node.interface()
         if interface is not None:
             env.setdefault("GLOO_SOCKET_IFNAME", interface)
+    # Once a rank has failed the others cannot save: no reason to wait longer for them.
+    env.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "5")
     env.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // nproc)))
     return env
 

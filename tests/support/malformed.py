@@ -183,6 +183,8 @@ def shards() -> Iterator[tuple[str, bytes]]:
             yield f"{kind!r} {name} of {size} bytes", header(name, base256(size), kind) + whole
     for size in (-1, -512, -1024, -(2**62)):
         yield f"size {size}", header("a.jpg", base256(size)) + whole
+        # Behind another member, a size of -512 leads back to the same header.
+        yield f"size {size} behind another", whole[:1024] + header("b.jpg", base256(size)) + whole
     yield "size no number", header("a.jpg", b"zzzzzzz") + whole
     pax = {"size": "99999999999999999999", "GNU.sparse.map": "0,1", "GNU.sparse.size": str(2**40)}
     for key, value in (*pax.items(), ("GNU.sparse.major", "1"), ("path", "\0"), ("size", "-512")):

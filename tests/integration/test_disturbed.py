@@ -187,7 +187,9 @@ def test_a_disturbed_record_equals_an_undisturbed_one(
     assert second.wait(900) == 0, second.error
     assert "takes no tracking events" in first.error
     assert "password" not in first.error + second.error
-    synced = program.run("sync", disturbed.run, "--json", env=signed_in("the second password"))
+    synced = program.run(
+        "sync", disturbed.run, "--uri", server.address, "--json", env=signed_in("the second password")
+    )
     assert (synced.code, synced.result["left"], synced.result["refused"]) == (0, 0, 0), synced.error
 
     peaceful = named("peaceful", "none")

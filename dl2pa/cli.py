@@ -85,7 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--allow-others",
         type=_text,
         metavar="NAMES",
-        help="with --host: names by which others reach it, with commas between; there is no sign-in",
+        help="required where --host is not loopback: the host names that other machines use, comma-separated",
     )
     ui.add_argument("--port", type=int, default=5000, help="0: any free one (5000)")
 

@@ -1,4 +1,4 @@
-"""Names from data, written so that the place where they are shown takes them as text. Almost a leaf."""
+"""Names from data, written so that the place where they are shown takes them as text."""
 
 from __future__ import annotations
 
@@ -7,12 +7,17 @@ from typing import Any
 
 from dl2pa.errors import printable
 
-_MARKDOWN = re.compile(r"([\\*<`|]|\](?=[(\[:])|(?<!\w)_|_(?!\w))")
+_MARKDOWN = re.compile(r"([\\*<]|\](?=[(\[:])|(?<!\w)_|_(?!\w))")
+
+
+def escape_markdown(text: str) -> str:
+    """Emphasis, links and HTML escaped; code spans and the bars of a table are the caller's."""
+    return _MARKDOWN.sub(r"\\\1", text)
 
 
 def markdown_text(text: object) -> str:
-    """Text on one line whose Markdown and HTML do nothing."""
-    return _MARKDOWN.sub(r"\\\1", " ".join(str(text).split()))
+    """Any text as one line of plain Markdown."""
+    return escape_markdown(" ".join(str(text).split())).replace("`", "\\`").replace("|", "\\|")
 
 
 def spreadsheet_cell(cell: Any) -> Any:

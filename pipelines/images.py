@@ -45,20 +45,20 @@ class BadImage(Exception):
 
 
 def check_bytes(length: int) -> None:
-    """Refuse a file that is larger than any image.
+    """Refuse a file that is larger than an image may be.
 
     Raises:
         BadImage: more than 256 MiB.
     """
     if length > MOST_BYTES:
-        raise BadImage(f"is larger than any image ({length} bytes)")
+        raise BadImage(f"has {length} bytes, more than the {MOST_BYTES >> 20} MiB that an image may have")
 
 
 def read_image_file(path: Path) -> bytes:
     """All of an image file.
 
     Raises:
-        BadImage: a pipe or a device, or larger than any image.
+        BadImage: a pipe or a device, or more than 256 MiB.
         OSError: it cannot be read.
     """
     # Opening a pipe would wait for whoever writes to it.

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from dl2pa.backbones.cifar import CifarResNet
 
 _CIFAR_DEPTHS = (8, 14, 20, 32, 44, 56)
-_TORCHVISION = ("resnet50", "resnet101", "resnet152", "swin_t")
+TORCHVISION = ("resnet50", "resnet101", "resnet152", "swin_t")
+"""The backbones that torchvision builds."""
 
 
 class Embedder(nn.Module):
@@ -67,8 +68,8 @@ def _depth(backbone: str) -> int:
 def _torchvision(name: str) -> tuple[nn.Module, int]:
     from torchvision import models
 
-    if name not in _TORCHVISION:
-        raise ValueError(f"{name!r} is no backbone")
+    if name not in TORCHVISION:
+        raise ValueError(f"{name!r} is not a known backbone")
     model: Any = getattr(models, name)(weights=None)
     if name.startswith("swin"):
         features = model.head.in_features

@@ -31,7 +31,7 @@ class _Block(nn.Module):
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
             if shortcut not in ("conv", "pad"):
-                raise ValueError(f"{shortcut!r} is no kind of shortcut")
+                raise ValueError(f"{shortcut!r} is not a shortcut: conv or pad")
             if shortcut == "pad":
                 self.shortcut = _PadShortcut(outputs - inputs, stride)
             else:

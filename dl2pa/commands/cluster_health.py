@@ -98,7 +98,7 @@ def _names() -> Finding:
 
 
 def _network() -> Finding:
-    """Where the first node of a job listens, and that nobody has to sign in there."""
+    """Whether the store of a job on several nodes, which has no authentication, listens on a public address."""
     names = sorted(set(_run("sinfo", "-h", "-N", "-o", "%N").split()))
     addresses: set[str] = set()
     for name in names[:_MOST_NAMES]:

@@ -33,11 +33,11 @@ def run(args: argparse.Namespace) -> int:
     if identity is None:
         remedy = "Only a run with tracking.enabled=true is known to a server."
         raise UserError("run", str(args.run), "was not tracked", remedy)
-    told = choose_uri(config.tracking.uri, args.run.absolute().parent)
-    if told is not None and has_hidden_credentials(told):
-        told = None  # the stored copy: the full address comes from --uri or the environment
-    uri = resolve_uri(args.run, args.uri, told)
-    sent = sync(args.run, args.uri, told=told)
+    recorded = choose_uri(config.tracking.uri, args.run.absolute().parent)
+    if recorded is not None and has_hidden_credentials(recorded):
+        recorded = None  # the stored copy: the full address comes from --uri or the environment
+    uri = resolve_uri(args.run, args.uri, recorded)
+    sent = sync(args.run, args.uri, recorded=recorded)
     if sent.run_id is None or sent.error is not None:
         raise UserError("--uri", sent.uri, f"did not take the run: {sent.error}", "See whether it answers.")
     model = describe_model(directory, config, read_json(directory.result))

@@ -49,10 +49,10 @@ def _sync(path: Path, uri: str | None, *, keep_going: bool) -> dict[str, Any]:
     try:
         if not directory.config.is_file():
             raise UserError("run", str(path), "is not a run directory", "Give the folder a run wrote.")
-        told = choose_uri(load_config(directory.config).tracking.uri, path.absolute().parent)
-        if told is not None and has_hidden_credentials(told):
-            told = None  # the stored copy: the full address comes from --uri or the environment
-        report = sync(path, uri, told=told, alive=is_owned(directory))
+        recorded = choose_uri(load_config(directory.config).tracking.uri, path.absolute().parent)
+        if recorded is not None and has_hidden_credentials(recorded):
+            recorded = None  # the stored copy: the full address comes from --uri or the environment
+        report = sync(path, uri, recorded=recorded, alive=is_owned(directory))
     except UserError as error:
         if not keep_going:
             raise

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 _RANK_MODULES = ("dl2pa.cli", "dl2pa.commands.train", "dl2pa.training.run", "torch._dynamo")
-"""What every rank imports, the module with its `main` first; torch's optimizers import torch._dynamo."""
+"""Modules that the agent imports before it forks. The first has `main`; torch's optimizers need torch._dynamo."""
 
 
 def run(args: argparse.Namespace) -> int:

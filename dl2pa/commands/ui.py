@@ -43,7 +43,9 @@ def run(args: argparse.Namespace) -> int:
             if args.json:
                 print(json.dumps({"url": server.uri, "store": _shown(store)}), flush=True)  # noqa: T201
             if names:
-                note(f"{args.host} lets in everyone who reaches this machine: there is no sign-in")
+                note(
+                    "warning: everyone who can reach this machine can read and change all runs; there is no sign-in"
+                )
             note(f"MLflow shows {_shown(store)} at {server.uri}   (Ctrl-C ends it)")
             code = server.wait()
             note(
@@ -76,10 +78,10 @@ def _store_of(runs: Path) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a server that listens at `host`."""
+    """Whether an address or host name is on the loopback interface."""
     try:
         found = {str(info[4][0]) for info in socket.getaddrinfo(host, None)}
-    except (OSError, UnicodeError):  # `_free` says what is wrong with it
+    except (OSError, UnicodeError):  # an unknown host: `_free` reports it
         return True
     return all(ipaddress.ip_address(address.partition("%")[0]).is_loopback for address in found)
 
@@ -95,8 +97,8 @@ def _names(host: str, others: str | None) -> tuple[str, ...]:
             raise UserError("--allow-others", others, "needs an address for others", "Give --host too.")
         return ()
     if others is None:
-        message = "lets in everyone who reaches this machine: there is no sign-in"
-        remedy = "Look through a tunnel (ssh -L 5000:localhost:5000), or add --allow-others NAME, as others call it."
+        message = "lets everyone who can reach this machine read and change all runs: there is no sign-in"
+        remedy = "Use a tunnel (ssh -L 5000:localhost:5000), or add --allow-others NAME, the host name that others use."
         raise UserError("--host", host, message, remedy)
     names = tuple(others.split(","))
     bad = next((name for name in names if not re.fullmatch(r"[A-Za-z0-9.:\[\]-]+", name)), None)

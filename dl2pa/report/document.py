@@ -8,6 +8,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dl2pa.escaping import escape_markdown
+
 
 @dataclass(frozen=True)
 class Heading:
@@ -99,7 +101,7 @@ def _markdown(block: Block) -> str:
 def _md(text: str, in_table: bool = False) -> str:
     """Text on one line, its special characters harmless; code spans stay."""
     parts = _CODE.split(" ".join(text.split()))
-    plain = [re.sub(r"([\\*<]|\](?=[(\[:])|(?<!\w)_|_(?!\w))", r"\\\1", part) for part in parts[::2]]
+    plain = [escape_markdown(part) for part in parts[::2]]
     spans = [f"`{part}`" for part in parts[1::2]]
     joined = "".join(a + b for a, b in zip(plain, [*spans, ""], strict=True))
     return joined.replace("|", r"\|") if in_table else joined

@@ -172,7 +172,7 @@ def _tags_of_attempts(spool: Path) -> Iterator[dict[str, str]]:
             continue
         try:
             event = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(event, dict) and event.get("e") == "start" and isinstance(event.get("tags"), dict):
             yield event["tags"]
@@ -200,6 +200,6 @@ def _is_run(path: Path) -> bool:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

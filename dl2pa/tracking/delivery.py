@@ -39,10 +39,12 @@ class Delivery:
     """Sends one run's spool to one server. ``send`` may be called again after any failure.
 
     Args:
-        named: whether the user named the server, not only a file in the run directory.
+        trusted: whether the user named the server; false where only a file in the run directory does.
     """
 
-    def __init__(self, run_dir: Path, uri: str, experiment: str | None = None, *, named: bool = True) -> None:
+    def __init__(
+        self, run_dir: Path, uri: str, experiment: str | None = None, *, trusted: bool = True
+    ) -> None:
         self.run_dir = run_dir
         self.uri = uri
         self.identity: Identity | None = None
@@ -52,7 +54,7 @@ class Delivery:
         self.events_sent = 0
         self.points_sent = 0
         self._experiment = experiment
-        self._named = named
+        self._trusted = trusted
         self._note = load_note(run_dir, uri)
         self._server: Server | None = None
         self._limit = MAX_METRICS
@@ -114,7 +116,7 @@ class Delivery:
             noted = self._note
         if self._server is None:
             identity = self._identity()
-            self._server = Server(self.uri, identity, noted.run_id, named=self._named)
+            self._server = Server(self.uri, identity, noted.run_id, trusted=self._trusted)
         if noted.run_id != self._server.run_id:
             noted = Note(run_id=self._server.run_id)
             save_note(self.run_dir, self.uri, noted)

@@ -21,7 +21,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """The object in ``path``, or None where there is none that can be read."""
     try:
         content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
 

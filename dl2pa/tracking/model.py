@@ -7,7 +7,7 @@ import importlib
 import importlib.util
 import shutil
 import warnings
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,13 @@ def write_model(
     described.save(str(folder / "MLmodel"))
 
 
-def log_model(client: Any, run_id: str, run_dir: Path, event: Event) -> str:
+def log_model(
+    client: Any,
+    run_id: str,
+    run_dir: Path,
+    event: Event,
+    check_place: Callable[[str], None] = lambda place: None,
+) -> str:
     """Bring the model of a spooled event to a server, once; returns MLflow's id of it.
 
     A model of the same run with the same weights that is there already is kept; one whose upload broke off is
@@ -86,6 +92,7 @@ def log_model(client: Any, run_id: str, run_dir: Path, event: Event) -> str:
     Args:
         event: ``path`` of the weights and ``example`` in the run directory, ``sha256``, ``requirements``,
             ``step``, ``params`` and ``tags``.
+        check_place: raises where the files may not be written to the place that the server says.
     """
     with importing():
         entities = importlib.import_module("mlflow.entities")
@@ -95,6 +102,7 @@ def log_model(client: Any, run_id: str, run_dir: Path, event: Event) -> str:
     if ready:
         return str(ready[0].model_id)
     model = known[0] if known else _create(client, experiment, run_id, event)
+    check_place(str(model.artifact_location))
     with _scratch(run_dir) as folder:
         example = run_dir / event["example"] if event["example"] else None
         write_model(

@@ -84,16 +84,22 @@ class Server:
     """A connection to one server for one run. Every method may raise whatever MLflow raises.
 
     Args:
-        named: whether the user named the server, not only a file in the run directory.
+        trusted: whether the user named the server; false where only a file in the run directory does.
     """
 
-    def __init__(self, uri: str, identity: Identity, noted_run_id: str | None, *, named: bool) -> None:
+    def __init__(self, uri: str, identity: Identity, noted_run_id: str | None, *, trusted: bool) -> None:
         self._client, self._error = connect(uri)
         run = self._find_or_create_run(uri, identity, noted_run_id)
         self.run_id, self._experiment_id = str(run.info.run_id), str(run.info.experiment_id)
-        if not named:
-            _check_artifacts(uri, str(run.info.artifact_uri))
+        self._untrusted = None if trusted else uri
+        # Models go where the experiment says, which need not be where the run's own artifacts go.
+        self._check_place(str(run.info.artifact_uri))
+        self._check_place(str(self._client.get_experiment(self._experiment_id).artifact_location))
         self._refused = 0
+
+    def _check_place(self, place: str) -> None:
+        if self._untrusted is not None:
+            _check_artifacts(self._untrusted, place)
 
     def take_refused(self) -> int:
         """How many entries the server refused for good since the last call."""
@@ -161,7 +167,7 @@ class Server:
             self._refused += 1
             _log.warning("the model %s is gone and cannot be sent", run_dir / event["path"])
             return
-        log_model(self._client, self.run_id, run_dir, event)
+        log_model(self._client, self.run_id, run_dir, event, self._check_place)
 
     def send_end(self, event: Event) -> None:
         """Close the run as the attempt ended."""

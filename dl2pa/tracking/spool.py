@@ -92,7 +92,7 @@ def parse_line(line: bytes) -> Event | None:
     """The event of a line; None for a damaged one."""
     try:
         event = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return event if _is_whole(event) else None
 

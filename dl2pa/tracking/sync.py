@@ -57,7 +57,7 @@ def sync(
     uri: str | None = None,
     experiment: str | None = None,
     *,
-    told: str | None = None,
+    recorded: str | None = None,
     alive: bool = True,
     tries: int = 3,
 ) -> SyncReport:
@@ -66,7 +66,7 @@ def sync(
     Args:
         run_dir: the run directory.
         uri: the server that the user names.
-        told: the server that the run directory names; by default the one the run was sent to, or
+        recorded: the server that the run directory names; by default the one the run was sent to, or
             ``MLFLOW_TRACKING_URI``.
         experiment: for a run that is new on the server; by default the run's own.
         alive: whether the run's process lives. One that is gone without an end is closed as KILLED.
@@ -80,13 +80,13 @@ def sync(
         raise UserError(
             "run", str(run_dir), "holds no tracking events", "Name a run directory of dl2pa train."
         )
-    named = uri is not None
-    uri = resolve_uri(run_dir, uri, told)
-    named = named or uri == os.environ.get("MLFLOW_TRACKING_URI")
+    given = uri
+    uri = resolve_uri(run_dir, given, recorded)
+    trusted = given is not None or uri == os.environ.get("MLFLOW_TRACKING_URI")
     set_client_defaults()
     if not alive:
         close_killed(run_dir)
-    delivery = Delivery(run_dir, uri, experiment, named=named)
+    delivery = Delivery(run_dir, uri, experiment, trusted=trusted)
     already = count_events(spool, end=delivery.cursor)
     error: str | None = None
     for attempt in range(tries):
@@ -139,11 +139,11 @@ def close_killed(run_dir: Path) -> bool:
         return False
 
 
-def resolve_uri(run_dir: Path, uri: str | None, told: str | None = None) -> str:
+def resolve_uri(run_dir: Path, uri: str | None, recorded: str | None = None) -> str:
     """The server to send to: `uri`, else the run's own.
 
-    The run directory may be somebody else's. A server that only it names gets no credentials, and may not be a
-    database: MLflow would write where that says.
+    The run directory may be somebody else's. A server that only it names is used where that gives no
+    credentials away and writes nowhere but beside the run.
 
     Raises:
         UserError: no server is known, or the run's own must be named by the user.
@@ -152,20 +152,20 @@ def resolve_uri(run_dir: Path, uri: str | None, told: str | None = None) -> str:
         raise UserError("run", str(run_dir), "has lost its identity", "Restore events/run.json.")
     if uri is not None:
         return uri
-    noted, ambient = told or last_server(run_dir), os.environ.get("MLFLOW_TRACKING_URI")
+    noted, ambient = recorded or last_server(run_dir), os.environ.get("MLFLOW_TRACKING_URI")
     if ambient and (noted is None or redact(ambient) == redact(noted)):
         return ambient
     if noted is None:
         raise UserError("uri", None, "no tracking server is known for this run", "Give --uri.")
     if has_hidden_credentials(noted):
         raise UserError("uri", noted, "needs credentials, which are never stored", "Give the full --uri.")
-    if not _may_be_told_by_the_run(noted, run_dir):
+    if not _is_harmless(noted, run_dir):
         remedy = f"If you trust it: --uri {noted}, or MLFLOW_TRACKING_URI={noted}."
         raise UserError("uri", noted, "is named by the run directory only", remedy)
     return noted
 
 
-def _may_be_told_by_the_run(uri: str, run_dir: Path) -> bool:
+def _is_harmless(uri: str, run_dir: Path) -> bool:
     """Whether sending there can neither give credentials away nor write outside the run's own folder."""
     database = sqlite_file(uri)
     if database is not None:

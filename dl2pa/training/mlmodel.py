@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from dl2pa.backbones import TORCHVISION
 from dl2pa.config import Config
 from dl2pa.tracking import Tracker
 from dl2pa.training.rundir import RunDirectory
@@ -71,7 +72,7 @@ def encoded_image(dataset: Dataset, sample: int) -> tuple[bytes, str] | None:
 
 def requirements(backbone: str) -> list[str]:
     """What a machine needs to run the model, as installed here: our own code comes with it."""
-    torchvision = ("torchvision",) if backbone in ("resnet50", "resnet101", "resnet152", "swin_t") else ()
+    torchvision = ("torchvision",) if backbone in TORCHVISION else ()
     pinned: list[str] = []
     for package in sorted((*_NEEDED, *torchvision)):
         try:

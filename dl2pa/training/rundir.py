@@ -49,7 +49,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object, or an empty one where the file is absent or unreadable."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 

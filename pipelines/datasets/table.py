@@ -172,7 +172,7 @@ class ImageTable:
 
         Raises:
             OSError: the file has gone.
-            BadImage: it is a pipe or a device, or larger than any image.
+            BadImage: it is a pipe or a device, or more than 256 MiB.
         """
         if self.members is None:
             return read_image_file(self.path(i))

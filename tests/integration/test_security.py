@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import shutil
+import sqlite3
 import stat
 import subprocess
 from collections.abc import Callable, Iterator
@@ -169,3 +170,34 @@ def test_sync_sends_no_file_from_outside_the_run(foreign: Path, tmp_path: Path, 
     assert "outside the run directory" in done.error
     assert list(store.rglob("metrics")) or (store / "mlflow.db").exists(), "the rest was sent"
     assert holders_of_secrets(store) == []
+
+
+@pytest.mark.parametrize("chosen", ["all artifacts", "models only"])
+def test_a_database_beside_the_run_does_not_choose_where_files_are_written(
+    foreign: Path, tmp_path: Path, chosen: str
+) -> None:
+    """MLflow's client writes a run's and a model's files to the paths that the database names."""
+    mlflow = pytest.importorskip("mlflow")
+    database = foreign.parent / "mlflow.db"
+    client = mlflow.MlflowClient(f"sqlite:///{database}")
+    identity = json.loads((foreign / "events/run.json").read_text())
+    mine = tmp_path / "mine"
+    number = client.create_experiment(identity["experiment"], mine.as_uri())
+    run = client.create_run(number, tags={"dl2pa.run_uuid": identity["run_uuid"]})
+    if chosen == "models only":
+        with sqlite3.connect(database) as connection:
+            place = (foreign.parent / "mlartifacts").as_uri()
+            connection.execute("update runs set artifact_uri = ?", [f"{place}/{run.info.run_id}"])
+    config = foreign / "config.yaml"
+    config.write_text(config.read_text().replace("uri: none", f"uri: sqlite:///{database}"))
+    done = run_here("sync", foreign)
+    assert done.code == 2 and "would have artifacts written to" in done.error, done.error
+    assert not mine.exists()
+
+
+@pytest.mark.parametrize("name", ["status.json", "events/run.json", "events/mlflow.json", "environment.json"])
+def test_a_deeply_nested_file_of_a_run_is_a_damaged_file(foreign: Path, name: str) -> None:
+    (foreign / name).write_text("[" * 100_000)
+    for command in (["report", foreign, "--out", foreign.parent / "report"], ["sync", foreign]):
+        done = run_here(*command)
+        assert "Traceback" not in done.error and done.code in (0, 1, 2), done.error

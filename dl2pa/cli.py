@@ -194,11 +194,6 @@ def build_parser() -> argparse.ArgumentParser:
     bench.add_argument("--steps", type=int, metavar="N", help="a turn (20; ResNet-50 on a CPU: 1)")
     bench.add_argument("--rounds", type=int, default=5, metavar="N")
     bench.add_argument("--nproc", type=int, default=2, metavar="N", help="matching: processes (2)")
-    bench.add_argument(
-        "--background",
-        action="store_true",
-        help="also solve the largest beside a training, and compare its speed",
-    )
     doctor = add("doctor", "Check versions, devices, DALI, SLURM, MLflow and write access.")
     doctor.add_argument("--cluster", action="store_true", help="look from a node too, by a job of a minute")
     doctor.add_argument("--partition", metavar="P", help="where that job runs")

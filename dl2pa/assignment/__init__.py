@@ -3,18 +3,18 @@
 from dl2pa.assignment.insight import Insight
 from dl2pa.assignment.margin import second_best_margin
 from dl2pa.assignment.match import Matching, match, reduce_statistic, verify_same
-from dl2pa.assignment.pending import PendingMatching
 from dl2pa.assignment.refit import nearest_code, refit
 from dl2pa.assignment.schedule import MatchSchedule
-from dl2pa.assignment.solve import solve_assignment
+from dl2pa.assignment.solve import AssignmentSolver, Solution, solve_assignment
 from dl2pa.assignment.statistic import ClassStatistic
 
 __all__ = [
+    "AssignmentSolver",
     "ClassStatistic",
     "Insight",
     "MatchSchedule",
     "Matching",
-    "PendingMatching",
+    "Solution",
     "match",
     "nearest_code",
     "reduce_statistic",

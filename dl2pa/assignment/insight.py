@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dl2pa.assignment.bipartite import Floats
 from dl2pa.assignment.margin import MOST_CLASSES, second_best_margin
-from dl2pa.assignment.solve import Floats
 
 _MOST_CLASSES = 4096
 """Classes up to which the closest pair is looked for."""
@@ -74,17 +73,20 @@ def look_into(means_cd: Floats, seen_c: Floats) -> Insight:
     return Insight(None, compactness, loosest, mean, largest, closest, seconds)
 
 
-def with_margin(insight: Insight, cost: Callable[[], Floats], assignment_c: NDArray[np.int64]) -> Insight:
-    """The insight with the margin of a matching, where that can be told.
+def with_margin(
+    insight: Insight, rows_cd: Floats, prototypes_cd: Floats, assignment_c: NDArray[np.int64]
+) -> Insight:
+    """Add the margin of an assignment update, up to `MOST_CLASSES`.
 
     Args:
-        cost: gives the matching's cost [C, C]; not called beyond `MOST_CLASSES`.
-        assignment_c: its optimum, int64 [C].
+        rows_cd, prototypes_cd: Q and P [C, d].
+        assignment_c: the optimal σ, int64 [C].
     """
     if len(assignment_c) > MOST_CLASSES:
         return insight
     began = time.perf_counter()
-    margin = second_best_margin(cost(), assignment_c)
+    cost = (rows_cd.mean(axis=0) - rows_cd) @ (prototypes_cd - prototypes_cd.mean(axis=0)).T
+    margin = second_best_margin(cost, assignment_c)
     return replace(insight, margin=margin, seconds=insight.seconds + time.perf_counter() - began)
 
 

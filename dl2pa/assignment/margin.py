@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from dl2pa.assignment.solve import Floats
+from dl2pa.assignment.bipartite import Floats
 
 MOST_CLASSES = 2000
 """Beyond, nothing is computed: O(C²) memory several times over, and time like the solve's or more."""

@@ -6,14 +6,12 @@ import hashlib
 import time
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch import distributed as dist
 
 from dl2pa.assignment.insight import Insight, look_into, with_margin
-from dl2pa.assignment.solve import centred_cost, solve_cost
+from dl2pa.assignment.solve import AssignmentSolver, Solution
 from dl2pa.assignment.statistic import ClassStatistic
 from dl2pa.errors import TrainingFailure
 
@@ -28,10 +26,10 @@ class Matching:
         objective_before, objective_after: Σ_c q_c · P[σ(c)] under the old and the new assignment.
         own_cosine: mean cosine of the features since the last matching to their own (old) prototype.
         classes_seen: classes with at least one sample since the last matching.
-        seconds: wall time of reduce, solve and broadcast; of a solve in the background what training waited for it.
+        seconds: wall time of reduce, solve and broadcast.
         insight: on rank 0.
+        solution: how the assignment was found; on rank 0.
         prototypes_stayed: mean cosine between where a prototype stood and where it stands now; None: they are fixed.
-        lag: steps from the statistic to the assignment in force.
     """
 
     moved: int
@@ -42,8 +40,8 @@ class Matching:
     classes_seen: int
     seconds: float
     insight: Insight | None
+    solution: Solution | None = None
     prototypes_stayed: float | None = None
-    lag: int = 0
 
     def metrics(self) -> dict[str, float]:
         """The numbers that are curves over a run and do not depend on the clock."""
@@ -58,6 +56,8 @@ class Matching:
         if self.prototypes_stayed is not None:
             ours["prototypes_stayed"] = self.prototypes_stayed
         found = {} if self.insight is None else self.insight.metrics()
+        if self.solution is not None:
+            ours["gap"] = self.solution.gap
         return {name: float(value) for name, value in (ours | found).items()}
 
 
@@ -69,13 +69,13 @@ def reduce_statistic(statistic: ClassStatistic, group: dist.ProcessGroup | None 
 
 
 @dataclass(frozen=True)
-class Taken:
-    """What there is to a matching but its assignment; the rows it is found from are then the statistic's.
+class ReducedStatistics:
+    """What an assignment update is computed from, besides `ClassStatistic.rows`.
 
     Attributes:
         own_cosine, classes_seen: as in `Matching`.
         means_cd, seen_c: mean unit features and shares of the classes, float64.
-        seconds: that taking it took.
+        seconds: time it took.
     """
 
     own_cosine: float
@@ -84,8 +84,8 @@ class Taken:
     seen_c: Tensor
     seconds: float
 
-    def look(self) -> Insight:
-        """What the features tell."""
+    def diagnostics(self) -> Insight:
+        """Diagnostics of the features; the margin is left open."""
         return look_into(self.means_cd.cpu().numpy(), self.seen_c.cpu().numpy())
 
 
@@ -95,44 +95,46 @@ def match(
     assignment_c: Tensor,
     momentum: float = 0.0,
     group: dist.ProcessGroup | None = None,
+    solver: AssignmentSolver | None = None,
 ) -> Matching:
-    """Re-match labels and prototypes; `assignment_c` and the statistic change in place on every rank.
+    """Update the assignment; `assignment_c` and the statistic change in place on every rank.
 
     A collective where there is a process group: every rank calls it, with its own part of the statistic.
 
     Args:
-        statistic: of the features since the last matching; begins anew.
+        statistic: of the features since the last update; reset.
         prototypes_cd: unit rows [C, d].
-        assignment_c: σ, int64 [C], in force until now.
-        momentum: weight of the rows of the last matching against the new ones.
+        assignment_c: current σ, int64 [C].
+        momentum: weight of the rows of the last update against the new ones.
+        solver: one that solved the last update is faster; the result is the same.
 
     Raises:
         TrainingFailure: the ranks hold different assignments afterwards.
     """
-    taken = take(statistic, prototypes_cd, assignment_c, momentum, group)
+    reduced = reduce_statistics(statistic, prototypes_cd, assignment_c, momentum, group)
     began = time.perf_counter()
-    cost = None
+    problem = solution = None
     if is_main(group):
-        cost = centred_cost(statistic.rows.cpu().numpy(), prototypes_cd.double().cpu().numpy())
-    solved = None if cost is None else solve_cost(cost)
-    seconds = taken.seconds + time.perf_counter() - began
-    facts = taken.own_cosine, taken.classes_seen
-    result = settle(statistic.rows, prototypes_cd, assignment_c, solved, *facts, group)
+        problem = statistic.rows.cpu().numpy(), prototypes_cd.double().cpu().numpy()
+        current = assignment_c.cpu().numpy()
+        solution = (solver or AssignmentSolver()).solve(*problem, current, statistic.rows.device)
+    seconds = reduced.seconds + time.perf_counter() - began
+    result = apply_assignment(statistic.rows, prototypes_cd, assignment_c, reduced, solution, group)
     insight = None
-    if cost is not None:
-        insight = with_margin(taken.look(), lambda: cost, assignment_c.cpu().numpy())
+    if problem is not None and solution is not None:
+        insight = with_margin(reduced.diagnostics(), *problem, solution.assignment)
     return replace(result, seconds=seconds + result.seconds, insight=insight)
 
 
 @torch.no_grad()
-def take(
+def reduce_statistics(
     statistic: ClassStatistic,
     prototypes_cd: Tensor,
     assignment_c: Tensor,
     momentum: float = 0.0,
     group: dist.ProcessGroup | None = None,
-) -> Taken:
-    """Reduce the statistic to the rows Q of a matching, `statistic.rows`, and begin it anew; a collective."""
+) -> ReducedStatistics:
+    """All-reduce the statistic to the rows Q of an update, `statistic.rows`, and reset it; a collective."""
     began = time.perf_counter()
     reduce_statistic(statistic, group)
     means, counts = statistic.means()
@@ -141,36 +143,34 @@ def take(
     statistic.rows.copy_(statistic.directions(momentum))
     statistic.reset()
     seen = int((counts > 0).sum())
-    return Taken(float(own), seen, means, counts, time.perf_counter() - began)
+    return ReducedStatistics(float(own), seen, means, counts, time.perf_counter() - began)
 
 
 @torch.no_grad()
-def settle(
+def apply_assignment(
     rows_cd: Tensor,
     prototypes_cd: Tensor,
     assignment_c: Tensor,
-    solved_c: NDArray[np.int64] | None,
-    own_cosine: float,
-    classes_seen: int,
+    reduced: ReducedStatistics,
+    solution: Solution | None,
     group: dist.ProcessGroup | None = None,
 ) -> Matching:
-    """Put a new assignment into force on every rank; a collective.
+    """Broadcast a new assignment and make it the current one on every rank; a collective.
 
     Args:
         rows_cd: Q, float64 [C, d].
-        solved_c: the new σ, where rank 0 calls.
-        own_cosine, classes_seen: handed on.
+        solution: the new σ, on rank 0.
 
     Returns:
-        What it did, without insight; its seconds are those of this call.
+        The update without insight; its seconds are those of this call.
 
     Raises:
         TrainingFailure: the ranks hold different assignments afterwards.
     """
     began = time.perf_counter()
     before = assignment_c.clone()
-    if solved_c is not None:
-        assignment_c.copy_(torch.from_numpy(solved_c))
+    if solution is not None:
+        assignment_c.copy_(torch.from_numpy(solution.assignment))
     if dist.is_initialized():
         dist.broadcast(assignment_c, group=group, group_src=0)
         verify_same(assignment_c, "assignment", group)
@@ -184,10 +184,11 @@ def settle(
         moves=tuple((label, one, other) for label, one, other in moves),
         objective_before=float((rows_cd * points[before]).sum()),
         objective_after=float((rows_cd * points[assignment_c]).sum()),
-        own_cosine=own_cosine,
-        classes_seen=classes_seen,
+        own_cosine=reduced.own_cosine,
+        classes_seen=reduced.classes_seen,
         seconds=seconds,
         insight=None,
+        solution=solution,
     )
 
 

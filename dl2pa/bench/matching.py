@@ -1,12 +1,11 @@
-"""Seconds of one matching on statistics as an untrained and a trained network leave them, and what a solve in the
-background costs the training beside it."""
+"""Time and memory of one assignment update on statistics as an untrained and a trained network leave them, next to
+dense solvers."""
 
 from __future__ import annotations
 
-import os
-import resource
-import statistics
+import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,35 +14,33 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch import distributed as dist
-from torch.nn import functional as F
 
-from dl2pa.assignment import ClassStatistic
-from dl2pa.assignment.background import BackgroundSolve
+from dl2pa.assignment import AssignmentSolver, ClassStatistic
 from dl2pa.assignment.insight import with_margin
-from dl2pa.assignment.match import is_main, settle, take
-from dl2pa.assignment.solve import centred_cost, solve_assignment
-from dl2pa.backbones import build_embedder
+from dl2pa.assignment.match import apply_assignment, is_main, reduce_statistics
 from dl2pa.bench.group import in_a_group
 
+Floats = NDArray[np.float64]
+
 STATES = ("untrained", "trained")
+DENSE_CLASSES = 25_000
+"""Most classes that dense solvers are run on: their cost takes 8 C² bytes and minutes."""
 _ONE = 2.0**32
-_WINDOW_S = 10.0
-"""Training timed before a solve, seconds."""
-_WARM_UP_S = 2.0
-_LONGEST_S = 300.0
-"""Training timed during one."""
+_DRIFT = 0.1
+"""Length by which rows move between two updates of a trained network."""
 
 
 def bench_matching(class_counts: list[int], dim: int, rounds: int, nproc: int) -> list[dict[str, Any]]:
-    """One row a class count and state; the fastest of `rounds`, the states taking turns.
+    """One row per class count and state; the fastest of `rounds`, states and solvers by turns.
 
     Each class count has a group of `nproc` processes of its own, joined by gloo.
 
     Returns:
-        Rows of `classes dim state reduce_s solve_s solve_cpu_s broadcast_s insight_s peak_gib`: all-reduce and
-        normalisation of the statistic; cost and assignment on rank 0, and the processor's share of that time; σ
-        broadcast, compared and in force; margin and separation, which rank 0 computes afterwards; the most memory
-        rank 0's process had, torch's own included.
+        Rows of `classes dim state`, seconds `reduce_s candidates_s solve_s certificate_s broadcast_s insight_s
+        update_s` (all of an update but the insight), `again_s` (the solve after the rows moved a little, from what the
+        first one left), `scipy_s lapx_s` (dense solve with its cost; null: not run or not installed), `rounds
+        candidates gap` of the solve, `dense_gain` (what SciPy's objective is above ours, relative), and GiB
+        `torch_gib peak_gib` of rank 0's process: before the inputs exist and at the most during the update.
     """
     return [
         row
@@ -58,42 +55,90 @@ def _rank(count: int, dim: int, rounds: int) -> list[dict[str, Any]]:
         for state in STATES:
             row = _measure(count, dim, state)
             old = best.setdefault(state, row)
-            for key in ("reduce_s", "solve_s", "solve_cpu_s", "broadcast_s", "insight_s"):
-                old[key] = min(old[key], row[key])
-            old["peak_gib"] = row["peak_gib"]
+            for key, value in row.items():
+                if key.endswith("_s") and value is not None:
+                    old[key] = min(old[key], value)
     return list(best.values())
 
 
 def _measure(count: int, dim: int, state: str) -> dict[str, Any]:
-    """One matching as training does it, in its parts."""
+    """One update as training does it, in its parts."""
+    torch_gib = _status_gib("VmRSS")
     statistic, points = _share_of_statistic(count, dim, state)
-    sigma = torch.arange(count)
+    sigma, solver = torch.arange(count), AssignmentSolver()
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak begins anew
     dist.barrier()
-    taken = take(statistic, points, sigma)
+    reduced = reduce_statistics(statistic, points, sigma)
     rows, places = statistic.rows.numpy(), points.double().numpy()
-    began, used = time.perf_counter(), time.process_time()
-    solved = solve_assignment(rows, places) if is_main() else None
-    solve_s, solve_cpu_s = time.perf_counter() - began, time.process_time() - used
+    began = time.perf_counter()
+    solution = solver.solve(rows, places, sigma.numpy().copy()) if is_main() else None
+    solve_s = time.perf_counter() - began
     dist.barrier()
-    result = settle(statistic.rows, points, sigma, solved, taken.own_cosine, taken.classes_seen)
-    insight_s = 0.0
-    if solved is not None:
-        insight_s = with_margin(taken.look(), lambda: centred_cost(rows, places), solved).seconds
-    return {
+    result = apply_assignment(statistic.rows, points, sigma, reduced, solution)
+    found: dict[str, Any] = {
         "classes": count,
         "dim": dim,
         "state": state,
-        "reduce_s": taken.seconds,
-        "solve_s": solve_s,
-        "solve_cpu_s": solve_cpu_s,
+        "reduce_s": reduced.seconds,
         "broadcast_s": result.seconds,
-        "insight_s": insight_s,
-        "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "update_s": reduced.seconds + solve_s + result.seconds,
+        "torch_gib": torch_gib,
+        "peak_gib": _status_gib("VmHWM"),
     }
+    if solution is not None:
+        found |= {**solution.work(), "gap": solution.gap}
+        found["insight_s"] = with_margin(reduced.diagnostics(), rows, places, solution.assignment).seconds
+        began = time.perf_counter()
+        solver.solve(_moved(rows), places, solution.assignment)
+        found["again_s"] = time.perf_counter() - began
+        found |= _dense(rows, places, solution.assignment)
+    return found
+
+
+def _dense(rows: Floats, points: Floats, sigma: NDArray[np.int64]) -> dict[str, float | None]:
+    """Time of SciPy's and lapx's dense solvers on the centered cost."""
+    found: dict[str, float | None] = {"scipy_s": None, "lapx_s": None, "dense_gain": None}
+    if len(rows) > DENSE_CLASSES:
+        return found
+    for name, solve in (("scipy_s", _scipy), ("lapx_s", _lapx)):
+        began = time.perf_counter()
+        cost = (rows.mean(axis=0) - rows) @ (points - points.mean(axis=0)).T
+        columns = solve(cost)
+        if columns is not None:
+            found[name] = time.perf_counter() - began
+            ours, theirs = (cost[np.arange(len(cost)), c].sum() for c in (sigma, columns))
+            found["dense_gain"] = float((ours - theirs) / max(abs(theirs), 1e-300))
+    return found
+
+
+def _scipy(cost: Floats) -> NDArray[np.int64]:
+    from scipy.optimize import linear_sum_assignment
+
+    return np.asarray(linear_sum_assignment(cost)[1])
+
+
+def _lapx(cost: Floats) -> NDArray[np.int64] | None:
+    try:
+        import lap
+    except ImportError:
+        return None
+    solve: Callable[[Floats], Any] = lap.lapjv
+    return np.asarray(solve(cost)[1], dtype=np.int64)
+
+
+def _moved(rows: Floats) -> Floats:
+    noise = np.random.default_rng(1).standard_normal(rows.shape)
+    return _unit(rows + _DRIFT / math.sqrt(rows.shape[1]) * noise)
+
+
+def _status_gib(name: str) -> float:
+    """A memory size of this process from /proc, GiB."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) / 2**20 for line in lines if line.startswith(name + ":"))
 
 
 def _share_of_statistic(count: int, dim: int, state: str) -> tuple[ClassStatistic, Tensor]:
-    """This rank's part of one sample a class, and the prototypes."""
+    """This rank's part of one sample per class, and the prototypes."""
     rows, points = rows_and_points(count, dim, state)
     statistic, share = ClassStatistic(count, dim), _ONE / dist.get_world_size()
     statistic.sums.copy_(torch.from_numpy(rows * share).round())
@@ -101,88 +146,7 @@ def _share_of_statistic(count: int, dim: int, state: str) -> tuple[ClassStatisti
     return statistic, torch.from_numpy(points).float()
 
 
-def bench_background(count: int, dim: int, rounds: int) -> list[dict[str, Any]]:
-    """Speed of a training (ResNet-8, batch 64) while an untrained network's σ is solved beside it, over its speed
-    right before, by turns; once with a core left for the solve and once with none.
-
-    Returns:
-        Rows of `classes dim training_threads cores solve_s before during ratio peak_gib`: the solve's fastest wall
-        time (null where none was over within 300 s), medians of steps a second and of their ratio, and the solving
-        process's memory.
-    """
-    cores = len(os.sched_getaffinity(0))
-    rows, points = rows_and_points(count, dim, "untrained")
-    found: list[dict[str, Any]] = []
-    for threads in sorted({max(1, cores - 1), cores}):
-        torch.set_num_threads(threads)
-        training = _Training(dim)
-        training.run(_WARM_UP_S)
-        pairs: list[tuple[float, float]] = []
-        solves: list[float] = []
-        peak = 0.0
-        for _ in range(rounds):
-            before = training.run(_WINDOW_S)
-            began, solve = time.perf_counter(), BackgroundSolve(rows, points)
-            try:
-                during = training.run(_LONGEST_S, solve)
-                peak = max(peak, training.peak_gib)
-                if solve.ready():
-                    solves.append(time.perf_counter() - began)
-            finally:
-                solve.close()
-            pairs.append((before, during))
-        found.append(
-            {
-                "classes": count,
-                "dim": dim,
-                "training_threads": threads,
-                "cores": cores,
-                "solve_s": min(solves, default=None),
-                "before": statistics.median(before for before, _ in pairs),
-                "during": statistics.median(during for _, during in pairs),
-                "ratio": statistics.median(during / before for before, during in pairs),
-                "peak_gib": peak,
-            }
-        )
-    return found
-
-
-class _Training:
-    """A small network that learns random images, for its speed."""
-
-    def __init__(self, dim: int) -> None:
-        self._network = build_embedder("resnet8", dim)
-        self._optimizer = torch.optim.SGD(self._network.parameters(), lr=0.01)
-        self._images = torch.randn(64, 3, 32, 32)
-        self._targets = F.normalize(torch.randn(64, dim), dim=1)
-        self.peak_gib = 0.0
-
-    def run(self, seconds: float, solve: BackgroundSolve | None = None) -> float:
-        """Steps a second, for so long or until the solve is over."""
-        began, steps = time.perf_counter(), 0
-        while (passed := time.perf_counter() - began) < seconds:
-            if solve is not None:
-                self.peak_gib = max(self.peak_gib, _peak_gib(solve.pid))
-                if solve.ready():
-                    break
-            cosines = (F.normalize(self._network(self._images), dim=1) * self._targets).sum(dim=1)
-            (1.0 - cosines).square().mean().backward()
-            self._optimizer.step()
-            self._optimizer.zero_grad()
-            steps += 1
-        return steps / passed
-
-
-def _peak_gib(pid: int) -> float:
-    """Most memory a living process has had."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return 0.0
-    return next((int(line.split()[1]) / 2**20 for line in lines if line.startswith("VmHWM")), 0.0)
-
-
-def rows_and_points(count: int, dim: int, state: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def rows_and_points(count: int, dim: int, state: str) -> tuple[Floats, Floats]:
     """Unit rows and prototypes: all rows near one direction, or each near a prototype of its own."""
     generator = np.random.default_rng(count)
     points = _unit(generator.standard_normal((count, dim)))
@@ -192,5 +156,5 @@ def rows_and_points(count: int, dim: int, state: str) -> tuple[NDArray[np.float6
     return _unit(points[generator.permutation(count)] + 0.5 * noise), points
 
 
-def _unit(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+def _unit(rows: Floats) -> Floats:
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)

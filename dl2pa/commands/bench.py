@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
 
         rows = bench_index(_numbers("--entries", args.entries, 64, "a batch"), args.rounds)
     else:
-        ratios, rows, more = _matching(args)
+        ratios, rows = _matching(args)
     hardware, versions = _machine(args, environment)
     if args.json:
         result = {"bench": args.name, "ratios": ratios, "rows": rows, **more, "n": args.rounds}
@@ -129,19 +129,18 @@ def _pipeline(args: argparse.Namespace) -> tuple[dict[str, float], Rows]:
     return bench_pipeline(loaders, args.data, args.batch_size, args.steps, args.rounds)
 
 
-def _matching(args: argparse.Namespace) -> tuple[dict[str, float], Rows, dict[str, Rows]]:
-    from dl2pa.bench.matching import bench_background, bench_matching
+def _matching(args: argparse.Namespace) -> tuple[dict[str, float], Rows]:
+    from dl2pa.bench.matching import bench_matching
 
     counts = _numbers("--classes", args.classes, 2, "two classes")
     rows = bench_matching(counts, args.dim, args.rounds, args.nproc)
-    if not args.background:
-        return {}, rows, {}
-    background = bench_background(max(counts), args.dim, args.rounds)
     ratios = {
-        f"training_during_solve/before ({row['training_threads']} of {row['cores']} cores)": row["ratio"]
-        for row in background
+        f"update/{name} ({row['classes']} {row['state']})": row["update_s"] / row[f"{name}_s"]
+        for row in rows
+        for name in ("scipy", "lapx")
+        if row[f"{name}_s"]
     }
-    return ratios, rows, {"background": background}
+    return ratios, rows
 
 
 def _choices(args: argparse.Namespace) -> Any:

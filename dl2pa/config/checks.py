@@ -44,27 +44,6 @@ def check_lengths(config: Config, num_train: int) -> None:
         )
 
 
-def check_cadence(config: Config, num_train: int) -> None:
-    """A matching in the background is over before the next one is due.
-
-    Raises:
-        UserError: naming method.match.lag_steps.
-    """
-    match, lag = config.method.match, config.method.match.lag_steps
-    if not lag or config.assignment != "dynamic":
-        return
-    early = match.early_steps if match.early_epochs else 0
-    by_epoch = match.every_epochs * (num_train // config.train.batch_size)
-    cadence = min((steps for steps in (match.every_steps, early, by_epoch) if steps), default=lag + 1)
-    if lag >= cadence:
-        raise UserError(
-            "method.match.lag_steps",
-            lag,
-            f"a matching would still be under way when the next is due, {cadence} steps after it",
-            f"Choose at most {cadence - 1}, or match less often.",
-        )
-
-
 def check_method(config: Config, num_classes: int) -> None:
     """Combinations that no method can run.
 

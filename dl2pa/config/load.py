@@ -34,6 +34,10 @@ PLACES = (
     "train.profile",
 )
 
+REMOVED_KEYS = {
+    "method.match.lag_steps": "Remove it: assignments of many classes are now solved within seconds."
+}
+
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a configuration file, its bases and the command line's overrides.
@@ -176,6 +180,8 @@ def _explain(error: ValidationError) -> UserError:
     field = ".".join(path)
     if first["type"] == "extra_forbidden":
         known = _known_keys(path[:-1])
+        if field in REMOVED_KEYS:
+            return UserError(field, first["input"], "is not a key any more", REMOVED_KEYS[field])
         near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
         remedy = f"Did you mean {'.'.join([*path[:-1], near[0]])}?" if near else f"Known: {', '.join(known)}."
         return UserError(field, first["input"], "unknown key", remedy)

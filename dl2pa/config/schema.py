@@ -158,9 +158,14 @@ class MatchConfig(Section):
     """Weight of the previous statistic at a matching."""
     refit_cosine: Annotated[float, Field(gt=-1.0, le=1.0)] | None = None
     """Let the prototypes follow their classes at each matching, no two closer than this cosine; default: they stay."""
-    lag_steps: NonNegativeInt = 0
-    """Solve in the background and apply the assignment this many steps later; 0: solve while training waits. For
-    many classes."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_former_keys(cls, values: object) -> object:
+        """Accept configurations recorded while `lag_steps` existed and was off."""
+        if isinstance(values, dict) and values.get("lag_steps") == 0:
+            return {key: value for key, value in values.items() if key != "lag_steps"}  # pyright: ignore[reportUnknownVariableType]
+        return values  # pyright: ignore[reportUnknownVariableType]
 
 
 class MethodConfig(Section):

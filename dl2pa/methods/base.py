@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
 
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from dl2pa.assignment import Matching, PendingMatching
+from dl2pa.assignment import Matching
 from dl2pa.methods.options import MethodOptions
 from dl2pa.methods.targets import Targets
 from dl2pa.readout import Readout
@@ -83,27 +82,6 @@ class Method(nn.Module, ABC):
     def rematch(self, group: dist.ProcessGroup | None = None) -> Matching | None:
         """Assign labels to prototypes anew; a collective."""
         return None
-
-    def begin_rematch(
-        self, step: int, lag: int, group: dist.ProcessGroup | None = None
-    ) -> PendingMatching | None:
-        """The same, solved in the background from the statistic as of `step`, to be applied `lag` steps later; a
-        collective."""
-        return None
-
-    def resume_rematch(
-        self, state: dict[str, Any], group: dist.ProcessGroup | None = None
-    ) -> PendingMatching | None:
-        """What ``begin_rematch`` began before a checkpoint, from its `state` once the method is restored."""
-        return None
-
-    def finish_rematch(
-        self, pending: PendingMatching, step: int, group: dist.ProcessGroup | None = None
-    ) -> Matching:
-        """Apply at `step` what one of those two gave; a collective."""
-        result = pending.finish(step)
-        self.refresh()
-        return result
 
     def refresh(self) -> None:
         """Recompute what is derived from the state, after a load."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +10,9 @@ from torch import distributed as dist
 from torch.nn import functional as F
 
 from dl2pa.assignment import (
+    AssignmentSolver,
     ClassStatistic,
     Matching,
-    PendingMatching,
     match,
     reduce_statistic,
     refit,
@@ -64,6 +63,7 @@ class PrototypeMethod(Method):
             start = torch.randn(self.num_classes, self.dim) / self.dim**0.5
             self.warmup = nn.Parameter(start)
         self._warming = False
+        self._solver = AssignmentSolver()
 
     def loss(self, features: Tensor, targets: Targets) -> Tensor:
         with torch.autocast(features.device.type, enabled=False):
@@ -111,32 +111,9 @@ class PrototypeMethod(Method):
     def rematch(self, group: dist.ProcessGroup | None = None) -> Matching | None:
         if self.statistic is None:
             return None
-        result = match(self.statistic, self.prototypes, self.assignment, self.options.momentum, group)
-        return self._follow(result, group)
-
-    def begin_rematch(
-        self, step: int, lag: int, group: dist.ProcessGroup | None = None
-    ) -> PendingMatching | None:
-        if self.statistic is None:
-            return None
         parts = self.statistic, self.prototypes, self.assignment
-        return PendingMatching.begin(*parts, step, lag, self.options.momentum, group)
-
-    def resume_rematch(
-        self, state: dict[str, Any], group: dist.ProcessGroup | None = None
-    ) -> PendingMatching | None:
-        if self.statistic is None:
-            return None
-        return PendingMatching.resume(state, self.statistic, self.prototypes, self.assignment, group)
-
-    def finish_rematch(
-        self, pending: PendingMatching, step: int, group: dist.ProcessGroup | None = None
-    ) -> Matching:
-        return self._follow(pending.finish(step), group)
-
-    def _follow(self, result: Matching, group: dist.ProcessGroup | None) -> Matching:
-        """Bring what depends on σ up to it: P where it may move, and W."""
-        if self.statistic is not None and self.options.refit_cosine is not None:
+        result = match(*parts, self.options.momentum, group, self._solver)
+        if self.options.refit_cosine is not None:
             # At the end of a warm-up to where gradients put the classes: they weigh neighbours, mean features do not.
             directions = self.class_vectors() if self._warming else self.statistic.rows
             stayed = refit(self.prototypes, self.assignment, directions, self.options.refit_cosine, group)

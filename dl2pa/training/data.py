@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from dl2pa.config import Config
-from dl2pa.config.checks import check_batches, check_cadence, check_lengths, check_loader, check_method
+from dl2pa.config.checks import check_batches, check_lengths, check_loader, check_method
 from dl2pa.errors import UserError
 from dl2pa.image import inside_image
 from dl2pa.training.processes import World
@@ -108,7 +108,6 @@ def check_fits(config: Config, splits: DataSplits) -> None:
     if num_samples(splits.val) == 0:
         raise UserError("data.val_root", config.data.val_root, "holds no images", "Give a validation set.")
     check_lengths(config, num_samples(splits.train))
-    check_cadence(config, num_samples(splits.train))
     check_method(config, len(splits.classes))
     if isinstance(splits.train, ArrayDataset) and splits.train.images.shape[1] != config.data.image_size:
         side = splits.train.images.shape[1]

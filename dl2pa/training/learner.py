@@ -11,7 +11,7 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import record_function
 
-from dl2pa.assignment import Matching, PendingMatching
+from dl2pa.assignment import Matching
 from dl2pa.backbones import likes_channels_last
 from dl2pa.config import Config
 from dl2pa.methods import Targets
@@ -70,7 +70,6 @@ class Learner:
         self.meter = TrainMeter(world)
         self._stochastic = any(_draws_random_numbers(m) for m in self.trainee.modules())
         self._wrapped: nn.Module = self.trainee
-        self.pending: PendingMatching | None = None
 
     @property
     def evaluated(self) -> Trainee:
@@ -129,8 +128,6 @@ class Learner:
             self.optimizer.zero_grad(set_to_none=True)
         with record_function("dl2pa.statistic"):
             self.trainee.method.observe(features.detach(), targets)
-        if self.pending is not None:
-            self.pending.tend()
         if self.average is not None:
             with record_function("dl2pa.average"):
                 self.average.update(self.trainee)
@@ -148,25 +145,6 @@ class Learner:
         if self.average is not None:
             self.average.copy_buffers(self.trainee)
         return result
-
-    def begin_rematch(self, step: int, lag: int) -> None:
-        """The same in the background, to be applied `lag` steps later; a collective. `pending` until then."""
-        assert self.pending is None, "one at a time"
-        self.pending = self.trainee.method.begin_rematch(step, lag)
-
-    def finish_rematch(self, step: int) -> Matching:
-        """Apply the assignment of the matching under way, at `step`; a collective."""
-        assert self.pending is not None, "begun before"
-        result, self.pending = self.trainee.method.finish_rematch(self.pending, step), None
-        if self.average is not None:
-            self.average.copy_buffers(self.trainee)
-        return result
-
-    def abandon_rematch(self) -> None:
-        """Give up the matching under way, if there is one."""
-        if self.pending is not None:
-            self.pending.close()
-            self.pending = None
 
     def synchronise_buffers(self) -> None:
         """Give every rank rank 0's BatchNorm statistics; a collective, before validation and saving."""
@@ -197,7 +175,6 @@ class Learner:
             "scaler": self.scaler.state_dict(),
             "average": self.average.state_dict() if self.average is not None else None,
             "meter": self.meter.state(),
-            "pending": self.pending.state() if self.pending is not None else None,
         }
         if not self._world.is_main:
             state = {}
@@ -224,11 +201,6 @@ class Learner:
             self.average.load(state["average"], self.trainee)
         self.meter.load(state["meter"])
         self.release_gathered()
-
-    def resume_rematch(self, state: dict[str, Any]) -> None:
-        """Solve again the matching that was under way when ``state`` was saved; after ``load``."""
-        if state.get("pending") is not None:
-            self.pending = self.trainee.method.resume_rematch(state["pending"])
 
     def _mix(self, batch: Batch, global_step: int) -> tuple[Tensor, Targets]:
         train = self._config.train

@@ -34,9 +34,6 @@ from pipelines.longtail import Group
 
 log = logging.getLogger(__name__)
 
-_PATIENCE_S = 0.2
-"""Longest wait for a matching between two looks at whether a stop was asked for."""
-
 
 class Loop:
     """One attempt's way through the run. Every rank goes through the same calls.
@@ -75,7 +72,7 @@ class Loop:
         self.groups = groups
         self.matchings = MatchingLog(run.matchings)
         self.progress = Progress()
-        self.last_match = self.last_taken = -1
+        self.last_match = -1
         self.images_seen = 0
         self.train_seconds = 0.0
         self.startup: StartUp | None = None
@@ -93,8 +90,9 @@ class Loop:
         at = self.progress
         while not at.over(self.config.train.epochs, self.config.train.max_steps):
             if at.phase == "train":
-                if not (self._train_epoch() and self._match_after_epoch()):
+                if not self._train_epoch():
                     return self._stopped()
+                self._match_after_epoch()
                 at.phase = "evaluate"
             if not self._finish_epoch():
                 return self._stopped()
@@ -104,8 +102,6 @@ class Loop:
         at, limit = self.progress, self.config.train.max_steps
         self.learner.begin_epoch(at.epoch)
         self.learner.trainee.train()
-        if self._is_due() and not self._match_after_step():  # stopped while it waited for that
-            return False
         if not (limit and at.global_step >= limit):
             self.train_pipeline.start(at.epoch, at.step)
             self._window.open()
@@ -113,8 +109,7 @@ class Loop:
                 if self.stop.poll():
                     return False
                 self._window.got_data()
-                if not self._step(batch):
-                    return False
+                self._step(batch)
                 self._window.asks_data()
                 if limit and at.global_step >= limit:
                     break
@@ -137,8 +132,8 @@ class Loop:
         for path in profile:
             self.tracker.artifact(path, "profile")
 
-    def _step(self, batch: Batch) -> bool:
-        """One step and what is due after it; False where a stop was agreed on the way."""
+    def _step(self, batch: Batch) -> None:
+        """One step and what is due after it."""
         at, train = self.progress, self.config.train
         logs_now = (at.global_step + 1) % train.log_every == 0
         norm = self.learner.step(batch, at.global_step, want_norm=logs_now)
@@ -150,13 +145,11 @@ class Loop:
         self._window.stepped(train.batch_size)
         if logs_now:
             self._log(norm)
-        if not self._match_after_step():
-            return False
+        self._match_after_step()
         every = self.config.checkpoint.every_steps
         if every and at.global_step % every == 0:
             self.save()
         self.display.step(at.epoch, at.step, at.global_step)
-        return True
 
     def _first_step(self) -> None:
         expect_promptness(self.world, self.config.launch.step_timeout_s)
@@ -233,62 +226,31 @@ class Loop:
         whole = at.step >= self.train_pipeline.steps_per_epoch
         return self._is_last() and (whole or (limit is not None and at.global_step >= limit))
 
-    def _match_after_step(self) -> bool:
-        """Apply the assignment that is due and begin the matching that is; False where a stop was agreed."""
+    def _match_after_step(self) -> None:
         at = self.progress
-        if self._is_due() and not self._at_end() and not self._apply():
-            return False
-        if self.learner.trainee.method.due_after_step(at.epoch, at.global_step) and not self._just_taken():
+        if self.learner.trainee.method.due_after_step(at.epoch, at.global_step):
             self._rematch()
-        return True
 
-    def _match_after_epoch(self) -> bool:
-        """The epoch's matching; applied at once after a warm-up, which it ends, and before the last validation, so
-        that the σ evaluated is the σ saved. False where a stop was agreed."""
-        at, last = self.progress, self._is_last()
-        if self.learner.trainee.method.due_after_epoch(at.epoch) and not self._just_taken():
-            if last:
-                self.learner.abandon_rematch()  # this one takes its place
+    def _match_after_epoch(self) -> None:
+        if self.learner.trainee.method.due_after_epoch(self.progress.epoch):
             self._rematch()
-        warmed_up = at.epoch + 1 == self.config.method.match.warmup_epochs
-        return not (last or warmed_up) or self.learner.pending is None or self._apply()
 
     def _rematch(self) -> None:
-        """Match, or begin to; while a matching is under way the next is left out."""
-        at, lag = self.progress, self.config.method.match.lag_steps
-        if self.learner.pending is not None:
+        """Update the assignment, once at most after a step."""
+        if self.last_match == self.progress.global_step:
             return
-        self.last_taken = at.global_step
-        if lag:
-            self.learner.begin_rematch(at.global_step, lag)
-            return
+        self.last_match = self.progress.global_step
         result = self.learner.rematch()
         if result is not None:
             self._record_matching(result)
 
-    def _apply(self) -> bool:
-        """Wait for the assignment under way and put it into force; False where a stop was agreed meanwhile."""
-        pending = self.learner.pending
-        assert pending is not None, "asked before"
-        while not pending.ready(_PATIENCE_S):
-            if self.stop.poll():
-                return False
-        self._record_matching(self.learner.finish_rematch(self.progress.global_step))
-        return True
-
-    def _is_due(self) -> bool:
-        pending = self.learner.pending
-        return pending is not None and pending.due <= self.progress.global_step
-
-    def _just_taken(self) -> bool:
-        return self.last_taken == self.progress.global_step
-
     def _record_matching(self, result: Matching) -> None:
         at = self.progress
         at.labels_moved.append(result.moved)
-        self.last_match = at.global_step
         values = {f"match/{k}": v for k, v in result.metrics().items()}
         values["time/match_s"] = result.seconds
+        if result.solution is not None:
+            values |= {f"time/match_{name}": value for name, value in result.solution.work().items()}
         if result.insight is not None:
             values["time/insight_s"] = result.insight.seconds
         self.tracker.metrics(at.global_step, values)
@@ -332,7 +294,7 @@ class Loop:
         self.progress.bad_images = sorted({*self.progress.bad_images, *itertools.chain(*met)})
         if self.world.is_main:
             state.update(progress=self.progress.as_dict(), identity=self.identity)
-            state.update(last_match=self.last_match, last_taken=self.last_taken)
+            state.update(last_match=self.last_match)
             self.store.save(self.progress.global_step, state, best=best, wait=wait)
         self.learner.release_gathered()
         self._check_bad(sorted({*itertools.chain(*met)}))
@@ -347,7 +309,6 @@ class Loop:
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint's state."""
         self.learner.load(state)
-        self.learner.resume_rematch(state)
         at = self.progress = Progress(**state["progress"])
         train = self.config.train
         unfinished = not (at.history and at.history[-1]["step"] == at.global_step)
@@ -360,7 +321,6 @@ class Loop:
                 "train.max_steps", train.max_steps, f"the run is at step {at.global_step}", remedy
             )
         self.last_match = state["last_match"]
-        self.last_taken = state.get("last_taken", self.last_match)
 
     def _stopped(self) -> bool:
         at = self.progress

@@ -32,10 +32,10 @@ class MatchingLog:
             self.cut_after(step - 1)
         found = asdict(matching)
         record: dict[str, Any] = {"step": step, "epoch": round(epoch, 6), **found, **(found["insight"] or {})}
-        for name in (
-            "insight",
-            "seconds",
-        ):  # the clock's share is among the metrics; the rest is reproducible
+        if matching.solution is not None:
+            record["gap"] = matching.solution.gap
+        # What depends on the clock and on earlier solves is among the metrics; the rest is reproducible.
+        for name in ("insight", "solution", "seconds"):
             del record[name]
         if record["prototypes_stayed"] is None:
             del record["prototypes_stayed"]

@@ -161,8 +161,6 @@ def _attempt(config: Config, run: RunDirectory, name: str, data: DataSplits | No
         tracker.finish("failed", drain_seconds=5)
         raise
     finally:
-        if loop is not None:
-            loop.learner.abandon_rematch()
         stop.close()
         leave_world()
 
@@ -242,7 +240,6 @@ def _build(
         learner.wrap()
         learner.release_gathered()
     except BaseException:
-        learner.abandon_rematch()
         tracker.finish("failed", drain_seconds=5)
         raise
     return loop, tracker

@@ -7,7 +7,6 @@ import pytest
 from dl2pa.config import Config, merge, parse_config
 from dl2pa.config.checks import (
     check_batches,
-    check_cadence,
     check_lengths,
     check_loader,
     check_method,
@@ -56,33 +55,6 @@ def test_a_batch_larger_than_the_data_is_refused() -> None:
     with pytest.raises(UserError, match="at most 99") as caught:
         check_lengths(config({"train": {"batch_size": 100}}), 99)
     assert caught.value.field == "train.batch_size"
-
-
-@pytest.mark.parametrize(
-    ("match", "cadence"),
-    [
-        ({}, 10),
-        ({"every_epochs": 3}, 30),
-        ({"every_steps": 7}, 7),
-        ({"every_epochs": 0, "every_steps": 70}, 70),
-        ({"early_steps": 4, "early_epochs": 1}, 4),
-        ({"early_steps": 4}, 10),
-        ({"every_epochs": 0, "every_steps": 12, "early_steps": 5, "early_epochs": 2}, 5),
-    ],
-)
-def test_a_solve_that_outlasts_the_cadence_is_refused(match: dict[str, int], cadence: int) -> None:
-    """107 images in batches of 10: 10 steps an epoch."""
-
-    def lagging(lag: int, **method: Any) -> Config:
-        tree = {"train": {"batch_size": 10}, "method": {"match": {**match, "lag_steps": lag}, **method}}
-        return config(tree)
-
-    for lag in (0, cadence - 1):
-        check_cadence(lagging(lag), 107)
-    with pytest.raises(UserError, match=f"at most {cadence - 1}") as caught:
-        check_cadence(lagging(cadence), 107)
-    assert (caught.value.field, caught.value.value) == ("method.match.lag_steps", cadence)
-    check_cadence(lagging(cadence, assignment="static"), 107)
 
 
 @pytest.mark.parametrize(

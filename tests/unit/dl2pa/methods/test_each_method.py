@@ -306,8 +306,7 @@ def test_a_matching_moves_the_prototypes_with_their_classes_where_asked(name: st
     assert torch.equal(again.readout().vectors, vectors)
 
 
-@pytest.mark.parametrize("background", [False, True])
-def test_a_warm_up_ends_with_prototypes_at_its_learned_vectors(background: bool, tmp_path: Path) -> None:
+def test_a_warm_up_ends_with_prototypes_at_its_learned_vectors(tmp_path: Path) -> None:
     """From then on they follow the mean features."""
     method = built("dl2pa", tmp_path, match={"refit_cosine": 0.97, "warmup_epochs": 1})
     assert isinstance(method, PrototypeMethod) and method.warmup is not None
@@ -318,12 +317,7 @@ def test_a_warm_up_ends_with_prototypes_at_its_learned_vectors(background: bool,
     for epoch, expected, other in ((0, learned, centres), (1, centres, learned)):
         method.begin_epoch(epoch)
         method.observe(centres, Targets(torch.arange(CLASSES)))
-        if background:
-            pending = method.begin_rematch(step=3, lag=1)
-            assert pending is not None
-            method.finish_rematch(pending, 4)
-        else:
-            method.rematch()
+        method.rematch()
         near, far = ((method.weights * rows).sum(dim=1).mean() for rows in (expected, other))
         assert near > 0.95 and near > far + 0.2
 

@@ -64,25 +64,6 @@ def test_a_matching_moves_predictions_to_the_observed_classes() -> None:
     assert (method.logits(batch).argmax(1) == y).all()
 
 
-@pytest.mark.parametrize("refit_cosine", [None, 0.9])
-def test_a_matching_in_the_background_does_what_one_in_place_does(refit_cosine: float | None) -> None:
-    in_place, beside = build(refit_cosine=refit_cosine), build(refit_cosine=refit_cosine)
-    for method in (in_place, beside):
-        method.observe(features(), Targets(labels()))
-    expected = in_place.rematch()
-    pending = beside.begin_rematch(step=3, lag=2)
-    assert expected is not None
-    assert pending is not None
-    assert torch.equal(beside.class_vectors(), points()), "nothing changes before it is applied"
-    found = beside.finish_rematch(pending, 5)
-    assert found.metrics() == expected.metrics()
-    assert ("prototypes_stayed" in found.metrics()) == (refit_cosine is not None)
-    for name, tensor in in_place.state_dict().items():
-        assert torch.equal(beside.state_dict()[name], tensor), name
-    assert torch.equal(beside.class_vectors(), in_place.class_vectors())
-    assert not torch.equal(beside.class_vectors(), points())
-
-
 def test_mixed_labels_are_observed_with_their_shares() -> None:
     mixed, whole = build(), build()
     share = torch.linspace(0, 1, 40)

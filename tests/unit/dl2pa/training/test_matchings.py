@@ -43,7 +43,6 @@ def test_a_record_tells_all_but_the_time_it_took(log: MatchingLog) -> None:
         "objective_after": 2.0,
         "own_cosine": 0.5,
         "classes_seen": 3,
-        "lag": 0,
         "margin": 0.25,
         "compactness": 0.8,
         "loosest_class": 2,

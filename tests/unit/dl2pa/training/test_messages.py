@@ -28,6 +28,8 @@ assert torch.equal(told.pop("points"), torch.arange(4.0)), told
 assert told == {"step": 7, "name": "größe", "none": None, "list": [1, (2, "x")]}, told
 assert from_rank_zero(None, world) is None
 assert gather_objects(["a" * 1000 * rank] * rank, world) == [["a" * 1000 * r] * r for r in range(size)]
+dist.barrier()
+dist.destroy_process_group()
 """
 
 

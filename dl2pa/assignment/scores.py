@@ -1,0 +1,188 @@
+"""Search all C × C scores q_i · p_j for large ones, tile by tile in float32, without storing them."""
+
+from __future__ import annotations
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+_TILE = {"cpu": 2048, "cuda": 8192}
+_SAMPLED = 2
+"""Sampled scores that a threshold leaves above it: with fewer the number of candidates varies too much."""
+_MOST_PAIRS = 4_000_000
+_MOST_PAIRS_EACH = 256
+"""Pairs that a comparison returns, altogether and for each row; from the larger number on, pairs that only tie are left
+out: they may be all C²."""
+_TIE = 2e-13
+_NONE = np.empty(0, dtype=np.int64)
+_CHUNK = 1024
+"""Pairs rescored at a time: their vectors stay in the processor's cache."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Upper bounds on every score that a search left out: s_ij ≤ min(row_i, column_j) unless (i, j) was returned.
+
+    Attributes:
+        rows: [n].
+        columns: [C].
+    """
+
+    rows: Floats
+    columns: Floats
+
+
+class ScoreSearch:
+    """All scores of rows [n, d] with prototypes [C, d], less what the rows have in common.
+
+    Float32 decides only where to look. Every comparison allows for its rounding error, so that no pair is missed, and
+    `exact` computes the scores of the pairs found in float64.
+
+    Args:
+        rows_nd, points_cd: float64.
+        common_d: subtracted from every row in a search: where all rows share a direction, the largest scores without
+            it are the ones that matter.
+        device: where the tiles are computed.
+    """
+
+    def __init__(self, rows_nd: Floats, points_cd: Floats, common_d: Floats, device: torch.device) -> None:
+        self.rows, self.points = rows_nd, points_cd
+        self.common, self.searched = common_d, rows_nd - common_d if common_d.any() else rows_nd
+        self._device = device
+        self._tile = _TILE.get(device.type, _TILE["cpu"])
+        # |fl(q·p) − q·p| ≤ d·2⁻²⁴·|q||p| (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1), and two
+        # roundings more for the conversion of either vector.
+        self.longest = float(lengths(points_cd).max())
+        unit = (points_cd.shape[1] + 4) * 2.0**-24
+        self._error = unit * self.longest * lengths(self.searched)
+
+    @cached_property
+    def _rows(self) -> Tensor:
+        return self._upload(self.searched)
+
+    @cached_property
+    def _points(self) -> Tensor:
+        return self._upload(self.points)
+
+    def largest(self, count: int) -> tuple[Integers, Integers, Limits]:
+        """The largest scores of each row and of each column, about `count` of either.
+
+        Returns:
+            Row and column numbers of the pairs, and the limits of what was left out.
+        """
+        rows = self._sampled(self._rows, self._points, count)
+        points = self._sampled(self._points, self._rows, count)
+        found: list[tuple[Integers, Integers]] = []
+        for down in _tiles(len(rows), self._tile):
+            for across in _tiles(len(points), self._tile):
+                threshold = torch.minimum(rows[down, None], points[across])
+                i, j = _above(self._rows[down], self._points[across], threshold)
+                found.append((i + down.start, j + across.start))
+        first, second = (np.concatenate(part) for part in zip(*found, strict=True))
+        limits = Limits(
+            rows.double().cpu().numpy() + self._error, points.double().cpu().numpy() + self._error.max()
+        )
+        return first, second, limits
+
+    def above(
+        self, rows_n: Floats, columns_c: Floats, limits: Limits, most: float = 1.0
+    ) -> tuple[Integers, Integers] | None:
+        """Pairs with a score of row_i + column_j or more, as far as the limits do not rule them out.
+
+        The limits leave only pairs with column_j ≤ row limit_i − row_i. With the rows in order of that difference and
+        the columns in order of `columns_c` these pairs fill a staircase; the rest is skipped.
+
+        Returns:
+            Row and column numbers; some pairs with a slightly smaller score are among them. None: more than the share
+            `most` of all pairs would have to be computed.
+        """
+        scale = float(np.abs(rows_n).max(initial=0.0) + np.abs(columns_c).max(initial=0.0))
+        slack = self._error + 2.0**-22 * scale
+        reach = limits.rows - rows_n + slack
+        row_order, column_order = np.argsort(-reach, kind="stable"), np.argsort(columns_c, kind="stable")
+        columns_c, floors = columns_c[column_order], (rows_n - slack)[row_order]
+        widths = np.searchsorted(columns_c, reach[row_order])
+        if widths.sum() > most * len(rows_n) * len(columns_c):
+            return None
+        if not widths.any():
+            return _NONE, _NONE
+        room = limits.columns[column_order] - columns_c
+        ordered = self._points[torch.from_numpy(column_order).to(self._device)]
+        found: list[tuple[Integers, Integers]] = [(_NONE, _NONE)]
+        total = 0
+        for start in range(0, len(rows_n), self._tile):
+            part = slice(start, start + self._tile)
+            numbers, floor, least = row_order[part], floors[part], floors[part].min()
+            block = self._rows[torch.from_numpy(numbers).to(self._device)]
+            for left in range(0, int(widths[start]), self._tile):
+                across = slice(left, min(left + self._tile, int(widths[start])))
+                if room[across].max() < least:
+                    continue
+                threshold = self._upload(floor)[:, None] + self._upload(columns_c[across])
+                i, j = _above(block, ordered[across], threshold)
+                total += len(i)
+                if total > max(_MOST_PAIRS, _MOST_PAIRS_EACH * len(rows_n)):
+                    exact = self.searched[numbers] @ self.points[column_order[across]].T
+                    i, j = np.nonzero(exact > rows_n[numbers, None] + columns_c[across] + _TIE)
+                found.append((numbers[i], column_order[across][j]))
+        first, second = (np.concatenate(part) for part in zip(*found, strict=True))
+        return first, second
+
+    def exact(self, first: Integers, second: Integers) -> Floats:
+        """Float64 scores of pairs; the same bits from any number of threads."""
+
+        def chunk(start: int) -> Floats:
+            part = slice(start, start + _CHUNK)
+            return np.einsum("ed,ed->e", self.rows[first[part]], self.points[second[part]])
+
+        with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
+            return np.concatenate([np.empty(0), *pool.map(chunk, range(0, len(first), _CHUNK))])
+
+    def _sampled(self, these: Tensor, others: Tensor, count: int) -> Tensor:
+        """For each of `these` the score that about `count` of the others exceed, estimated on a sample."""
+        total = len(others)
+        size = min(total, max(1024, math.ceil(_SAMPLED * total / count)))
+        rank = max(1, round(count * size / total))
+        chosen = np.random.default_rng(total).permutation(total)[:size]
+        sample = others[torch.from_numpy(chosen).to(self._device)]
+        if rank >= size:
+            return torch.full((len(these),), -math.inf, device=self._device)
+        parts = _tiles(len(these), self._tile)
+        return torch.cat([_product(these[part], sample).topk(rank, dim=1).values[:, -1] for part in parts])
+
+    def _upload(self, values: Floats) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32)).to(self._device)
+
+
+def lengths(rows_nd: Floats) -> Floats:
+    """Length of each row; several times as fast as NumPy's norm."""
+    return np.sqrt(np.einsum("nd,nd->n", rows_nd, rows_nd))
+
+
+def _tiles(total: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, total)) for start in range(0, total, size)]
+
+
+def _above(rows: Tensor, points: Tensor, threshold: Tensor) -> tuple[Integers, Integers]:
+    """Row and column numbers within a tile of the scores above the threshold."""
+    pairs = (_product(rows, points) > threshold).flatten().nonzero().flatten().cpu().numpy()
+    return np.divmod(pairs, len(points))
+
+
+def _product(rows: Tensor, points: Tensor) -> Tensor:
+    """Scores in full float32, whatever the training has chosen (TF32, bfloat16)."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        return rows @ points.T
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -9,6 +9,10 @@ _TEMPERATURE = 0.07
 """EBV's published one (Shen et al., CVPR 2023); a scale is its inverse."""
 
 
+MAX_LOGITS = 2**27
+"""Default of `method.max_logits`: 512 MiB in float32."""
+
+
 @dataclass(frozen=True)
 class MethodDefaults:
     """A method's own choices; `method.*` of the configuration overrides each.

@@ -149,7 +149,17 @@ def build_parser() -> argparse.ArgumentParser:
     )
     bench.add_argument(
         "name",
-        choices=("pipeline", "train", "scaling", "together", "checkpoint", "matching", "index", "tracking"),
+        choices=(
+            "pipeline",
+            "train",
+            "scaling",
+            "together",
+            "checkpoint",
+            "matching",
+            "classes",
+            "index",
+            "tracking",
+        ),
         help="what to measure",
     )
     bench.add_argument(
@@ -164,7 +174,7 @@ def build_parser() -> argparse.ArgumentParser:
     bench.add_argument(
         "--models",
         metavar="LIST",
-        help="backbones (train: resnet50; scaling, together, checkpoint: resnet32)",
+        help="backbones (train: resnet50; scaling, together, checkpoint, classes: resnet32)",
     )
     bench.add_argument(
         "--step-ms",

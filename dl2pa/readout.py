@@ -37,6 +37,20 @@ class Readout(NamedTuple):
     feature_norm: Norm | None = None
     class_norm: Norm | None = None
 
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return len(self.vectors) // self.per_class
+
+    def split(self, classes: int) -> list[Readout]:
+        """Readouts of consecutive blocks of so many classes; not for a LayerNorm over the classes.
+
+        The gradients of the blocks are put together in one pass.
+        """
+        vectors = self.vectors.split(classes * self.per_class)
+        biases = [None] * len(vectors) if self.bias is None else self.bias.split(classes)
+        return [self._replace(vectors=v, bias=b) for v, b in zip(vectors, biases, strict=True)]
+
     def embed(self, features: Tensor) -> Tensor:
         """Features [B, d] as the vectors see them: float32, normalised as this readout does it."""
         features = features.float()

@@ -29,6 +29,22 @@ class Batch:
     valid: int
     missing: int = 0
 
+    def split(self, size: int) -> list[Batch]:
+        """Parts of at most so many images; `missing` counts in the first."""
+        count = len(self.targets)
+        if count <= size:
+            return [self]
+        return [
+            Batch(
+                self.images[start : start + size],
+                self.targets[start : start + size],
+                self.indices[start : start + size],
+                min(max(self.valid - start, 0), size, count - start),
+                0 if start else self.missing,
+            )
+            for start in range(0, count, size)
+        ]
+
 
 class Pipeline(Protocol):
     """Batches of one epoch, from a given step on."""

@@ -6,7 +6,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,12 +18,13 @@ from dl2pa.assignment import AssignmentSolver, ClassStatistic
 from dl2pa.assignment.insight import with_margin
 from dl2pa.assignment.match import apply_assignment, is_main, reduce_statistics
 from dl2pa.bench.group import in_a_group
+from dl2pa.bench.memory import peak_gib, reset_peak, resident_gib
 
 Floats = NDArray[np.float64]
 
 STATES = ("untrained", "trained")
-DENSE_CLASSES = 25_000
-"""Most classes that dense solvers are run on: their cost takes 8 C² bytes and minutes."""
+_SCIPY_CLASSES, _LAPX_CLASSES = 25_000, 10_000
+"""Most classes that the dense solvers are run on: SciPy takes a minute there, lapx more than eight at 21,841."""
 _ONE = 2.0**32
 _DRIFT = 0.1
 """Length by which rows move between two updates of a trained network."""
@@ -63,10 +63,10 @@ def _rank(count: int, dim: int, rounds: int) -> list[dict[str, Any]]:
 
 def _measure(count: int, dim: int, state: str) -> dict[str, Any]:
     """One update as training does it, in its parts."""
-    torch_gib = _status_gib("VmRSS")
+    torch_gib = resident_gib()
     statistic, points = _share_of_statistic(count, dim, state)
     sigma, solver = torch.arange(count), AssignmentSolver()
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak begins anew
+    reset_peak()
     dist.barrier()
     reduced = reduce_statistics(statistic, points, sigma)
     rows, places = statistic.rows.numpy(), points.double().numpy()
@@ -83,7 +83,7 @@ def _measure(count: int, dim: int, state: str) -> dict[str, Any]:
         "broadcast_s": result.seconds,
         "update_s": reduced.seconds + solve_s + result.seconds,
         "torch_gib": torch_gib,
-        "peak_gib": _status_gib("VmHWM"),
+        "peak_gib": peak_gib(),
     }
     if solution is not None:
         found |= {**solution.work(), "gap": solution.gap}
@@ -98,9 +98,9 @@ def _measure(count: int, dim: int, state: str) -> dict[str, Any]:
 def _dense(rows: Floats, points: Floats, sigma: NDArray[np.int64]) -> dict[str, float | None]:
     """Time of SciPy's and lapx's dense solvers on the centered cost."""
     found: dict[str, float | None] = {"scipy_s": None, "lapx_s": None, "dense_gain": None}
-    if len(rows) > DENSE_CLASSES:
-        return found
-    for name, solve in (("scipy_s", _scipy), ("lapx_s", _lapx)):
+    for name, solve, most in (("scipy_s", _scipy, _SCIPY_CLASSES), ("lapx_s", _lapx, _LAPX_CLASSES)):
+        if len(rows) > most:
+            continue
         began = time.perf_counter()
         cost = (rows.mean(axis=0) - rows) @ (points - points.mean(axis=0)).T
         columns = solve(cost)
@@ -129,12 +129,6 @@ def _lapx(cost: Floats) -> NDArray[np.int64] | None:
 def _moved(rows: Floats) -> Floats:
     noise = np.random.default_rng(1).standard_normal(rows.shape)
     return _unit(rows + _DRIFT / math.sqrt(rows.shape[1]) * noise)
-
-
-def _status_gib(name: str) -> float:
-    """A memory size of this process from /proc, GiB."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) / 2**20 for line in lines if line.startswith(name + ":"))
 
 
 def _share_of_statistic(count: int, dim: int, state: str) -> tuple[ClassStatistic, Tensor]:

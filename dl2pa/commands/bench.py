@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 Rows = list[dict[str, Any]]
 _COMPILE: dict[str, Any] = {"off": False, "on": True, "graphs": "graphs"}
-_OF_STEPS = ("train", "scaling", "together", "checkpoint")
+_OF_STEPS = ("train", "scaling", "together", "checkpoint", "classes")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -83,6 +83,12 @@ def _steps(args: argparse.Namespace, world: Any) -> tuple[dict[str, float], Rows
         return *bench_checkpoint(
             models, args.batch_size, args.steps, args.rounds, _precision(args), world
         ), {}
+    if args.name == "classes":
+        from dl2pa.bench.classes import bench_classes
+
+        (model,) = _words("--models", args.models, BACKBONES, most=1)
+        counts = _numbers("--classes", args.classes, 2, "two classes")
+        return *bench_classes(model, counts, args.dim, args.batch_size, args.steps, args.rounds, world), {}
     from dl2pa.bench.scaling import bench_scaling
 
     (model,) = _words("--models", args.models, BACKBONES, most=1)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from dl2pa.catalogue import METHODS, MethodDefaults
+from dl2pa.catalogue import MAX_LOGITS, METHODS, MethodDefaults
 
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -193,6 +193,9 @@ class MethodConfig(Section):
     logit_adjustment: NonNegative = 0.0
     """Factor of the logarithm of each class's share of the training images, added to the logits in the cross_entropy of
     training: for long tails; 1 is the balanced softmax."""
+    max_logits: PositiveInt = MAX_LOGITS
+    """Logits (images of a process times classes) that exist at a time in cross_entropy and in validation; where there
+    would be more, classes or images are processed in blocks."""
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
     """Of cross_entropy; default: the method's own."""
     normalize: bool | None = None

@@ -224,6 +224,7 @@ def _verified(points: Tensor, record: dict[str, Any], path: Path) -> Certificate
     try:
         values = json.loads(record["certificate"])
         values.setdefault("mean_norm", mean_norm(points))  # files from before it was recorded
+        values.setdefault("checked", len(points))
         certificate = Certificate(**{field.name: values[field.name] for field in fields(Certificate)})
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise _damaged(path, "its certificate cannot be read") from error

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dl2pa.geometry import optimise
+from dl2pa.geometry import optimise, sequences
 from dl2pa.geometry.bounds import max_cosine_bound
 from dl2pa.geometry.certificate import nearest_cosines
 from dl2pa.geometry.known import Combination, best_combination, build_combination
@@ -20,10 +20,13 @@ from dl2pa.geometry.optimise import Plan, Progress, Stage
 _EQUAL = 1e-6
 _OPTIMISER_UP_TO = 4_096
 """Beyond this many classes the optimiser has too few steps to come near a code that is near the bound."""
+_PAIRS_UP_TO = 32_768
+"""Beyond this many classes nothing here looks at all pairs."""
 _NEAR_BOUND = 2.0
 _WORTH_MOVING = 1.25
 _MOST_STARTS, _START_PAIRS = 4, 80_000
 _NOISE = 0.03
+_CHUNK = 65_536
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,8 @@ def best_found(num_classes: int, dim: int, seed: int, progress: Progress | None 
         seed: of the optimiser's starts, of the noise, and of subsets of very large codes.
         progress: told the steps done and their total.
     """
+    if num_classes > _PAIRS_UP_TO:
+        return _found_without_pairs(num_classes, dim, seed)
     combination = best_combination(num_classes, dim)
     known = best_known(num_classes, dim, seed)
     if combination is not None and known is not None and _settled(combination, dim):
@@ -73,6 +78,39 @@ def best_found(num_classes: int, dim: int, seed: int, progress: Progress | None 
         candidates.append(Found(moved, f"max_cosine from {known.construction}"))
     report(total, total)
     return _smallest(candidates)
+
+
+def _found_without_pairs(num_classes: int, dim: int, seed: int) -> Found:
+    """The known codes or a dual BCH code, by their written cosines; random points where neither has room."""
+    combination = best_combination(num_classes, dim)
+    degree, errors, cosine = _dual_bch_for(num_classes, dim)
+    if combination is not None and combination.cosine <= cosine:
+        return Found(build_combination(combination, dim, seed).float(), f"known: {combination}")
+    points = torch.zeros(num_classes, dim)
+    if not degree:
+        torch.randn(points.shape, generator=torch.Generator().manual_seed(seed), out=points)
+        for part in points.split(_CHUNK):
+            part.copy_(torch.nn.functional.normalize(part, dim=1))
+        return Found(points, "random")
+    length = 1 << degree
+    words = sequences.dual_bch(degree, errors, num_classes, seed)
+    points[:, :length] = torch.from_numpy(words)
+    points[:, :length] /= length**0.5
+    return Found(
+        points, f"dual BCH {length}, {errors} errors ({num_classes} of {1 << (1 + errors * degree)}x{length})"
+    )
+
+
+def _dual_bch_for(num_classes: int, dim: int) -> tuple[int, int, float]:
+    """Degree, errors and largest cosine of the best dual BCH code with room; degree 0 and 1.0: there is none."""
+    usable = [
+        (sequences.dual_bch_correlation(degree, errors) / (1 << degree), degree, errors)
+        for degree in sequences.DEGREES
+        for errors in (2, 3)
+        if 1 << degree <= dim and 1 << (1 + errors * degree) >= num_classes and degree > 2 * errors
+    ]
+    cosine, degree, errors = min(usable, default=(1.0, 0, 0))
+    return degree, errors, cosine
 
 
 def _settled(combination: Combination, dim: int) -> bool:

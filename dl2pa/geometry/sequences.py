@@ -1,4 +1,4 @@
-"""Binary codes whose words, read as ±1, have few and small correlations: Kerdock and Gold.
+"""Binary codes whose words, read as ±1, have few and small correlations: Kerdock, Gold and other dual BCH codes.
 
 Both hold words as int8 ±1; divided by the root of their length they are spherical codes.
 """
@@ -11,7 +11,20 @@ from numpy.typing import NDArray
 Signs = NDArray[np.int8]
 
 # Exponents of a primitive polynomial over GF(2) for each degree.
-_PRIMITIVE = {3: (3, 1, 0), 5: (5, 2, 0), 7: (7, 1, 0)}
+_PRIMITIVE = {
+    3: (3, 1, 0),
+    4: (4, 1, 0),
+    5: (5, 2, 0),
+    6: (6, 1, 0),
+    7: (7, 1, 0),
+    8: (8, 4, 3, 2, 0),
+    9: (9, 4, 0),
+    10: (10, 3, 0),
+    11: (11, 2, 0),
+}
+DEGREES = tuple(_PRIMITIVE)
+_WORDS = 65_536
+"""Words made at a time."""
 
 
 def kerdock(degree: int) -> Signs:
@@ -59,6 +72,55 @@ def gold(degree: int) -> Signs:
     for row in np.concatenate([np.ones((1, order + 1), dtype=np.int8), columns.T]):
         words = np.concatenate([words, words ^ row])
     return (1 - 2 * words).astype(np.int8)
+
+
+def dual_bch_correlation(degree: int, errors: int) -> int:
+    """Largest inner product of two words of `dual_bch` that are not each other's negative.
+
+    Weight distributions of the duals of BCH codes that correct two and three errors (MacWilliams and Sloane, The Theory
+    of Error-Correcting Codes, chapter 15; Berlekamp 1970).
+    """
+    odd = degree % 2
+    return (
+        1
+        << {2: (degree + 1 if odd else degree + 2) // 2, 3: (degree + 3 if odd else degree + 4) // 2}[errors]
+    )
+
+
+def dual_bch(degree: int, errors: int, count: int, seed: int) -> Signs:
+    """Different words Tr(ax + bx³ (+ cx⁵)) + e over x in GF(2^degree), drawn by chance.
+
+    The code is linear, so a word is made from its number alone: the time and memory are those of the words asked for.
+
+    Args:
+        degree: of the field; the length is 2^degree.
+        errors: 2 or 3, the number of powers of x.
+        count: at most 2^(1 + errors·degree).
+
+    Returns:
+        [count, 2^degree].
+    """
+    generator = _dual_bch_generator(degree, errors)
+    bits = len(generator)
+    chosen = np.random.default_rng(seed).choice(1 << bits, count, replace=False)
+    words = np.empty((count, generator.shape[1]), dtype=np.int8)
+    for start in range(0, count, _WORDS):
+        numbers = chosen[start : start + _WORDS]
+        message = (numbers[:, None] >> np.arange(bits) & 1).astype(np.float32)
+        odd = (message @ generator).astype(np.int8) & 1
+        words[start : start + _WORDS] = 1 - 2 * odd
+    return words
+
+
+def _dual_bch_generator(degree: int, errors: int) -> NDArray[np.float32]:
+    """Rows of a generator matrix: ones and the bits of x, x³, …"""
+    powers = _powers(degree, modulus=2)
+    order = len(powers)
+    rows = [np.ones((1, order + 1), dtype=np.int8)]
+    for exponent in range(1, 2 * errors, 2):
+        taken = powers[np.arange(order) * exponent % order]
+        rows.append(np.concatenate([np.zeros((1, degree), dtype=np.int8), taken]).T)
+    return np.concatenate(rows).astype(np.float32)
 
 
 def shortened(words: Signs, times: int) -> Signs:

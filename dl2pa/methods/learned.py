@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dl2pa.methods.base import Method
-from dl2pa.methods.losses import cross_entropy
+from dl2pa.methods.losses import head_cross_entropy
 from dl2pa.methods.options import MethodOptions
 from dl2pa.methods.scale import Scale
 from dl2pa.methods.targets import Targets
@@ -28,7 +28,8 @@ class LearnedMethod(Method):
         with torch.autocast(features.device.type, enabled=False):
             margin = self._margin * self.scale() if self._margin else 0.0
             smoothing = self.options.label_smoothing
-            return cross_entropy(self.logits(features), targets, smoothing, margin, self.adjustment)
+            choices = smoothing, margin, self.adjustment, self.options.max_logits
+            return head_cross_entropy(self.readout(), features, targets, *choices)
 
     def observe(self, features: Tensor, targets: Targets) -> None:
         self.scale.restrain()

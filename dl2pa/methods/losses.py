@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
+from dl2pa.catalogue import MAX_LOGITS
 from dl2pa.methods.targets import Targets
+from dl2pa.readout import Readout
 
 
 def squared_cosine(features: Tensor, weights: Tensor, targets: Targets) -> Tensor:
@@ -47,6 +50,64 @@ def cross_entropy(
         return F.cross_entropy(scores, labels, reduction="none", label_smoothing=label_smoothing)
 
     return targets.mean(one(targets.first), None if targets.second is None else one(targets.second))
+
+
+def head_cross_entropy(
+    head: Readout,
+    features: Tensor,
+    targets: Targets,
+    label_smoothing: float = 0.0,
+    margin: float | Tensor = 0.0,
+    adjustment_c: Tensor | None = None,
+    max_logits: int = MAX_LOGITS,
+) -> Tensor:
+    """`cross_entropy` of a head's logits, of which no more than `max_logits` exist at a time.
+
+    Where B × C is larger, classes are processed in blocks: the log-sum-exp, the own class's logit and the sum of the
+    logits are collected block by block, and the backward pass computes each block again. A head with a LayerNorm over
+    the classes needs all logits at once.
+    """
+    if len(features) * head.num_classes <= max_logits or head.class_norm is not None:
+        return cross_entropy(head.logits(features), targets, label_smoothing, margin, adjustment_c)
+    size = max(1, max_logits // len(features))
+    heads = head.split(size)
+    adjustments = [None] * len(heads) if adjustment_c is None else adjustment_c.split(size)
+
+    def one(labels: Tensor) -> Tensor:
+        parts = [
+            checkpoint(
+                _block_terms, block, features, labels - number * size, margin, adjustment,
+                use_reentrant=False, preserve_rng_state=False,
+            )
+            for number, (block, adjustment) in enumerate(zip(heads, adjustments, strict=True))
+        ]  # fmt: skip
+        logsumexp, own, total = torch.stack(parts).unbind(dim=1)
+        logsumexp = logsumexp.logsumexp(dim=0)
+        loss = logsumexp - own.sum(dim=0)
+        if not label_smoothing:
+            return loss
+        uniform = logsumexp - total.sum(dim=0) / head.num_classes
+        return (1.0 - label_smoothing) * loss + label_smoothing * uniform
+
+    return targets.mean(one(targets.first), None if targets.second is None else one(targets.second))
+
+
+def _block_terms(
+    head: Readout, features: Tensor, labels: Tensor, margin: float | Tensor, adjustment: Tensor | None
+) -> Tensor:
+    """Log-sum-exp, own logit (0 where it is in another block) and sum of a block's logits, [3, B].
+
+    Args:
+        labels: int64 [B], counted from the block's first class.
+    """
+    logits = head.logits(features)
+    if adjustment is not None:
+        logits = logits + adjustment
+    is_own = torch.arange(logits.shape[1], device=logits.device) == labels[:, None]
+    if isinstance(margin, Tensor) or margin:
+        logits = logits - margin * is_own
+    own = torch.where(is_own, logits, 0.0).sum(dim=1)
+    return torch.stack([logits.logsumexp(dim=1), own, logits.sum(dim=1)])
 
 
 def dot_regression(features: Tensor, weights: Tensor, targets: Targets) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from dl2pa.assignment import MatchSchedule
+from dl2pa.catalogue import MAX_LOGITS
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class MethodOptions:
         warmup_scale: of the learned classifier's cosines during the schedule's warm-up.
         momentum: weight of the previous statistic at a matching.
         refit_cosine: largest cosine between prototypes that follow their classes; None: they stay.
+        max_logits: logits that exist at a time in cross_entropy.
     """
 
     loss: str
@@ -40,4 +42,5 @@ class MethodOptions:
     warmup_scale: float = 14.0
     momentum: float = 0.0
     refit_cosine: float | None = None
+    max_logits: int = MAX_LOGITS
     schedule: MatchSchedule = field(default_factory=MatchSchedule)

@@ -20,7 +20,7 @@ from dl2pa.assignment import (
 )
 from dl2pa.geometry import principal_directions
 from dl2pa.methods.base import Method
-from dl2pa.methods.losses import cross_entropy, dot_regression, squared_cosine
+from dl2pa.methods.losses import dot_regression, head_cross_entropy, squared_cosine
 from dl2pa.methods.options import MethodOptions
 from dl2pa.methods.scale import Scale
 from dl2pa.methods.targets import Targets
@@ -69,7 +69,8 @@ class PrototypeMethod(Method):
         with torch.autocast(features.device.type, enabled=False):
             features = features.float()
             if self._warming:
-                loss = cross_entropy(self.logits(features), targets, adjustment_c=self.adjustment)
+                choices = 0.0, 0.0, self.adjustment, self.options.max_logits
+                loss = head_cross_entropy(self.readout(), features, targets, *choices)
                 idle = self.scale.shift
             else:
                 loss, idle = self._prototype_loss(features, targets), self.warmup
@@ -140,8 +141,8 @@ class PrototypeMethod(Method):
             # Their head ends in a length of 1. Without it the gradient is along w alone and lengthens features.
             return dot_regression(F.normalize(features, dim=1), self.weights, targets)
         margin = self.options.margin * self.scale() if self.options.margin else 0.0
-        smoothing = self.options.label_smoothing
-        return cross_entropy(self.logits(features), targets, smoothing, margin, self.adjustment)
+        choices = self.options.label_smoothing, margin, self.adjustment, self.options.max_logits
+        return head_cross_entropy(self.readout(), features, targets, *choices)
 
 
 def assignment_from_vectors(prototypes_cd: Tensor, class_vectors_ck: Tensor) -> Tensor:

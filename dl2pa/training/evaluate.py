@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch import distributed as dist
 
+from dl2pa.catalogue import MAX_LOGITS
 from dl2pa.errors import TrainingFailure
 from pipelines.batch import Batch, Pipeline
 from pipelines.encoded import too_many
@@ -195,11 +196,13 @@ def evaluate(
     should_stop: Callable[[], bool] = lambda: False,
     progress: Callable[[int], None] = lambda step: None,
     groups: Sequence[Group] | None = None,
+    max_logits: int = MAX_LOGITS,
 ) -> Evaluation | None:
     """Run the whole set through `score`; None where a stop was agreed on the way. A collective.
 
     Args:
         groups: head, medium or tail for each class, for their accuracies.
+        max_logits: images times classes scored at a time.
 
     Raises:
         TrainingFailure: the images counted are not the images in the set.
@@ -211,7 +214,8 @@ def evaluate(
     for step, batch in enumerate(pipeline):
         if should_stop():
             return None
-        rows.append(_judge(score(batch.images), batch))
+        for part in batch.split(max(1, max_logits // num_classes)):
+            rows.append(_judge(score(part.images), part))
         left_out += batch.missing
         progress(step + 1)
     found, missing = _gather(torch.cat(rows), left_out, pipeline.num_samples)

@@ -241,7 +241,9 @@ class Learner:
         return int(key) >> 1
 
     def _settle_buckets(self) -> None:
-        saved = [(b, b.clone()) for b in self.trainee.buffers()]
+        saved = [
+            (b, b.clone()) for b in self.trainee.embedder.buffers()
+        ]  # a method changes its own in `observe`
         local = self._config.train.batch_size // self._world.size
         side = self._config.data.image_size
         torch.manual_seed(self._config.train.seed)

@@ -191,6 +191,7 @@ class Loop:
             self.stop.poll,
             lambda done: self.display.evaluating(done, total),
             self.groups,
+            self.config.method.max_logits,
         )
         self.learner.trainee.train()
         return result

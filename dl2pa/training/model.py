@@ -150,6 +150,7 @@ def method_options(config: Config) -> MethodOptions:
         margin=method.margin,
         logit_adjustment=method.logit_adjustment,
         label_smoothing=method.label_smoothing,
+        max_logits=method.max_logits,
         normalize=method.normalize,
         sub_prototypes=method.sub_prototypes,
         centroid_momentum=method.centroid_momentum,

@@ -25,6 +25,7 @@ def test_it_measures_the_closest_pair_and_the_mean_nearest() -> None:
         "lower_bound": -0.5,
         "construction": "by hand",
         "seconds": 1.5,
+        "checked": 3,
     }
 
 

@@ -184,3 +184,18 @@ def test_an_image_seen_twice_in_place_of_another_is_an_error() -> None:
 
     with pytest.raises(TrainingFailure, match="19 of 20"):
         evaluate(lambda x: x, Doubled(logits, targets, 4), 3)
+
+
+@pytest.mark.parametrize("max_logits", [1, 10, 45, 10**9])
+def test_a_limit_on_logits_changes_no_result(max_logits: int) -> None:
+    logits, targets = draw(103, 10)
+    scored: list[int] = []
+
+    def score(images: Tensor) -> Tensor:
+        scored.append(len(images))
+        return images
+
+    result = evaluate(score, Prepared(logits, targets, 16), 10, max_logits=max_logits)
+    assert result is not None
+    assert result.record() == run(logits, targets, 16).record()
+    assert max(scored) == min(16, max(1, max_logits // 10))

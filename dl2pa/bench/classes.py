@@ -1,0 +1,103 @@
+"""Time and memory of a training step by the number of classes."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from dl2pa.bench.memory import peak_gib, reset_peak, resident_gib
+from dl2pa.bench.runners import synthetic_config, wait
+from dl2pa.training.learner import Learner
+from dl2pa.training.model import Placement, build_trainee
+from dl2pa.training.processes import World
+from pipelines.batch import Batch
+
+LOSSES = ("squared_cosine", "cross_entropy")
+_SLOW_STEPS = 1
+_CHUNK = 65_536
+
+
+def bench_classes(
+    model: str, class_counts: list[int], dim: int, batch_size: int, steps: int, rounds: int, world: World
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Steps with each class count on the same batch, by turns; random prototypes, dynamic assignment.
+
+    A turn is `steps` steps with the squared cosine and one with the cross-entropy, whose steps grow with the classes.
+
+    Returns:
+        Ratios of a step to that with the fewest classes (medians over the rounds of the ratio within one); rows of
+        `classes loss step_ms step_gib method_gib`: the fastest step, what a step holds at the most beside the state,
+        and the method's state (prototypes, class vectors, statistic).
+    """
+    batch = _batch(model, batch_size, min(class_counts), world)
+    ratios: dict[str, float] = {}
+    rows: list[dict[str, Any]] = []
+    for loss in LOSSES:
+        learners = {count: _learner(model, count, dim, loss, batch_size, world) for count in class_counts}
+        size = steps if loss == "squared_cosine" else _SLOW_STEPS
+        gib = {count: _step_gib(learner, batch, world) for count, learner in learners.items()}
+        times: dict[int, list[float]] = {count: [] for count in class_counts}
+        for _ in range(rounds):
+            for count, learner in learners.items():
+                times[count].append(_seconds(learner, batch, size, world))
+        least = min(class_counts)
+        for count, learner in learners.items():
+            state = sum(t.numel() * t.element_size() for t in learner.trainee.method.buffers())
+            ratio = statistics.median(a / b for a, b in zip(times[count], times[least], strict=True))
+            ratios[f"{loss}: {count}/{least} classes"] = ratio
+            row = {"classes": count, "loss": loss, "dim": dim, "batch": batch_size}
+            row |= {"step_ms": min(times[count]) * 1e3, "step_gib": gib[count], "method_gib": state / 2**30}
+            rows.append(row)
+    return ratios, rows
+
+
+def _batch(model: str, batch_size: int, classes: int, world: World) -> Batch:
+    side = synthetic_config(model, batch_size).data.image_size
+    images = torch.randn(batch_size, 3, side, side, device=world.device)
+    images = images.contiguous(memory_format=torch.channels_last)
+    indices = torch.arange(batch_size, device=world.device)
+    return Batch(images, indices % classes, indices, batch_size)
+
+
+def _learner(model: str, classes: int, dim: int, loss: str, batch_size: int, world: World) -> Learner:
+    config = synthetic_config(model, batch_size, {"num_classes": classes})
+    method = config.method.model_copy(update={"loss": loss})
+    config = config.model_copy(
+        update={"model": config.model.model_copy(update={"embedding_dim": dim}), "method": method}
+    )
+    generator = torch.Generator().manual_seed(classes)
+    points = torch.empty(classes, dim)
+    for part in points.split(_CHUNK):
+        part.copy_(F.normalize(torch.randn(part.shape, generator=generator), dim=1))
+    learner = Learner(config, build_trainee(config, classes, Placement(points, None)), world, 100)
+    learner.wrap()
+    learner.trainee.train()
+    return learner
+
+
+def _seconds(learner: Learner, batch: Batch, steps: int, world: World) -> float:
+    learner.step(batch, 0)
+    wait(world.device)
+    began = time.perf_counter()
+    for step in range(steps):
+        learner.step(batch, step)
+    wait(world.device)
+    return (time.perf_counter() - began) / steps
+
+
+def _step_gib(learner: Learner, batch: Batch, world: World) -> float:
+    """Memory that a step takes at the most beyond what there is before it."""
+    learner.step(batch, 0)
+    if world.device.type == "cuda":
+        before = torch.cuda.memory_allocated(world.device)
+        torch.cuda.reset_peak_memory_stats(world.device)
+        learner.step(batch, 1)
+        return (torch.cuda.max_memory_allocated(world.device) - before) / 2**30
+    reset_peak()
+    before = resident_gib()
+    learner.step(batch, 1)
+    return max(0.0, peak_gib() - before)

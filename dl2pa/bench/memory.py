@@ -1,0 +1,27 @@
+"""Memory of this process, from /proc."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_SELF = Path("/proc/self")
+
+
+def resident_gib() -> float:
+    """What this process holds now, GiB."""
+    return _status_gib("VmRSS")
+
+
+def peak_gib() -> float:
+    """The most it has held since `reset_peak`, GiB."""
+    return _status_gib("VmHWM")
+
+
+def reset_peak() -> None:
+    """Let the peak begin anew."""
+    (_SELF / "clear_refs").write_text("5", encoding="ascii")
+
+
+def _status_gib(name: str) -> float:
+    lines = (_SELF / "status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) / 2**20 for line in lines if line.startswith(name + ":"))

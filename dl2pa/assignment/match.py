@@ -56,8 +56,6 @@ class Matching:
         if self.prototypes_stayed is not None:
             ours["prototypes_stayed"] = self.prototypes_stayed
         found = {} if self.insight is None else self.insight.metrics()
-        if self.solution is not None:
-            ours["gap"] = self.solution.gap
         return {name: float(value) for name, value in (ours | found).items()}
 
 

@@ -33,7 +33,8 @@ _DRIFT = 0.1
 def bench_matching(class_counts: list[int], dim: int, rounds: int, nproc: int) -> list[dict[str, Any]]:
     """One row per class count and state; the fastest of `rounds`, states and solvers by turns.
 
-    Each class count has a group of `nproc` processes of its own, joined by gloo.
+    Each class count has a group of `nproc` processes of its own, joined by gloo. Candidates are searched for on a GPU
+    where there is one.
 
     Returns:
         Rows of `classes dim state`, seconds `reduce_s candidates_s solve_s certificate_s broadcast_s insight_s
@@ -66,12 +67,13 @@ def _measure(count: int, dim: int, state: str) -> dict[str, Any]:
     torch_gib = resident_gib()
     statistic, points = _share_of_statistic(count, dim, state)
     sigma, solver = torch.arange(count), AssignmentSolver()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     reset_peak()
     dist.barrier()
     reduced = reduce_statistics(statistic, points, sigma)
     rows, places = statistic.rows.numpy(), points.double().numpy()
     began = time.perf_counter()
-    solution = solver.solve(rows, places, sigma.numpy().copy()) if is_main() else None
+    solution = solver.solve(rows, places, sigma.numpy().copy(), device) if is_main() else None
     solve_s = time.perf_counter() - began
     dist.barrier()
     result = apply_assignment(statistic.rows, points, sigma, reduced, solution)
@@ -89,7 +91,7 @@ def _measure(count: int, dim: int, state: str) -> dict[str, Any]:
         found |= {**solution.work(), "gap": solution.gap}
         found["insight_s"] = with_margin(reduced.diagnostics(), rows, places, solution.assignment).seconds
         began = time.perf_counter()
-        solver.solve(_moved(rows), places, solution.assignment)
+        solver.solve(_moved(rows), places, solution.assignment, device)
         found["again_s"] = time.perf_counter() - began
         found |= _dense(rows, places, solution.assignment)
     return found

@@ -49,6 +49,8 @@ if wanted together-mps && [ ! -e "$out/together-mps.json" ] && command -v nvidia
     fi
     unset CUDA_MPS_PIPE_DIRECTORY CUDA_MPS_LOG_DIRECTORY
 fi
+bench matching matching --classes 1000,21841 --rounds 2
+bench classes classes --classes 1000,100000,1000000 --batch-size 128 --steps 50
 bench checkpoint checkpoint --models resnet50 --batch-size 128 --steps 40
 bench step-compiled train --models resnet50,swin_t --loaders synthetic --compile on --batch-size 256 --steps 10
 bench step-layout train --models resnet50,swin_t --loaders synthetic --channels-last off --batch-size 128 --steps 10

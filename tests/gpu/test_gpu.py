@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from dl2pa.assignment import ClassStatistic
+from dl2pa.assignment import AssignmentSolver, ClassStatistic
 from dl2pa.config import Config, parse_config
 from dl2pa.training.learner import Learner
 from dl2pa.training.model import build_trainee
@@ -95,6 +95,20 @@ def test_the_statistic_is_that_of_the_cpu(world: World) -> None:
     assert torch.equal(here.counts, there.counts.cpu())
     # Normalisation may round differently on the device: by a bit of float32 a sample.
     assert (here.sums - there.sums.cpu()).abs().max() < 512 * 2**10
+
+
+def test_the_assignment_is_that_of_the_cpu(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Candidates found on the GPU, with TF32 allowed elsewhere, give the same permutation."""
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
+    random = np.random.default_rng(0)
+    points = random.standard_normal((5000, 128))
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    shared = random.standard_normal((1, 128))
+    for rows in (0.1 * random.standard_normal((5000, 128)) + shared, points[::-1] + 0.05 * shared):
+        current = random.permutation(5000)
+        expected = AssignmentSolver().solve(rows, points, current)
+        found = AssignmentSolver().solve(rows, points, current, world.device)
+        assert np.array_equal(found.assignment, expected.assignment)
 
 
 def test_trivial_augment_gives_the_pixels_of_the_cpu(world: World) -> None:

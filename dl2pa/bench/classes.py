@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -37,22 +39,37 @@ def bench_classes(
     ratios: dict[str, float] = {}
     rows: list[dict[str, Any]] = []
     for loss in LOSSES:
-        learners = {count: _learner(model, count, dim, loss, batch_size, world) for count in class_counts}
-        size = steps if loss == "squared_cosine" else _SLOW_STEPS
-        gib = {count: _step_gib(learner, batch, world) for count, learner in learners.items()}
-        times: dict[int, list[float]] = {count: [] for count in class_counts}
-        for _ in range(rounds):
-            for count, learner in learners.items():
-                times[count].append(_seconds(learner, batch, size, world))
-        least = min(class_counts)
-        for count, learner in learners.items():
-            state = sum(t.numel() * t.element_size() for t in learner.trainee.method.buffers())
-            ratio = statistics.median(a / b for a, b in zip(times[count], times[least], strict=True))
-            ratios[f"{loss}: {count}/{least} classes"] = ratio
-            row = {"classes": count, "loss": loss, "dim": dim, "batch": batch_size}
-            row |= {"step_ms": min(times[count]) * 1e3, "step_gib": gib[count], "method_gib": state / 2**30}
-            rows.append(row)
+        turn = steps if loss == "squared_cosine" else _SLOW_STEPS
+        make = partial(_learner, model, dim=dim, loss=loss, batch_size=batch_size, world=world)
+        found = _bench_loss(make, class_counts, batch, turn, rounds, world)
+        for count, (ratio, row) in found.items():
+            ratios[f"{loss}: {count}/{min(class_counts)} classes"] = ratio
+            rows.append({"classes": count, "loss": loss, "dim": dim, "batch": batch_size, **row})
     return ratios, rows
+
+
+def _bench_loss(
+    make: Callable[[int], Learner],
+    class_counts: list[int],
+    batch: Batch,
+    steps: int,
+    rounds: int,
+    world: World,
+) -> dict[int, tuple[float, dict[str, float]]]:
+    """For each class count the ratio and the columns of one loss; the learners, gigabytes each, end with the call."""
+    learners = {count: make(count) for count in class_counts}
+    gib = {count: _step_gib(learner, batch, world) for count, learner in learners.items()}
+    times: dict[int, list[float]] = {count: [] for count in class_counts}
+    for _ in range(rounds):
+        for count, learner in learners.items():
+            times[count].append(_seconds(learner, batch, steps, world))
+    least = times[min(class_counts)]
+    found: dict[int, tuple[float, dict[str, float]]] = {}
+    for count, learner in learners.items():
+        state = sum(t.numel() * t.element_size() for t in learner.trainee.method.buffers())
+        row = {"step_ms": min(times[count]) * 1e3, "step_gib": gib[count], "method_gib": state / 2**30}
+        found[count] = statistics.median(a / b for a, b in zip(times[count], least, strict=True)), row
+    return found
 
 
 def _batch(model: str, batch_size: int, classes: int, world: World) -> Batch:
@@ -63,7 +80,7 @@ def _batch(model: str, batch_size: int, classes: int, world: World) -> Batch:
     return Batch(images, indices % classes, indices, batch_size)
 
 
-def _learner(model: str, classes: int, dim: int, loss: str, batch_size: int, world: World) -> Learner:
+def _learner(model: str, classes: int, *, dim: int, loss: str, batch_size: int, world: World) -> Learner:
     config = synthetic_config(model, batch_size, {"num_classes": classes})
     method = config.method.model_copy(update={"loss": loss})
     config = config.model_copy(

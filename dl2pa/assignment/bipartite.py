@@ -10,6 +10,10 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
+_BID_ROUNDS = 300
+_INCREMENT = 0.01
+"""Least increment of a bid, in standard deviations of the weights."""
+
 
 @dataclass(frozen=True)
 class Graph:
@@ -111,17 +115,58 @@ def match_rows(graph: Graph, weights: Floats, known: Integers, start: Matched | 
         known: the columns of some matching of all rows within the graph, int64 [n].
         start: result for nearly the same edges and weights; makes it faster.
     """
-    if start is not None and graph.shape[0] == graph.shape[1]:
+    square = graph.shape[0] == graph.shape[1]
+    if square and start is None:
+        start = _auction(graph, weights, known)
+    if square and start is not None:
         # Less the former potentials nearly all matched edges weigh 0, the least there is.
-        change = match_rows(graph, start.slack(graph, weights), known)
+        change = _match_reduced(graph, start.slack(graph, weights), known)
         rows = start.row_potentials + change.row_potentials
         return Matched(change.columns, rows, start.column_potentials + change.column_potentials)
+    return _match_reduced(graph, weights, known)
+
+
+def _match_reduced(graph: Graph, weights: Floats, known: Integers) -> Matched:
     columns = _cheapest_edges(graph, weights)
     if columns is None:
         columns = _least_weight(graph, weights, known)
     own = weights[graph.positions(np.arange(graph.shape[0]), columns)]
     potentials = _shortest_distances(graph, weights - own[graph.rows], columns)
     return Matched(columns, own - potentials[columns], potentials)
+
+
+def _auction(graph: Graph, weights: Floats, known: Integers) -> Matched:
+    """Potentials near the optimal ones by rows that bid for columns (Bertsekas, Annals of Operations Research 14).
+
+    The columns it returns are those known: the few rows that are still without one after so many rounds have none.
+    """
+    count = graph.shape[0]
+    first = np.searchsorted(graph.rows, np.arange(count + 1))
+    prices, owners, waiting = np.zeros(graph.shape[1]), np.full(graph.shape[1], -1), np.arange(count)
+    increment = max(1.0, np.rint(_INCREMENT * float(weights.std())))
+    for _ in range(_BID_ROUNDS):
+        if not len(waiting):
+            break
+        sizes = first[waiting + 1] - first[waiting]
+        starts = np.cumsum(sizes) - sizes
+        edges = np.repeat(first[waiting] - starts, sizes) + np.arange(sizes.sum())
+        costs = weights[edges] + prices[graph.columns[edges]]
+        best = np.minimum.reduceat(costs, starts)
+        cheapest = np.flatnonzero(costs == np.repeat(best, sizes))
+        _, chosen = np.unique(np.searchsorted(starts, cheapest, side="right"), return_index=True)
+        columns = graph.columns[edges[cheapest[chosen]]]
+        costs[cheapest[chosen]] = np.inf
+        second = np.minimum.reduceat(costs, starts)
+        bids = prices[columns] + np.where(np.isfinite(second), second - best, 0.0) + increment
+        order = np.argsort(bids, kind="stable")
+        highest = np.full(graph.shape[1], -1)
+        highest[columns[order]] = order
+        sold = np.flatnonzero(highest >= 0)
+        winners = highest[sold]
+        outbid = owners[sold]
+        prices[sold], owners[sold] = bids[winners], waiting[winners]
+        waiting = np.concatenate([np.delete(waiting, winners), outbid[outbid >= 0]])
+    return Matched(known, np.minimum.reduceat(weights + prices[graph.columns], first[:-1]), -prices)
 
 
 def _cheapest_edges(graph: Graph, weights: Floats) -> Integers | None:

@@ -73,6 +73,11 @@ class ScoreSearch:
     def _points(self) -> Tensor:
         return self._upload(self.points)
 
+    def release(self) -> None:
+        """Free the copies on the device; a later search makes them again."""
+        for name in ("_rows", "_points"):
+            self.__dict__.pop(name, None)
+
     def largest(self, count: int) -> tuple[Integers, Integers, Limits]:
         """The largest scores of each row and of each column, about `count` of either.
 

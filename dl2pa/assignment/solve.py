@@ -114,6 +114,7 @@ class AssignmentSolver:
         )
         problem = _Problem(search, seen, current_c[seen], self._candidates, len(rows) <= self._all_pairs)
         matched = problem.solve(self._previous)
+        search.release()
         self._previous = problem
         error = len(rows) * QUANTUM
         return Solution(

@@ -24,7 +24,7 @@ Floats = NDArray[np.float64]
 
 STATES = ("untrained", "trained")
 _SCIPY_CLASSES, _LAPX_CLASSES = 25_000, 10_000
-"""Most classes that the dense solvers are run on: SciPy takes a minute there, lapx more than eight at 21,841."""
+"""Most classes that the dense solvers are run on: SciPy takes a minute there, lapx more than seven at 21,841."""
 _ONE = 2.0**32
 _DRIFT = 0.1
 """Length by which rows move between two updates of a trained network."""

@@ -60,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--embedding",
         action="store_true",
-        help="without its class vectors: neighbours, class means; on any data set, data.* as overrides",
+        help="without its class vectors: neighbors, class means; on any data set, data.* as overrides",
     )
 
     sync = add("sync", "Send a run's spooled tracking events to MLflow, once each.")

@@ -21,7 +21,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import rendezvous_handler_registry
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from dl2pa.launched import PARENT_VARIABLE
+from dl2pa import envvars
 from launcher.node import Node
 from launcher.rendezvous import NodeRendezvous
 
@@ -48,7 +48,7 @@ def main(node: Node, nproc: int, folder: Path, modules: list[str], arguments: li
         modules: imported before the ranks are forked.
     """
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    os.environ[PARENT_VARIABLE] = str(os.getpid())
+    os.environ[envvars.AGENT_PID] = str(os.getpid())
     for name in modules:
         importlib.import_module(name)
     rendezvous_handler_registry.register("dl2pa", lambda _: NodeRendezvous(node, folder))

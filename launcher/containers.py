@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from dl2pa import envvars
 from dl2pa.errors import UserError
 
 
@@ -37,7 +38,7 @@ class Container:
         Raises:
             UserError: it has none.
         """
-        data = os.environ.get("DL2PA_DATA")
+        data = os.environ.get(envvars.DATA)
         folders = [str(Path.cwd()), *(str(r.run_dir.parent) for r in runs), *more, *([data] if data else [])]
         mounts = tuple(_outermost(folders))
         for folder in mounts:

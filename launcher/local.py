@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
-from dl2pa.launched import STORE_VARIABLE
+from dl2pa import envvars
+from dl2pa.osutil import usable_cores
 from launcher.node import Node, listen_again
 
 _PR_SET_PDEATHSIG = 1
@@ -58,9 +59,9 @@ def run_local(
 
 def _environment(nproc: int, extra: Mapping[str, str], node: Node, folder: Path) -> dict[str, str]:
     env = {**os.environ, **extra}
-    env.pop(STORE_VARIABLE, None)
+    env.pop(envvars.STORE, None)
     if node.count == 1:
-        env[STORE_VARIABLE] = str(folder / "ranks")
+        env[envvars.STORE] = str(folder / "ranks")
         env["GLOO_SOCKET_IFNAME"] = env["NCCL_SOCKET_IFNAME"] = "lo"
     else:
         # Gloo would take whatever address this machine's own name resolves to, often one nobody else can reach.
@@ -69,7 +70,7 @@ def _environment(nproc: int, extra: Mapping[str, str], node: Node, folder: Path)
             env.setdefault("GLOO_SOCKET_IFNAME", interface)
     # Once a rank has failed the others cannot save: no reason to wait longer for them.
     env.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "5")
-    env.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // nproc)))
+    env.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // nproc)))
     return env
 
 

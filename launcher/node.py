@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
+from dl2pa import envvars
 from dl2pa.errors import UserError
 
 SUPERVISED = "DL2PA_SUPERVISED"
@@ -34,7 +35,7 @@ class Node:
 
     def interface(self) -> str | None:
         """Network interface by which this node reaches the head; None where that cannot be told."""
-        return "lo" if self.count == 1 else interface_towards(self.head)
+        return "lo" if self.count == 1 else interface_toward(self.head)
 
 
 def this_node(env: Mapping[str, str] = os.environ) -> Node:
@@ -77,7 +78,7 @@ def listen_again() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
 
 
-def interface_towards(host: str) -> str | None:
+def interface_toward(host: str) -> str | None:
     """The network interface whose address this machine uses to reach `host`."""
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
@@ -108,7 +109,7 @@ def _check_resolves(host: str) -> None:
     try:
         socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except OSError as error:
-        here = os.environ.get("SLURMD_NODENAME", socket.gethostname())
+        here = os.environ.get(envvars.NODE_NAME, socket.gethostname())
         message = f"the first node's name does not resolve on {here} ({error.strerror})"
         remedy = "Ask the cluster for name resolution between nodes, or set DL2PA_HEAD to its address."
         raise UserError("node name", host, message, remedy) from None

@@ -16,7 +16,7 @@ class Batch:
     """One rank's part of a global batch, on the device.
 
     Attributes:
-        images: float32 [B, 3, H, W], normalised, channels_last.
+        images: float32 [B, 3, H, W], normalized, channels_last.
         targets: int64 [B].
         indices: int64 [B], the samples' places in the data set.
         valid: how many of the B are real; the others are padding at the end (validation only).
@@ -63,12 +63,12 @@ class Pipeline(Protocol):
 
     def __iter__(self) -> Iterator[Batch]: ...
 
-    def problems(self) -> list[str]:
+    def bad_images(self) -> list[str]:
         """Paths of unreadable images replaced or left out so far on this rank."""
         ...
 
     @property
-    def most_bad(self) -> int:
+    def max_bad_images(self) -> int:
         """Different unreadable images allowed, over all ranks."""
         ...
 

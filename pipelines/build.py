@@ -11,8 +11,8 @@ from pipelines.batch import Pipeline
 from pipelines.datasets.arrays import ArrayDataset
 from pipelines.datasets.table import ImageTable
 from pipelines.encoded import FaultLimits, ImageReader
-from pipelines.order import Order
-from pipelines.recipe import Recipe
+from pipelines.sampler import Sampler
+from pipelines.transforms import Transforms
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ def num_samples(dataset: Dataset) -> int:
 
 def build_pipeline(
     dataset: Dataset,
-    recipe: Recipe,
-    order: Order,
+    transforms: Transforms,
+    sampler: Sampler,
     *,
     loader: str,
     seed: int,
@@ -51,22 +51,22 @@ def build_pipeline(
     if isinstance(dataset, SyntheticDataset):
         from pipelines.synthetic import SyntheticPipeline
 
-        return SyntheticPipeline(len(dataset.classes), recipe.image_size, order, seed, device)
+        return SyntheticPipeline(len(dataset.classes), transforms.image_size, sampler, seed, device)
     if loader == "resident":
         from pipelines.resident import ResidentPipeline, decode_folder
 
         if isinstance(dataset, ImageTable):
-            dataset = decode_folder(dataset, recipe.image_size, threads)
-        return ResidentPipeline(dataset, recipe, order, seed, device)
+            dataset = decode_folder(dataset, transforms.image_size, threads)
+        return ResidentPipeline(dataset, transforms, sampler, seed, device)
     if isinstance(dataset, ArrayDataset):
         raise UserError("data.loader", loader, "reads image files, not arrays", "Set data.loader=resident.")
-    return _build_files(dataset, recipe, order, loader, seed, device, threads, limits or FaultLimits())
+    return _build_files(dataset, transforms, sampler, loader, seed, device, threads, limits or FaultLimits())
 
 
 def _build_files(
     dataset: ImageTable,
-    recipe: Recipe,
-    order: Order,
+    transforms: Transforms,
+    sampler: Sampler,
     loader: str,
     seed: int,
     device: torch.device,
@@ -79,10 +79,10 @@ def _build_files(
     if loader == "dali":
         from pipelines.decode_dali import DaliDecoder
 
-        decoder = DaliDecoder(recipe, order.local_batch, threads, device)
+        decoder = DaliDecoder(transforms, sampler.local_batch, threads, device)
     else:
         from pipelines.decode_pillow import PillowDecoder
 
-        decoder = PillowDecoder(recipe.image_size, threads)
-    reader = ImageReader(dataset, recipe, seed, limits)
-    return ImageFilePipeline(reader, recipe, order, decoder, device, threads)
+        decoder = PillowDecoder(transforms.image_size, threads)
+    reader = ImageReader(dataset, transforms, seed, limits)
+    return ImageFilePipeline(reader, transforms, sampler, decoder, device, threads)

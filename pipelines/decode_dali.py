@@ -1,4 +1,4 @@
-"""DALI decodes, crops, resamples, mirrors and normalises what a ``Plan`` says: on the CPU, or on a GPU.
+"""DALI decodes, crops, resamples, mirrors and normalizes what a ``Plan`` says: on the CPU, or on a GPU.
 
 Its own readers, shufflers and random operators stay out: they draw from state that no resume can restore.
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dl2pa.errors import UserError
 from pipelines.encoded import Encoded
-from pipelines.recipe import Recipe
+from pipelines.transforms import Transforms
 
 _PREFETCH = 2
 _MORE_THREADS = 2
@@ -25,15 +25,15 @@ _MORE_THREADS = 2
 class DaliDecoder:
     """Streams of encoded steps in, images [B, S, S, 3] on the device out.
 
-    They are normalised (float32) unless the recipe has a step that works on pixels as they are (uint8).
+    They are normalized (float32) unless the recipe has a step that works on pixels as they are (uint8).
     """
 
-    def __init__(self, recipe: Recipe, max_batch: int, threads: int, device: torch.device) -> None:
+    def __init__(self, transforms: Transforms, max_batch: int, threads: int, device: torch.device) -> None:
         self._square = (
-            recipe.train
+            transforms.train
         )  # the plan resamples to the final square itself: nothing is left to cut off
-        self._normalise = None if recipe.works_on_pixels else recipe.scaled_statistics()
-        self._size = recipe.image_size
+        self._normalize = None if transforms.works_on_pixels else transforms.scaled_statistics()
+        self._size = transforms.image_size
         self._max_batch = max_batch
         self._threads = threads
         self._device = device
@@ -72,12 +72,12 @@ class DaliDecoder:
     def _next(self) -> tuple[Any, ...]:
         step = next(self._source)
         self._given.append(step)
-        plan = step.plan
-        anchor, shape = plan.window[:, :2].astype(np.int32), plan.window[:, 2:].astype(np.int32)
-        always = (step.data, anchor, shape, plan.flip.astype(np.int32))
+        crop = step.crop
+        anchor, shape = crop.window[:, :2].astype(np.int32), crop.window[:, 2:].astype(np.int32)
+        always = (step.data, anchor, shape, crop.flip.astype(np.int32))
         if self._square:
             return always
-        return (*always, plan.resized.astype(np.float32), plan.offset.astype(np.int32))
+        return (*always, crop.resized.astype(np.float32), crop.offset.astype(np.int32))
 
     def _build(self) -> Any:
         try:
@@ -123,9 +123,9 @@ class DaliDecoder:
             images = fn.resize(images, size=size, interp_type=types.INTERP_TRIANGULAR, antialias=True)
             if offset is not None:
                 images = fn.slice(images, offset, side, axis_names="HW")
-            if self._normalise is None:
+            if self._normalize is None:
                 return fn.flip(images, horizontal=mirror)
-            mean, std = self._normalise
+            mean, std = self._normalize
             return fn.crop_mirror_normalize(
                 images, mirror=mirror, mean=mean, std=std, dtype=types.FLOAT, output_layout="HWC"
             )

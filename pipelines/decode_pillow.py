@@ -49,13 +49,13 @@ class PillowDecoder:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _one(self, step: Encoded, i: int) -> NDArray[np.uint8]:
-        plan = step.plan
+        crop = step.crop
         image = decode_image(
             step.data[i].tobytes(),
-            plan.window[i].tolist(),
-            plan.resized[i].tolist(),
-            plan.offset[i].tolist(),
+            crop.window[i].tolist(),
+            crop.resized[i].tolist(),
+            crop.offset[i].tolist(),
             self._size,
         )
         pixels = np.asarray(image)
-        return pixels[:, ::-1] if plan.flip[i] else pixels
+        return pixels[:, ::-1] if crop.flip[i] else pixels

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from dl2pa.errors import UserError
 from pipelines.datasets.table import ImageTable
-from pipelines.draws import Stream, below
 from pipelines.header import image_size
 from pipelines.images import BadImage, check_bytes
 from pipelines.readers import ReadingPool, StalledRead, UnderWay, describe_stall
-from pipelines.recipe import Plan, Recipe, draw_plan
+from pipelines.rng import Stream, randint
+from pipelines.transforms import CropParams, Transforms, draw_crop_params
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class Encoded:
     epoch: int
     step: int
     data: list[NDArray[np.uint8]]
-    plan: Plan
+    crop: CropParams
     samples: NDArray[np.int64]
     missing: int = 0
 
@@ -55,13 +55,13 @@ class FaultLimits:
     Attributes:
         max_bad_fraction: share of unreadable training images beyond which the run stops.
         max_bad_val_fraction: share of unreadable validation images that may be left out of the count.
-        slow_read_s: seconds after which a read that has not come back is reported, and again after as many.
+        read_warn_s: seconds after which a read that has not come back is reported, and again after as many.
         read_timeout_s: seconds after which it ends the run.
     """
 
     max_bad_fraction: float = 0.01
     max_bad_val_fraction: float = 0.0
-    slow_read_s: float = 30.0
+    read_warn_s: float = 30.0
     read_timeout_s: float = 300.0
 
     def allowed(self, num_samples: int, train: bool) -> int:
@@ -74,15 +74,15 @@ class FaultLimits:
 class ImageReader:
     """Bytes and size of a sample's image; keeps account of the unreadable ones."""
 
-    def __init__(self, dataset: ImageTable, recipe: Recipe, seed: int, limits: FaultLimits) -> None:
+    def __init__(self, dataset: ImageTable, transforms: Transforms, seed: int, limits: FaultLimits) -> None:
         self.dataset = dataset
-        self.recipe = recipe
+        self.transforms = transforms
         self.seed = seed
         self.limits = limits
         self.bad: dict[int, str] = {}
         self.refused: set[tuple[int, int]] = set()
         self.under_way = UnderWay()
-        self.allowed = limits.allowed(len(dataset), recipe.train)
+        self.allowed = limits.allowed(len(dataset), transforms.train)
         self._asked = 0
         self._lock = threading.Lock()
 
@@ -103,9 +103,9 @@ class ImageReader:
                 return candidate, data, image_size(data)
             except BadImage as error:
                 self.mark_bad(candidate, str(error))
-            if not self.recipe.train:
+            if not self.transforms.train:
                 return None
-            candidate = int(below(len(self.dataset), self.seed, Stream.SUBSTITUTE, epoch, sample, attempt))
+            candidate = int(randint(len(self.dataset), self.seed, Stream.SUBSTITUTE, epoch, sample, attempt))
         raise UserError("data.root", self.dataset.root, "hardly any image can be read", "Check the files.")
 
     def refuse(self, epoch: int, sample: int, reason: str) -> None:
@@ -120,7 +120,7 @@ class ImageReader:
     def mark_bad(self, sample: int, reason: str) -> None:
         """Count an unreadable image once; raise when it may not be replaced."""
         path = self.dataset.path(sample)
-        train = self.recipe.train
+        train = self.transforms.train
         if not train and self.limits.max_bad_val_fraction == 0:
             raise UserError(
                 "data.val_root",
@@ -210,7 +210,7 @@ class EncodedStream:
             StalledRead: a file has not been read within the time allowed.
         """
         limits = self._reader.limits
-        pause = min(limits.slow_read_s, limits.read_timeout_s)
+        pause = min(limits.read_warn_s, limits.read_timeout_s)
         while True:
             try:
                 return job.result(pause)
@@ -228,9 +228,9 @@ class EncodedStream:
         fetched = [one for one in asked if one is not None]
         samples = np.array([sample for sample, _, _ in fetched], dtype=np.int64)
         sizes = np.array([size for _, _, size in fetched], dtype=np.int64).reshape(-1, 2)
-        plan = draw_plan(self._reader.recipe, self._reader.seed, epoch, samples, sizes)
+        crop = draw_crop_params(self._reader.transforms, self._reader.seed, epoch, samples, sizes)
         data = [data for _, data, _ in fetched]
-        return Encoded(epoch, step, data, plan, samples, len(asked) - len(fetched))
+        return Encoded(epoch, step, data, crop, samples, len(asked) - len(fetched))
 
     def close(self) -> None:
         self._pool.close()

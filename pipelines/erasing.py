@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipelines import draws
+from pipelines import rng
 from pipelines.batch import host_to_device
-from pipelines.draws import Stream
+from pipelines.rng import Stream
 
 AREA_RANGE = (0.02, 0.33)
 """Share of the image that a rectangle covers, before rounding to whole pixels."""
@@ -39,7 +39,7 @@ def draw_erasing(
     if not 0.0 <= probability <= 1.0:
         raise ValueError(f"the erasing probability is {probability}; choose one between 0 and 1")
     boxes = np.zeros((len(indices), 4), dtype=np.int64)
-    chosen = np.flatnonzero(draws.uniform(seed, Stream.ERASE, epoch, indices, _GATE) < probability)
+    chosen = np.flatnonzero(rng.uniform(seed, Stream.ERASE, epoch, indices, _GATE) < probability)
     key = (
         seed,
         Stream.ERASE,
@@ -48,7 +48,7 @@ def draw_erasing(
         np.arange(NUM_TRIES)[:, None],
         np.arange(4),
     )
-    area, aspect, down, across = np.moveaxis(draws.uniform(*key), -1, 0)
+    area, aspect, down, across = np.moveaxis(rng.uniform(*key), -1, 0)
     area = _between(area, *AREA_RANGE) * (height * width)
     aspect = np.exp(_between(aspect, math.log(ASPECT_RANGE[0]), math.log(ASPECT_RANGE[1])))
     box_height = np.rint(np.sqrt(area * aspect))
@@ -64,10 +64,10 @@ def draw_erasing(
 
 
 def apply_erasing(images: Tensor, boxes: NDArray[np.int64]) -> Tensor:
-    """Set the rectangles to 0, which is the mean colour after normalisation.
+    """Set the rectangles to 0, which is the mean color after normalization.
 
     Args:
-        images: [B, 3, H, W] normalised floats on any device; they are changed in place.
+        images: [B, 3, H, W] normalized floats on any device; they are changed in place.
         boxes: [B, 4] from ``draw_erasing``.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Batches from image files: encoded stream, decoder, then augmentation and normalisation on the device."""
+"""Batches from image files: encoded stream, decoder, then augmentation and normalization on the device."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch import Tensor
 from pipelines.batch import Batch, host_to_device
 from pipelines.encoded import Encoded, EncodedStream, ImageReader
 from pipelines.images import BadImage
-from pipelines.order import Order
 from pipelines.ordered import OrderedPipeline
 from pipelines.readers import StalledRead
-from pipelines.recipe import Plan, Recipe, finish
+from pipelines.sampler import Sampler
+from pipelines.transforms import CropParams, Transforms, finish
 
 log = logging.getLogger(__name__)
 
@@ -39,24 +39,24 @@ class ImageFilePipeline(OrderedPipeline):
     def __init__(
         self,
         reader: ImageReader,
-        recipe: Recipe,
-        order: Order,
+        transforms: Transforms,
+        sampler: Sampler,
         decoder: Decoder,
         device: torch.device,
         threads: int,
     ) -> None:
-        super().__init__(order)
+        super().__init__(sampler)
         self._reader = reader
-        self._recipe = recipe
+        self._transforms = transforms
         self._decoder = decoder
         self._device = device
-        self._stream = EncodedStream(reader, order.indices, order.steps_per_epoch, threads)
+        self._stream = EncodedStream(reader, sampler.indices, sampler.steps_per_epoch, threads)
 
-    def problems(self) -> list[str]:
+    def bad_images(self) -> list[str]:
         return [str(self._reader.dataset.path(sample)) for sample in sorted(self._reader.bad)]
 
     @property
-    def most_bad(self) -> int:
+    def max_bad_images(self) -> int:
         return self._reader.allowed
 
     def close(self) -> None:
@@ -116,14 +116,14 @@ class ImageFilePipeline(OrderedPipeline):
         return None
 
     def _batch(self, encoded: Encoded, images: Tensor) -> Batch:
-        valid, size = len(encoded.samples), self._order.local_batch
+        valid, size = len(encoded.samples), self._sampler.local_batch
         samples = np.concatenate([encoded.samples, np.zeros(size - valid, dtype=np.int64)])
         if valid < size:
             images = torch.cat([images, images.new_zeros((size - valid, *images.shape[1:]))])
         images = host_to_device(images, self._device) if images.device != self._device else images
         labels = self._reader.dataset.labels[samples]
         return Batch(
-            images=finish(self._recipe, images, self._reader.seed, encoded.epoch, samples),
+            images=finish(self._transforms, images, self._reader.seed, encoded.epoch, samples),
             targets=host_to_device(torch.from_numpy(labels), self._device),
             indices=host_to_device(torch.from_numpy(samples), self._device),
             valid=valid,
@@ -131,7 +131,7 @@ class ImageFilePipeline(OrderedPipeline):
         )
 
     def _padding(self, missing: int) -> Batch:
-        size, side = self._order.local_batch, self._recipe.image_size
+        size, side = self._sampler.local_batch, self._transforms.image_size
         images = torch.zeros((size, 3, side, side), device=self._device)
         zeros = torch.zeros(size, dtype=torch.int64, device=self._device)
         return Batch(images.contiguous(memory_format=torch.channels_last), zeros, zeros.clone(), 0, missing)
@@ -139,6 +139,6 @@ class ImageFilePipeline(OrderedPipeline):
 
 def _alone(encoded: Encoded, i: int) -> Encoded:
     """Image `i` of a step as a step of its own."""
-    one, plan = slice(i, i + 1), encoded.plan
-    alone = Plan(plan.window[one], plan.resized[one], plan.offset[one], plan.flip[one])
+    one, crop = slice(i, i + 1), encoded.crop
+    alone = CropParams(crop.window[one], crop.resized[one], crop.offset[one], crop.flip[one])
     return Encoded(encoded.epoch, encoded.step, encoded.data[one], alone, encoded.samples[one])

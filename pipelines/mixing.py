@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from scipy.special import betaincinv
 from torch import Tensor
 
-from pipelines import draws
+from pipelines import rng
 from pipelines.batch import host_to_device
-from pipelines.draws import Stream
 from pipelines.erasing import box_mask
+from pipelines.rng import Stream
 
 
 @dataclass(frozen=True)
@@ -87,9 +87,9 @@ def draw_mix(
         return None
     partner = _partners(seed, step, positions, shard_size)
     cutmix_share = 0.5 if mixup_alpha > 0 and cutmix_alpha > 0 else float(cutmix_alpha > 0)
-    kind = "cutmix" if draws.uniform(seed, Stream.MIX_KIND, step) < cutmix_share else "mixup"
+    kind = "cutmix" if rng.uniform(seed, Stream.MIX_KIND, step) < cutmix_share else "mixup"
     alpha = cutmix_alpha if kind == "cutmix" else mixup_alpha
-    share = draws.uniform(seed, Stream.MIX_RATIO, step, positions)
+    share = rng.uniform(seed, Stream.MIX_RATIO, step, positions)
     lam = np.asarray(betaincinv(alpha, alpha, share), dtype=np.float64)
     boxes = np.zeros((len(positions), 4), dtype=np.int64)
     if kind == "cutmix":
@@ -102,7 +102,7 @@ def apply_mix(images: Tensor, targets: Tensor, draw: MixDraw) -> Mixed:
     """Mix a batch into new images, in the memory format of ``images`` and without making the host wait.
 
     Args:
-        images: [b, 3, H, W] normalised floats.
+        images: [b, 3, H, W] normalized floats.
         targets: [b] int64.
         draw: from ``draw_mix``, for these b samples.
 
@@ -131,7 +131,7 @@ def _partners(seed: int, step: int, positions: NDArray[np.int64], shard_size: in
     """A random cyclic shift of each shard, never by zero: the sample order is random already."""
     shard, place = np.divmod(positions, shard_size)
     if shard_size > 1:
-        shift = 1 + draws.below(shard_size - 1, seed, Stream.MIX_PARTNER, step, shard)
+        shift = 1 + rng.randint(shard_size - 1, seed, Stream.MIX_PARTNER, step, shard)
         place = (place + shift) % shard_size
     wanted = shard * shard_size + place
     order = np.argsort(positions, kind="stable")
@@ -148,14 +148,14 @@ def _partners(seed: int, step: int, positions: NDArray[np.int64], shard_size: in
 def _cutmix_boxes(
     seed: int, step: int, positions: NDArray[np.int64], lam: NDArray[np.float64], height: int, width: int
 ) -> NDArray[np.int64]:
-    """[b, 4] boxes of area 1 - lam and the image's shape about a uniform centre, clipped at the border."""
+    """[b, 4] boxes of area 1 - lam and the image's shape about a uniform center, clipped at the border."""
     half = 0.5 * np.sqrt(1.0 - lam)
     edges: list[NDArray[np.int64]] = []
     for axis, size in enumerate((height, width)):
-        centre = draws.below(size, seed, Stream.MIX_BOX, step, positions, axis)
+        center = rng.randint(size, seed, Stream.MIX_BOX, step, positions, axis)
         reach = (half * size).astype(np.int64)
-        start = np.maximum(centre - reach, 0)
-        edges += [start, np.minimum(centre + reach, size) - start]
+        start = np.maximum(center - reach, 0)
+        edges += [start, np.minimum(center + reach, size) - start]
     top, box_height, left, box_width = edges
     return np.stack([top, left, box_height, box_width], axis=-1)
 

@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-from pipelines.order import Order
+from pipelines.sampler import Sampler
 
 
 class OrderedPipeline:
     """Counts and position of a ``Pipeline``; its subclasses make the batches."""
 
-    def __init__(self, order: Order) -> None:
-        self._order = order
+    def __init__(self, sampler: Sampler) -> None:
+        self._sampler = sampler
         self._position = (0, 0)
 
     @property
     def num_samples(self) -> int:
-        return self._order.num_samples
+        return self._sampler.num_samples
 
     @property
     def steps_per_epoch(self) -> int:
-        return self._order.steps_per_epoch
+        return self._sampler.steps_per_epoch
 
     def start(self, epoch: int, step: int = 0) -> None:
         self._position = (epoch, step)
 
-    def problems(self) -> list[str]:
+    def bad_images(self) -> list[str]:
         return []
 
     @property
-    def most_bad(self) -> int:
+    def max_bad_images(self) -> int:
         return 0
 
     def close(self) -> None:

@@ -14,16 +14,16 @@ from torch import Tensor
 from pipelines.batch import Batch, host_to_device
 from pipelines.datasets.arrays import ArrayDataset
 from pipelines.datasets.table import ImageTable
-from pipelines.draws import Stream, below
-from pipelines.order import Order
 from pipelines.ordered import OrderedPipeline
-from pipelines.recipe import Recipe, draw_flips, draw_plan, finish
+from pipelines.rng import Stream, randint
+from pipelines.sampler import Sampler
+from pipelines.transforms import Transforms, draw_crop_params, draw_flips, finish
 
 log = logging.getLogger(__name__)
 
 
 def decode_folder(dataset: ImageTable, image_size: int, threads: int) -> ArrayDataset:
-    """Decode a folder of small images into one array, shorter side and centre crop to `image_size`.
+    """Decode a folder of small images into one array, shorter side and center crop to `image_size`.
 
     Raises:
         UserError: an image that cannot be read; a resident data set has no substitutes.
@@ -33,14 +33,14 @@ def decode_folder(dataset: ImageTable, image_size: int, threads: int) -> ArrayDa
     from pipelines.header import image_size as size_of
     from pipelines.images import BadImage
 
-    recipe = Recipe(image_size=image_size, train=False, eval_resize=image_size)
+    transforms = Transforms(image_size=image_size, train=False, eval_resize=image_size)
 
     def one(sample: int) -> NDArray[np.uint8]:
         try:
             data = np.frombuffer(dataset.read(sample), dtype=np.uint8)
             size = np.array([size_of(data)], dtype=np.int64)
-            plan = draw_plan(recipe, 0, 0, np.array([sample]), size)
-            boxes = plan.window[0].tolist(), plan.resized[0].tolist(), plan.offset[0].tolist()
+            crop = draw_crop_params(transforms, 0, 0, np.array([sample]), size)
+            boxes = crop.window[0].tolist(), crop.resized[0].tolist(), crop.offset[0].tolist()
             return np.asarray(decode_image(data.tobytes(), *boxes, image_size))
         except (BadImage, OSError) as error:
             path = str(dataset.path(sample))
@@ -61,16 +61,16 @@ class ResidentPipeline(OrderedPipeline):
     def __init__(
         self,
         dataset: ArrayDataset,
-        recipe: Recipe,
-        order: Order,
+        transforms: Transforms,
+        sampler: Sampler,
         seed: int,
         device: torch.device,
     ) -> None:
-        super().__init__(order)
-        self._recipe = recipe
+        super().__init__(sampler)
+        self._transforms = transforms
         self._seed = seed
         self._device = device
-        self._pad = recipe.pad if recipe.train and recipe.crop == "pad" else 0
+        self._pad = transforms.pad if transforms.train and transforms.crop == "pad" else 0
         border = ((0, 0), (self._pad, self._pad), (self._pad, self._pad), (0, 0))
         images = np.pad(dataset.images, border) if self._pad else dataset.images
         self._images = torch.from_numpy(np.ascontiguousarray(images)).to(device)
@@ -81,31 +81,31 @@ class ResidentPipeline(OrderedPipeline):
     def __iter__(self) -> Iterator[Batch]:
         epoch, first = self._position
         steps = range(first, self.steps_per_epoch)
-        samples = [self._order.indices(epoch, step) for step in steps]
+        samples = [self._sampler.indices(epoch, step) for step in steps]
         if not samples:
             return
         # One copy of the epoch's draws: the step loop then never waits for the host.
         all_samples = np.concatenate(samples)
-        draws = host_to_device(torch.from_numpy(self._draws(epoch, all_samples)), self._device)
+        rng = host_to_device(torch.from_numpy(self._draws(epoch, all_samples)), self._device)
         at = 0
         for part in samples:
-            yield self._batch(epoch, part, draws[:, at : at + len(part)])
+            yield self._batch(epoch, part, rng[:, at : at + len(part)])
             at += len(part)
 
     def _draws(self, epoch: int, samples: NDArray[np.int64]) -> NDArray[np.int64]:
         """Rows: sample, top, left, flip."""
         zeros = np.zeros_like(samples)
-        if not self._recipe.train:
+        if not self._transforms.train:
             return np.stack([samples, zeros, zeros, zeros])
         top, left = zeros, zeros
         if self._pad:
-            top = below(2 * self._pad + 1, self._seed, Stream.CROP, epoch, samples, 0)
-            left = below(2 * self._pad + 1, self._seed, Stream.CROP, epoch, samples, 1)
-        flip = draw_flips(self._recipe, self._seed, epoch, samples).astype(np.int64)
+            top = randint(2 * self._pad + 1, self._seed, Stream.CROP, epoch, samples, 0)
+            left = randint(2 * self._pad + 1, self._seed, Stream.CROP, epoch, samples, 1)
+        flip = draw_flips(self._transforms, self._seed, epoch, samples).astype(np.int64)
         return np.stack([samples, top, left, flip])
 
     def _batch(self, epoch: int, samples: NDArray[np.int64], draws_4b: Tensor) -> Batch:
-        valid, size = len(samples), self._order.local_batch
+        valid, size = len(samples), self._sampler.local_batch
         if valid < size:
             draws_4b = torch.cat([draws_4b, draws_4b.new_zeros((4, size - valid))], dim=1)
             samples = np.concatenate([samples, np.zeros(size - valid, dtype=np.int64)])
@@ -114,7 +114,7 @@ class ResidentPipeline(OrderedPipeline):
         columns = left[:, None] + torch.where(flip[:, None] > 0, self._side - 1 - self._span, self._span)
         images = self._images[index[:, None, None], rows[:, :, None], columns[:, None, :]]
         return Batch(
-            images=finish(self._recipe, images, self._seed, epoch, samples),
+            images=finish(self._transforms, images, self._seed, epoch, samples),
             targets=self._labels[index],
             indices=index,
             valid=valid,

@@ -13,7 +13,7 @@ from dl2pa.errors import UserError
 from pipelines.decode_pillow import decode_image
 from pipelines.header import image_size as size_of
 from pipelines.images import BadImage, read_image_file
-from pipelines.recipe import Recipe, draw_plan, finish
+from pipelines.transforms import Transforms, draw_crop_params, finish
 
 
 def load_image(
@@ -40,12 +40,12 @@ def load_image(
 def prepare_image(
     data: bytes, *, resize_shorter_side: int, image_size: int, mean: Sequence[float], std: Sequence[float]
 ) -> Tensor:
-    """Float32 [3, S, S] of an encoded image: shorter side resized, centre crop, normalised.
+    """Float32 [3, S, S] of an encoded image: shorter side resized, center crop, normalized.
 
     Raises:
         BadImage: not an image, or a damaged one.
     """
-    recipe = Recipe(
+    transforms = Transforms(
         image_size=image_size,
         train=False,
         eval_resize=resize_shorter_side,
@@ -53,7 +53,7 @@ def prepare_image(
         std=(std[0], std[1], std[2]),
     )
     size = size_of(np.frombuffer(data, dtype=np.uint8))
-    plan = draw_plan(recipe, 0, 0, np.zeros(1, dtype=np.int64), np.array([size], dtype=np.int64))
-    boxes = plan.window[0].tolist(), plan.resized[0].tolist(), plan.offset[0].tolist()
+    crop = draw_crop_params(transforms, 0, 0, np.zeros(1, dtype=np.int64), np.array([size], dtype=np.int64))
+    boxes = crop.window[0].tolist(), crop.resized[0].tolist(), crop.offset[0].tolist()
     pixels = np.asarray(decode_image(data, *boxes, image_size))
-    return finish(recipe, torch.from_numpy(pixels.copy())[None], 0, 0, np.zeros(1, dtype=np.int64))[0]
+    return finish(transforms, torch.from_numpy(pixels.copy())[None], 0, 0, np.zeros(1, dtype=np.int64))[0]

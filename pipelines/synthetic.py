@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from pipelines.batch import Batch, host_to_device
-from pipelines.draws import Stream, bits, uniform
-from pipelines.order import Order
 from pipelines.ordered import OrderedPipeline
+from pipelines.rng import Stream, random_bits, uniform
+from pipelines.sampler import Sampler
 
 _POOL = 32
 
@@ -22,11 +22,11 @@ class SyntheticPipeline(OrderedPipeline):
         self,
         num_classes: int,
         image_size: int,
-        order: Order,
+        sampler: Sampler,
         seed: int,
         device: torch.device,
     ) -> None:
-        super().__init__(order)
+        super().__init__(sampler)
         self._classes = num_classes
         self._size = image_size
         self._seed = seed
@@ -39,10 +39,10 @@ class SyntheticPipeline(OrderedPipeline):
     def __iter__(self) -> Iterator[Batch]:
         epoch, first = self._position
         for step in range(first, self.steps_per_epoch):
-            samples = self._order.indices(epoch, step)
+            samples = self._sampler.indices(epoch, step)
             valid = len(samples)
-            samples = np.concatenate([samples, np.zeros(self._order.local_batch - valid, np.int64)])
-            labels = bits(self._seed, Stream.SYNTHETIC, samples) % np.uint64(self._classes)
+            samples = np.concatenate([samples, np.zeros(self._sampler.local_batch - valid, np.int64)])
+            labels = random_bits(self._seed, Stream.SYNTHETIC, samples) % np.uint64(self._classes)
             index = host_to_device(torch.from_numpy(samples), self._device)
             targets = host_to_device(torch.from_numpy(labels.astype(np.int64)), self._device)
             yield Batch(self._pool[index % _POOL], targets, index, valid)

@@ -19,9 +19,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipelines import draws
+from pipelines import rng
 from pipelines.batch import host_to_device
-from pipelines.draws import Stream
+from pipelines.rng import Stream
 
 NUM_LEVELS = 31
 
@@ -70,9 +70,9 @@ def draw_trivial(seed: int, epoch: int, indices: NDArray[np.int64]) -> TrivialDr
     """Draw operation, magnitude and sign for the samples ``indices`` [B], keyed by (seed, epoch, sample)."""
     key = (seed, Stream.TRIVIAL, epoch, indices)
     return TrivialDraw(
-        op=draws.below(len(Op), *key, 0),
-        level=draws.below(NUM_LEVELS, *key, 1),
-        sign=1 - 2 * draws.below(2, *key, 2),
+        op=rng.randint(len(Op), *key, 0),
+        level=rng.randint(NUM_LEVELS, *key, 1),
+        sign=1 - 2 * rng.randint(2, *key, 2),
     )
 
 
@@ -92,7 +92,7 @@ def apply_trivial(images: Tensor, draw: TrivialDraw) -> Tensor:
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(
             f"TrivialAugment needs uint8 images [B, 3, H, W], got {images.dtype} {tuple(images.shape)}; "
-            "apply it before the images are normalised"
+            "apply it before the images are normalized"
         )
     if len(draw.op) != len(images):
         raise ValueError(f"{len(draw.op)} operations were drawn for {len(images)} images; draw one for each")
@@ -164,9 +164,9 @@ def _warp(pixels: Tensor, draw: TrivialDraw) -> Tensor:
 
 
 def _inverse_affine(draw: TrivialDraw, height: int, width: int) -> NDArray[np.float32]:
-    """[n, 2, 3] matrices from output to source, pixels from the centre to units of half the image size.
+    """[n, 2, 3] matrices from output to source, pixels from the center to units of half the image size.
 
-    Shears keep the top left corner in place, rotations the centre.
+    Shears keep the top left corner in place, rotations the center.
     """
     matrices = [
         _inverse_matrix(int(op), float(magnitude), height, width)
@@ -177,7 +177,7 @@ def _inverse_affine(draw: TrivialDraw, height: int, width: int) -> NDArray[np.fl
 
 
 def _inverse_matrix(op: int, magnitude: float, height: int, width: int) -> list[float]:
-    """Two rows of three, from output to source in pixels from the centre.
+    """Two rows of three, from output to source in pixels from the center.
 
     A shear goes through its angle and back, and its shift is written as a difference, because torchvision
     does so and the float32 rounding of an exact tie depends on it.
@@ -226,18 +226,18 @@ def _contrast(pixels: Tensor, draw: TrivialDraw) -> Tensor:
 
 
 def _sharpness(pixels: Tensor, draw: TrivialDraw) -> Tensor:
-    """Away from the 3x3 mean, whose centre weighs 5 of 13; the border pixels stay."""
+    """Away from the 3x3 mean, whose center weighs 5 of 13; the border pixels stay."""
     if min(pixels.shape[1:3]) <= 2:
         return pixels
     _, rest = _weights(draw, pixels.device)
     values = pixels.float()
-    centre = values[:, 1:-1, 1:-1]
+    center = values[:, 1:-1, 1:-1]
     rows = values[:, :-2] + values[:, 1:-1] + values[:, 2:]
     box = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:]
     # Thirteenths are never within 1/26 of a rounding tie, so any way of dividing gives the same integer.
-    smooth = box.add_(centre, alpha=4).div_(13.0).round_()
+    smooth = box.add_(center, alpha=4).div_(13.0).round_()
     sharpened = pixels.clone()
-    sharpened[:, 1:-1, 1:-1] = _fused(centre, smooth.sub_(centre), rest).clamp_(0, 255)
+    sharpened[:, 1:-1, 1:-1] = _fused(center, smooth.sub_(center), rest).clamp_(0, 255)
     return sharpened
 
 

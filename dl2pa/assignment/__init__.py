@@ -1,6 +1,6 @@
 """Which class each prototype stands for: the statistic, the exact solve, and both over a process group."""
 
-from dl2pa.assignment.insight import Insight
+from dl2pa.assignment.diagnostics import MatchDiagnostics
 from dl2pa.assignment.margin import second_best_margin
 from dl2pa.assignment.match import Matching, match, reduce_statistic, verify_same
 from dl2pa.assignment.refit import nearest_code, refit
@@ -11,7 +11,7 @@ from dl2pa.assignment.statistic import ClassStatistic
 __all__ = [
     "AssignmentSolver",
     "ClassStatistic",
-    "Insight",
+    "MatchDiagnostics",
     "MatchSchedule",
     "Matching",
     "Solution",

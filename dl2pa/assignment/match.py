@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from dl2pa.assignment.insight import Insight, look_into, with_margin
+from dl2pa.assignment.diagnostics import MatchDiagnostics, compute_diagnostics, with_margin
 from dl2pa.assignment.solve import AssignmentSolver, Solution
 from dl2pa.assignment.statistic import ClassStatistic
 from dl2pa.errors import TrainingFailure
@@ -39,7 +39,7 @@ class Matching:
     own_cosine: float
     classes_seen: int
     seconds: float
-    insight: Insight | None
+    diagnostics: MatchDiagnostics | None
     solution: Solution | None = None
     prototypes_stayed: float | None = None
 
@@ -55,7 +55,7 @@ class Matching:
         }
         if self.prototypes_stayed is not None:
             ours["prototypes_stayed"] = self.prototypes_stayed
-        found = {} if self.insight is None else self.insight.metrics()
+        found = {} if self.diagnostics is None else self.diagnostics.metrics()
         return {name: float(value) for name, value in (ours | found).items()}
 
 
@@ -82,9 +82,9 @@ class ReducedStatistics:
     seen_c: Tensor
     seconds: float
 
-    def diagnostics(self) -> Insight:
+    def diagnostics(self) -> MatchDiagnostics:
         """Diagnostics of the features; the margin is left open."""
-        return look_into(self.means_cd.cpu().numpy(), self.seen_c.cpu().numpy())
+        return compute_diagnostics(self.means_cd.cpu().numpy(), self.seen_c.cpu().numpy())
 
 
 def match(
@@ -107,7 +107,7 @@ def match(
         solver: one that solved the last update is faster; the result is the same.
 
     Raises:
-        TrainingFailure: the ranks hold different assignments afterwards.
+        TrainingFailure: the ranks hold different assignments afterward.
     """
     reduced = reduce_statistics(statistic, prototypes_cd, assignment_c, momentum, group)
     began = time.perf_counter()
@@ -118,10 +118,10 @@ def match(
         solution = (solver or AssignmentSolver()).solve(*problem, current, statistic.rows.device)
     seconds = reduced.seconds + time.perf_counter() - began
     result = apply_assignment(statistic.rows, prototypes_cd, assignment_c, reduced, solution, group)
-    insight = None
+    diagnostics = None
     if problem is not None and solution is not None:
-        insight = with_margin(reduced.diagnostics(), *problem, solution.assignment)
-    return replace(result, seconds=seconds + result.seconds, insight=insight)
+        diagnostics = with_margin(reduced.diagnostics(), *problem, solution.assignment)
+    return replace(result, seconds=seconds + result.seconds, diagnostics=diagnostics)
 
 
 @torch.no_grad()
@@ -163,7 +163,7 @@ def apply_assignment(
         The update without insight; its seconds are those of this call.
 
     Raises:
-        TrainingFailure: the ranks hold different assignments afterwards.
+        TrainingFailure: the ranks hold different assignments afterward.
     """
     began = time.perf_counter()
     before = assignment_c.clone()
@@ -185,7 +185,7 @@ def apply_assignment(
         own_cosine=reduced.own_cosine,
         classes_seen=reduced.classes_seen,
         seconds=seconds,
-        insight=None,
+        diagnostics=None,
         solution=solution,
     )
 

@@ -43,7 +43,7 @@ def refit(
         Mean cosine between where a prototype stood and where it stands now; the same on every rank.
 
     Raises:
-        TrainingFailure: the ranks hold different prototypes afterwards.
+        TrainingFailure: the ranks hold different prototypes afterward.
     """
     before = prototypes_cd.clone()
     if not dist.is_initialized() or dist.get_rank(group) == 0:
@@ -60,8 +60,8 @@ def refit(
 def nearest_code(directions_cd: Tensor, start_cd: Tensor, largest_cosine: float) -> Tensor:
     """Unit rows near to `directions_cd`, no two closer than `largest_cosine` as far as that can be had.
 
-    Minimises Σ_c (1 - p_c · q_c) + w Σ_{i≠j} max(0, p_i · p_j - largest_cosine)² with Adam, w rising from 1 to 1000,
-    the step falling to 0; each row is normalised where it is used. A function of its arguments on one processor.
+    Minimizes Σ_c (1 - p_c · q_c) + w Σ_{i≠j} max(0, p_i · p_j - largest_cosine)² with Adam, w rising from 1 to 1000,
+    the step falling to 0; each row is normalized where it is used. A function of its arguments on one processor.
 
     Args:
         directions_cd: q, float64 [C, d], unit or zero rows.

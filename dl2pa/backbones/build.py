@@ -14,7 +14,7 @@ TORCHVISION = ("resnet50", "resnet101", "resnet152", "swin_t")
 
 
 class Embedder(nn.Module):
-    """Backbone and head: images [B, 3, H, W] to embeddings [B, d], not normalised."""
+    """Backbone and head: images [B, 3, H, W] to embeddings [B, d], not normalized."""
 
     def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
         super().__init__()

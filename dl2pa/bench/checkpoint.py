@@ -10,7 +10,7 @@ from typing import Any
 
 from dl2pa.bench.runners import Ours, synthetic_config, wait
 from dl2pa.training.checkpoint import CheckpointStore
-from dl2pa.training.processes import World
+from dl2pa.training.distributed import World
 
 _WARM_UP = 3
 
@@ -62,7 +62,7 @@ def _measure(runner: Ours, store: CheckpointStore, steps: int, rounds: int, worl
         wait(world.device)
         without.append(time.perf_counter() - began)
         began = time.perf_counter()
-        store.save(number, runner.learner.state())
+        store.save(number, runner.train_state.state())
         held.append(time.perf_counter() - began)
         runner.run(steps)
         wait(world.device)

@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 from dl2pa.bench.memory import peak_gib, reset_peak, resident_gib
 from dl2pa.bench.runners import synthetic_config, wait
-from dl2pa.training.learner import Learner
-from dl2pa.training.model import Placement, build_trainee
-from dl2pa.training.processes import World
+from dl2pa.model.model import PrototypeInit, build_model
+from dl2pa.training.distributed import World
+from dl2pa.training.train_state import TrainState
 from pipelines.batch import Batch
 
 LOSSES = ("squared_cosine", "cross_entropy")
@@ -40,7 +40,7 @@ def bench_classes(
     rows: list[dict[str, Any]] = []
     for loss in LOSSES:
         turn = steps if loss == "squared_cosine" else _SLOW_STEPS
-        make = partial(_learner, model, dim=dim, loss=loss, batch_size=batch_size, world=world)
+        make = partial(_train_state, model, dim=dim, loss=loss, batch_size=batch_size, world=world)
         found = _bench_loss(make, class_counts, batch, turn, rounds, world)
         for count, (ratio, row) in found.items():
             ratios[f"{loss}: {count}/{min(class_counts)} classes"] = ratio
@@ -49,7 +49,7 @@ def bench_classes(
 
 
 def _bench_loss(
-    make: Callable[[int], Learner],
+    make: Callable[[int], TrainState],
     class_counts: list[int],
     batch: Batch,
     steps: int,
@@ -58,15 +58,15 @@ def _bench_loss(
 ) -> dict[int, tuple[float, dict[str, float]]]:
     """For each class count the ratio and the columns of one loss; the learners, gigabytes each, end with the call."""
     learners = {count: make(count) for count in class_counts}
-    gib = {count: _step_gib(learner, batch, world) for count, learner in learners.items()}
+    gib = {count: _step_gib(train_state, batch, world) for count, train_state in learners.items()}
     times: dict[int, list[float]] = {count: [] for count in class_counts}
     for _ in range(rounds):
-        for count, learner in learners.items():
-            times[count].append(_seconds(learner, batch, steps, world))
+        for count, train_state in learners.items():
+            times[count].append(_seconds(train_state, batch, steps, world))
     least = times[min(class_counts)]
     found: dict[int, tuple[float, dict[str, float]]] = {}
-    for count, learner in learners.items():
-        state = sum(t.numel() * t.element_size() for t in learner.trainee.method.buffers())
+    for count, train_state in learners.items():
+        state = sum(t.numel() * t.element_size() for t in train_state.model.method.buffers())
         row = {"step_ms": min(times[count]) * 1e3, "step_gib": gib[count], "method_gib": state / 2**30}
         found[count] = statistics.median(a / b for a, b in zip(times[count], least, strict=True)), row
     return found
@@ -80,7 +80,9 @@ def _batch(model: str, batch_size: int, classes: int, world: World) -> Batch:
     return Batch(images, indices % classes, indices, batch_size)
 
 
-def _learner(model: str, classes: int, *, dim: int, loss: str, batch_size: int, world: World) -> Learner:
+def _train_state(
+    model: str, classes: int, *, dim: int, loss: str, batch_size: int, world: World
+) -> TrainState:
     config = synthetic_config(model, batch_size, {"num_classes": classes})
     method = config.method.model_copy(update={"loss": loss})
     config = config.model_copy(
@@ -90,31 +92,31 @@ def _learner(model: str, classes: int, *, dim: int, loss: str, batch_size: int, 
     points = torch.empty(classes, dim)
     for part in points.split(_CHUNK):
         part.copy_(F.normalize(torch.randn(part.shape, generator=generator), dim=1))
-    learner = Learner(config, build_trainee(config, classes, Placement(points, None)), world, 100)
-    learner.wrap()
-    learner.trainee.train()
-    return learner
+    train_state = TrainState(config, build_model(config, classes, PrototypeInit(points, None)), world, 100)
+    train_state.wrap()
+    train_state.model.train()
+    return train_state
 
 
-def _seconds(learner: Learner, batch: Batch, steps: int, world: World) -> float:
-    learner.step(batch, 0)
+def _seconds(train_state: TrainState, batch: Batch, steps: int, world: World) -> float:
+    train_state.step(batch, 0)
     wait(world.device)
     began = time.perf_counter()
     for step in range(steps):
-        learner.step(batch, step)
+        train_state.step(batch, step)
     wait(world.device)
     return (time.perf_counter() - began) / steps
 
 
-def _step_gib(learner: Learner, batch: Batch, world: World) -> float:
+def _step_gib(train_state: TrainState, batch: Batch, world: World) -> float:
     """Memory that a step takes at the most beyond what there is before it."""
-    learner.step(batch, 0)
+    train_state.step(batch, 0)
     if world.device.type == "cuda":
         before = torch.cuda.memory_allocated(world.device)
         torch.cuda.reset_peak_memory_stats(world.device)
-        learner.step(batch, 1)
+        train_state.step(batch, 1)
         return (torch.cuda.max_memory_allocated(world.device) - before) / 2**30
     reset_peak()
     before = resident_gib()
-    learner.step(batch, 1)
+    train_state.step(batch, 1)
     return max(0.0, peak_gib() - before)

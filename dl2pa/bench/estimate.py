@@ -13,11 +13,11 @@ import torch
 
 from dl2pa.config import Config
 from dl2pa.errors import UserError
+from dl2pa.model.model import build_model, method_options
 from dl2pa.training.data import DataSplits, build_eval_pipeline, build_train_pipeline
+from dl2pa.training.distributed import World
 from dl2pa.training.evaluate import evaluate
-from dl2pa.training.learner import Learner
-from dl2pa.training.model import build_trainee, method_options
-from dl2pa.training.processes import World
+from dl2pa.training.train_state import TrainState
 from pipelines.batch import Batch
 from pipelines.build import num_samples
 
@@ -85,7 +85,7 @@ def _extrapolate(config: Config, data: DataSplits, target: Target, found: dict[s
     if train.max_steps is not None:
         total = min(total, train.max_steps)
     epochs = total / per_epoch
-    validations = math.ceil(epochs / train.eval_every)
+    validations = math.ceil(epochs / train.eval_every_epochs)
     validate_s = found["validated_image_s"] * num_samples(data.val) / devices
     all_reduce_s = 2 * (devices - 1) / devices * found["gradient_bytes"] / (target.link_gb_per_s * 1e9)
     match_s = found["match_s"] * _matchings(config, per_epoch, total)
@@ -125,11 +125,11 @@ class _Probe:
     def __init__(self, config: Config, data: DataSplits, world: World) -> None:
         self._config, self._data, self._world = config, data, world
         self._pipeline = build_train_pipeline(config, data.train, world)
-        trainee = build_trainee(config, len(data.classes))
-        self._learner = Learner(config, trainee, world, self._pipeline.steps_per_epoch)
-        self._learner.begin_epoch(0)
-        self._learner.wrap()
-        self._learner.trainee.train()
+        model = build_model(config, len(data.classes))
+        self._train_state = TrainState(config, model, world, self._pipeline.steps_per_epoch)
+        self._train_state.begin_epoch(0)
+        self._train_state.wrap()
+        self._train_state.model.train()
         self._largest: int | None = None
 
     def measure(self, steps: int) -> dict[str, float]:
@@ -140,9 +140,9 @@ class _Probe:
             torch.cuda.reset_peak_memory_stats(self._world.device)
         took, waited = self._steps(steps)
         memory = torch.cuda.max_memory_allocated(self._world.device) if gpu else _resident()
-        gradients = sum(p.numel() * p.element_size() for p in self._learner.trainee.parameters())
+        gradients = sum(p.numel() * p.element_size() for p in self._train_state.model.parameters())
         began = time.perf_counter()
-        self._learner.rematch()
+        self._train_state.rematch()
         self._wait()
         match_s = time.perf_counter() - began
         validated_image_s = self._validated_image_seconds(steps)
@@ -165,7 +165,7 @@ class _Probe:
             began = time.perf_counter()
             batch = next(batches)
             got = time.perf_counter()
-            self._learner.step(batch, number)
+            self._train_state.step(batch, number)
             self._wait()
             took.append(time.perf_counter() - began)
             waited.append(got - began)
@@ -182,10 +182,10 @@ class _Probe:
         """By a part of the validation."""
         pipeline = build_eval_pipeline(self._config, self._data.val, self._world)
         done = {"steps": 0, "images": 0, "began": 0.0, "ended": 0.0}
-        self._learner.evaluated.eval()
+        self._train_state.evaluated.eval()
 
         def score(images: Any) -> Any:
-            logits = self._learner.score(images)
+            logits = self._train_state.score(images)
             self._wait()
             done["ended"] = time.perf_counter()
             if done["steps"] == 0:
@@ -214,8 +214,8 @@ class _Probe:
             try:
                 images = torch.zeros(batch, 3, side, side, device=self._world.device)
                 labels = torch.zeros(batch, dtype=torch.int64, device=self._world.device)
-                self._learner.trainee.train()
-                self._learner.step(Batch(images, labels, labels, batch), 0)
+                self._train_state.model.train()
+                self._train_state.step(Batch(images, labels, labels, batch), 0)
                 self._wait()
             except torch.OutOfMemoryError:
                 break

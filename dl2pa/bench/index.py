@@ -103,7 +103,7 @@ def first_batch(root: str) -> None:
     """Open the data of `root` as training does, and take one batch; prints what it took."""
     from dl2pa.config import parse_config
     from dl2pa.training.data import build_train_pipeline, open_data
-    from dl2pa.training.processes import World, join_world
+    from dl2pa.training.distributed import World, join_world
 
     for module in ("pipelines.files", "pipelines.decode_pillow", "PIL.JpegImagePlugin"):
         importlib.import_module(module)  # imports are not what is measured

@@ -1,12 +1,11 @@
 """The loaders that `dl2pa bench pipeline` compares: each gives the same kind of training batch without end.
 
-A batch is random resized crops of 224 pixels, mirrored half the time, normalised, float32, in memory of the host.
+A batch is random resized crops of 224 pixels, mirrored half the time, normalized, float32, in memory of the host.
 """
 
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,15 +20,16 @@ from torch.utils.data import Dataset
 from dl2pa.bench.reference import data_loader
 from dl2pa.config import parse_config
 from dl2pa.errors import UserError
-from dl2pa.training.data import build_recipe, open_split
+from dl2pa.osutil import usable_cores
+from dl2pa.training.data import build_transforms, open_split
 from pipelines.batch import Pipeline
 from pipelines.build import SyntheticDataset, build_pipeline
 from pipelines.datasets.folder import index_folder
 from pipelines.datasets.index import INDEX_NAME
 from pipelines.datasets.table import ImageTable
 from pipelines.images import open_image
-from pipelines.order import TrainOrder
-from pipelines.recipe import Recipe
+from pipelines.sampler import TrainSampler
+from pipelines.transforms import Transforms
 
 LOADERS = ("ours", "native-dali", "torchvision", "synthetic")
 PACKED = "packed"
@@ -60,7 +60,7 @@ class Loader:
 
 
 @dataclass(frozen=True)
-class RepeatedOrder(TrainOrder):
+class RepeatedSampler(TrainSampler):
     """A training order over `distinct` images, each shown several times an epoch."""
 
     distinct: int = 1
@@ -75,25 +75,27 @@ def open_loader(name: str, source: Source) -> Loader:
     Raises:
         UserError: no images there, or a form that this loader cannot read.
     """
-    threads = len(os.sched_getaffinity(0))
+    threads = usable_cores()
     torch.set_num_threads(threads)
-    recipe = build_recipe(parse_config({"data": {"crop": "random_resized", "image_size": 224}}), True)
+    transforms = build_transforms(parse_config({"data": {"crop": "random_resized", "image_size": 224}}), True)
     if name == "synthetic":
         classes = tuple(str(c) for c in range(1000))
-        return _of_pipeline(SyntheticDataset(_EPOCH, classes), _EPOCH, recipe, source, threads)
+        return _of_pipeline(SyntheticDataset(_EPOCH, classes), _EPOCH, transforms, source, threads)
     table = open_images(source.root)
     if name in ("ours", PACKED):
-        return _of_pipeline(table, len(table.labels), recipe, source, threads)
+        return _of_pipeline(table, len(table.labels), transforms, source, threads)
     if table.members is not None:
         remedy = "Use --loaders ours, or give a folder of images."
         raise UserError("--data", str(source.root), f"holds shards, which {name} does not read", remedy)
     paths = [str(table.path(i)) for i in range(len(table.labels))]
     labels = table.labels.tolist()
     if name == "native-dali":
-        return Loader(_native_dali(paths, labels, recipe, source.batch_size, threads), len(paths), _nothing)
+        return Loader(
+            _native_dali(paths, labels, transforms, source.batch_size, threads), len(paths), _nothing
+        )
     repeats = -(-_EPOCH // len(paths))
     loader = data_loader(
-        _Photographs(paths * repeats, labels * repeats, recipe), source.batch_size, torch.device("cpu")
+        _Photographs(paths * repeats, labels * repeats, transforms), source.batch_size, torch.device("cpu")
     )
     return Loader(itertools.chain.from_iterable(itertools.repeat(loader)), len(paths), _nothing)
 
@@ -117,13 +119,13 @@ def open_images(root: Path) -> ImageTable:
 
 
 def _of_pipeline(
-    dataset: ImageTable | SyntheticDataset, count: int, recipe: Recipe, source: Source, threads: int
+    dataset: ImageTable | SyntheticDataset, count: int, transforms: Transforms, source: Source, threads: int
 ) -> Loader:
     shown = count * -(-max(_EPOCH, source.batch_size) // count)
     pipeline = build_pipeline(
         dataset,
-        recipe,
-        RepeatedOrder(shown, source.batch_size, _SEED, distinct=count),
+        transforms,
+        RepeatedSampler(shown, source.batch_size, _SEED, distinct=count),
         loader="dali",
         seed=_SEED,
         device=torch.device("cpu"),
@@ -144,7 +146,7 @@ def _nothing() -> None:
 
 
 def _native_dali(
-    paths: list[str], labels: list[int], recipe: Recipe, batch_size: int, threads: int
+    paths: list[str], labels: list[int], transforms: Transforms, batch_size: int, threads: int
 ) -> Iterator[Tensor]:
     """DALI as its own examples use it, with our decoder's and filter's settings: nothing of Python in the loop."""
     from nvidia import dali
@@ -152,7 +154,7 @@ def _native_dali(
     fn: Any = dali.fn
     types: Any = dali.types
     pipeline_def: Any = dali.pipeline_def
-    side = recipe.image_size
+    side = transforms.image_size
 
     @pipeline_def(
         batch_size=batch_size, num_threads=threads, device_id=None, prefetch_queue_depth=_AHEAD, seed=_SEED
@@ -163,17 +165,17 @@ def _native_dali(
             data,
             device="cpu",
             output_type=types.RGB,
-            random_area=list(recipe.crop_scale),
-            random_aspect_ratio=list(recipe.crop_ratio),
+            random_area=list(transforms.crop_scale),
+            random_aspect_ratio=list(transforms.crop_ratio),
             jpeg_fancy_upsampling=True,
             adjust_orientation=False,
         )
         images = fn.resize(images, size=[side, side], interp_type=types.INTERP_TRIANGULAR, antialias=True)
         images = fn.crop_mirror_normalize(
             images,
-            mirror=fn.random.coin_flip(probability=recipe.flip),
-            mean=[255 * m for m in recipe.mean],
-            std=[255 * s for s in recipe.std],
+            mirror=fn.random.coin_flip(probability=transforms.flip),
+            mean=[255 * m for m in transforms.mean],
+            std=[255 * s for s in transforms.std],
             dtype=types.FLOAT,
             output_layout="HWC",
         )
@@ -189,7 +191,7 @@ def _native_dali(
 class _Photographs(Dataset[tuple[Tensor, int]]):
     """Files through PIL, then torchvision's transforms (v2) on tensors."""
 
-    def __init__(self, paths: list[str], labels: list[int], recipe: Recipe) -> None:
+    def __init__(self, paths: list[str], labels: list[int], transforms: Transforms) -> None:
         from torchvision.transforms import v2
 
         self._paths, self._labels = paths, labels
@@ -197,11 +199,14 @@ class _Photographs(Dataset[tuple[Tensor, int]]):
             [
                 v2.PILToTensor(),
                 v2.RandomResizedCrop(
-                    recipe.image_size, scale=recipe.crop_scale, ratio=recipe.crop_ratio, antialias=True
+                    transforms.image_size,
+                    scale=transforms.crop_scale,
+                    ratio=transforms.crop_ratio,
+                    antialias=True,
                 ),
-                v2.RandomHorizontalFlip(recipe.flip),
+                v2.RandomHorizontalFlip(transforms.flip),
                 v2.ToDtype(torch.float32, scale=True),
-                v2.Normalize(list(recipe.mean), list(recipe.std)),
+                v2.Normalize(list(transforms.mean), list(transforms.std)),
             ]
         )
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from dl2pa.assignment import AssignmentSolver, ClassStatistic
-from dl2pa.assignment.insight import with_margin
+from dl2pa.assignment.diagnostics import with_margin
 from dl2pa.assignment.match import apply_assignment, is_main, reduce_statistics
 from dl2pa.bench.group import in_a_group
 from dl2pa.bench.memory import peak_gib, reset_peak, resident_gib

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import statistics
 import tempfile
 import time
@@ -19,6 +18,7 @@ import psutil
 
 from dl2pa.bench.loaders import LOADERS, NEEDS_DALI, PACKED, Source, open_images, open_loader
 from dl2pa.errors import TrainingFailure, UserError
+from dl2pa.osutil import usable_cores
 
 _MADE_UP = 128
 _DISCARDED = 4
@@ -32,7 +32,7 @@ _SHORT_SIDE, _QUALITY = 256, 90
 
 @dataclass(frozen=True)
 class Turn:
-    """What a loader took for its timed batches: seconds, seconds of processor time, and memory afterwards."""
+    """What a loader took for its timed batches: seconds, seconds of processor time, and memory afterward."""
 
     seconds: float
     cpu_seconds: float
@@ -72,7 +72,7 @@ def bench_pipeline(
         counts = {name: one.ready() for name, one in running.items()}
         turns: dict[str, list[Turn]] = {name: [] for name in loaders}
         for number in range(rounds):
-            # Who comes first changes, so that a drift of the machine favours nobody.
+            # Who comes first changes, so that a drift of the machine favors nobody.
             for name in loaders if number % 2 == 0 else reversed(loaders):
                 turns[name].append(running[name].turn(steps))
     rows = [_row(name, turns[name], steps * batch_size, counts[name]) for name in loaders]
@@ -115,7 +115,7 @@ def _pack(root: Path, out: Path) -> Path:
             "--data", str(root), "holds shards, which are packed already", "Give a folder of images."
         )
     options = PackOptions(_SHORT_SIDE, _QUALITY, _GIB)
-    pack(list_source(root), out, options, len(os.sched_getaffinity(0)), lambda _done, _total: None)
+    pack(list_source(root), out, options, usable_cores(), lambda _done, _total: None)
     return out
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 from dl2pa.backbones import build_embedder, is_small
 from dl2pa.config import Config
 from dl2pa.errors import UserError
-from dl2pa.training.learner import autocast
+from dl2pa.osutil import usable_cores
+from dl2pa.training.train_state import autocast
 from pipelines.datasets.arrays import ArrayDataset
 
 _WORKERS = 8
@@ -93,7 +93,7 @@ def data_loader(source: Dataset[Any], batch_size: int, device: torch.device) -> 
     Raises:
         UserError: a batch is larger than the source.
     """
-    workers = min(_WORKERS, len(os.sched_getaffinity(0)))
+    workers = min(_WORKERS, usable_cores())
     if len(source) < batch_size:  # pyright: ignore[reportArgumentType]
         raise UserError("--batch-size", batch_size, "is more than the data set has", "Give fewer.")
     return DataLoader(

@@ -19,11 +19,11 @@ from dl2pa.bench.loaders import endless
 from dl2pa.bench.reference import ReferenceLoop
 from dl2pa.config import Config, parse_config
 from dl2pa.methods import Targets
+from dl2pa.model.model import build_model
 from dl2pa.training.data import build_train_pipeline, open_split
-from dl2pa.training.learner import PARTS, Learner, autocast, compile_mode
-from dl2pa.training.model import build_trainee
+from dl2pa.training.distributed import World
 from dl2pa.training.optim import build_optimizer
-from dl2pa.training.processes import World
+from dl2pa.training.train_state import PARTS, TrainState, autocast, compile_mode
 from pipelines.datasets.arrays import ArrayDataset
 
 Compile = bool | Literal["graphs"]
@@ -85,9 +85,11 @@ class Ours(Runner):
         dataset = noise_set(config) if config.data.loader == "resident" else open_split(config, "train")
         self._pipeline = build_train_pipeline(config, dataset, world)
         classes = len(dataset.classes)
-        self.learner = Learner(config, build_trainee(config, classes), world, self._pipeline.steps_per_epoch)
-        self.learner.wrap()
-        self.learner.trainee.train()
+        self.train_state = TrainState(
+            config, build_model(config, classes), world, self._pipeline.steps_per_epoch
+        )
+        self.train_state.wrap()
+        self.train_state.model.train()
         self._batches = endless(self._pipeline)
         self._step = 0
 
@@ -95,7 +97,7 @@ class Ours(Runner):
         for _ in range(steps):
             with torch.profiler.record_function("dl2pa.data"):
                 batch = next(self._batches)
-            self.learner.step(batch, self._step)
+            self.train_state.step(batch, self._step)
             self._step += 1
 
     @property
@@ -132,7 +134,7 @@ class Ours(Runner):
 
     def _method_seconds(self) -> tuple[float, float]:
         """Loss, gradient and statistic of one batch on features at hand; a matching."""
-        method, device = self.learner.trainee.method, self._world.device
+        method, device = self.train_state.model.method, self._world.device
         batch, dim = self._config.train.batch_size, method.dim
         labels = torch.arange(batch, device=device) % method.num_classes
         features = torch.randn(batch, dim, device=device, requires_grad=True)
@@ -147,7 +149,7 @@ class Ours(Runner):
 
         method_s = fastest(once, device)
         began = time.perf_counter()
-        self.learner.rematch()
+        self.train_state.rematch()
         wait(device)
         return method_s, time.perf_counter() - began
 
@@ -163,7 +165,7 @@ class Ours(Runner):
 
 
 class Bare(Runner):
-    """Forward, backward and optimiser of the network alone, on one batch that stays where it is."""
+    """Forward, backward and optimizer of the network alone, on one batch that stays where it is."""
 
     def __init__(self, config: Config, world: World) -> None:
         self._precision, self._device = config.train.precision, world.device

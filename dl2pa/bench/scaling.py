@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from typing import Any
@@ -15,10 +14,11 @@ from torch.profiler import ProfilerActivity, profile
 from dl2pa.bench.group import in_a_group
 from dl2pa.bench.runners import synthetic_config
 from dl2pa.config import Config
+from dl2pa.model.model import build_model
+from dl2pa.osutil import usable_cores
 from dl2pa.training.data import build_train_pipeline, open_split
-from dl2pa.training.learner import Learner
-from dl2pa.training.model import build_trainee
-from dl2pa.training.processes import World
+from dl2pa.training.distributed import World
+from dl2pa.training.train_state import TrainState
 
 MODEL_DEVICES = (1, 8, 16, 32, 64)
 NODE = 8
@@ -48,7 +48,7 @@ def bench_scaling(
         all_reduce_ms hidden at_least`: the share of a device's speed that is left where the all-reduce is hidden behind
         the backward pass as far as that goes (two thirds of a step), and where none of it is.
     """
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     rows: list[dict[str, Any]] = []
     for count in process_counts:
         threads = max(1, cores // count)
@@ -113,22 +113,22 @@ class _Training:
     def __init__(self, config: Config, world: World) -> None:
         dataset = open_split(config, "train")
         self._pipeline = build_train_pipeline(config, dataset, world)
-        self._learner = Learner(
-            config, build_trainee(config, len(dataset.classes)), world, self._pipeline.steps_per_epoch
+        self._train_state = TrainState(
+            config, build_model(config, len(dataset.classes)), world, self._pipeline.steps_per_epoch
         )
-        self._learner.wrap()
-        self._learner.trainee.train()
+        self._train_state.wrap()
+        self._train_state.model.train()
         self._step = 0
 
     def run(self, steps: int) -> None:
         self._pipeline.start(0, self._step)
         for _, batch in zip(range(steps), self._pipeline, strict=False):
-            self._learner.step(batch, self._step)
+            self._train_state.step(batch, self._step)
             self._step += 1
 
     def gradients(self) -> Tensor:
         """As many numbers as the gradients have."""
-        return torch.zeros(sum(p.numel() for p in self._learner.trainee.parameters()))
+        return torch.zeros(sum(p.numel() for p in self._train_state.model.parameters()))
 
     def overlap(self) -> float | None:
         """Share of the all-reduces' time that lies within the backward pass's own work."""

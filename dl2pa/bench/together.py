@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from typing import Any
@@ -12,7 +11,8 @@ from torch import distributed as dist
 
 from dl2pa.bench.group import in_a_group
 from dl2pa.bench.runners import Compile, Ours, resident_config, wait
-from dl2pa.training.processes import World
+from dl2pa.osutil import usable_cores
+from dl2pa.training.distributed import World
 
 _WARM_UP = 5
 _DISCARDED = 2
@@ -50,7 +50,7 @@ def _measure(
     gpu = torch.cuda.is_available()
     device = torch.device("cuda", 0) if gpu else torch.device("cpu")
     torch.backends.cudnn.benchmark = gpu
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     config = resident_config(model, batch_size, {"precision": precision, "compile": compile, "seed": rank})
     # Each is a training of its own: the group only says when.
     runner = Ours(config, World(0, 1, 0, 1, device, 1))

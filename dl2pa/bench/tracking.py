@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from dl2pa.config import parse_config
+from dl2pa.model.model import build_model, init_prototypes
 from dl2pa.tracking import Tracker, local_uri
 from dl2pa.tracking.local import LocalServer, free_port
 from dl2pa.tracking.spool import events_file
 from dl2pa.training.data import build_train_pipeline, open_data
-from dl2pa.training.learner import Learner
-from dl2pa.training.model import build_trainee, place_classes
-from dl2pa.training.processes import World
+from dl2pa.training.distributed import World
+from dl2pa.training.train_state import TrainState
 
 _STATES = ("off", "spool", "server", "stopped")
 _BLOCK_SECONDS = 4.0
@@ -114,21 +114,21 @@ def _steps(server: LocalServer, folder: Path, rounds: int, world: World) -> dict
 
 
 def _training(world: World) -> Callable[[int], float]:
-    """One optimisation step, by number; its loss, read on the host as a log point does."""
+    """One optimization step, by number; its loss, read on the host as a log point does."""
     config = parse_config(_CONFIG)
     data = open_data(config, world.size)
     pipeline = build_train_pipeline(config, data.train, world)
-    trainee = build_trainee(config, len(data.classes), place_classes(config, len(data.classes)))
-    learner = Learner(config, trainee, world, pipeline.steps_per_epoch)
-    learner.begin_epoch(0)
-    learner.wrap()
-    learner.trainee.train()
+    model = build_model(config, len(data.classes), init_prototypes(config, len(data.classes)))
+    train_state = TrainState(config, model, world, pipeline.steps_per_epoch)
+    train_state.begin_epoch(0)
+    train_state.wrap()
+    train_state.model.train()
     pipeline.start(0, 0)
     batch = next(iter(pipeline))
 
     def step(number: int) -> float:
-        learner.step(batch, number, want_norm=False)
-        return learner.meter.read()
+        train_state.step(batch, number, want_norm=False)
+        return train_state.meter.read()
 
     return step
 
@@ -198,7 +198,7 @@ def _volume(server: LocalServer, folder: Path, points: int, runs: int) -> dict[s
 def _tracker_left(run: Path, uri: str) -> bool:
     from dl2pa.tracking.delivery import Delivery
 
-    return not Delivery(run, uri).is_done(with_owed=True)
+    return not Delivery(run, uri).is_done(with_pending=True)
 
 
 def _memory(pid: int) -> float:

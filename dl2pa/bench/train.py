@@ -16,7 +16,7 @@ from dl2pa.backbones import is_small
 from dl2pa.bench.runners import Bare, Compile, Ours, Plain, Runner, fastest, synthetic_config, wait
 from dl2pa.config import Config
 from dl2pa.errors import UserError
-from dl2pa.training.processes import World
+from dl2pa.training.distributed import World
 
 LOADERS = ("synthetic", "resident", "dali", "torchvision")
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -72,7 +72,7 @@ def bench_train(
     """Each model's variants, the bare network and the plain loop, by turns in every round.
 
     A turn is `steps` steps after a few discarded ones. *Bare* is the same network, precision and layout without method,
-    data or metrics: forward, the mean square of the embedding as loss, backward, optimiser. The *reference* loop is
+    data or metrics: forward, the mean square of the embedding as loss, backward, optimizer. The *reference* loop is
     `dl2pa.bench.reference.ReferenceLoop`.
 
     Returns:

@@ -11,6 +11,7 @@ from typing import Any
 from dl2pa.commands.output import say
 from dl2pa.config.schema import BACKBONES
 from dl2pa.errors import UserError
+from dl2pa.osutil import usable_cores
 
 log = logging.getLogger(__name__)
 
@@ -22,8 +23,8 @@ _OF_STEPS = ("train", "scaling", "together", "checkpoint", "classes")
 def run(args: argparse.Namespace) -> int:
     from dl2pa.config import Config
     from dl2pa.config.schema import LaunchConfig
+    from dl2pa.training.distributed import join_world
     from dl2pa.training.environment import describe_environment
-    from dl2pa.training.processes import join_world
 
     for option in ("rounds", "nproc", "dim", "points", "runs", "batch_size", "steps", "image_size"):
         if getattr(args, option) is not None and getattr(args, option) < 1:
@@ -34,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     _numbers("--entries", args.entries, 64, "a batch")
     # A tracking server on the same machine gets a core to itself, as it would have elsewhere.
     spare = args.name == "tracking"
-    threads = max(1, len(os.sched_getaffinity(0)) - 1) if spare else None
+    threads = max(1, usable_cores() - 1) if spare else None
     _fill_in(args)
     world = join_world(Config(launch=LaunchConfig(threads=threads)))
     environment = describe_environment(world)

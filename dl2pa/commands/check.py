@@ -18,8 +18,8 @@ def check_trainings(trainings: Iterable[tuple[Config, int]]) -> None:
     Raises:
         UserError: naming the field at fault.
     """
+    from dl2pa.model.model import check_prototypes
     from dl2pa.training.data import check_fits, open_data
-    from dl2pa.training.model import check_prototypes
 
     seen: set[str] = set()
     data, opened = None, ""

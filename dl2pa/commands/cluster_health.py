@@ -28,11 +28,11 @@ _MOST_NAMES = 64
 # comes by the environment: it may hold a password, and SLURM keeps command lines.
 _ON_NODE = """
 import json, os, pathlib, socket, sys, time
-seen = {"host": os.environ.get("SLURMD_NODENAME") or socket.gethostname(), "time": time.time()}
+seen = {"host": os.environ.get(envvars.NODE_NAME) or socket.gethostname(), "time": time.time()}
 seen["shared"] = pathlib.Path(sys.argv[1]).exists()
-if os.environ.get("MLFLOW_TRACKING_URI", "").startswith("http"):
+if os.environ.get(envvars.TRACKING_URI, "").startswith("http"):
     from dl2pa.commands.finding import server_health
-    seen["mlflow"] = server_health(os.environ["MLFLOW_TRACKING_URI"])
+    seen["mlflow"] = server_health(os.environ[envvars.TRACKING_URI])
 print(json.dumps(seen))
 """
 

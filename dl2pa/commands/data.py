@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections import Counter
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from dl2pa.commands.output import note, say
 from dl2pa.errors import UserError
+from dl2pa.osutil import usable_cores
 
 if TYPE_CHECKING:
     from pipelines.datasets.index import Index
@@ -23,7 +23,7 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "
 
 
 def run(args: argparse.Namespace) -> int:
-    workers = args.workers if args.workers is not None else len(os.sched_getaffinity(0))
+    workers = args.workers if args.workers is not None else usable_cores()
     if workers < 1:
         raise UserError("--workers", workers, "is no number of processes", "Give 1 or more.")
     try:

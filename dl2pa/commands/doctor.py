@@ -13,11 +13,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from dl2pa import envvars
 from dl2pa.commands import cluster_health
 from dl2pa.commands.finding import Finding, server_health
 from dl2pa.commands.output import say
+from dl2pa.container import in_container
 from dl2pa.errors import EXIT_DONE, EXIT_FAILURE
-from dl2pa.image import inside_image
+from dl2pa.osutil import usable_cores
 
 
 def run(args: argparse.Namespace) -> int:
@@ -29,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
         _memory,
         _scratch,
         _write_access,
-        *([_run_volume] if inside_image() else []),
+        *([_run_volume] if in_container() else []),
         _data,
         _mlflow,
     ]
@@ -88,7 +90,7 @@ def _devices() -> Finding:
     """Whether every GPU that is visible computes: one too old or too new for this torch shows only then."""
     import torch
 
-    cores = f"{len(os.sched_getaffinity(0))} CPU cores"
+    cores = f"{usable_cores()} CPU cores"
     if not torch.cuda.is_available():
         if _DRIVER.exists():
             seen = f"none visible, though this host has NVIDIA's driver; {cores}"
@@ -158,7 +160,7 @@ def _write_access() -> Finding:
             free = shutil.disk_usage(folder).free / 2**30
     except OSError as error:
         remedy = "Choose another --run-dir"
-        if inside_image():
+        if in_container():
             remedy += ', or run as the folder\'s owner: docker run --user "$(id -u):$(id -g)"'
         return Finding("write access", False, f"{folder.absolute()}: {error.strerror}", f"{remedy}.")
     return Finding("write access", True, f"{folder.absolute()}, {free:.0f} GiB free")
@@ -178,10 +180,10 @@ def _run_folder() -> Path:
 
 
 def _data() -> Finding:
-    root = os.environ.get("DL2PA_DATA")
+    root = os.environ.get(envvars.DATA)
     if not root:
         return Finding("DL2PA_DATA", False, "not set", "Set it, or data.root in the configuration.", False)
-    mount = "docker run -v DIR:/data:ro" if inside_image() else "mount or create it"
+    mount = "docker run -v DIR:/data:ro" if in_container() else "mount or create it"
     try:
         empty = next(os.scandir(root), None) is None
     except OSError as error:
@@ -190,7 +192,7 @@ def _data() -> Finding:
 
 
 def _mlflow() -> Finding:
-    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    uri = os.environ.get(envvars.TRACKING_URI)
     if not uri:
         return Finding("mlflow uri", True, "not set: SQLite beside the runs")
     if not uri.startswith("http"):

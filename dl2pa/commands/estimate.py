@@ -12,8 +12,8 @@ def run(args: argparse.Namespace) -> int:
     from dl2pa.bench.estimate import Target, estimate
     from dl2pa.config import load_config
     from dl2pa.training.data import open_data
+    from dl2pa.training.distributed import join_world
     from dl2pa.training.environment import describe_environment
-    from dl2pa.training.processes import join_world
 
     for option in ("devices", "steps", "link", "price"):
         value = getattr(args, option)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dl2pa.config import Config
-    from dl2pa.training.processes import World
+    from dl2pa.training.distributed import World
     from pipelines.build import Dataset
 
 
@@ -22,10 +22,10 @@ _CHANGEABLE = ("data.", "launch.", "train.eval_batch_size", "train.precision", "
 
 def run(args: argparse.Namespace) -> int:
     from dl2pa.training.data import build_eval_pipeline, open_split
+    from dl2pa.training.distributed import join_world
     from dl2pa.training.evaluate import evaluate
-    from dl2pa.training.learner import autocast
-    from dl2pa.training.processes import join_world
     from dl2pa.training.saved import load_run_config, load_weights
+    from dl2pa.training.train_state import autocast
 
     _check_overrides(args.overrides)
     config = load_run_config(args.run, args.overrides)
@@ -63,8 +63,8 @@ def _embedding(args: argparse.Namespace, config: Config, world: World) -> int:
     """The classes need not be those of the training: on another data set this measures transfer."""
     from dl2pa.training.data import build_eval_pipeline, open_split
     from dl2pa.training.embedding import embed, judge
-    from dl2pa.training.learner import autocast
     from dl2pa.training.saved import load_run_config, load_weights
+    from dl2pa.training.train_state import autocast
 
     weights = load_weights(args.run, load_run_config(args.run, []), args.checkpoint).to(world.device)
 

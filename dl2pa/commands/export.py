@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dl2pa.config import Config
-    from dl2pa.inference import Classifier
+    from dl2pa.model.inference import Classifier
 
 _CHECKED = 64
 """Images that an ONNX file is compared on."""
 
 
 def run(args: argparse.Namespace) -> int:
-    from dl2pa.inference import load_classifier
-    from dl2pa.onnx_export import check_installed
+    from dl2pa.model.inference import load_classifier
+    from dl2pa.model.onnx_export import check_installed
     from dl2pa.training.saved import load_run_config, model_file
 
     config = load_run_config(args.run, ())
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _onnx(path: Path, classifier: Classifier, config: Config) -> dict[str, Any]:
-    from dl2pa.onnx_export import export_onnx
+    from dl2pa.model.onnx_export import export_onnx
 
     images, what = _images(classifier, config)
     check = export_onnx(path, classifier, images)

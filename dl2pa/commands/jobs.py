@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
 
 def describe(submission: Submission, state: jobs.JobState) -> dict[str, Any]:
     """One run: what SLURM says of its job, and what its own status says."""
-    from dl2pa.training.rundir import RunDirectory
+    from dl2pa.rundir import RunDirectory
 
     run_dir = submission.run_dir
     status = RunDirectory(run_dir).status()

@@ -49,7 +49,7 @@ def _rank_log(run_dir: Path, rank: int) -> Path:
 
 def failures(run_dir: Path) -> list[str]:
     """What ranks and nodes of the last launch reported before they failed, the first first."""
-    from dl2pa.training.rundir import read_json
+    from dl2pa.osutil import read_json
 
     reports = [read_json(path) for path in (run_dir / "logs").glob("*.error.json")]
     reports = [r for r in reports if r.get("message") and isinstance(r.get("time"), int | float)]

@@ -9,7 +9,7 @@ from dl2pa.errors import UserError
 
 
 def run(args: argparse.Namespace) -> int:
-    from dl2pa.inference import load_classifier
+    from dl2pa.model.inference import load_classifier
     from pipelines.single import load_image
 
     if args.top < 1:

@@ -14,12 +14,13 @@ def run(args: argparse.Namespace) -> int:
 
     check_names(args.name, args.alias)  # before anything heavy is imported
 
+    from dl2pa.osutil import read_json
     from dl2pa.redaction import has_hidden_credentials
+    from dl2pa.rundir import RunDirectory
     from dl2pa.tracking import check_uri, choose_uri, sync
     from dl2pa.tracking.spool import load_identity
     from dl2pa.tracking.sync import resolve_uri
     from dl2pa.training.mlmodel import describe_model, find_example
-    from dl2pa.training.rundir import RunDirectory, read_json
     from dl2pa.training.saved import load_run_config, model_file
 
     if args.uri is not None:

@@ -9,8 +9,8 @@ from pathlib import Path
 from dl2pa.commands.output import note, say, table
 from dl2pa.config.published import published_file
 from dl2pa.errors import EXIT_DONE, UserError
-from dl2pa.report import Comparison, compare, find_runs, read_run, record, write_report
-from dl2pa.report.compare import Entry
+from dl2pa.reporting import Comparison, compare, find_runs, read_run, record, write_report
+from dl2pa.reporting.compare import Entry
 
 
 def run(args: argparse.Namespace) -> int:
@@ -40,9 +40,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _compare(args: argparse.Namespace) -> int:
     """Two runs beside each other."""
-    from dl2pa.report.differences import compose_differences, differences, record_differences
-    from dl2pa.report.document import to_markdown
-    from dl2pa.report.write import write_document
+    from dl2pa.reporting.differences import compose_differences, differences, record_differences
+    from dl2pa.reporting.document import to_markdown
+    from dl2pa.reporting.write import write_document
 
     if args.run:
         runs = [str(path) for path in (*args.compare, *args.run)]

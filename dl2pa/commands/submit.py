@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dl2pa import envvars
 from dl2pa.commands.check import check_trainings
 from dl2pa.commands.expand import Element, check_distinct, expand, run_name
 from dl2pa.commands.output import note, say
 from dl2pa.config import Config, dump_config, fingerprint, load_config, merge, parse_config
-from dl2pa.config.recipe import run_title
+from dl2pa.config.identity import run_title
 from dl2pa.errors import EXIT_DONE, UserError
-from dl2pa.files import open_private
+from dl2pa.osutil import open_private
 from dl2pa.redaction import redact, redact_tree
 from launcher import jobs, slurm, submissions
 from launcher.submissions import Submission
@@ -115,7 +116,7 @@ def check_runs(planned: Sequence[Job], request: slurm.Request) -> None:
     Raises:
         UserError: naming the field at fault.
     """
-    from dl2pa.training.processes import choose_backend
+    from dl2pa.training.distributed import choose_backend
 
     for job in planned:
         config = job.config
@@ -139,7 +140,7 @@ def check_runs(planned: Sequence[Job], request: slurm.Request) -> None:
 def note_duration(run_dir: Path, request: slurm.Request) -> None:
     """Say how many attempts the rest will take, where an earlier attempt showed how fast it goes."""
     from dl2pa.commands.jobs import seconds_left
-    from dl2pa.training.rundir import RunDirectory
+    from dl2pa.rundir import RunDirectory
 
     left = seconds_left(RunDirectory(run_dir).status(), run_dir)
     limit = slurm.seconds_of(request.time) if request.time else None
@@ -161,7 +162,8 @@ def _check_name(job: Job) -> None:
 
 
 def _check_free(run_dirs: Sequence[Path]) -> None:
-    from dl2pa.training.rundir import RunDirectory, is_owned
+    from dl2pa.ownership import is_owned
+    from dl2pa.rundir import RunDirectory
 
     last = {run_dir: submissions.read(run_dir) for run_dir in run_dirs}
     known = jobs.states(s.job_id for s in last.values() if s is not None)
@@ -177,9 +179,9 @@ def _check_free(run_dirs: Sequence[Path]) -> None:
 
 def _check_continues(job: Job) -> None:
     """A directory that holds another training is refused here, not by the job."""
+    from dl2pa.rundir import RunDirectory
     from dl2pa.training.checkpoint import CheckpointStore
     from dl2pa.training.compatibility import check_resumable, identity_of
-    from dl2pa.training.rundir import RunDirectory
 
     run = RunDirectory(job.run_dir)
     steps = CheckpointStore(run.checkpoints, 1, False).steps()
@@ -194,7 +196,7 @@ def _check_continues(job: Job) -> None:
 
 def is_finished(job: Job) -> bool:
     """Whether the run is done and its configuration asks for nothing beyond."""
-    from dl2pa.training.rundir import RunDirectory
+    from dl2pa.rundir import RunDirectory
 
     run = RunDirectory(job.run_dir)
     status = run.status()
@@ -302,7 +304,7 @@ def _snapshot(job: Job, code: dict[str, Any]) -> None:
 def _tell(submitted: Sequence[Submission], planned: Sequence[Job], sweep: str | None, as_json: bool) -> None:
     shown = [{"job_id": s.job_id, "run_dir": str(s.run_dir), "log": str(s.log)} for s in submitted]
     tracking = planned[0].config.tracking
-    uri = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or "none"
+    uri = tracking.uri or os.environ.get(envvars.TRACKING_URI) or "none"
     spools = not tracking.enabled or uri == "none"
     result: dict[str, Any] = dict(shown[0])
     if len(shown) > 1:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dl2pa import envvars
 from dl2pa.commands.cells import expand_cells, select
 from dl2pa.commands.check import check_trainings
 from dl2pa.commands.expand import Element, check_count, check_distinct, expand, run_name
@@ -23,7 +24,7 @@ from dl2pa.config import Config, fingerprint, load_config
 from dl2pa.config.published import load_published, published_file
 from dl2pa.config.sweep import Sweep, is_sweep, load_sweep
 from dl2pa.errors import EXIT_DONE, EXIT_FAILURE, EXIT_STOPPED, UserError
-from dl2pa.launched import PARENT_VARIABLE
+from dl2pa.osutil import usable_cores
 from launcher.pool import CANNOT_START, Pool, Task
 
 Variant = tuple[str, Path, tuple[str, ...]]
@@ -69,7 +70,7 @@ class Wanted:
 
 
 def run(args: argparse.Namespace) -> int:
-    from dl2pa.training.rundir import RunDirectory
+    from dl2pa.rundir import RunDirectory
 
     wanted = _wanted(args)
     elements = _elements(wanted, args.tables)
@@ -194,7 +195,7 @@ def _task(planned: Planned, tag: str, at_once: int) -> Task:
     """The same `dl2pa train` that resumes the run; the machine's cores are shared out."""
     extra = [f"tracking.tags.sweep={json.dumps(tag)}"]
     if at_once > 1 and planned.config.launch.threads is None:
-        cores = len(os.sched_getaffinity(0))
+        cores = usable_cores()
         extra.append(f"launch.threads={max(1, cores // (at_once * planned.config.launch.nproc))}")
     arguments = [str(planned.element.config), *planned.element.overrides, *extra]
     command = [
@@ -207,7 +208,7 @@ def _task(planned: Planned, tag: str, at_once: int) -> Task:
         str(planned.run_dir),
         "--json",
     ]
-    return Task(command, planned.log, {PARENT_VARIABLE: str(os.getpid())})
+    return Task(command, planned.log, {envvars.AGENT_PID: str(os.getpid())})
 
 
 def places(configs: Sequence[Config], at_once: int) -> list[dict[str, str]]:
@@ -236,7 +237,8 @@ class Outcome:
     error: str | None = None
 
     def record(self) -> dict[str, Any]:
-        from dl2pa.training.rundir import RunDirectory, read_json
+        from dl2pa.osutil import read_json
+        from dl2pa.rundir import RunDirectory
 
         run = RunDirectory(self.planned.run_dir)
         result = read_json(run.result) if self.state == "finished" else {}

@@ -12,7 +12,7 @@ from dl2pa.errors import EXIT_DONE, EXIT_FAILURE, UserError
 
 
 def run(args: argparse.Namespace) -> int:
-    from dl2pa.report.runs import find_runs
+    from dl2pa.reporting.runs import find_runs
     from dl2pa.tracking import check_uri
     from dl2pa.tracking.spool import events_file
 
@@ -41,9 +41,10 @@ def run(args: argparse.Namespace) -> int:
 def _sync(path: Path, uri: str | None, *, keep_going: bool) -> dict[str, Any]:
     """Send one run; what was wrong with it is told in place of the outcome where others are to follow."""
     from dl2pa.config import load_config
+    from dl2pa.ownership import is_owned
     from dl2pa.redaction import has_hidden_credentials
+    from dl2pa.rundir import RunDirectory
     from dl2pa.tracking import choose_uri, sync
-    from dl2pa.training.rundir import RunDirectory, is_owned
 
     directory = RunDirectory(path)
     try:

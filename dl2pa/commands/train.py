@@ -19,16 +19,17 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
+from dl2pa import envvars
 from dl2pa.commands.output import note, say
 from dl2pa.config import Config, fingerprint, load_config, merge, parse_config
+from dl2pa.container import in_container
 from dl2pa.errors import EXIT_DONE, EXIT_FAILURE, EXIT_STOPPED, EXIT_USER_ERROR, TrainingFailure, UserError
-from dl2pa.image import inside_image
-from dl2pa.launched import PARENT_VARIABLE, die_with_parent, inside_torchrun, note_command
+from dl2pa.process import die_with_parent, inside_torchrun, note_command
 from launcher.node import SUPERVISED, Node, listen_again, this_node
 
 if TYPE_CHECKING:
+    from dl2pa.rundir import RunDirectory
     from dl2pa.training.data import DataSplits
-    from dl2pa.training.rundir import RunDirectory
 
 
 _RANK_MODULES = ("dl2pa.cli", "dl2pa.commands.train", "dl2pa.training.run", "torch._dynamo")
@@ -36,7 +37,7 @@ _RANK_MODULES = ("dl2pa.cli", "dl2pa.commands.train", "dl2pa.training.run", "tor
 
 
 def run(args: argparse.Namespace) -> int:
-    if os.environ.get(PARENT_VARIABLE) or "SLURM_STEP_ID" in os.environ:
+    if os.environ.get(envvars.AGENT_PID) or "SLURM_STEP_ID" in os.environ:
         die_with_parent()  # before the imports, which take seconds
     if inside_torchrun():
         config, run_dir = _plan(args)
@@ -89,11 +90,11 @@ def _run_here(args: argparse.Namespace, config: Config, run_dir: Path) -> int:
 
 def _leave_word(run_dir: Path, error: Exception) -> None:
     """Tell the batch shell of an error met before any rank could: it decides by what is in the run directory."""
+    from dl2pa.rundir import RunDirectory
     from dl2pa.training.run import report_node_error
-    from dl2pa.training.rundir import RunDirectory
 
     run = RunDirectory(run_dir)
-    if not run.errors(os.environ.get("DL2PA_LAUNCHED", "")):
+    if not run.errors(os.environ.get(envvars.LAUNCH, "")):
         report_node_error(run, os.environ.get("SLURM_NODEID", "0"), error)
 
 
@@ -104,7 +105,7 @@ def _train_as_rank(config: Config, run_dir: Path, name: str) -> int:
     try:
         return train(config, run_dir, name)
     except Exception as error:
-        if not os.environ.get("DL2PA_LAUNCHED"):
+        if not os.environ.get(envvars.LAUNCH):
             raise
         return EXIT_USER_ERROR if isinstance(error, UserError) else EXIT_FAILURE
 
@@ -119,7 +120,8 @@ def _leave_at_once(code: int) -> NoReturn:
 
 def _launch(args: argparse.Namespace, config: Config, run_dir: Path, name: str, node: Node) -> int:
     """Check what can be checked before any process starts, then start it or them."""
-    from dl2pa.training.rundir import Ownership, RunDirectory
+    from dl2pa.ownership import Ownership
+    from dl2pa.rundir import RunDirectory
 
     world_size = node.count * config.launch.nproc
     supervised = bool(os.environ.get(SUPERVISED))
@@ -148,9 +150,9 @@ def _launch(args: argparse.Namespace, config: Config, run_dir: Path, name: str, 
 
 def _check_before_start(config: Config, world_size: int) -> DataSplits:
     """Device, data and prototypes; the data set is returned open."""
+    from dl2pa.model.model import check_prototypes
     from dl2pa.training.data import open_data
-    from dl2pa.training.model import check_prototypes
-    from dl2pa.training.processes import choose_device
+    from dl2pa.training.distributed import choose_device
 
     choose_device(config.launch.device, config.launch.nproc - 1)
     data = open_data(config, world_size)
@@ -195,8 +197,8 @@ def _launch_torchrun(
 
     overrides = [*args.overrides, f"launch.nproc={config.launch.nproc}"]
     arguments = ["train", str(args.config), *overrides, "--run-dir", str(directory.root)]
-    launch = os.environ.get("DL2PA_LAUNCHED") or uuid.uuid4().hex
-    extra = {"DL2PA_LAUNCHED": launch}
+    launch = os.environ.get(envvars.LAUNCH) or uuid.uuid4().hex
+    extra = {envvars.LAUNCH: launch}
     code = run_local(config.launch.nproc, _RANK_MODULES, arguments, directory.stop_file, extra, node)
     errors = directory.errors(launch)
     if node.count > 1:  # each node tells of its own; the first sees everything
@@ -227,7 +229,7 @@ def _retell(report: dict[str, object]) -> NoReturn:
 
 
 def _status(run_dir: Path) -> dict[str, object]:
-    from dl2pa.training.rundir import RunDirectory
+    from dl2pa.rundir import RunDirectory
 
     return RunDirectory(run_dir).status()
 
@@ -243,13 +245,13 @@ def already_finished(config: Config, run_dir: Path) -> bool:
 
 
 def _report(run_dir: Path, as_json: bool) -> None:
-    from dl2pa.training.rundir import read_json
+    from dl2pa.osutil import read_json
 
     result = read_json(run_dir / "result.json")
     say(result, as_json, "finished:")
     if not as_json and result.get("mlflow_run_id") and (run_dir.parent / "mlflow.db").exists():
         program, more = str(Path(sys.executable).parent / "dl2pa"), ""
-        if inside_image():
+        if in_container():
             program, more = "docker run -p 5000:5000 … IMAGE", " --host 0.0.0.0 --allow-others localhost"
         where = shlex.quote(str(run_dir.parent))
         sys.stdout.write(f"\nsee it in MLflow:  {program} ui --runs {where}{more}\n")

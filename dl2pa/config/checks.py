@@ -228,7 +228,7 @@ def _ignored(config: Config) -> list[tuple[str, str]]:
             f"the loss is {config.loss}",
         ),
         (name == "psc" and not config.normalize, factors, "the linear classifier has no scale"),
-        (name == "dnc", factors, "dnc normalises its scores over the classes"),
+        (name == "dnc", factors, "dnc normalizes its scores over the classes"),
         (data.dataset == "synthetic", ("method.logit_adjustment",), "synthetic classes are all as common"),
         (name in ("dnc", "goto"), ("method.normalize",), f"{name} has one form"),
         (name not in ("dnc", "goto"), ("method.sub_prototypes",), f"{name} has one vector a class"),

@@ -29,7 +29,7 @@ PLACES = (
     "data.index",
     "data.max_bad_fraction",
     "data.max_bad_val_fraction",
-    "data.slow_read_s",
+    "data.read_warn_s",
     "data.read_timeout_s",
     "train.profile",
 )

@@ -7,7 +7,8 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from dl2pa.catalogue import MAX_LOGITS, METHODS, MethodDefaults
+from dl2pa import envvars
+from dl2pa.specs import MAX_LOGITS, METHODS, MethodDefaults
 
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -81,7 +82,7 @@ class DataConfig(Section):
     image_size: PositiveInt = 224
     """Side of the training and evaluation crop, pixels."""
     eval_resize: PositiveInt = 256
-    """Shorter side before the centre crop of evaluation, pixels (image files only)."""
+    """Shorter side before the center crop of evaluation, pixels (image files only)."""
     crop: Literal["random_resized", "pad", "none"] = "random_resized"
     crop_scale: tuple[Fraction, Fraction] = (0.08, 1.0)
     """Share of the area that a random resized crop takes."""
@@ -102,7 +103,7 @@ class DataConfig(Section):
     max_bad_val_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Share of unreadable validation images that may be left out, and told in `num_missing`; 0: the first is an
     error."""
-    slow_read_s: Positive = 30.0
+    read_warn_s: Positive = 30.0
     """Seconds after which an image whose reading has not come back is named in the log."""
     read_timeout_s: Positive = 300.0
     """Seconds after which such a reading ends the run."""
@@ -117,10 +118,10 @@ class DataConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _root_from_environment(cls, values: object) -> object:
-        if isinstance(values, dict) and values.get("root") is None and os.environ.get("DL2PA_DATA"):
+        if isinstance(values, dict) and values.get("root") is None and os.environ.get(envvars.DATA):
             needs_files = values.get("dataset", "imagefolder") not in ("synthetic", "digits")
             if needs_files:
-                return {**values, "root": os.environ["DL2PA_DATA"]}
+                return {**values, "root": os.environ[envvars.DATA]}
         return values  # pyright: ignore[reportUnknownVariableType]
 
 
@@ -172,7 +173,7 @@ class MethodConfig(Section):
     """The classifier over the embedding."""
 
     name: Literal[METHOD_NAMES] = "dl2pa"  # pyright: ignore[reportInvalidTypeForm]
-    """The method; its own choices for all that is left open here are in `dl2pa/catalogue.py`."""
+    """The method; its own choices for all that is left open here are in `dl2pa/specs.py`."""
     loss: Literal["squared_cosine", "dot_regression", "cross_entropy"] | None = None
     """Default: the method's own."""
     assignment: Literal["static", "dynamic"] | None = None
@@ -209,7 +210,7 @@ class MethodConfig(Section):
 
 
 class OptimConfig(Section):
-    """The optimiser and its schedule, which is a function of the step alone."""
+    """The optimizer and its schedule, which is a function of the step alone."""
 
     name: Literal["sgd", "adamw"] = "sgd"
     lr: Positive = 0.5
@@ -261,9 +262,9 @@ class TrainConfig(Section):
     """Alpha of cutmix's Beta distribution; 0: off. With mixup on too, one of the two is drawn each step."""
     ema: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Decay of the weights' moving average, which is then the model evaluated and exported; 0: off."""
-    log_every: PositiveInt = 50
+    log_every_steps: PositiveInt = 50
     """Steps between two readings of the training metrics."""
-    eval_every: PositiveInt = 1
+    eval_every_epochs: PositiveInt = 1
     """Epochs between validations; the last epoch always validates."""
     profile: Annotated[int, Field(ge=0, le=1000)] = 0
     """Steps of each attempt, from its eleventh on, whose trace and table go to RUN/profile; 0: none."""
@@ -308,7 +309,7 @@ class LaunchConfig(Section):
     backend: Literal["auto", "nccl", "gloo"] = "auto"
     """What gradients travel over; `auto`: nccl between GPUs, gloo between CPUs."""
     interface: str | None = None
-    """Network interface of nccl and gloo, such as ib0; default: nccl chooses, gloo takes the one towards node 0."""
+    """Network interface of nccl and gloo, such as ib0; default: nccl chooses, gloo takes the one toward node 0."""
     timeout_s: PositiveInt = 1800
     """Longest wait of one process for the others until the first step is done (compilation, cold data), seconds."""
     step_timeout_s: PositiveInt = 600

@@ -2,7 +2,7 @@
 
 d ≥ C−1: −1/(C−1), met by the regular simplex. d+1 < C ≤ 2d: 0 (Rankin 1955), met by orthogonal simplices. d
 = 2: cos(2π/C), met by the regular polygon. d = 3: Fejes Tóth's (1943). Otherwise Levenshtein's bound, the
-best that polynomials of its degree give in Delsarte's linear programme (Levenshtein, "Universal bounds for
+best that polynomials of its degree give in Delsarte's linear program (Levenshtein, "Universal bounds for
 codes and designs", 1998).
 """
 

@@ -77,9 +77,9 @@ def derived(points: Floats, cosine: float) -> Floats:
         points: unit rows.
         cosine: below 1.
     """
-    centre = points[0]
-    kept = points[np.abs(points @ centre - cosine) < _SAME]
-    return _unit(_without(kept - cosine * centre, centre))
+    center = points[0]
+    kept = points[np.abs(points @ center - cosine) < _SAME]
+    return _unit(_without(kept - cosine * center, center))
 
 
 def _family(

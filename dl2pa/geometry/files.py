@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from dl2pa.errors import UserError
-from dl2pa.files import follow_umask
 from dl2pa.geometry.certificate import Certificate, certify, mean_norm
 from dl2pa.geometry.prototypes import Prototypes, check_shape
+from dl2pa.osutil import follow_umask
 
 _FORMAT = "dl2pa-prototypes-1"
 _TENSOR = "points"

@@ -1,6 +1,6 @@
-"""The prototype objectives of the compared systems, minimised as their papers do: plain SGD on the sphere.
+"""The prototype objectives of the compared systems, minimized as their papers do: plain SGD on the sphere.
 
-They are here to reproduce those systems, not to find good points: for that see ``optimise``.
+They are here to reproduce those systems, not to find good points: for that see ``optimize``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dl2pa.geometry.bounds import max_cosine_bound
 from dl2pa.geometry.certificate import BLOCK_ELEMENTS
-from dl2pa.geometry.optimise import Progress, normalised, pair_pull, random_points, tangent
+from dl2pa.geometry.optimize import Progress, normalized, pair_pull, random_points, tangent
 
 _LEARNING_RATE = 0.1
 _HPN_MOMENTUM = 0.9
@@ -32,10 +32,10 @@ def steps_for(num_classes: int, dim: int) -> int:
 
 
 def uniformity(num_classes: int, dim: int, seed: int, progress: Progress | None = None) -> Tensor:
-    """The DL2PA authors' prototypes: minimise log mean_{i≠j} exp(−2‖p_i − p_j‖²) by SGD, rate 0.1.
+    """The DL2PA authors' prototypes: minimize log mean_{i≠j} exp(−2‖p_i − p_j‖²) by SGD, rate 0.1.
 
     On the sphere ‖p_i − p_j‖² = 2 − 2cos, so the loss is a log-sum-exp of cosines at β = 4. Full batches
-    here, renormalised each step.
+    here, renormalized each step.
 
     Returns:
         float32 tensor [C, d] with unit rows; d ≥ 2.
@@ -43,17 +43,17 @@ def uniformity(num_classes: int, dim: int, seed: int, progress: Progress | None 
     points = random_points(num_classes, dim, seed)
     steps = steps_for(num_classes, dim)
     for step in range(steps):
-        # Both ends of a pair are pulled: the gradient is 2β times the softmax-weighted neighbours.
+        # Both ends of a pair are pulled: the gradient is 2β times the softmax-weighted neighbors.
         gradient = tangent(2 * _UNIFORMITY_BETA * pair_pull(points, _UNIFORMITY_BETA), points)
-        points = normalised(points - _LEARNING_RATE * gradient)
+        points = normalized(points - _LEARNING_RATE * gradient)
         _report(progress, step, steps)
     return points[0]
 
 
 def hpn(num_classes: int, dim: int, seed: int, progress: Progress | None = None) -> Tensor:
-    """Hyperspherical prototype networks: minimise mean_i max_{j≠i} cos by SGD, rate 0.1 and momentum 0.9.
+    """Hyperspherical prototype networks: minimize mean_i max_{j≠i} cos by SGD, rate 0.1 and momentum 0.9.
 
-    Mettes, van der Pol and Snoek (2019); renormalised each step, 10,000 steps (:func:`steps_for`).
+    Mettes, van der Pol and Snoek (2019); renormalized each step, 10,000 steps (:func:`steps_for`).
     The rate never falls, so with few classes (a dozen) the points do not settle: read the certificate.
 
     Returns:
@@ -66,13 +66,13 @@ def hpn(num_classes: int, dim: int, seed: int, progress: Progress | None = None)
         nearest = _nearest_rows(points)
         gradient = points[nearest].index_add_(0, nearest, points) / num_classes
         velocity.mul_(_HPN_MOMENTUM).add_(gradient)
-        points = normalised(points - _LEARNING_RATE * velocity)
+        points = normalized(points - _LEARNING_RATE * velocity)
         _report(progress, step, steps)
     return points
 
 
 def ebv(num_classes: int, dim: int, seed: int, progress: Progress | None = None) -> Tensor:
-    """Equiangular basis vectors: minimise Σ_{i≠j} relu(|cos_ij| − threshold) by SGD; stops once it is 0.
+    """Equiangular basis vectors: minimize Σ_{i≠j} relu(|cos_ij| − threshold) by SGD; stops once it is 0.
 
     Shen et al. (2023), "Equiangular basis vectors", with :func:`ebv_threshold` and a rate falling
     linearly to 0, which a loss of constant slope needs to settle.
@@ -88,7 +88,7 @@ def ebv(num_classes: int, dim: int, seed: int, progress: Progress | None = None)
         if not gradient.any():
             break
         rate = _LEARNING_RATE * (1 - step / steps)
-        points = normalised(points - rate * tangent(gradient, points))
+        points = normalized(points - rate * tangent(gradient, points))
         _report(progress, step, steps)
     if progress is not None:
         progress(steps, steps)

@@ -13,7 +13,7 @@ from dl2pa.errors import UserError
 from dl2pa.geometry import objectives, simplex
 from dl2pa.geometry.certificate import Certificate, certify
 from dl2pa.geometry.known import best_combination
-from dl2pa.geometry.optimise import Progress, minimise_max_cosine, threads_for
+from dl2pa.geometry.optimize import Progress, minimize_max_cosine, threads_for
 from dl2pa.geometry.search import best_found, best_known
 
 Construction = Literal[
@@ -31,9 +31,9 @@ Construction = Literal[
 ]
 CONSTRUCTIONS: tuple[Construction, ...] = get_args(Construction)
 
-_Optimiser = Callable[[int, int, int, Progress | None], Tensor]
-_OPTIMISERS: dict[str, _Optimiser] = {
-    "max_cosine": minimise_max_cosine,
+_Optimizer = Callable[[int, int, int, Progress | None], Tensor]
+_OPTIMIZERS: dict[str, _Optimizer] = {
+    "max_cosine": minimize_max_cosine,
     "uniformity": objectives.uniformity,
     "hpn": objectives.hpn,
     "ebv": objectives.ebv,
@@ -162,9 +162,9 @@ def _check_defined(construction: str, num_classes: int, dim: int) -> None:
 
 
 def _construct(construction: str, num_classes: int, dim: int, seed: int, progress: Progress | None) -> Tensor:
-    if construction in _OPTIMISERS:
+    if construction in _OPTIMIZERS:
         with threads_for(num_classes):
-            return _OPTIMISERS[construction](num_classes, dim, seed, progress)
+            return _OPTIMIZERS[construction](num_classes, dim, seed, progress)
     if construction == "etf":
         return simplex.etf(num_classes, dim, seed)
     if construction == "kasarla":

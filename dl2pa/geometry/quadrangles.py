@@ -1,4 +1,4 @@
-"""Spherical codes from generalised quadrangles: (q+1)(q³+1) points in R^(q(q²−q+1)) with cosines −1/q and 1/q².
+"""Spherical codes from generalized quadrangles: (q+1)(q³+1) points in R^(q(q²−q+1)) with cosines −1/q and 1/q².
 
 Cameron, Goethals and Seidel (1978); Levenshtein's bound is met, so no code of their size is better.
 """

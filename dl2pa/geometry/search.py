@@ -1,6 +1,6 @@
-"""The best points found for C×d where no optimum is proven: known codes, the optimiser, and the one from the other.
+"""The best points found for C×d where no optimum is proven: known codes, the optimizer, and the one from the other.
 
-A known code is never made worse: it, the optimiser's best and the code moved into the dimensions it leaves free are
+A known code is never made worse: it, the optimizer's best and the code moved into the dimensions it leaves free are
 measured alike, and the smallest largest cosine wins; of equals, the known code.
 """
 
@@ -11,15 +11,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dl2pa.geometry import optimise, sequences
+from dl2pa.geometry import optimize, sequences
 from dl2pa.geometry.bounds import max_cosine_bound
 from dl2pa.geometry.certificate import nearest_cosines
 from dl2pa.geometry.known import Combination, best_combination, build_combination
-from dl2pa.geometry.optimise import Plan, Progress, Stage
+from dl2pa.geometry.optimize import Plan, Progress, Stage
 
 _EQUAL = 1e-6
-_OPTIMISER_UP_TO = 4_096
-"""Beyond this many classes the optimiser has too few steps to come near a code that is near the bound."""
+_OPTIMIZER_UP_TO = 4_096
+"""Beyond this many classes the optimizer has too few steps to come near a code that is near the bound."""
 _PAIRS_UP_TO = 32_768
 """Beyond this many classes nothing here looks at all pairs."""
 _NEAR_BOUND = 2.0
@@ -51,7 +51,7 @@ def best_found(num_classes: int, dim: int, seed: int, progress: Progress | None 
     Args:
         num_classes: C.
         dim: d.
-        seed: of the optimiser's starts, of the noise, and of subsets of very large codes.
+        seed: of the optimizer's starts, of the noise, and of subsets of very large codes.
         progress: told the steps done and their total.
     """
     if num_classes > _PAIRS_UP_TO:
@@ -60,7 +60,7 @@ def best_found(num_classes: int, dim: int, seed: int, progress: Progress | None 
     known = best_known(num_classes, dim, seed)
     if combination is not None and known is not None and _settled(combination, dim):
         return known
-    plan = optimise.plan_for(num_classes, dim)
+    plan = optimize.plan_for(num_classes, dim)
     moving = None if known is None else _moving_stage(plan)
     mine = plan.anneal.steps + plan.polish.steps
     total = mine + (moving.steps if moving is not None else 0)
@@ -69,11 +69,11 @@ def best_found(num_classes: int, dim: int, seed: int, progress: Progress | None 
         if progress is not None:
             progress(done, total)
 
-    optimised = Found(optimise.minimise_max_cosine(num_classes, dim, seed, report), "max_cosine")
+    optimized = Found(optimize.minimize_max_cosine(num_classes, dim, seed, report), "max_cosine")
     if known is None or moving is None:
-        return optimised
-    candidates = [known, optimised]
-    if _cosine(known.points) <= _WORTH_MOVING * max(0.0, _cosine(optimised.points)):
+        return optimized
+    candidates = [known, optimized]
+    if _cosine(known.points) <= _WORTH_MOVING * max(0.0, _cosine(optimized.points)):
         moved = _moved(known.points, seed, moving, lambda done, _: report(mine + done, total))
         candidates.append(Found(moved, f"max_cosine from {known.construction}"))
     report(total, total)
@@ -114,11 +114,11 @@ def _dual_bch_for(num_classes: int, dim: int) -> tuple[int, int, float]:
 
 
 def _settled(combination: Combination, dim: int) -> bool:
-    """Whether the optimiser cannot, or is not worth trying to, do better."""
+    """Whether the optimizer cannot, or is not worth trying to, do better."""
     bound = max_cosine_bound(combination.num_classes, dim)
     if combination.cosine <= bound + _EQUAL:
         return True
-    return combination.num_classes > _OPTIMISER_UP_TO and combination.cosine <= _NEAR_BOUND * bound
+    return combination.num_classes > _OPTIMIZER_UP_TO and combination.cosine <= _NEAR_BOUND * bound
 
 
 def _moving_stage(plan: Plan) -> Stage:
@@ -132,7 +132,7 @@ def _moved(points: Tensor, seed: int, stage: Stage, progress: Progress) -> Tenso
     starts = max(1, min(_MOST_STARTS, _START_PAIRS // (count * count)))
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(starts, count, dim, generator=generator) * (_NOISE / dim**0.5)
-    moved = optimise.anneal(optimise.normalised((points + noise).double()), stage, 0, stage.steps, progress)
+    moved = optimize.anneal(optimize.normalized((points + noise).double()), stage, 0, stage.steps, progress)
     return min((start.float() for start in moved), key=_cosine)
 
 

@@ -70,6 +70,6 @@ def etf(num_classes: int, dim: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     gaussian = torch.randn(dim, num_classes, generator=generator, dtype=torch.float64)
     orthonormal, _ = torch.linalg.qr(gaussian)
-    centred = orthonormal - orthonormal.mean(dim=1, keepdim=True)
-    points = centred.T * math.sqrt(num_classes / (num_classes - 1))
+    centerd = orthonormal - orthonormal.mean(dim=1, keepdim=True)
+    points = centerd.T * math.sqrt(num_classes / (num_classes - 1))
     return (points / torch.linalg.vector_norm(points, dim=1, keepdim=True)).float()

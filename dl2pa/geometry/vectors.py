@@ -16,7 +16,7 @@ _NOTHING = 1e-6
 def principal_directions(vectors_ck: Tensor, dim: int) -> Tensor:
     """Vectors [C, k] reduced to d dimensions by PCA: unit rows, float64 [C, d].
 
-    The vectors are centred, projected on their d leading principal components and scaled to length 1. With fewer
+    The vectors are centerd, projected on their d leading principal components and scaled to length 1. With fewer
     than d components the rest of the coordinates are zero. A vector equal to the mean gives a zero row.
     """
     return F.normalize(_principal_part(vectors_ck, dim), dim=1)
@@ -47,6 +47,6 @@ def prototypes_from_vectors(vectors_ck: Tensor, dim: int) -> Tensor:
 
 def _principal_part(vectors_ck: Tensor, dim: int) -> Tensor:
     """Coordinates along the d leading principal components, float64 [C, d], the largest variance first."""
-    centred = vectors_ck.double() - vectors_ck.double().mean(dim=0)
-    left, values, _ = torch.linalg.svd(centred, full_matrices=False)
+    centerd = vectors_ck.double() - vectors_ck.double().mean(dim=0)
+    left, values, _ = torch.linalg.svd(centerd, full_matrices=False)
     return F.pad((left * values)[:, :dim], (0, max(0, dim - len(values))))

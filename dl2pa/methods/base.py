@@ -10,7 +10,7 @@ from torch import distributed as dist
 from dl2pa.assignment import Matching
 from dl2pa.methods.options import MethodOptions
 from dl2pa.methods.targets import Targets
-from dl2pa.readout import Readout
+from dl2pa.model.head import ClassifierHead
 
 
 class Method(nn.Module, ABC):
@@ -40,7 +40,7 @@ class Method(nn.Module, ABC):
         """Scalar training loss, float32."""
 
     @abstractmethod
-    def readout(self) -> Readout:
+    def head(self) -> ClassifierHead:
         """What predicts at present."""
 
     @abstractmethod
@@ -49,9 +49,9 @@ class Method(nn.Module, ABC):
 
     def logits(self, features: Tensor) -> Tensor:
         """Scores [B, C] in the order of the labels; a softmax of them is the predicted distribution."""
-        return self.readout().logits(features)
+        return self.head().logits(features)
 
-    def know_counts(self, counts_c: Tensor) -> None:
+    def set_class_counts(self, counts_c: Tensor) -> None:
         """Told once, before training: the images of each class in the training half, int64 [C].
 
         With `options.logit_adjustment` τ, training's cross-entropy adds τ log π_c to the logits, π_c = n_c / N, and
@@ -68,7 +68,7 @@ class Method(nn.Module, ABC):
         precedes it."""
 
     def observe(self, features: Tensor, targets: Targets) -> None:
-        """After each optimiser step: learn from its features what no gradient teaches. No host sync; may be a
+        """After each optimizer step: learn from its features what no gradient teaches. No host sync; may be a
         collective."""
 
     def due_after_step(self, epoch: int, global_step: int) -> bool:
@@ -92,6 +92,6 @@ class Method(nn.Module, ABC):
     def keep_on_rank_zero(self) -> None:
         """Undo the doubling of gathered parts: rank 0 keeps them, the others start from nothing."""
 
-    def unsynchronised(self) -> set[str]:
+    def unsynced_buffers(self) -> set[str]:
         """Names of buffers that DDP must leave alone."""
         return {name for name, _ in self.named_buffers()}

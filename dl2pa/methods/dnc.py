@@ -1,17 +1,17 @@
 """DNC: deep nearest centroids (Wang, Han, Zhou and Liu, "Visual recognition with deep nearest centroids", ICLR 2023).
 
 K = 4 sub-centroids a class, P [C, K, d] unit vectors, found by clustering instead of by gradient. With f̂ the features
-[B, d] after LayerNorm and L2 normalisation, the score of class c is max_k f̂ · P[c, k]; a LayerNorm over the C scores
+[B, d] after LayerNorm and L2 normalization, the score of class c is max_k f̂ · P[c, k]; a LayerNorm over the C scores
 gives the logits; loss CE(logits, y). After each step, within each class of the batch:
 
 1. samples go to sub-centroids by balanced optimal transport on f̂ · P[y] (`balanced_assignment`);
-2. P[y, k] ← normalise(0.999 · P[y, k] + 0.001 · m), m the direction of the mean f̂ of the samples of k that were
+2. P[y, k] ← normalize(0.999 · P[y, k] + 0.001 · m), m the direction of the mean f̂ of the samples of k that were
    classified correctly; a sub-centroid without such samples stays.
 
 Ours, where the source is silent or depends on the machine. The batch is the global one: features are gathered, B·d
 floats a step, less than the C·K·d sums; every rank then does the same sums in 64-bit fixed point, so that all hold the
 same P bit for bit, checked at each save. The transport is 20 Sinkhorn iterations at ε = 0.05 and the largest entry, of
-equal ones the nearest, without the source's Gumbel noise. The update follows the optimiser step. A mixed sample counts
+equal ones the nearest, without the source's Gumbel noise. The update follows the optimizer step. A mixed sample counts
 for the label of the larger share. Both LayerNorms have gain and bias, learned. P starts as random directions.
 """
 
@@ -28,7 +28,7 @@ from dl2pa.assignment import verify_same
 from dl2pa.methods.learned import LearnedMethod
 from dl2pa.methods.options import MethodOptions
 from dl2pa.methods.targets import Targets
-from dl2pa.readout import Norm, Readout
+from dl2pa.model.head import ClassifierHead, Norm
 
 _ITERATIONS = 20
 _EPSILON = 0.05
@@ -53,8 +53,8 @@ class Dnc(LearnedMethod):
         self.feature_norm = nn.LayerNorm(dim)
         self.class_norm = nn.LayerNorm(num_classes)
 
-    def readout(self) -> Readout:
-        return Readout(
+    def head(self) -> ClassifierHead:
+        return ClassifierHead(
             self.centroids.flatten(0, 1),
             per_class=self.options.sub_prototypes,
             feature_norm=Norm(self.feature_norm.weight, self.feature_norm.bias),
@@ -70,9 +70,9 @@ class Dnc(LearnedMethod):
         labels = targets.first
         if targets.second is not None and targets.share is not None:
             labels = torch.where(targets.share >= 0.5, targets.first, targets.second)
-        readout = self.readout()
-        correct = readout.logits(features).argmax(dim=1) == labels
-        batch = _gathered(readout.embed(features)), _gathered(labels), _gathered(correct.long()).bool()
+        head = self.head()
+        correct = head.logits(features).argmax(dim=1) == labels
+        batch = _gathered(head.embed(features)), _gathered(labels), _gathered(correct.long()).bool()
         self.centroids.copy_(moved_centroids(self.centroids, *batch, self.options.centroid_momentum))
 
     def gather_state(self) -> None:

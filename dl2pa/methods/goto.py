@@ -7,7 +7,7 @@ what follows is ours.
     M_c [K, d], M_c M_cᵀ = I, K ≤ d; score of class c = max_k cos(f, M_c[k]); loss CE(s · scores, y), f [B, d].
 
 The parameter is a frame V_c [K, d] and M_c its Gram–Schmidt rows, so gradients see the constraint; after each step V_c
-is replaced by M_c (re-orthonormalised). The frames start as random ones; frames of different classes are free to
+is replaced by M_c (re-orthonormalized). The frames start as random ones; frames of different classes are free to
 overlap. The paper's abstract speaks of a continuous assignment to the rows; the maximum, which chooses one, is ours.
 """
 
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from dl2pa.methods.learned import LearnedMethod
 from dl2pa.methods.options import MethodOptions
 from dl2pa.methods.targets import Targets
-from dl2pa.readout import Readout
+from dl2pa.model.head import ClassifierHead
 
 
 class Goto(LearnedMethod):
@@ -31,9 +31,9 @@ class Goto(LearnedMethod):
         start = torch.randn(num_classes, options.sub_prototypes, dim)
         self.frames = nn.Parameter(orthonormal_rows(start))
 
-    def readout(self) -> Readout:
+    def head(self) -> ClassifierHead:
         rows = orthonormal_rows(self.frames)
-        return Readout(rows.flatten(0, 1), self.scale(), per_class=self.options.sub_prototypes)
+        return ClassifierHead(rows.flatten(0, 1), self.scale(), per_class=self.options.sub_prototypes)
 
     def class_vectors(self) -> Tensor:
         return F.normalize(orthonormal_rows(self.frames.detach()).mean(dim=1), dim=1)

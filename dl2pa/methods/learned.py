@@ -29,7 +29,7 @@ class LearnedMethod(Method):
             margin = self._margin * self.scale() if self._margin else 0.0
             smoothing = self.options.label_smoothing
             choices = smoothing, margin, self.adjustment, self.options.max_logits
-            return head_cross_entropy(self.readout(), features, targets, *choices)
+            return head_cross_entropy(self.head(), features, targets, *choices)
 
     def observe(self, features: Tensor, targets: Targets) -> None:
         self.scale.restrain()

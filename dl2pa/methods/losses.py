@@ -11,9 +11,9 @@ from torch import distributed as dist
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from dl2pa.catalogue import MAX_LOGITS
 from dl2pa.methods.targets import Targets
-from dl2pa.readout import Readout
+from dl2pa.model.head import ClassifierHead
+from dl2pa.specs import MAX_LOGITS
 
 
 def squared_cosine(features: Tensor, weights: Tensor, targets: Targets) -> Tensor:
@@ -53,7 +53,7 @@ def cross_entropy(
 
 
 def head_cross_entropy(
-    head: Readout,
+    head: ClassifierHead,
     features: Tensor,
     targets: Targets,
     label_smoothing: float = 0.0,
@@ -93,7 +93,7 @@ def head_cross_entropy(
 
 
 def _block_terms(
-    head: Readout, features: Tensor, labels: Tensor, margin: float | Tensor, adjustment: Tensor | None
+    head: ClassifierHead, features: Tensor, labels: Tensor, margin: float | Tensor, adjustment: Tensor | None
 ) -> Tensor:
     """Log-sum-exp, own logit (0 where it is in another block) and sum of a block's logits, [3, B].
 

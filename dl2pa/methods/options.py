@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from dl2pa.assignment import MatchSchedule
-from dl2pa.catalogue import MAX_LOGITS
+from dl2pa.specs import MAX_LOGITS
 
 
 @dataclass(frozen=True)
 class MethodOptions:
-    """The choices in force; a method's own ones come from the catalogue, through `Entry.options`.
+    """The choices in force; a method's own ones come from the catalog, through `Entry.options`.
 
     Args:
         loss: squared_cosine, dot_regression or cross_entropy.

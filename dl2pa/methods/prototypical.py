@@ -24,16 +24,16 @@ from dl2pa.methods.losses import dot_regression, head_cross_entropy, squared_cos
 from dl2pa.methods.options import MethodOptions
 from dl2pa.methods.scale import Scale
 from dl2pa.methods.targets import Targets
-from dl2pa.readout import Readout
+from dl2pa.model.head import ClassifierHead
 
 
 class PrototypeMethod(Method):
     """Class vectors W = P[σ] from fixed prototypes P and a permutation σ, any loss, σ static or dynamic.
 
-    Squared cosine and dot regression see unit features, the gradient passing through the normalisation.
+    Squared cosine and dot regression see unit features, the gradient passing through the normalization.
 
-    With `refit_cosine` a matching moves P as well (`dl2pa.assignment.refit`): towards the classes' mean features, and
-    at the end of a warm-up towards the learned classifier's vectors.
+    With `refit_cosine` a matching moves P as well (`dl2pa.assignment.refit`): toward the classes' mean features, and
+    at the end of a warm-up toward the learned classifier's vectors.
 
     The cross-entropy is CE(s·(cos(f, W) − m·onehot(y)) + τ·log π, y), s given or learned, m the margin, τ the
     adjustment to the classes' shares π; without `normalize` its scores are s·f·W.
@@ -70,7 +70,7 @@ class PrototypeMethod(Method):
             features = features.float()
             if self._warming:
                 choices = 0.0, 0.0, self.adjustment, self.options.max_logits
-                loss = head_cross_entropy(self.readout(), features, targets, *choices)
+                loss = head_cross_entropy(self.head(), features, targets, *choices)
                 idle = self.scale.shift
             else:
                 loss, idle = self._prototype_loss(features, targets), self.warmup
@@ -78,11 +78,11 @@ class PrototypeMethod(Method):
             # which must not depend on where a run resumed.
             return loss if idle is None else loss + 0.0 * idle.sum()
 
-    def readout(self) -> Readout:
+    def head(self) -> ClassifierHead:
         if self._warming and self.warmup is not None:
-            return Readout(F.normalize(self.warmup, dim=1), self.options.warmup_scale)
+            return ClassifierHead(F.normalize(self.warmup, dim=1), self.options.warmup_scale)
         normalize = self.options.normalize or self.options.loss != "cross_entropy"
-        return Readout(self.weights, self.scale(), normalize)
+        return ClassifierHead(self.weights, self.scale(), normalize)
 
     def class_vectors(self) -> Tensor:
         if self._warming and self.warmup is not None:
@@ -115,7 +115,7 @@ class PrototypeMethod(Method):
         parts = self.statistic, self.prototypes, self.assignment
         result = match(*parts, self.options.momentum, group, self._solver)
         if self.options.refit_cosine is not None:
-            # At the end of a warm-up to where gradients put the classes: they weigh neighbours, mean features do not.
+            # At the end of a warm-up to where gradients put the classes: they weigh neighbors, mean features do not.
             directions = self.class_vectors() if self._warming else self.statistic.rows
             stayed = refit(self.prototypes, self.assignment, directions, self.options.refit_cosine, group)
             result = replace(result, prototypes_stayed=stayed)
@@ -142,7 +142,7 @@ class PrototypeMethod(Method):
             return dot_regression(F.normalize(features, dim=1), self.weights, targets)
         margin = self.options.margin * self.scale() if self.options.margin else 0.0
         choices = self.options.label_smoothing, margin, self.adjustment, self.options.max_logits
-        return head_cross_entropy(self.readout(), features, targets, *choices)
+        return head_cross_entropy(self.head(), features, targets, *choices)
 
 
 def assignment_from_vectors(prototypes_cd: Tensor, class_vectors_ck: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """PSC: the parametric softmax classifier, learned with the backbone: the baseline of the published tables.
 
-Two forms: linear, softmax(W f + b), and normalised, softmax(s · cos(f, w_c)); W [C, d], b [C], f [B, d]. The published
-rows behave like the normalised form without a scale (s = 1), which cannot fit; with s = 14 it is the strong baseline.
-With `margin` the normalised form is CosFace (Wang et al., CVPR 2018). Ours, the source being silent: W starts as
+Two forms: linear, softmax(W f + b), and normalized, softmax(s · cos(f, w_c)); W [C, d], b [C], f [B, d]. The published
+rows behave like the normalized form without a scale (s = 1), which cannot fit; with s = 14 it is the strong baseline.
+With `margin` the normalized form is CosFace (Wang et al., CVPR 2018). Ours, the source being silent: W starts as
 Gaussian of variance 1/d, b as zero.
 """
 
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from dl2pa.methods.learned import LearnedMethod
 from dl2pa.methods.options import MethodOptions
-from dl2pa.readout import Readout
+from dl2pa.model.head import ClassifierHead
 
 
 class Psc(LearnedMethod):
@@ -25,10 +25,10 @@ class Psc(LearnedMethod):
         self.weight = nn.Parameter(torch.randn(num_classes, dim) / dim**0.5)
         self.bias = None if options.normalize else nn.Parameter(torch.zeros(num_classes))
 
-    def readout(self) -> Readout:
+    def head(self) -> ClassifierHead:
         if self.options.normalize:
-            return Readout(F.normalize(self.weight, dim=1), self.scale())
-        return Readout(self.weight, normalize=False, bias=self.bias)
+            return ClassifierHead(F.normalize(self.weight, dim=1), self.scale())
+        return ClassifierHead(self.weight, normalize=False, bias=self.bias)
 
     def class_vectors(self) -> Tensor:
         return F.normalize(self.weight.detach(), dim=1)

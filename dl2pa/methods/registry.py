@@ -1,4 +1,4 @@
-"""Methods by name. A new one is a file with a class, a row here and its defaults in the catalogue."""
+"""Methods by name. A new one is a file with a class, a row here and its defaults in the catalog."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from typing import Any
 
 from torch import Tensor
 
-from dl2pa.catalogue import METHODS as CATALOGUE
-from dl2pa.catalogue import MethodDefaults
 from dl2pa.methods.base import Method
 from dl2pa.methods.dl2pa import Dl2pa
 from dl2pa.methods.dnc import Dnc
@@ -22,6 +20,8 @@ from dl2pa.methods.options import MethodOptions
 from dl2pa.methods.prototypical import PrototypeMethod
 from dl2pa.methods.psc import Psc
 from dl2pa.methods.word2vec import Word2Vec
+from dl2pa.specs import METHODS as CATALOG
+from dl2pa.specs import MethodDefaults
 
 
 @dataclass(frozen=True)
@@ -60,13 +60,13 @@ class LearnedEntry(Entry):
 
 
 METHODS: dict[str, PrototypeEntry | LearnedEntry] = {
-    "dl2pa": PrototypeEntry(CATALOGUE["dl2pa"], Dl2pa),
-    "psc": LearnedEntry(CATALOGUE["psc"], Psc),
-    "word2vec": PrototypeEntry(CATALOGUE["word2vec"], Word2Vec),
-    "hpn": PrototypeEntry(CATALOGUE["hpn"], Hpn),
-    "ebv": PrototypeEntry(CATALOGUE["ebv"], Ebv),
-    "etf": PrototypeEntry(CATALOGUE["etf"], Etf),
-    "kasarla": PrototypeEntry(CATALOGUE["kasarla"], Kasarla),
-    "dnc": LearnedEntry(CATALOGUE["dnc"], Dnc),
-    "goto": LearnedEntry(CATALOGUE["goto"], Goto),
+    "dl2pa": PrototypeEntry(CATALOG["dl2pa"], Dl2pa),
+    "psc": LearnedEntry(CATALOG["psc"], Psc),
+    "word2vec": PrototypeEntry(CATALOG["word2vec"], Word2Vec),
+    "hpn": PrototypeEntry(CATALOG["hpn"], Hpn),
+    "ebv": PrototypeEntry(CATALOG["ebv"], Ebv),
+    "etf": PrototypeEntry(CATALOG["etf"], Etf),
+    "kasarla": PrototypeEntry(CATALOG["kasarla"], Kasarla),
+    "dnc": LearnedEntry(CATALOG["dnc"], Dnc),
+    "goto": LearnedEntry(CATALOG["goto"], Goto),
 }

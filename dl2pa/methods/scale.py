@@ -35,7 +35,7 @@ class Scale(nn.Module):
 
     @torch.no_grad()
     def restrain(self) -> None:
-        """After an optimiser step: bring s back into its range."""
+        """After an optimizer step: bring s back into its range."""
         if self.shift is not None:
             reach = math.log(_RANGE) / _DAMPING
             self.shift.clamp_(-reach, reach)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Concatenate, Literal, ParamSpec
 
 from dl2pa.redaction import redact
-from dl2pa.tracking.cleaning import clean_tags
 from dl2pa.tracking.delivery import Delivery
+from dl2pa.tracking.sanitize import clean_tags
 from dl2pa.tracking.sender import Sender
 from dl2pa.tracking.server import set_client_defaults
 from dl2pa.tracking.spool import Spool, ensure_identity
@@ -105,7 +105,7 @@ class Tracker:
     @property
     def lag(self) -> bool:
         """Whether the server lacks something of what is on disk; False where there is no server."""
-        return self.enabled and self._delivery is not None and not self._delivery.is_done(with_owed=False)
+        return self.enabled and self._delivery is not None and not self._delivery.is_done(with_pending=False)
 
     @_never_raises
     def start(self, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from dl2pa.redaction import redact
 from dl2pa.tracking.files import exclusive
-from dl2pa.tracking.notes import Note, load_note, notes_file, save_note
 from dl2pa.tracking.server import MAX_METRICS, Point, Server
 from dl2pa.tracking.spool import Entry, Event, Identity, events_file, load_identity, parse_line, read_events
+from dl2pa.tracking.sync_state import SyncState, load_sync_state, notes_file, save_sync_state
 
 _log = logging.getLogger(__name__)
 _MIN_METRICS = 50
@@ -55,7 +55,7 @@ class Delivery:
         self.points_sent = 0
         self._experiment = experiment
         self._trusted = trusted
-        self._note = load_note(run_dir, uri)
+        self._state = load_sync_state(run_dir, uri)
         self._server: Server | None = None
         self._limit = MAX_METRICS
         self._durable = 0
@@ -63,29 +63,29 @@ class Delivery:
     @property
     def run_id(self) -> str | None:
         """The run's id on the server, None until it answered."""
-        return self._note.run_id
+        return self._state.run_id
 
     @property
     def cursor(self) -> int:
         """How much of the spool the server has, in bytes."""
-        return self._note.cursor
+        return self._state.cursor
 
     @property
     def refused(self) -> int:
         """Entries the server will never take."""
-        return self._note.refused
+        return self._state.refused
 
-    def is_done(self, *, with_owed: bool) -> bool:
+    def is_done(self, *, with_pending: bool) -> bool:
         """Whether the server has all of the spool; cheap."""
-        owed = with_owed and (self._note.owed or self.unspooled)
-        return self._spool_size() == self._note.cursor and not owed
+        pending_artifacts = with_pending and (self._state.pending_artifacts or self.unspooled)
+        return self._spool_size() == self._state.cursor and not pending_artifacts
 
     def left(self) -> int:
         """Events the server does not have."""
-        spooled = count_events(events_file(self.run_dir), self._note.cursor)
-        return spooled + len(self._note.owed) + len(self.unspooled)
+        spooled = count_events(events_file(self.run_dir), self._state.cursor)
+        return spooled + len(self._state.pending_artifacts) + len(self.unspooled)
 
-    def send(self, *, with_owed: bool, halt: Callable[[], bool] = lambda: False) -> None:
+    def send(self, *, with_pending: bool, halt: Callable[[], bool] = lambda: False) -> None:
         """Send what the server misses until nothing is left or ``halt()`` says so.
 
         Args:
@@ -97,11 +97,11 @@ class Delivery:
             RunDeleted: the run was deleted on the server.
             Exception: whatever MLflow raises; what was accepted before is noted.
         """
-        if self.is_done(with_owed=with_owed):
+        if self.is_done(with_pending=with_pending):
             return
         with exclusive(notes_file(self.run_dir).with_name("mlflow.json.lock")):
             try:
-                self._send(self._connect(), with_owed, halt)
+                self._send(self._connect(), with_pending, halt)
             except Exception as error:
                 # A slow server gets smaller batches, so that some arrive in time.
                 self._limit = max(_MIN_METRICS, self._limit // 2)
@@ -111,19 +111,19 @@ class Delivery:
 
     def _connect(self) -> Server:
         """The server with the run on it, and the latest note: another process may have sent meanwhile."""
-        noted = load_note(self.run_dir, self.uri)
-        if noted.run_id == self._note.run_id and noted.cursor < self._note.cursor:
-            noted = self._note
+        noted = load_sync_state(self.run_dir, self.uri)
+        if noted.run_id == self._state.run_id and noted.cursor < self._state.cursor:
+            noted = self._state
         if self._server is None:
             identity = self._identity()
             self._server = Server(self.uri, identity, noted.run_id, trusted=self._trusted)
         if noted.run_id != self._server.run_id:
-            noted = Note(run_id=self._server.run_id)
-            save_note(self.run_dir, self.uri, noted)
+            noted = SyncState(run_id=self._server.run_id)
+            save_sync_state(self.run_dir, self.uri, noted)
         if noted.cursor > self._spool_size():
             # Not the spool that the note is about; sending all again changes nothing that is there.
-            noted.cursor, noted.owed = 0, []
-        self._note = noted
+            noted.cursor, noted.pending_artifacts = 0, []
+        self._state = noted
         return self._server
 
     def _spool_size(self) -> int:
@@ -138,18 +138,18 @@ class Delivery:
             raise NotStarted(f"{self.run_dir} holds no tracked run")
         return replace(identity, experiment=self._experiment) if self._experiment else identity
 
-    def _send(self, server: Server, with_owed: bool, halt: Callable[[], bool]) -> None:
-        note = self._note
-        if with_owed:
+    def _send(self, server: Server, with_pending: bool, halt: Callable[[], bool]) -> None:
+        state = self._state
+        if with_pending:
             self._retry_owed(server)
         spool = events_file(self.run_dir)
-        while not halt() and (batch := next(read_batches(spool, note.cursor, self._limit), None)):
+        while not halt() and (batch := next(read_batches(spool, state.cursor, self._limit), None)):
             self._make_durable(batch.end)
             if not self._send_batch(server, batch):
-                note.owed.append(batch.start)
-            note.cursor = batch.end
-            save_note(self.run_dir, self.uri, note)
-        while with_owed and self.unspooled and not halt():
+                state.pending_artifacts.append(batch.start)
+            state.cursor = batch.end
+            save_sync_state(self.run_dir, self.uri, state)
+        while with_pending and self.unspooled and not halt():
             entries = (Entry(parse_line(line), place) for place, line in enumerate(self.unspooled, 1))
             batch = next(group_events(entries, 0, self._limit))
             self._send_batch(server, batch)
@@ -162,7 +162,7 @@ class Delivery:
             server.send_points(batch.points)
         elif batch.event is not None:
             sent = self._send_event(server, batch.event)
-        self._note.refused += server.take_refused()
+        self._state.refused += server.take_refused()
         self.events_sent += batch.events
         self.points_sent += len(batch.points)
         self._limit = min(MAX_METRICS, self._limit * 2)
@@ -198,7 +198,7 @@ class Delivery:
                 None,
             )
             if outside is not None:
-                self._note.refused += 1
+                self._state.refused += 1
                 _log.warning("%s lies outside the run directory and is not sent", outside)
                 return True
             try:
@@ -225,13 +225,13 @@ class Delivery:
         return all(one.resolve().is_relative_to(root) for one in found)
 
     def _retry_owed(self, server: Server) -> None:
-        note = self._note
-        for offset in list(note.owed):
+        state = self._state
+        for offset in list(state.pending_artifacts):
             entry = next(read_events(events_file(self.run_dir), offset), None)
             if entry is None or entry.event is None or self._send_event(server, entry.event):
-                note.owed.remove(offset)
-                note.refused += server.take_refused()
-                save_note(self.run_dir, self.uri, note)
+                state.pending_artifacts.remove(offset)
+                state.refused += server.take_refused()
+                save_sync_state(self.run_dir, self.uri, state)
                 self.events_sent += 1
 
 

@@ -141,7 +141,7 @@ def _create(client: Any, experiment: str, run_id: str, event: Event) -> Any:
 
 @contextlib.contextmanager
 def _scratch(run_dir: Path) -> Generator[Path]:
-    """A folder that does not exist yet, in the run directory, and is gone afterwards, also after a kill."""
+    """A folder that does not exist yet, in the run directory, and is gone afterward, also after a kill."""
     place = events_folder(run_dir) / "mlflow-model"
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir()

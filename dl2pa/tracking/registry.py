@@ -12,8 +12,8 @@ from dl2pa.errors import UserError
 from dl2pa.redaction import redact
 from dl2pa.tracking.files import exclusive
 from dl2pa.tracking.model import log_model
-from dl2pa.tracking.notes import notes_file
 from dl2pa.tracking.server import connect
+from dl2pa.tracking.sync_state import notes_file
 
 _NO_REGISTRY = ("ENDPOINT_NOT_FOUND", "FEATURE_DISABLED", "NOT_IMPLEMENTED")
 _MOST = 255

@@ -38,7 +38,7 @@ class Sender(threading.Thread):
         self._over.wait(drain_seconds)
         # From here on the thread stays silent: a daemon that logs while Python shuts down can abort it.
         self._quit.set()
-        return self._delivery.is_done(with_owed=True)
+        return self._delivery.is_done(with_pending=True)
 
     def run(self) -> None:
         try:
@@ -54,7 +54,7 @@ class Sender(threading.Thread):
     def _step(self, finishing: bool) -> float | None:
         """One attempt; the seconds to wait before the next, None when there will be none."""
         try:
-            self._delivery.send(with_owed=finishing, halt=self._quit.is_set)
+            self._delivery.send(with_pending=finishing, halt=self._quit.is_set)
         except Busy:
             return POLL_SECONDS
         except RunDeleted as error:

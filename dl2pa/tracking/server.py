@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
+from dl2pa import envvars
 from dl2pa.errors import UserError
 from dl2pa.redaction import redact
 from dl2pa.tracking.imports import importing
@@ -67,8 +68,8 @@ def choose_uri(configured: str | None, base: Path) -> str | None:
     """
     if configured == "none":
         return None
-    named = configured or os.environ.get("MLFLOW_TRACKING_URI")
-    return named or (None if os.environ.get("DL2PA_SUPERVISED") else local_uri(base))
+    named = configured or os.environ.get(envvars.TRACKING_URI)
+    return named or (None if os.environ.get(envvars.SUPERVISED) else local_uri(base))
 
 
 def set_client_defaults() -> None:

@@ -23,8 +23,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dl2pa.tracking.cleaning import clean_name, clean_params, clean_tags, encode_number
 from dl2pa.tracking.files import read_json, write_json
+from dl2pa.tracking.sanitize import clean_name, clean_params, clean_tags, encode_number
 
 Event = dict[str, Any]
 

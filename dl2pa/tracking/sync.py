@@ -8,14 +8,15 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from dl2pa import envvars
 from dl2pa.errors import UserError
 from dl2pa.redaction import has_hidden_credentials, redact
 from dl2pa.tracking.delivery import Delivery, count_events
 from dl2pa.tracking.files import Busy, exclusive
 from dl2pa.tracking.nodes import OtherNodes
-from dl2pa.tracking.notes import last_server, notes_file
 from dl2pa.tracking.server import RunDeleted, set_client_defaults, sqlite_file
 from dl2pa.tracking.spool import Spool, events_file, load_identity
+from dl2pa.tracking.sync_state import last_server, notes_file
 
 _log = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ def sync(
         )
     given = uri
     uri = resolve_uri(run_dir, given, recorded)
-    trusted = given is not None or uri == os.environ.get("MLFLOW_TRACKING_URI")
+    trusted = given is not None or uri == os.environ.get(envvars.TRACKING_URI)
     set_client_defaults()
     if not alive:
         close_killed(run_dir)
@@ -93,7 +94,7 @@ def sync(
         if attempt:
             time.sleep(min(2.0 ** (attempt - 1), 4.0))
         try:
-            delivery.send(with_owed=True)
+            delivery.send(with_pending=True)
             error = None
             break
         except Busy as busy:
@@ -152,7 +153,7 @@ def resolve_uri(run_dir: Path, uri: str | None, recorded: str | None = None) -> 
         raise UserError("run", str(run_dir), "has lost its identity", "Restore events/run.json.")
     if uri is not None:
         return uri
-    noted, ambient = recorded or last_server(run_dir), os.environ.get("MLFLOW_TRACKING_URI")
+    noted, ambient = recorded or last_server(run_dir), os.environ.get(envvars.TRACKING_URI)
     if ambient and (noted is None or redact(ambient) == redact(noted)):
         return ambient
     if noted is None:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from dl2pa.errors import UserError
-from dl2pa.training.rundir import read_json, write_atomically
+from dl2pa.osutil import read_json, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ class CheckpointStore:
     def load(self, which: str = "latest", *, discard: bool = False) -> dict[str, Any] | None:
         """State of the latest (or `best`) checkpoint, on the host; None where none was ever written.
 
-        A damaged one is passed over with a warning in favour of the one before.
+        A damaged one is passed over with a warning in favor of the one before.
 
         Args:
             discard: unmark the damaged ones that are newer than the one loaded, so that they displace no good one.

@@ -13,16 +13,16 @@ from numpy.typing import NDArray
 
 from dl2pa.config import Config
 from dl2pa.config.checks import check_batches, check_lengths, check_loader, check_method
+from dl2pa.container import in_container
 from dl2pa.errors import UserError
-from dl2pa.image import inside_image
-from dl2pa.training.processes import World
+from dl2pa.training.distributed import World
 from pipelines.batch import Pipeline
 from pipelines.build import Dataset, SyntheticDataset, build_pipeline, num_samples
 from pipelines.datasets import ArrayDataset, check_num_classes, has_digits, open_dataset
 from pipelines.encoded import FaultLimits
 from pipelines.longtail import Group, class_groups
-from pipelines.order import EvalOrder, TrainOrder
-from pipelines.recipe import Recipe
+from pipelines.sampler import EvalSampler, TrainSampler
+from pipelines.transforms import Transforms
 
 DIGITS_ROOTS = (Path("data/digits"), Path("runs/digits"))
 """Where the digits go without `data.root`: beside the runs where data/ cannot be written, as in the image."""
@@ -59,7 +59,7 @@ def open_split(config: Config, split: Literal["train", "val"]) -> Dataset:
         return SyntheticDataset(count, tuple(str(c) for c in range(data.num_classes)))
     root = Path(data.root) if data.root else _digits_root() if data.dataset == "digits" else None
     val_root = Path(data.val_root) if data.val_root else None
-    if inside_image() and data.dataset != "digits" and root is not None and _is_empty(root):
+    if in_container() and data.dataset != "digits" and root is not None and _is_empty(root):
         raise UserError("data.root", str(root), "is empty", "Mount the data set: docker run -v DIR:/data:ro.")
     index = Path(data.index) if data.index else None
     dataset = open_dataset(data.dataset, root, val_root, data.classes, split, data.imbalance, index)
@@ -132,10 +132,10 @@ def class_counts(dataset: Dataset) -> NDArray[np.int64] | None:
     return np.bincount(dataset.labels, minlength=len(dataset.classes))
 
 
-def build_recipe(config: Config, train: bool) -> Recipe:
-    """Augmentation and normalisation of one split."""
+def build_transforms(config: Config, train: bool) -> Transforms:
+    """Augmentation and normalization of one split."""
     data = config.data
-    return Recipe(
+    return Transforms(
         image_size=data.image_size,
         train=train,
         crop=data.crop,
@@ -153,31 +153,31 @@ def build_recipe(config: Config, train: bool) -> Recipe:
 
 def build_train_pipeline(config: Config, dataset: Dataset, world: World) -> Pipeline:
     """Training batches of this rank."""
-    order = TrainOrder(
+    sampler = TrainSampler(
         num_samples(dataset), config.train.batch_size, config.train.seed, world.rank, world.size
     )
-    return _build(config, dataset, order, True, world.device, world.threads)
+    return _build(config, dataset, sampler, True, world.device, world.threads)
 
 
 def build_eval_pipeline(config: Config, dataset: Dataset, world: World) -> Pipeline:
     """Validation batches of this rank."""
     batch = config.train.eval_batch_size or config.train.batch_size
-    order = EvalOrder(num_samples(dataset), batch, world.rank, world.size)
-    return _build(config, dataset, order, False, world.device, world.threads)
+    sampler = EvalSampler(num_samples(dataset), batch, world.rank, world.size)
+    return _build(config, dataset, sampler, False, world.device, world.threads)
 
 
 def _build(
     config: Config,
     dataset: Dataset,
-    order: TrainOrder | EvalOrder,
+    sampler: TrainSampler | EvalSampler,
     train: bool,
     device: torch.device,
     threads: int,
 ) -> Pipeline:
     return build_pipeline(
         dataset,
-        build_recipe(config, train),
-        order,
+        build_transforms(config, train),
+        sampler,
         loader=config.loader,
         seed=config.train.seed,
         device=device,
@@ -185,7 +185,7 @@ def _build(
         limits=FaultLimits(
             max_bad_fraction=config.data.max_bad_fraction,
             max_bad_val_fraction=config.data.max_bad_val_fraction,
-            slow_read_s=config.data.slow_read_s,
+            read_warn_s=config.data.read_warn_s,
             read_timeout_s=config.data.read_timeout_s,
         ),
     )

@@ -7,8 +7,8 @@ from typing import Any
 from urllib.parse import quote
 
 from dl2pa.config import Config
+from dl2pa.config.identity import Length, group_name, identity_of, length_beside
 from dl2pa.config.published import Cell, load_published, published_file
-from dl2pa.config.recipe import Length, group_name, identity_of, length_beside
 from dl2pa.errors import UserError
 from dl2pa.escaping import markdown_text
 from dl2pa.tracking.server import EXPERIMENT_ID

@@ -1,4 +1,4 @@
-"""What an embedding is worth without its class vectors: neighbours, class means, how tight and how far apart."""
+"""What an embedding is worth without its class vectors: neighbors, class means, how tight and how far apart."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dl2pa.inference import Classifier
+from dl2pa.model.inference import Classifier
 from pipelines.batch import Pipeline
 
-NEIGHBOURS, TEMPERATURE = 20, 0.07
+NEIGHBORS, TEMPERATURE = 20, 0.07
 """Votes weigh exp(cos / 0.07), as Wu et al. weigh them (CVPR 2018)."""
 _BLOCK = 512
 
@@ -65,14 +65,14 @@ def judge(
         features_md, labels_m: the same of the half that is judged [M, d], [M].
         num_classes: C; classes without images count nowhere.
     """
-    neighbours = class_means = 0
+    neighbors = class_means = 0
     anchors, seen = _means(reference_nd, reference_n, num_classes)
     anchors = F.normalize(anchors, dim=1)
     for rows, labels in zip(features_md.split(_BLOCK), labels_m.split(_BLOCK), strict=True):
-        cosines, nearest = (rows @ reference_nd.T).topk(min(NEIGHBOURS, len(reference_nd)), dim=1)
+        cosines, nearest = (rows @ reference_nd.T).topk(min(NEIGHBORS, len(reference_nd)), dim=1)
         votes = torch.zeros(len(rows), num_classes, device=rows.device)
         votes.scatter_add_(1, reference_n[nearest], (cosines / TEMPERATURE - 1 / TEMPERATURE).exp())
-        neighbours += int((votes.argmax(dim=1) == labels).sum())
+        neighbors += int((votes.argmax(dim=1) == labels).sum())
         scores = (rows @ anchors.T).masked_fill(~seen, -math.inf)
         class_means += int((scores.argmax(dim=1) == labels).sum())
     means, present = _means(features_md, labels_m, num_classes)
@@ -81,7 +81,7 @@ def judge(
     pairs = directions @ directions.T
     between = pairs[~torch.eye(len(pairs), dtype=torch.bool, device=pairs.device)]
     return EmbeddingQuality(
-        knn_top1=100.0 * neighbours / len(labels_m),
+        knn_top1=100.0 * neighbors / len(labels_m),
         class_mean_top1=100.0 * class_means / len(labels_m),
         compactness=float(lengths.mean()),
         mean_class_cosine=float(between.mean()),

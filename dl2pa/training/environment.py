@@ -17,10 +17,10 @@ from typing import Any
 import torch
 
 from dl2pa import __version__
-from dl2pa.image import image_revision
+from dl2pa.container import image_revision
+from dl2pa.osutil import write_atomically
 from dl2pa.redaction import redact, redact_command
-from dl2pa.training.processes import World
-from dl2pa.training.rundir import write_atomically
+from dl2pa.training.distributed import World
 
 log = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch import distributed as dist
 
-from dl2pa.catalogue import MAX_LOGITS
 from dl2pa.errors import TrainingFailure
+from dl2pa.specs import MAX_LOGITS
 from pipelines.batch import Batch, Pipeline
 from pipelines.encoded import too_many
 from pipelines.longtail import GROUPS, Group
@@ -220,7 +220,9 @@ def evaluate(
         progress(step + 1)
     found, missing = _gather(torch.cat(rows), left_out, pipeline.num_samples)
     if missing:
-        if missing > pipeline.most_bad:
-            raise too_many(False, missing, f"exceed the {pipeline.most_bad} allowed, over all processes")
+        if missing > pipeline.max_bad_images:
+            raise too_many(
+                False, missing, f"exceed the {pipeline.max_bad_images} allowed, over all processes"
+            )
         log.warning("%d unreadable image(s) of %d were left out", missing, pipeline.num_samples)
     return _evaluation(found, missing, num_classes, groups)

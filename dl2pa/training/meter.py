@@ -9,7 +9,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from dl2pa.errors import TrainingFailure
-from dl2pa.training.processes import World
+from dl2pa.training.distributed import World
 
 _ONE = 2.0**24
 _NEVER = 2**62

@@ -11,8 +11,8 @@ from typing import Any
 
 from dl2pa.backbones import TORCHVISION
 from dl2pa.config import Config
+from dl2pa.rundir import RunDirectory
 from dl2pa.tracking import Tracker
-from dl2pa.training.rundir import RunDirectory
 from pipelines.build import Dataset, num_samples
 from pipelines.datasets import ArrayDataset, ImageTable
 

@@ -1,4 +1,4 @@
-"""Optimiser and learning rate; the rate is a function of the step, so there is no scheduler state to lose."""
+"""Optimizer and learning rate; the rate is a function of the step, so there is no scheduler state to lose."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from dl2pa.training.processes import World
+from dl2pa.training.distributed import World
 
 log = logging.getLogger(__name__)
 

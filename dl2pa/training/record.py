@@ -10,16 +10,18 @@ from typing import Any
 
 import torch
 
+from dl2pa import envvars
 from dl2pa.config import Config, dump_config, fingerprint, flatten
-from dl2pa.config.recipe import group_name, run_title
+from dl2pa.config.identity import group_name, run_title
+from dl2pa.osutil import read_json, write_atomically, write_json
 from dl2pa.redaction import redact
+from dl2pa.rundir import RunDirectory
 from dl2pa.tracking import Tracker, choose_uri
 from dl2pa.tracking.nodes import NodeFile, NodeWatch, OtherNodes
 from dl2pa.training.data import DataSplits, class_counts
 from dl2pa.training.describe import NOTE_TAG, describe_run
+from dl2pa.training.distributed import World, from_rank_zero, gather_objects
 from dl2pa.training.environment import bitwise_differences, describe_environment, write_code
-from dl2pa.training.processes import World, from_rank_zero, gather_objects
-from dl2pa.training.rundir import RunDirectory, read_json, write_atomically, write_json
 from pipelines.build import Dataset, num_samples
 
 log = logging.getLogger(__name__)
@@ -29,7 +31,7 @@ def start_tracker(
     config: Config, world: World, run: RunDirectory, data: DataSplits, attempt: int, name: str
 ) -> Tracker:
     """Write configuration, environment and code to the run directory, and begin to track; a collective."""
-    hosts = gather_objects(os.environ.get("SLURMD_NODENAME") or socket.gethostname(), world)
+    hosts = gather_objects(os.environ.get(envvars.NODE_NAME) or socket.gethostname(), world)
     environment = describe_environment(world, hosts)
     tracker = Tracker(
         run.root,

@@ -16,13 +16,18 @@ from typing import Any
 
 import torch
 
+from dl2pa import envvars
 from dl2pa.config import Config
 from dl2pa.config.checks import warnings
 from dl2pa.console import SafeFormatter
 from dl2pa.errors import EXIT_DONE, EXIT_FAILURE, EXIT_STOPPED, EXIT_USER_ERROR, TrainingFailure, UserError
-from dl2pa.files import open_private
+from dl2pa.model.model import PrototypeInit, build_model, init_prototypes, prototypes_of_checkpoint
+from dl2pa.osutil import open_private, read_json, write_json
+from dl2pa.ownership import Ownership
+from dl2pa.reporting.artifacts import load_run_data, make_artifacts
+from dl2pa.reporting.assignment_figures import draw_assignment_figures
+from dl2pa.rundir import RunDirectory
 from dl2pa.tracking import Tracker
-from dl2pa.training.artefacts import make_artefacts, tell_story
 from dl2pa.training.checkpoint import CheckpointStore
 from dl2pa.training.compatibility import check_resumable, identity_of
 from dl2pa.training.data import (
@@ -34,17 +39,14 @@ from dl2pa.training.data import (
 )
 from dl2pa.training.describe import NOTE_TAG, describe_run
 from dl2pa.training.display import Display
-from dl2pa.training.learner import Learner
-from dl2pa.training.loop import Loop
+from dl2pa.training.distributed import World, from_rank_zero, join_world, leave_world
 from dl2pa.training.mlmodel import record_model
-from dl2pa.training.model import Placement, build_trainee, place_classes, placement_in
-from dl2pa.training.pictures import draw_pictures
-from dl2pa.training.processes import World, from_rank_zero, join_world, leave_world
 from dl2pa.training.record import Nodes, start_tracker
-from dl2pa.training.rundir import Ownership, RunDirectory, read_json, write_json
 from dl2pa.training.saved import save_classifier
 from dl2pa.training.startup import StartUp
 from dl2pa.training.stop import StopMonitor
+from dl2pa.training.train_state import TrainState
+from dl2pa.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +84,7 @@ def train(config: Config, run_dir: Path, name: str, data: DataSplits | None = No
 
 def begin_attempt(run: RunDirectory) -> None:
     """Rank 0: clear what the previous attempt left and count this one."""
-    if not os.environ.get("DL2PA_LAUNCHED"):
+    if not os.environ.get(envvars.LAUNCH):
         run.stop_file.unlink(missing_ok=True)
     attempt = int(run.status().get("attempt", 0)) + 1
     run.write_status(state="running", attempt=attempt, error=None, pid=os.getpid())
@@ -118,8 +120,8 @@ def _error_fields(error: BaseException) -> dict[str, Any]:
     user = isinstance(error, UserError)
     return {
         "time": time.time(),
-        "host": os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
-        "launch": os.environ.get("DL2PA_LAUNCHED"),
+        "host": os.environ.get(envvars.NODE_NAME) or socket.gethostname(),
+        "launch": os.environ.get(envvars.LAUNCH),
         "exit_code": EXIT_USER_ERROR if user else EXIT_FAILURE,
         # Whether the next attempt would meet it again. An owner that is still alive will not be.
         "final": isinstance(error, UserError | TrainingFailure)
@@ -139,20 +141,20 @@ def _attempt(config: Config, run: RunDirectory, name: str, data: DataSplits | No
     stop.install()
     tracker = Tracker(run.root, enabled=False, uri=None, experiment="", run_name="", attempt=1)
     nodes: Nodes | None = None
-    loop: Loop | None = None
+    trainer: Trainer | None = None
     try:
         _set_numerics(config, world)
         if config.train.compile:
             _keep_compiled(run)
         data = data or open_data(config, world.size)
         startup.reached("data")
-        loop, tracker = _build(config, world, run, data, stop, name)
+        trainer, tracker = _build(config, world, run, data, stop, name)
         startup.reached("model")
-        loop.startup = startup
+        trainer.startup = startup
         nodes = Nodes(config, world, run, tracker, int(run.status().get("attempt", 1)))
-        finished = loop.run()
+        finished = trainer.run()
         nodes.finish()
-        _close(loop, config, data, finished, name)
+        _close(trainer, config, data, finished, name)
         from_rank_zero(None, world)  # nobody leaves before rank 0 has written everything
         return EXIT_DONE if finished else EXIT_STOPPED
     except BaseException:
@@ -186,7 +188,7 @@ def _keep_compiled(run: RunDirectory) -> None:
 
 def _build(
     config: Config, world: World, run: RunDirectory, data: DataSplits, stop: StopMonitor, name: str
-) -> tuple[Loop, Any]:
+) -> tuple[Trainer, Any]:
     if world.is_main:
         for sentence in warnings(config, len(data.classes)):
             log.warning(sentence)
@@ -201,25 +203,25 @@ def _build(
     state = _load_agreed(store, world)
     if state is not None:
         check_resumable(state["identity"], identity)
-        placement = placement_in(state)
+        prototype_init = prototypes_of_checkpoint(state)
     else:
-        made = place_classes(config, len(data.classes)) if world.is_main else None
+        made = init_prototypes(config, len(data.classes)) if world.is_main else None
         told = from_rank_zero(None if made is None else (made.prototypes, made.assignment), world)
-        placement = None if told is None else Placement(*told)
-    trainee = build_trainee(config, len(data.classes), placement)
+        prototype_init = None if told is None else PrototypeInit(*told)
+    model = build_model(config, len(data.classes), prototype_init)
     counts = class_counts(data.train)
     if counts is not None:
-        trainee.method.know_counts(torch.from_numpy(counts))
-    learner = Learner(config, trainee, world, train_pipeline.steps_per_epoch)
+        model.method.set_class_counts(torch.from_numpy(counts))
+    train_state = TrainState(config, model, world, train_pipeline.steps_per_epoch)
     status = from_rank_zero(run.status() if world.is_main else None, world)
     tracker = start_tracker(config, world, run, data, status["attempt"], name)
     display = Display(world.is_main, train_pipeline.steps_per_epoch, config.train.epochs)
-    loop = Loop(
+    trainer = Trainer(
         *(
             config,
             world,
             run,
-            learner,
+            train_state,
             train_pipeline,
             eval_pipeline,
             store,
@@ -232,17 +234,17 @@ def _build(
     )
     try:
         if state is not None:
-            loop.restore(state)
-            at = loop.progress
+            trainer.restore(state)
+            at = trainer.progress
             log.info("resuming at epoch %d, step %d of the run (%s)", at.epoch, at.global_step, at.phase)
         if world.is_main:
-            loop.matchings.cut_after(loop.last_match)
-        learner.wrap()
-        learner.release_gathered()
+            trainer.matchings.cut_after(trainer.last_match)
+        train_state.wrap()
+        train_state.release_gathered()
     except BaseException:
         tracker.finish("failed", drain_seconds=5)
         raise
-    return loop, tracker
+    return trainer, tracker
 
 
 def _load_agreed(store: CheckpointStore, world: World) -> dict[str, Any] | None:
@@ -258,21 +260,21 @@ def _load_agreed(store: CheckpointStore, world: World) -> dict[str, Any] | None:
     return state
 
 
-def _close(loop: Loop, config: Config, data: DataSplits, finished: bool, name: str) -> None:
+def _close(trainer: Trainer, config: Config, data: DataSplits, finished: bool, name: str) -> None:
     """Wait for the last checkpoint, write the model and the result, end the tracking."""
-    loop.display.close()
-    loop.train_pipeline.close()
-    loop.eval_pipeline.close()
-    run, tracker = loop.run_dir, loop.tracker
-    if not loop.world.is_main:
+    trainer.display.close()
+    trainer.train_pipeline.close()
+    trainer.eval_pipeline.close()
+    run, tracker = trainer.run_dir, trainer.tracker
+    if not trainer.world.is_main:
         return
-    loop.store.wait()
+    trainer.store.wait()
     if not finished:
         tracker.finish("stopped", drain_seconds=5)
         run.write_status(state="stopped")
         return
-    save_classifier(run.model, loop.learner.evaluated, config, data.classes, data.groups)
-    result = summarise(loop, config, len(data.classes))
+    save_classifier(run.model, trainer.train_state.evaluated, config, data.classes, data.groups)
+    result = summarize(trainer, config, len(data.classes))
     write_json(run.result, result)
     for path in (run.validation, run.result):
         tracker.artifact(path)
@@ -280,7 +282,7 @@ def _close(loop: Loop, config: Config, data: DataSplits, finished: bool, name: s
         tracker.artifact(run.matchings)
     if config.tracking.enabled:
         if config.tracking.figures:
-            _show(loop, config, data, result, name)
+            _show(trainer, config, data, result, name)
         command = read_json(run.environment)["attempts"][-1]["command"]
         tracker.tags({NOTE_TAG: describe_run(config, name, command, result)})
     record_model(tracker, run, config, data.val, result)
@@ -290,15 +292,17 @@ def _close(loop: Loop, config: Config, data: DataSplits, finished: bool, name: s
     run.write_status(state="finished")
 
 
-def _show(loop: Loop, config: Config, data: DataSplits, result: dict[str, Any], name: str) -> None:
+def _show(trainer: Trainer, config: Config, data: DataSplits, result: dict[str, Any], name: str) -> None:
     """Draw what people look at. Whatever fails is said and costs the run nothing."""
-    run, tracker = loop.run_dir, loop.tracker
-    drawn = draw_pictures(run.pictures, loop.learner.trainee.method, loop.matchings.records(), data.classes)
+    run, tracker = trainer.run_dir, trainer.tracker
+    drawn = draw_assignment_figures(
+        run.pictures, trainer.train_state.model.method, trainer.matchings.records(), data.classes
+    )
     try:
         ids = tracker.run_uuid, tracker.mlflow_run_id
-        steps = loop.train_pipeline.steps_per_epoch
-        story = tell_story(run, config, data, result, config.tracking.run_name or name, steps, ids)
-        made = make_artefacts(run, story, config, data, drawn)
+        steps = trainer.train_pipeline.steps_per_epoch
+        run_data = load_run_data(run, config, data, result, config.tracking.run_name or name, steps, ids)
+        made = make_artifacts(run, run_data, config, data, drawn)
     except Exception as error:
         log.warning("no summary of the run: %s: %s", type(error).__name__, error)
         made = [(path, "pictures") for path in drawn]
@@ -306,9 +310,9 @@ def _show(loop: Loop, config: Config, data: DataSplits, result: dict[str, Any], 
         tracker.artifact(path, folder)
 
 
-def summarise(loop: Loop, config: Config, num_classes: int) -> dict[str, Any]:
+def summarize(trainer: Trainer, config: Config, num_classes: int) -> dict[str, Any]:
     """The run's result, as `train --json` prints it."""
-    at = loop.progress
+    at = trainer.progress
     last = at.history[-1]
     return {
         "top1_last": last["top1"],
@@ -320,12 +324,14 @@ def summarise(loop: Loop, config: Config, num_classes: int) -> dict[str, Any]:
         "num_missing": last.get("num_missing", 0),
         "epochs": at.epoch,
         "steps": at.global_step,
-        "world_size": loop.world.size,
+        "world_size": trainer.world.size,
         "labels_moved": at.labels_moved,
-        "images_per_second": loop.images_seen / max(loop.train_seconds, 1e-9) if loop.images_seen else None,
+        "images_per_second": trainer.images_seen / max(trainer.train_seconds, 1e-9)
+        if trainer.images_seen
+        else None,
         "bad_images": at.bad_images,
-        "run_dir": str(loop.run_dir.root),
-        "mlflow_run_id": loop.tracker.mlflow_run_id,
+        "run_dir": str(trainer.run_dir.root),
+        "mlflow_run_id": trainer.tracker.mlflow_run_id,
         "method": config.method.name,
         "loss": config.loss,
         "assignment": config.assignment,

@@ -11,16 +11,16 @@ import torch
 
 from dl2pa.config import Config, load_config
 from dl2pa.errors import UserError
-from dl2pa.files import follow_umask
-from dl2pa.inference import Classifier, load_classifier, tensors_of
 from dl2pa.methods import PrototypeMethod
+from dl2pa.model.inference import Classifier, load_classifier, tensors_of
+from dl2pa.model.model import Model, build_model, prototypes_of_checkpoint
+from dl2pa.osutil import follow_umask
+from dl2pa.rundir import RunDirectory
 from dl2pa.training.checkpoint import CheckpointStore
 from dl2pa.training.data import groups_of, open_split
-from dl2pa.training.learner import Learner
-from dl2pa.training.model import Trainee, build_trainee, placement_in
-from dl2pa.training.processes import join_world
+from dl2pa.training.distributed import join_world
 from dl2pa.training.progress import Progress
-from dl2pa.training.rundir import RunDirectory
+from dl2pa.training.train_state import TrainState
 from pipelines.longtail import Group
 
 _FORMAT = "dl2pa-model-1"
@@ -65,20 +65,22 @@ def model_file(path: Path, config: Config, which: str) -> Path:
         raise UserError("run", str(path), "has no checkpoint yet", "Train it first.")
     train = open_split(config, "train")
     classes = tuple(train.classes)
-    learner = Learner(config, build_trainee(config, len(classes), placement_in(state)), join_world(config), 1)
-    learner.load(state)
+    train_state = TrainState(
+        config, build_model(config, len(classes), prototypes_of_checkpoint(state)), join_world(config), 1
+    )
+    train_state.load(state)
     at = Progress(**state["progress"])
     cut_short = at.step > 0 and bool(at.history) and at.history[-1]["step"] == at.global_step
-    learner.begin_epoch(at.epoch + cut_short)  # as the validation at this step did
+    train_state.begin_epoch(at.epoch + cut_short)  # as the validation at this step did
     target = path / f"model-{which}.safetensors"
-    save_classifier(target, learner.evaluated, config, classes, groups_of(config, train))
+    save_classifier(target, train_state.evaluated, config, classes, groups_of(config, train))
     return target
 
 
 @torch.no_grad()
 def save_classifier(
     path: Path,
-    trainee: Trainee,
+    model: Model,
     config: Config,
     classes: tuple[str, ...],
     groups: tuple[Group, ...] | None = None,
@@ -89,18 +91,18 @@ def save_classifier(
     """
     from safetensors.torch import save_file
 
-    method = trainee.method
-    tensors = {f"embedder.{k}": v for k, v in trainee.embedder.state_dict().items()}
-    readout = method.readout()
-    tensors |= tensors_of(readout)
+    method = model.method
+    tensors = {f"embedder.{k}": v for k, v in model.embedder.state_dict().items()}
+    head = method.head()
+    tensors |= tensors_of(head)
     if isinstance(method, PrototypeMethod):
         tensors |= {"prototypes": method.prototypes, "assignment": method.assignment}
     description = {
         "format": _FORMAT,
         "classes": list(classes),
-        "scale": float(readout.scale),
-        "normalize": readout.normalize,
-        "vectors_per_class": readout.per_class,
+        "scale": float(head.scale),
+        "normalize": head.normalize,
+        "vectors_per_class": head.per_class,
         "method": config.method.name,
         "model": config.model.model_dump(mode="json"),
         "preprocessing": _preprocessing(config),

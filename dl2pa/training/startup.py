@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 
-from dl2pa.launched import command_began
+from dl2pa.process import command_began
 
 log = logging.getLogger(__name__)
 

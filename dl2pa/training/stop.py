@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import distributed as dist
 
-from dl2pa.training.processes import World
+from dl2pa.training.distributed import World
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dl2pa.errors import UserError
-from pipelines.draws import bits
+from pipelines.rng import random_bits
 
 log = logging.getLogger(__name__)
 _MARKER = "digits.json"
@@ -74,7 +74,7 @@ def held_out(labels: NDArray[np.int64], seed: int) -> NDArray[np.bool_]:
     chosen = np.zeros(len(labels), dtype=np.bool_)
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
-        order = np.argsort(bits(seed, _SPLIT_KEY, members), kind="stable")
+        order = np.argsort(random_bits(seed, _SPLIT_KEY, members), kind="stable")
         chosen[members[order[: round(_HELD_OUT * len(members))]]] = True
     return chosen
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dl2pa.errors import UserError
-from dl2pa.files import follow_umask
+from dl2pa.osutil import follow_umask
 from pipelines.datasets.classes import check_known
 from pipelines.datasets.table import ImageTable, Members, PathTable
 
@@ -171,7 +171,7 @@ def with_classes(table: ImageTable, classes: tuple[str, ...] | None, file: Path)
     check_known(present, classes, file, "data.classes", None, remedy)
     place = {name: label for label, name in enumerate(classes)}
     label_of = np.array([place.get(name, -1) for name in table.classes], dtype=np.int64)
-    return table.relabelled(classes, label_of)
+    return table.relabeled(classes, label_of)
 
 
 def _map(file: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:

@@ -103,14 +103,14 @@ def pack(
 
 
 def _claim(out: Path, source: Index, options: PackOptions) -> None:
-    """Make `out`, or recognise what an earlier attempt began there."""
+    """Make `out`, or recognize what an earlier attempt began there."""
     prints = {name: half.table.fingerprint for name, half in source.halves.items()}
-    plan = json.dumps({"source": prints, **asdict(options)}, indent=1) + "\n"
+    options_text = json.dumps({"source": prints, **asdict(options)}, indent=1) + "\n"
     file = out / _PLAN
     try:
         out.mkdir(parents=True, exist_ok=True)
         if file.exists():
-            if file.read_text(encoding="utf-8") != plan:
+            if file.read_text(encoding="utf-8") != options_text:
                 message = "holds another packing: of other images, or with other options"
                 raise UserError(
                     "OUT", str(out), message, "Give an empty folder, or the options of that packing."
@@ -118,7 +118,7 @@ def _claim(out: Path, source: Index, options: PackOptions) -> None:
         elif any(out.iterdir()):
             raise UserError("OUT", str(out), "is not empty", "Give a new or an empty folder.")
         else:
-            file.write_text(plan, encoding="utf-8")
+            file.write_text(options_text, encoding="utf-8")
             words = {name: source.words.get(name, "") for name in source.classes}
             (out / CLASSES_NAME).write_text(json.dumps(words, indent=1) + "\n", encoding="utf-8")
         for left in out.glob(".*.tar"):

@@ -94,10 +94,10 @@ def read_shard(path: Path) -> ShardContent:
                     labels |= {} if label is None else {key: label}
     except _TAR_ERRORS as error:
         raise _broken(path, f"is not a whole, uncompressed tar file ({error})") from None
-    unlabelled = next((key for key in images if key not in labels), None)
-    if unlabelled is not None:
+    unlabeled = next((key for key in images if key not in labels), None)
+    if unlabeled is not None:
         raise _broken(
-            path, f"the sample {unlabelled!r} has no label: neither .cls nor .json with the key 'label'"
+            path, f"the sample {unlabeled!r} has no label: neither .cls nor .json with the key 'label'"
         )
     return _content(path, list(images.values()), [labels[key] for key in images])
 

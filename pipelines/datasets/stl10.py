@@ -1,4 +1,4 @@
-"""STL-10 (Coates, Lee and Ng, 2011), its labelled images, from the official binary files."""
+"""STL-10 (Coates, Lee and Ng, 2011), its labeled images, from the official binary files."""
 
 from __future__ import annotations
 

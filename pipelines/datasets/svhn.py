@@ -33,7 +33,7 @@ def load_svhn(root: Path, split: Split) -> ArrayDataset:
 def load_svhn_lt_legacy(root: Path, imbalance: float) -> ArrayDataset:
     """SVHN-LT as the authors' code makes it, a third of its labels wrong: to repeat their figures, for nothing else.
 
-    The training images and the 531,131 extra ones, each made long-tailed by itself and labelled as
+    The training images and the 531,131 extra ones, each made long-tailed by itself and labeled as
     ``long_tail_legacy`` says (DL2PA's and Yang et al.'s ``SVHN_LT``). Digit 0 has too few images in both.
 
     Args:

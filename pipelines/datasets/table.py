@@ -155,7 +155,7 @@ class ImageTable:
             sizes=None if self.sizes is None else self.sizes[samples],
         )
 
-    def relabelled(self, classes: tuple[str, ...], label_of: NDArray[np.int64]) -> ImageTable:
+    def relabeled(self, classes: tuple[str, ...], label_of: NDArray[np.int64]) -> ImageTable:
         """The same images with label ``label_of[l]`` in place of l, and other class names."""
         labels = label_of[self.labels]
         fingerprint = _fingerprint(self.files, self.lengths, labels, self.members)

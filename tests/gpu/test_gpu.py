@@ -14,13 +14,13 @@ import torch
 
 from dl2pa.assignment import AssignmentSolver, ClassStatistic
 from dl2pa.config import Config, parse_config
-from dl2pa.training.learner import Learner
-from dl2pa.training.model import build_trainee
-from dl2pa.training.processes import World
+from dl2pa.model.model import build_model
+from dl2pa.training.distributed import World
+from dl2pa.training.train_state import TrainState
 from pipelines.build import build_pipeline
 from pipelines.datasets.arrays import ArrayDataset
-from pipelines.order import TrainOrder
-from pipelines.recipe import Recipe
+from pipelines.sampler import TrainSampler
+from pipelines.transforms import Transforms
 from pipelines.trivial_augment import apply_trivial, draw_trivial
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,12 +45,12 @@ def _config(method: dict[str, object] | None = None, **train: object) -> Config:
     )
 
 
-def _pipeline(world: World, recipe: Recipe):
+def _pipeline(world: World, recipe: Transforms):
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (640, 32, 32, 3), dtype=np.uint8)
     labels = generator.integers(0, 10, 640)
     dataset = ArrayDataset(images, labels, tuple(str(c) for c in range(10)), "test")
-    order = TrainOrder(640, 64, 0)
+    order = TrainSampler(640, 64, 0)
     return build_pipeline(dataset, recipe, order, loader="resident", seed=0, device=world.device, threads=1)
 
 
@@ -70,18 +70,18 @@ def _pipeline(world: World, recipe: Recipe):
 )
 def test_a_step_never_waits_for_the_device(world: World, precision: str, method: dict[str, object]) -> None:
     config = _config(method, precision=precision)
-    recipe = Recipe(image_size=32, train=True, crop="pad", trivial_augment=True, erasing=0.5)
+    recipe = Transforms(image_size=32, train=True, crop="pad", trivial_augment=True, erasing=0.5)
     pipeline = _pipeline(world, recipe)
-    learner = Learner(config, build_trainee(config, 10), world, pipeline.steps_per_epoch)
-    learner.wrap()
-    learner.trainee.train()
+    train_state = TrainState(config, build_model(config, 10), world, pipeline.steps_per_epoch)
+    train_state.wrap()
+    train_state.model.train()
     pipeline.start(0)
     for number, batch in enumerate(pipeline):
         if number == 3:  # allocations and constants are in place
             torch.cuda.set_sync_debug_mode("error")
-        learner.step(batch, number)
+        train_state.step(batch, number)
     torch.cuda.set_sync_debug_mode("default")
-    assert learner.meter.read() > 0
+    assert train_state.meter.read() > 0
 
 
 def test_the_statistic_is_that_of_the_cpu(world: World) -> None:
@@ -93,7 +93,7 @@ def test_the_statistic_is_that_of_the_cpu(world: World) -> None:
     here.add(features, labels, share)
     there.add(features.to(world.device), labels.to(world.device), share.to(world.device))
     assert torch.equal(here.counts, there.counts.cpu())
-    # Normalisation may round differently on the device: by a bit of float32 a sample.
+    # Normalization may round differently on the device: by a bit of float32 a sample.
     assert (here.sums - there.sums.cpu()).abs().max() < 512 * 2**10
 
 

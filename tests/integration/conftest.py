@@ -66,7 +66,7 @@ def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that has learned the digits, with its figures, tracked to a server that was down the whole time."""
     folder = tmp_path_factory.mktemp("trained")
     changes = {
-        "train": {"epochs": 8, "log_every": 10},
+        "train": {"epochs": 8, "log_every_steps": 10},
         "checkpoint": {"every_steps": 0},
         "tracking": {"uri": f"http://127.0.0.1:{free_port()}", "experiment": "down", "figures": True},
     }

@@ -299,7 +299,12 @@ def test_more_corrupt_training_images_than_allowed(corrupt: tuple[Path, list[str
 def test_a_non_finite_loss_stops_the_run_and_names_the_remedy(
     nproc: int, places: Places, program: Program
 ) -> None:
-    changed = ("optim.lr=1.0e+30", "optim.warmup_epochs=0", "train.log_every=5", "checkpoint.every_steps=1")
+    changed = (
+        "optim.lr=1.0e+30",
+        "optim.warmup_epochs=0",
+        "train.log_every_steps=5",
+        "checkpoint.every_steps=1",
+    )
     command = [*training(*changed, nproc=nproc)(places), "--json"]
     done = run_here(*command) if nproc == 1 else program.start(*command).completed()
     assert done.code == FAILURE, done.error

@@ -12,7 +12,7 @@ import yaml
 
 from dl2pa.config import Config, parse_config
 from dl2pa.training.data import build_eval_pipeline, build_train_pipeline, open_data
-from dl2pa.training.processes import World
+from dl2pa.training.distributed import World
 from pipelines.batch import Batch
 from support.runs import BASE, SIDE
 

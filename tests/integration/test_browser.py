@@ -297,7 +297,7 @@ def test_ui_refuses_a_taken_port_and_a_folder_without_runs(runs: Path, tmp_path:
 def test_the_summary_and_the_confusions_stand_alone(
     recorded: list[Any], browser: Browser, ui: str, tmp_path: Path
 ) -> None:
-    """Two pages of a run's artefacts, fetched from MLflow and opened without it."""
+    """Two pages of a run's artifacts, fetched from MLflow and opened without it."""
     import mlflow
 
     pages = {

@@ -21,7 +21,7 @@ from support.runs import IN_MEMORY, assert_identical, config_with, outcome_of, r
 
 DONE, STOPPED = 0, 75
 TINY = {
-    "train": {"epochs": 2, "batch_size": 16, "eval_batch_size": 24, "log_every": 2},
+    "train": {"epochs": 2, "batch_size": 16, "eval_batch_size": 24, "log_every_steps": 2},
     "method": {"match": {"early_steps": 2, "early_epochs": 1}},
     "checkpoint": {"every_steps": 2, "keep": 3},
 }

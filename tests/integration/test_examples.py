@@ -36,9 +36,9 @@ def test_plain_loop(tmp_path: Path) -> None:
 @pytest.mark.thorough
 def test_timm_model(tmp_path: Path) -> None:
     pytest.importorskip("timm", reason="timm is not installed")
-    moved = re.search(r"step 9: (\d+) labels moved, ([-\d.]+) from ([-\d.]+)", run("timm_model.py", tmp_path))
-    assert moved is not None, "begun at step 6, applied at step 9"
-    assert int(moved[1]) > 500
+    moved = re.search(r"step 6: (\d+) labels moved, ([-\d.]+) from ([-\d.]+)", run("timm_model.py", tmp_path))
+    assert moved is not None, "the assignment is updated after step 6"
+    assert int(moved[1]) > 100
     assert float(moved[2]) > float(moved[3])
 
 

@@ -17,7 +17,7 @@ from support.runs import outcome_of
 GROUPS = ("top1_head", "top1_medium", "top1_tail")
 SMALL = [
     *("model.backbone=resnet8", "model.widths=[4,4,8]", "model.embedding_dim=8"),
-    *("train.batch_size=8", "train.max_steps=3", "train.log_every=1", "checkpoint.every_epochs=1"),
+    *("train.batch_size=8", "train.max_steps=3", "train.log_every_steps=1", "checkpoint.every_epochs=1"),
     *(
         "data.imbalance=0.1",
         "tracking.uri=none",
@@ -29,12 +29,12 @@ SMALL = [
 
 
 def images_of(counts: list[int], side: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Images [N, side, side, 3] in the colour of their class, labels [N], shuffled."""
+    """Images [N, side, side, 3] in the color of their class, labels [N], shuffled."""
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.repeat(np.arange(len(counts)), counts))
     noise = rng.integers(0, 30, (len(labels), side, side, 3))
-    colours = rng.integers(0, 200, (len(counts), 3))
-    return (noise + colours[labels][:, None, None]).astype(np.uint8), labels
+    colors = rng.integers(0, 200, (len(counts), 3))
+    return (noise + colors[labels][:, None, None]).astype(np.uint8), labels
 
 
 def write_stl10(root: Path) -> None:

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from dl2pa.cli import main
-from dl2pa.inference import load_classifier
+from dl2pa.model.inference import load_classifier
 from pipelines.single import load_image
 from support.paths import REPOSITORY, SHARED_DATA
 from support.runs import copy_as_another_run
@@ -129,11 +129,11 @@ frames = [loaded.predict(pandas.DataFrame({{"image": [kind]}}), params={{"top_k"
           for kind in (image, bytearray(image), base64.b64encode(image).decode())]
 assert all(frame.equals(frames[0]) for frame in frames)
 example = loaded.predict(loaded.input_example)
-import dl2pa.inference, dl2pa.serving
+import dl2pa.model.inference, dl2pa.model.serving
 assert not {{"dl2pa.config", "dl2pa.methods"}} & set(sys.modules)
 top = frames[0]["top"][0]
 pins = open(mlflow.pyfunc.get_model_dependencies("models:/{model.model_id}")).read()
-print(json.dumps([dl2pa.inference.__file__, top, len(example), str(loaded.metadata.signature.inputs), pins]))
+print(json.dumps([dl2pa.model.inference.__file__, top, len(example), str(loaded.metadata.signature.inputs), pins]))
 """
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     done = subprocess.run(

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.xdist_group("runs")
 FAILED = 1
 SEEDS = (0, 1)
 STEPS = 58
-SMALL = {"train": {"epochs": 2, "eval_every": 2}, "optim": {"warmup_epochs": 0}, "data": IN_MEMORY}
+SMALL = {"train": {"epochs": 2, "eval_every_epochs": 2}, "optim": {"warmup_epochs": 0}, "data": IN_MEMORY}
 
 
 @pytest.fixture

@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 
 from dl2pa.tracking import Tracker, local_uri, sync
-from dl2pa.tracking.notes import load_note, save_note
 from dl2pa.tracking.server import RUN_TAG
 from dl2pa.tracking.spool import events_file, read_events
+from dl2pa.tracking.sync_state import load_note, save_note
 from support.paths import REPOSITORY
 from support.servers import MlflowServer
 from support.waiting import eventually

@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from dl2pa.config import load_config
 from dl2pa.errors import UserError
 from dl2pa.geometry import load_prototypes
-from dl2pa.inference import load_classifier
+from dl2pa.model.inference import load_classifier
 from pipelines.datasets.build_index import build_index
 from pipelines.datasets.cifar import load_cifar10
 from pipelines.datasets.index import open_index

@@ -38,7 +38,7 @@ BASE: dict[str, Any] = {
     "model": {"backbone": "resnet8", "embedding_dim": 5, "widths": [8, 16, 32]},
     "method": {"name": "dl2pa", "match": {"early_steps": 3, "early_epochs": 2}},
     "optim": {"lr": 0.2, "weight_decay": 1e-4, "warmup_epochs": 0.5},
-    "train": {"epochs": 3, "batch_size": 48, "log_every": 1},
+    "train": {"epochs": 3, "batch_size": 48, "log_every_steps": 1},
     "checkpoint": {"every_steps": 7},
     "tracking": {"enabled": True, "uri": "none", "figures": False},
     "launch": {"device": "cpu", "threads": 1},

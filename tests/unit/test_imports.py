@@ -13,8 +13,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 OURS = ("dl2pa", "launcher", "pipelines")
 METHOD = ("dl2pa.geometry", "dl2pa.assignment", "dl2pa.methods", "dl2pa.backbones")
+LEAVES = ("dl2pa.errors", "dl2pa.envvars", "dl2pa.osutil", "dl2pa.redaction")
 ABOVE_METHOD = (
-    *("dl2pa.training", "dl2pa.tracking", "dl2pa.commands", "dl2pa.config", "dl2pa.report"),
+    *("dl2pa.training", "dl2pa.tracking", "dl2pa.commands", "dl2pa.config", "dl2pa.reporting"),
+    *("dl2pa.model.model", "dl2pa.model.inference", "dl2pa.model.serving", "dl2pa.model.onnx_export"),
     *("pipelines", "launcher"),
 )
 
@@ -46,16 +48,16 @@ def imported(package: str) -> set[tuple[str, str]]:
 @pytest.mark.parametrize(
     ("package", "allowed"),
     [
-        ("launcher", ("launcher", "dl2pa.config", "dl2pa.errors", "dl2pa.launched", "dl2pa.redaction")),
-        ("pipelines", ("pipelines", "dl2pa.errors", "dl2pa.files")),
+        ("launcher", ("launcher", "dl2pa.config", "dl2pa.rundir", "dl2pa.process", *LEAVES)),
+        ("pipelines", ("pipelines", *LEAVES)),
         ("dl2pa.errors", ()),
-        ("dl2pa.catalogue", ()),
-        ("dl2pa.config", ("dl2pa.config", "dl2pa.errors", "dl2pa.catalogue", "dl2pa.redaction")),
-        (
-            "dl2pa.report",
-            ("dl2pa.report", "dl2pa.config", "dl2pa.errors", "dl2pa.catalogue", "dl2pa.escaping"),
-        ),
-        ("dl2pa.artefacts", ("dl2pa.artefacts", "dl2pa.report", "dl2pa.config", "dl2pa.escaping")),
+        ("dl2pa.envvars", ()),
+        ("dl2pa.specs", ()),
+        ("dl2pa.redaction", ("dl2pa.errors",)),
+        ("dl2pa.osutil", LEAVES),
+        ("dl2pa.rundir", ("dl2pa.container", *LEAVES)),
+        ("dl2pa.ownership", ("dl2pa.rundir", *LEAVES)),
+        ("dl2pa.config", ("dl2pa.config", "dl2pa.specs", *LEAVES)),
     ],
 )
 def test_a_package_imports_only_what_lies_below_it(package: str, allowed: tuple[str, ...]) -> None:
@@ -67,8 +69,9 @@ def test_a_package_imports_only_what_lies_below_it(package: str, allowed: tuple[
     ("package", "forbidden"),
     [
         *((package, ABOVE_METHOD) for package in METHOD),
-        ("dl2pa.tracking", ("dl2pa.training", "dl2pa.commands", "dl2pa.report", "launcher", "pipelines")),
-        ("dl2pa.training", ("dl2pa.commands", "dl2pa.cli", "dl2pa.report", "launcher")),
+        ("dl2pa.tracking", ("dl2pa.training", "dl2pa.commands", "dl2pa.reporting", "launcher", "pipelines")),
+        ("dl2pa.training", ("dl2pa.commands", "dl2pa.cli", "launcher")),
+        ("dl2pa.reporting", ("dl2pa.commands", "dl2pa.cli", "launcher")),
     ],
 )
 def test_a_package_imports_nothing_above_it(package: str, forbidden: tuple[str, ...]) -> None:
@@ -100,7 +103,7 @@ def test_the_command_line_answers_before_anything_heavy_is_loaded() -> None:
 def test_a_launcher_of_processes_loads_nothing_that_only_they_need() -> None:
     """On a cluster every node has one, and they all start at once."""
     heavy = {"torch", "mlflow", "nvidia.dali", "torchvision", "submitit", "scipy"}
-    statement = "import dl2pa.commands.train, dl2pa.training.rundir, launcher.local"
+    statement = "import dl2pa.commands.train, dl2pa.rundir, launcher.local"
     assert loaded_by(statement) & heavy == set()
 
 
@@ -114,7 +117,7 @@ from dl2pa.training.run import train
 config = parse_config({
     "data": {"dataset": "synthetic", "num_classes": 5, "synthetic_samples": [16, 7], "image_size": 8},
     "model": {"backbone": "resnet8", "embedding_dim": 3, "widths": [4, 4, 4]},
-    "train": {"epochs": 1, "batch_size": 8, "log_every": 1},
+    "train": {"epochs": 1, "batch_size": 8, "log_every_steps": 1},
     "tracking": {"enabled": False},
     "launch": {"device": "cpu", "threads": 1},
 })
@@ -143,6 +146,6 @@ def test_reading_runs_needs_neither_torch_mlflow_nor_a_plot() -> None:
 def test_a_served_model_needs_no_library_of_training() -> None:
     """The model in MLflow pins what these two modules import; see dl2pa/training/mlmodel.py."""
     heavy = {"scipy", "pydantic", "yaml", "torchvision", "sklearn", "matplotlib", "mlflow", "nvidia.dali"}
-    loaded = loaded_by("import dl2pa.inference, pipelines.single")
+    loaded = loaded_by("import dl2pa.model.inference, pipelines.single")
     assert loaded & heavy == set()
     assert not any(within(module, ("dl2pa.config", "dl2pa.methods", "dl2pa.training")) for module in loaded)

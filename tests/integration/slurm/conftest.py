@@ -52,7 +52,7 @@ def dl2pa(cluster: Cluster, program: Program) -> Callable[..., Completed]:
 
 
 @pytest.fixture
-def cancelled_afterwards(cluster: Cluster) -> Iterator[list[str]]:
+def cancelled_afterward(cluster: Cluster) -> Iterator[list[str]]:
     """Jobs appended here are cancelled after the test, so that the following tests find the nodes free."""
     jobs: list[str] = []
     yield jobs
@@ -68,7 +68,7 @@ def submit(
     dl2pa: Callable[..., Completed],
     digits: Path,
     tmp_path: Path,
-    cancelled_afterwards: list[str],
+    cancelled_afterward: list[str],
 ) -> Callable[..., Job]:
     """Submit the small configuration: ``submit({section: {key: value}}, "--time=5")``; two nodes, one process each."""
 
@@ -79,7 +79,7 @@ def submit(
         places = [f"--nodes={nodes}", "--gpus-per-node=1", "--run-dir", tmp_path / "runs" / name, "--json"]
         done = dl2pa("submit", config, *places, *options)
         assert done.code == 0, done.error
-        cancelled_afterwards.append(done.result["job_id"])
+        cancelled_afterward.append(done.result["job_id"])
         return Job(cluster, done.result["job_id"], Path(done.result["run_dir"]), Path(done.result["log"]))
 
     return make

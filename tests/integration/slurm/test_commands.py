@@ -155,7 +155,7 @@ def test_an_array_is_one_sweep_listed_and_cancelled_together(
     digits: Path,
     tmp_path: Path,
     cluster: Cluster,
-    cancelled_afterwards: list[str],
+    cancelled_afterward: list[str],
 ) -> None:
     config = config_with(tmp_path, digits, {"train": {"epochs": 200}, "data": IN_MEMORY})
     places = ["--gpus-per-node=1", "--run-dir", tmp_path / "runs", "--json"]
@@ -163,7 +163,7 @@ def test_an_array_is_one_sweep_listed_and_cancelled_together(
     assert done.code == 0, done.error
     told = done.result
     array, ids = told["job_id"], [f"{told['job_id']}_{k}" for k in range(2)]
-    cancelled_afterwards.append(array)
+    cancelled_afterward.append(array)
     assert [entry["job_id"] for entry in told["jobs"]] == ids
     runs = [Path(entry["run_dir"]) for entry in told["jobs"]]
 
@@ -232,7 +232,7 @@ def test_signals_reach_the_run_when_a_container_s_process_stands_between(
 
 
 def test_a_script_written_by_hand_is_supervised_the_same_way(
-    cluster: Cluster, digits: Path, tmp_path: Path, cancelled_afterwards: list[str]
+    cluster: Cluster, digits: Path, tmp_path: Path, cancelled_afterward: list[str]
 ) -> None:
     """slurm/train.sbatch, signalled once: it saves, requeues and finishes."""
     changes = {"train": {"epochs": 8}, "data": IN_MEMORY}
@@ -249,7 +249,7 @@ def test_a_script_written_by_hand_is_supervised_the_same_way(
         env={**os.environ, "PATH": path, "PYTHONPATH": str(REPOSITORY)},
     )
     job = done.stdout.strip()
-    cancelled_afterwards.append(job)
+    cancelled_afterward.append(job)
     cluster.wait(lambda: read_status(run).get("step", 0) >= 20, "20 steps")
     subprocess.run(["scancel", "--batch", "--signal=USR2", job], check=True)
     assert cluster.finish(job) == "COMPLETED", log.read_text()
@@ -282,7 +282,7 @@ def test_the_headline_job_is_preempted_and_finishes(
     dl2pa: Command,
     cluster: Cluster,
     tmp_path: Path,
-    cancelled_afterwards: list[str],
+    cancelled_afterward: list[str],
 ) -> None:
     """The ImageNet-1K configurations: 1,000 classes, d = 512, real photographs, two nodes."""
     photographs, synsets = SHARED_DATA / "imagenet-samples", SHARED_DATA / "semantic/imagenet_synsets.txt"
@@ -294,14 +294,14 @@ def test_the_headline_job_is_preempted_and_finishes(
     size = [
         f"train.max_steps={STEPS}",
         "train.batch_size=16",
-        "train.log_every=1",
+        "train.log_every_steps=1",
         "train.eval_batch_size=64",
         "tracking.figures=false",
     ]
     done = dl2pa("submit", path, *data, *size, "--nodes=2", "--gpus-per-node=1", "--run-dir", run, "--json")
     assert done.code == 0, done.error
     job_id = done.result["job_id"]
-    cancelled_afterwards.append(job_id)
+    cancelled_afterward.append(job_id)
     log = run / f"slurm/job-{job_id}.log"
 
     def at_step_two() -> bool:

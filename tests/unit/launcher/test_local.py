@@ -29,7 +29,7 @@ def main(arguments):
     if task == "fail":
         return 3 if rank == 1 else 0
     if task == "report":
-        from dl2pa.launched import die_with_parent
+        from dl2pa.process import die_with_parent
 
         die_with_parent()
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "OMP_NUM_THREADS", "GLOO_SOCKET_IFNAME", "EXTRA")

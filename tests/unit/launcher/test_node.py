@@ -8,7 +8,7 @@ import socket
 import pytest
 
 from dl2pa.errors import UserError
-from launcher.node import Node, interface_towards, this_node
+from launcher.node import Node, interface_toward, this_node
 
 TWO_NODES = {
     "SLURM_JOB_ID": "1234",
@@ -97,8 +97,8 @@ def test_a_head_that_does_not_resolve_is_named(variable: str, monkeypatch: pytes
 
 
 def test_the_interface_is_the_one_whose_address_reaches_the_host() -> None:
-    assert interface_towards("127.0.0.1") == "lo"
+    assert interface_toward("127.0.0.1") == "lo"
 
 
 def test_no_interface_is_made_up_for_a_host_out_of_reach() -> None:
-    assert interface_towards("no such host") is None
+    assert interface_toward("no such host") is None

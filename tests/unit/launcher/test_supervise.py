@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from dl2pa.errors import TrainingFailure, UserError
-from dl2pa.training.rundir import RunDirectory
+from dl2pa.rundir import RunDirectory
 from launcher.node import this_node
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -17,8 +17,8 @@ from pipelines.build import Dataset, build_pipeline
 from pipelines.datasets.folder import index_folder
 from pipelines.datasets.table import ImageTable
 from pipelines.encoded import FaultLimits
-from pipelines.order import EvalOrder, TrainOrder
-from pipelines.recipe import Recipe
+from pipelines.sampler import EvalSampler, TrainSampler
+from pipelines.transforms import Transforms
 
 SHARED = Path(__file__).resolve().parents[4] / "shared/data"
 
@@ -34,7 +34,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def photographs() -> list[Path]:
-    """A dozen ImageNet photographs: large and small, upright, wide, grey."""
+    """A dozen ImageNet photographs: large and small, upright, wide, gray."""
     folder = SHARED / "imagenet-samples"
     if not folder.exists():
         pytest.skip(f"needs photographs: there is no {folder}")
@@ -83,10 +83,14 @@ def pipeline_over() -> Iterator[Callable[..., Pipeline]]:
     opened: list[Pipeline] = []
 
     def build(
-        dataset: Dataset, loader: str, recipe: Recipe, order: TrainOrder | EvalOrder, **options: Any
+        dataset: Dataset,
+        loader: str,
+        transforms: Transforms,
+        order: TrainSampler | EvalSampler,
+        **options: Any,
     ) -> Pipeline:
         settings = {"seed": 0, "device": torch.device("cpu"), "threads": 1, "limits": FaultLimits(0.5)}
-        pipeline = build_pipeline(dataset, recipe, order, loader=loader, **{**settings, **options})
+        pipeline = build_pipeline(dataset, transforms, order, loader=loader, **{**settings, **options})
         opened.append(pipeline)
         return pipeline
 

@@ -14,12 +14,12 @@ from pipelines.datasets.table import ImageTable
 from pipelines.encoded import EncodedStream, FaultLimits, ImageReader
 from pipelines.header import image_size
 from pipelines.images import BadImage
-from pipelines.order import TrainOrder
-from pipelines.recipe import Recipe
+from pipelines.sampler import TrainSampler
+from pipelines.transforms import Transforms
 
 Folder = Callable[..., ImageTable]
-TRAIN = Recipe(16, train=True)
-EVAL = Recipe(16, train=False, eval_resize=16)
+TRAIN = Transforms(16, train=True)
+EVAL = Transforms(16, train=False, eval_resize=16)
 
 
 def array(data: bytes) -> np.ndarray:
@@ -157,7 +157,7 @@ def test_a_header_that_is_no_image_says_so() -> None:
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_the_stream_delivers_every_step_in_order_from_any_step(folder: Folder, threads: int) -> None:
-    order = TrainOrder(20, 4, 0)
+    order = TrainSampler(20, 4, 0)
     reader = ImageReader(folder(20, {7: b""}), TRAIN, 0, FaultLimits(0.5))
     stream = EncodedStream(reader, order.indices, order.steps_per_epoch, threads)
     whole = list(stream.steps(2, 0))
@@ -169,12 +169,12 @@ def test_the_stream_delivers_every_step_in_order_from_any_step(folder: Folder, t
         assert [d.tobytes() for d in step.data] == [reader.dataset.read(i) for i in step.samples.tolist()]
     for step, again in zip(whole[3:], stream.steps(2, 3), strict=True):
         assert np.array_equal(step.samples, again.samples)
-        assert np.array_equal(step.plan.window, again.plan.window)
+        assert np.array_equal(step.crop.window, again.crop.window)
     stream.close()
 
 
 def test_an_error_in_reading_ahead_reaches_the_reader(folder: Folder) -> None:
-    order = TrainOrder(20, 4, 0)
+    order = TrainSampler(20, 4, 0)
     bad = int(order.indices(0, 2)[1])
     stream = EncodedStream(
         ImageReader(folder(20, {bad: b""}), EVAL, 0, FaultLimits(0.5)),

@@ -3,8 +3,8 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
-from pipelines.draws import Stream, uniform
 from pipelines.erasing import apply_erasing, box_mask, draw_erasing
+from pipelines.rng import Stream, uniform
 
 MANY = np.arange(20_000)
 
@@ -13,8 +13,8 @@ def torchvision_boxes(count: int, height: int, width: int) -> np.ndarray:
     erase = v2.RandomErasing(p=1.0)
     image = torch.zeros(3, height, width)
     torch.manual_seed(0)
-    draws = [erase.make_params([image]) for _ in range(count)]
-    return np.array([[d["i"], d["j"], d["h"], d["w"]] for d in draws if d["v"] is not None])
+    rng = [erase.make_params([image]) for _ in range(count)]
+    return np.array([[d["i"], d["j"], d["h"], d["w"]] for d in rng if d["v"] is not None])
 
 
 @pytest.mark.parametrize("probability", (0.0, 0.1, 1.0))

@@ -23,14 +23,14 @@ from pipelines.datasets.index import Half, Index
 from pipelines.datasets.pack import PackOptions, pack
 from pipelines.datasets.table import ImageTable
 from pipelines.encoded import FaultLimits, ImageReader
-from pipelines.order import EvalOrder, TrainOrder
 from pipelines.readers import StalledRead
-from pipelines.recipe import Recipe
+from pipelines.sampler import EvalSampler, TrainSampler
+from pipelines.transforms import Transforms
 
 Folder = Callable[..., ImageTable]
 Build = Callable[..., Pipeline]
-TRAIN = Recipe(16, train=True, trivial_augment=True, erasing=0.3)
-EVAL = Recipe(16, train=False, eval_resize=18)
+TRAIN = Transforms(16, train=True, trivial_augment=True, erasing=0.3)
+EVAL = Transforms(16, train=False, eval_resize=18)
 ROOT = Path(__file__).resolve().parents[3]
 
 
@@ -62,7 +62,7 @@ def test_shards_give_the_batches_of_the_folder_from_any_step(
     """Bit by bit, damaged images and their substitutes among them; a resume is a start at a step."""
     table = folder(24, {5: b"broken", 9: b""})
     shards = packed(table, tmp_path / "packed")
-    order = TrainOrder(24, 4, 0)
+    order = TrainSampler(24, 4, 0)
     whole = list(pipeline_over(table, loader, TRAIN, order))
     for source in (table, shards):
         for first in (0, 2, 5):
@@ -71,7 +71,7 @@ def test_shards_give_the_batches_of_the_folder_from_any_step(
             assert_same(list(pipeline), whole[first:])
     limits = FaultLimits(max_bad_val_fraction=0.1)
     evaluated = [
-        list(pipeline_over(source, loader, EVAL, EvalOrder(24, 5), limits=limits))
+        list(pipeline_over(source, loader, EVAL, EvalSampler(24, 5), limits=limits))
         for source in (table, shards)
     ]
     assert_same(*evaluated)
@@ -82,11 +82,11 @@ def test_one_image_in_a_hundred_is_counted_exactly(
 ) -> None:
     bad = {17: b"", 99: b"text", 250: b"\xff\xd8\xff", 301: b"\0" * 50}
     table = folder(400, bad)
-    pipeline = pipeline_over(table, "torchvision", TRAIN, TrainOrder(400, 20, 0), limits=FaultLimits())
+    pipeline = pipeline_over(table, "torchvision", TRAIN, TrainSampler(400, 20, 0), limits=FaultLimits())
     for epoch in range(2):
         pipeline.start(epoch)
         assert len(list(pipeline)) == 20
-    assert pipeline.problems() == [str(table.path(i)) for i in bad]
+    assert pipeline.bad_images() == [str(table.path(i)) for i in bad]
     assert all(caplog.text.count(f"{table.path(i)} ") == 1 for i in bad)
 
 
@@ -95,7 +95,7 @@ def test_half_damaged_stops_long_before_one_of_many_processes_has_met_the_limit(
 ) -> None:
     table = folder(400, dict.fromkeys(range(0, 400, 2), b""))
     limits = FaultLimits(max_bad_fraction=0.2)
-    pipeline = pipeline_over(table, "torchvision", TRAIN, TrainOrder(400, 80, 0, 5, 8), limits=limits)
+    pipeline = pipeline_over(table, "torchvision", TRAIN, TrainSampler(400, 80, 0, 5, 8), limits=limits)
     with pytest.raises(UserError, match="are too many of the") as caught:
         for epoch in range(5):
             pipeline.start(epoch)
@@ -136,7 +136,7 @@ def test_validation_counts_what_it_could_read(
     steps = set()
     missing = 0
     for rank in range(world):
-        pipeline = pipeline_over(table, loader, EVAL, EvalOrder(20, 4, rank, world), limits=limits)
+        pipeline = pipeline_over(table, loader, EVAL, EvalSampler(20, 4, rank, world), limits=limits)
         for _ in range(2):  # an epoch later the same
             pipeline.start(0)
             batches = list(pipeline)
@@ -160,14 +160,14 @@ def test_more_missing_from_validation_than_allowed(folder: Folder, pipeline_over
     table = folder(20, dict.fromkeys((1, 2, 3), b""))
     limits = FaultLimits(max_bad_val_fraction=0.1)
     with pytest.raises(UserError, match="exceed the 2 allowed") as caught:
-        list(pipeline_over(table, "torchvision", EVAL, EvalOrder(20, 4), limits=limits))
+        list(pipeline_over(table, "torchvision", EVAL, EvalSampler(20, 4), limits=limits))
     assert caught.value.field == "data.max_bad_val_fraction"
 
 
 class _Missing:
     """A rank that left out one image more than all ranks together may."""
 
-    num_samples, steps_per_epoch, most_bad = 4, 1, 1
+    num_samples, steps_per_epoch, max_bad_images = 4, 1, 1
 
     def start(self, epoch: int, step: int = 0) -> None: ...
 
@@ -190,11 +190,11 @@ def test_a_read_that_hangs_is_named_and_ends(
     """A pipe nobody writes to, opened as no image is, answers as a hanging file system does: never."""
     monkeypatch.setattr("pipelines.datasets.table.read_image_file", Path.read_bytes)
     table = folder(12)
-    pipe = table.path(int(TrainOrder(12, 4, 0).indices(0, 1)[2]))
+    pipe = table.path(int(TrainSampler(12, 4, 0).indices(0, 1)[2]))
     pipe.unlink()
     os.mkfifo(pipe)
-    limits = FaultLimits(0.5, slow_read_s=0.05, read_timeout_s=0.4)
-    pipeline = pipeline_over(table, loader, TRAIN, TrainOrder(12, 4, 0), limits=limits, threads=2)
+    limits = FaultLimits(0.5, read_warn_s=0.05, read_timeout_s=0.4)
+    pipeline = pipeline_over(table, loader, TRAIN, TrainSampler(12, 4, 0), limits=limits, threads=2)
     with caplog.at_level(logging.WARNING), pytest.raises(StalledRead, match="has not come back") as caught:
         list(pipeline)
     assert str(pipe) in str(caught.value)
@@ -213,13 +213,13 @@ import torch
 from pipelines.build import build_pipeline
 from pipelines.datasets.folder import index_folder
 from pipelines.encoded import FaultLimits
-from pipelines.order import TrainOrder
-from pipelines.recipe import Recipe
+from pipelines.sampler import TrainSampler
+from pipelines.transforms import Transforms
 import pipelines.datasets.table
 pipelines.datasets.table.read_image_file = Path.read_bytes
 table = index_folder(Path(sys.argv[1]), None, "data.root")
-pipeline = build_pipeline(table, Recipe(16, train=True), TrainOrder(4, 4, 0), loader="torchvision", seed=0,
-    device=torch.device("cpu"), threads=1, limits=FaultLimits(slow_read_s=0.1, read_timeout_s=0.2))
+pipeline = build_pipeline(table, Transforms(16, train=True), TrainSampler(4, 4, 0), loader="torchvision", seed=0,
+    device=torch.device("cpu"), threads=1, limits=FaultLimits(read_warn_s=0.1, read_timeout_s=0.2))
 list(pipeline)
 """
 

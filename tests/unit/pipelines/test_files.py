@@ -17,16 +17,18 @@ from dl2pa.errors import UserError
 from pipelines.batch import Batch, Pipeline
 from pipelines.datasets.table import ImageTable, PathTable
 from pipelines.encoded import FaultLimits
-from pipelines.order import EvalOrder, TrainOrder
-from pipelines.recipe import Recipe, draw_plan
+from pipelines.sampler import EvalSampler, TrainSampler
+from pipelines.transforms import Transforms, draw_crop_params
 
 Folder = Callable[..., ImageTable]
 Build = Callable[..., Pipeline]
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
-TRAIN = Recipe(24, train=True, trivial_augment=True, erasing=0.3)
-# DALI normalises where nothing works on pixels in between, and keeps the memory of what it made.
+TRAIN = Transforms(24, train=True, trivial_augment=True, erasing=0.3)
+# DALI normalizes where nothing works on pixels in between, and keeps the memory of what it made.
 RECIPES = pytest.mark.parametrize(
-    "recipe", [TRAIN, Recipe(24, train=True, erasing=0.3)], ids=["pixels", "normalised by the decoder"]
+    "transforms",
+    [TRAIN, Transforms(24, train=True, erasing=0.3)],
+    ids=["pixels", "normalized by the decoder"],
 )
 
 
@@ -48,7 +50,7 @@ def same(a: list[Batch], b: list[Batch]) -> bool:
 
 def test_batches_hold_what_the_contract_says(folder: Folder, pipeline_over: Build, loader: str) -> None:
     dataset = folder(22)
-    pipeline = pipeline_over(dataset, loader, TRAIN, TrainOrder(22, 4, 0))
+    pipeline = pipeline_over(dataset, loader, TRAIN, TrainSampler(22, 4, 0))
     batches = list(pipeline)
     assert (pipeline.num_samples, pipeline.steps_per_epoch, len(batches)) == (22, 5, 5)
     for batch in batches:
@@ -63,10 +65,10 @@ def test_batches_hold_what_the_contract_says(folder: Folder, pipeline_over: Buil
 
 @RECIPES
 def test_an_epoch_goes_on_from_any_step_in_any_order_of_asking(
-    folder: Folder, pipeline_over: Build, loader: str, recipe: Recipe
+    folder: Folder, pipeline_over: Build, loader: str, transforms: Transforms
 ) -> None:
     """Also after an iteration that was given up half-way, whose images the decoder already holds."""
-    pipeline = pipeline_over(folder(20), loader, recipe, TrainOrder(20, 4, 0))
+    pipeline = pipeline_over(folder(20), loader, transforms, TrainSampler(20, 4, 0))
     whole = list(pipeline)
     for step in (3, 1, 4):
         pipeline.start(0, step)
@@ -86,9 +88,9 @@ def test_every_world_size_sees_the_same_pixels(
     folder: Folder, pipeline_over: Build, loader: str, world: int
 ) -> None:
     dataset = folder(20, {7: b"broken"})
-    alone = list(pipeline_over(dataset, loader, TRAIN, TrainOrder(20, 8, 3), seed=3))
+    alone = list(pipeline_over(dataset, loader, TRAIN, TrainSampler(20, 8, 3), seed=3))
     ranks = [
-        list(pipeline_over(dataset, loader, TRAIN, TrainOrder(20, 8, 3, rank, world), seed=3))
+        list(pipeline_over(dataset, loader, TRAIN, TrainSampler(20, 8, 3, rank, world), seed=3))
         for rank in range(world)
     ]
     for step, batch in enumerate(alone):
@@ -101,10 +103,10 @@ def test_validation_pads_the_last_batches(
     folder: Folder, pipeline_over: Build, loader: str, world: int
 ) -> None:
     dataset = folder(7)
-    recipe = Recipe(24, train=False, eval_resize=28)
+    transforms = Transforms(24, train=False, eval_resize=28)
     seen: list[int] = []
     for rank in range(world):
-        batches = list(pipeline_over(dataset, loader, recipe, EvalOrder(7, 6, rank, world)))
+        batches = list(pipeline_over(dataset, loader, transforms, EvalSampler(7, 6, rank, world)))
         assert len(batches) == 2
         for batch in batches:
             assert len(batch.images) == 6 // world
@@ -119,10 +121,10 @@ def of(files: list[Path]) -> ImageTable:
     return ImageTable.of(root, PathTable.of(names), lengths, [0] * len(files), ("photograph",))
 
 
-# DALI rounds its resampling otherwise, and a window's border pixels have their colour from inside the window alone.
+# DALI rounds its resampling otherwise, and a window's border pixels have their color from inside the window alone.
 TOLERANCE = {"dali": 0.3, "torchvision": 0.0}
 FURTHER_OFF = {"dali": 0.05, "torchvision": 0.0}
-"""Share of an image's numbers that may differ by more than one grey level, at the border of a window."""
+"""Share of an image's numbers that may differ by more than one gray level, at the border of a window."""
 
 
 def assert_alike(shown: torch.Tensor, expected: torch.Tensor, loader: str, name: str, border: bool) -> None:
@@ -135,9 +137,9 @@ def assert_alike(shown: torch.Tensor, expected: torch.Tensor, loader: str, name:
 def test_evaluation_shows_what_torchvisions_transforms_show(
     photographs: list[Path], pipeline_over: Build, loader: str
 ) -> None:
-    """Mean absolute difference on real photographs, in grey levels of 255."""
-    recipe = Recipe(224, train=False, eval_resize=256, **PLAIN)
-    batches = list(pipeline_over(of(photographs), loader, recipe, EvalOrder(len(photographs), 4)))
+    """Mean absolute difference on real photographs, in gray levels of 255."""
+    transforms = Transforms(224, train=False, eval_resize=256, **PLAIN)
+    batches = list(pipeline_over(of(photographs), loader, transforms, EvalSampler(len(photographs), 4)))
     transform = v2.Compose([v2.Resize(256), v2.CenterCrop(224), v2.PILToTensor()])
     found = torch.cat([b.images[: b.valid] for b in batches]) * 255
     for image, file in zip(found, photographs, strict=True):
@@ -148,19 +150,19 @@ def test_evaluation_shows_what_torchvisions_transforms_show(
 def test_training_shows_what_torchvisions_resized_crop_shows(
     photographs: list[Path], pipeline_over: Build, loader: str
 ) -> None:
-    recipe = Recipe(112, train=True, **PLAIN)
+    transforms = Transforms(112, train=True, **PLAIN)
     (batch,) = pipeline_over(
-        of(photographs), loader, recipe, TrainOrder(len(photographs), len(photographs), 0)
+        of(photographs), loader, transforms, TrainSampler(len(photographs), len(photographs), 0)
     )
     mirrored = 0
     for pixels, sample in zip(batch.images * 255, batch.indices.tolist(), strict=True):
         image = Image.open(photographs[sample]).convert("RGB")
         size = np.array([[image.height, image.width]])
-        plan = draw_plan(recipe, 0, 0, np.array([sample]), size)
-        window = plan.window[0].tolist()
+        crop = draw_crop_params(transforms, 0, 0, np.array([sample]), size)
+        window = crop.window[0].tolist()
         expected = v2.functional.pil_to_tensor(v2.functional.resized_crop(image, *window, [112, 112])).float()
-        mirrored += int(plan.flip[0])
-        expected = expected.flip(2) if plan.flip[0] else expected
+        mirrored += int(crop.flip[0])
+        expected = expected.flip(2) if crop.flip[0] else expected
         assert_alike(pixels, expected, loader, photographs[sample].name, border=True)
     assert 0 < mirrored < len(photographs)
 
@@ -172,10 +174,10 @@ def test_the_camera_orientation_is_ignored_by_both_decoders(
     exif = Image.Exif()
     exif[0x0112] = 6
     turned = folder(2, {i: drawn.encoded(i, exif=exif) for i in range(2)})
-    recipe = Recipe(32, train=False, eval_resize=40)
-    plain = list(pipeline_over(folder(2), loader, recipe, EvalOrder(2, 2)))
+    transforms = Transforms(32, train=False, eval_resize=40)
+    plain = list(pipeline_over(folder(2), loader, transforms, EvalSampler(2, 2)))
     assert torch.equal(
-        next(iter(pipeline_over(turned, loader, recipe, EvalOrder(2, 2)))).images, plain[0].images
+        next(iter(pipeline_over(turned, loader, transforms, EvalSampler(2, 2)))).images, plain[0].images
     )
 
 
@@ -187,8 +189,8 @@ def test_every_kind_of_image_becomes_three_channels(
     drawn: Any, folder: Folder, pipeline_over: Build, loader: str, form: str, mode: str
 ) -> None:
     dataset = folder(2, {i: drawn.encoded(i, form, mode) for i in range(2)})
-    recipe = Recipe(32, train=False, eval_resize=40, **PLAIN)
-    (batch,) = pipeline_over(dataset, loader, recipe, EvalOrder(2, 2))
+    transforms = Transforms(32, train=False, eval_resize=40, **PLAIN)
+    (batch,) = pipeline_over(dataset, loader, transforms, EvalSampler(2, 2))
     for i, image in enumerate(batch.images * 255):
         transform = v2.Compose([v2.Resize(40), v2.CenterCrop(32), v2.PILToTensor()])
         expected = transform(drawn.image(i).convert(mode).convert("RGB")).float()
@@ -200,8 +202,8 @@ def test_cmyk_and_progressive_jpegs_show_what_torchvision_shows(
     drawn: Any, folder: Folder, pipeline_over: Build, loader: str, form: str, options: dict[str, Any]
 ) -> None:
     data = drawn.encoded(0, "JPEG", "CMYK" if form == "cmyk" else "RGB", **options)
-    recipe = Recipe(32, train=False, eval_resize=40, **PLAIN)
-    (batch,) = pipeline_over(folder(2, {0: data}), loader, recipe, EvalOrder(2, 2))
+    transforms = Transforms(32, train=False, eval_resize=40, **PLAIN)
+    (batch,) = pipeline_over(folder(2, {0: data}), loader, transforms, EvalSampler(2, 2))
     transform = v2.Compose([v2.Resize(40), v2.CenterCrop(32), v2.PILToTensor()])
     expected = transform(Image.open(io.BytesIO(data)).convert("RGB")).float()
     assert (batch.images[0] * 255 - expected).abs().mean() <= TOLERANCE[loader] + 1e-3
@@ -214,9 +216,12 @@ def test_a_tiny_image_fills_the_square(
 ) -> None:
     file = io.BytesIO()
     Image.new("RGB", size, (200, 120, 40)).save(file, form)
-    for recipe, order in ((Recipe(32, train=False, eval_resize=40, **PLAIN), EvalOrder(2, 2)), (TRAIN, None)):
+    for transforms, order in (
+        (Transforms(32, train=False, eval_resize=40, **PLAIN), EvalSampler(2, 2)),
+        (TRAIN, None),
+    ):
         table = folder(2, {i: file.getvalue() for i in range(2)})
-        (batch,) = pipeline_over(table, loader, recipe, order or TrainOrder(2, 2, 0))
+        (batch,) = pipeline_over(table, loader, transforms, order or TrainSampler(2, 2, 0))
         assert torch.isfinite(batch.images).all() and batch.valid == 2
         if order:
             level = batch.images.mean((0, 2, 3)) * 255
@@ -229,8 +234,8 @@ def test_16_bit_pngs_are_scaled_by_dali_and_clipped_by_pillow(
     """Stated, not wished: Pillow's conversion, and so torchvision's, takes every level above 255 as white."""
     file = io.BytesIO()
     Image.fromarray(np.full((40, 40), 25_700, dtype=np.uint16)).save(file, "PNG")
-    recipe = Recipe(32, train=False, eval_resize=40, **PLAIN)
-    (batch,) = pipeline_over(folder(2, {0: file.getvalue()}), loader, recipe, EvalOrder(2, 2))
+    transforms = Transforms(32, train=False, eval_resize=40, **PLAIN)
+    (batch,) = pipeline_over(folder(2, {0: file.getvalue()}), loader, transforms, EvalSampler(2, 2))
     expected = {"dali": 100.0, "torchvision": 255.0}[loader]
     assert (batch.images[0] * 255 - expected).abs().max() <= 1.001
 
@@ -253,7 +258,7 @@ def overwritten(data: bytes) -> bytes:
 # Files whose header promises an image that the decoder then refuses.
 SPOILED: dict[str, Callable[[Any], bytes]] = {
     "jpeg damaged behind its header": wrong_component,
-    "jpeg without quantisation tables": lambda drawn: drawn.encoded(5).replace(b"\xff\xdb", b"\xff\xfe"),
+    "jpeg without quantization tables": lambda drawn: drawn.encoded(5).replace(b"\xff\xdb", b"\xff\xfe"),
     "png cut": lambda drawn: cut(drawn.encoded(5, "PNG")),
     "png with wrong data": lambda drawn: overwritten(drawn.encoded(5, "PNG")),
 }
@@ -264,10 +269,10 @@ def test_an_image_the_decoder_refuses_is_found_and_its_batch_repeated(
     drawn: Any, folder: Folder, pipeline_over: Build, loader: str, kind: str
 ) -> None:
     dataset = folder(20, {5: SPOILED[kind](drawn)})
-    order = TrainOrder(20, 4, 0)
+    order = TrainSampler(20, 4, 0)
     pipeline = pipeline_over(dataset, loader, TRAIN, order)
     batches = list(pipeline)
-    assert pipeline.problems() == [str(dataset.path(5))]
+    assert pipeline.bad_images() == [str(dataset.path(5))]
     assert len(batches) == 5
     for step, batch in enumerate(batches):
         asked = order.indices(0, step)
@@ -284,7 +289,7 @@ def test_a_refused_validation_image_is_named(
 ) -> None:
     dataset = folder(20, {5: SPOILED[kind](drawn)})
     with pytest.raises(UserError) as caught:
-        list(pipeline_over(dataset, loader, Recipe(24, train=False), EvalOrder(20, 4)))
+        list(pipeline_over(dataset, loader, Transforms(24, train=False), EvalSampler(20, 4)))
     assert caught.value.field == "data.val_root"
     assert caught.value.value == str(dataset.path(5))
 
@@ -293,9 +298,9 @@ def test_what_only_dali_refuses_is_replaced_too(drawn: Any, folder: Folder, pipe
     """A GIF by the name of .jpeg: PIL decodes it, DALI does not."""
     pytest.importorskip("nvidia.dali", reason="DALI is not installed")
     dataset = folder(20, {5: drawn.encoded(5, "GIF"), 11: drawn.encoded(11, "PNG")[:-12]})
-    pipeline = pipeline_over(dataset, "dali", TRAIN, TrainOrder(20, 4, 0))
+    pipeline = pipeline_over(dataset, "dali", TRAIN, TrainSampler(20, 4, 0))
     assert len(list(pipeline)) == 5
-    assert pipeline.problems() == [str(dataset.path(5)), str(dataset.path(11))]
+    assert pipeline.bad_images() == [str(dataset.path(5)), str(dataset.path(11))]
 
 
 def test_more_refused_images_than_allowed_stop_the_run(
@@ -303,7 +308,7 @@ def test_more_refused_images_than_allowed_stop_the_run(
 ) -> None:
     bad = SPOILED["png cut"](drawn)
     dataset = folder(20, {3: bad, 5: bad})
-    pipeline = pipeline_over(dataset, loader, TRAIN, TrainOrder(20, 4, 0), limits=FaultLimits(0.05))
+    pipeline = pipeline_over(dataset, loader, TRAIN, TrainSampler(20, 4, 0), limits=FaultLimits(0.05))
     with pytest.raises(UserError) as caught:
         list(pipeline)
     assert caught.value.field == "data.max_bad_fraction"
@@ -311,7 +316,7 @@ def test_more_refused_images_than_allowed_stop_the_run(
 
 def test_an_error_that_is_no_images_fault_is_not_swallowed(folder: Folder, pipeline_over: Build) -> None:
     """A decoder that fails on whole batches only, as a device out of memory does."""
-    pipeline = pipeline_over(folder(20), "torchvision", TRAIN, TrainOrder(20, 4, 0))
+    pipeline = pipeline_over(folder(20), "torchvision", TRAIN, TrainSampler(20, 4, 0))
 
     class Failing:
         def __init__(self) -> None:
@@ -333,4 +338,4 @@ def test_an_error_that_is_no_images_fault_is_not_swallowed(folder: Folder, pipel
     pipeline._decoder = Failing()  # type: ignore[attr-defined]
     with pytest.raises(RuntimeError, match="out of memory"):
         list(pipeline)
-    assert pipeline.problems() == []
+    assert pipeline.bad_images() == []

@@ -104,7 +104,7 @@ def test_cutmix_takes_the_box_from_the_partner_and_the_share_from_its_area() -> 
 
 
 def test_cutmix_boxes_follow_the_published_rule() -> None:
-    """Centre uniform over the image, sides cut to sqrt(1 - lam), clipped: torchvision's formula."""
+    """Center uniform over the image, sides cut to sqrt(1 - lam), clipped: torchvision's formula."""
     mix = draw_mix(0, 1, np.arange(20_000), 20_000, 0.0, 1.0, 64, 48)
     assert mix is not None
     top, left, height, width = mix.boxes.T
@@ -114,8 +114,8 @@ def test_cutmix_boxes_follow_the_published_rule() -> None:
     rng = np.random.default_rng(0)
     half = 0.5 * np.sqrt(1 - rng.beta(1, 1, 20_000))
     for size, start, extent in ((64, top, height), (48, left, width)):
-        centre, reach = rng.integers(0, size, 20_000), (half * size).astype(int)
-        low, high = np.maximum(centre - reach, 0), np.minimum(centre + reach, size)
+        center, reach = rng.integers(0, size, 20_000), (half * size).astype(int)
+        low, high = np.maximum(center - reach, 0), np.minimum(center + reach, size)
         for ours, reference in ((start, low), (extent, high - low)):
             assert stats.ks_2samp(ours, reference).pvalue > 1e-3
 

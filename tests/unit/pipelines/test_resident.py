@@ -15,12 +15,12 @@ from dl2pa.errors import UserError
 from pipelines.batch import Pipeline
 from pipelines.datasets.arrays import ArrayDataset
 from pipelines.datasets.table import ImageTable
-from pipelines.order import EvalOrder, TrainOrder
-from pipelines.recipe import Recipe, finish
+from pipelines.sampler import EvalSampler, TrainSampler
+from pipelines.transforms import Transforms, finish
 
 Build = Callable[..., Pipeline]
 SIDE = 12
-CROPPED = Recipe(SIDE, train=True, crop="pad", pad=3)
+CROPPED = Transforms(SIDE, train=True, crop="pad", pad=3)
 
 
 @pytest.fixture
@@ -30,16 +30,16 @@ def arrays() -> ArrayDataset:
     return ArrayDataset(images, rng.integers(0, 7, 50), tuple("abcdefg"), "f")
 
 
-def raw(pipeline: Pipeline, recipe: Recipe, epoch: int = 0) -> dict[int, torch.Tensor]:
-    """Sample to its pixels as uint8 [3, H, W], the normalisation undone."""
+def raw(pipeline: Pipeline, transforms: Transforms, epoch: int = 0) -> dict[int, torch.Tensor]:
+    """Sample to its pixels as uint8 [3, H, W], the normalization undone."""
     pipeline.start(epoch)
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (recipe.mean, recipe.std))
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (transforms.mean, transforms.std))
     pairs = [(i, x) for b in pipeline for i, x in zip(b.indices.tolist(), b.images, strict=True)]
     return {i: ((x * std + mean) * 255).round().to(torch.uint8) for i, x in pairs}
 
 
 def test_crops_are_windows_of_the_image_bordered_by_zeros(arrays: ArrayDataset, pipeline_over: Build) -> None:
-    seen = raw(pipeline_over(arrays, "resident", CROPPED, TrainOrder(50, 10, 0)), CROPPED)
+    seen = raw(pipeline_over(arrays, "resident", CROPPED, TrainSampler(50, 10, 0)), CROPPED)
     assert len(seen) == 50
     places: set[tuple[int, int, bool]] = set()
     for sample, pixels in seen.items():
@@ -66,20 +66,20 @@ def test_crops_are_windows_of_the_image_bordered_by_zeros(arrays: ArrayDataset, 
 def test_without_crop_and_flip_training_shows_the_images_themselves(
     arrays: ArrayDataset, pipeline_over: Build
 ) -> None:
-    recipe = Recipe(SIDE, train=True, crop="none", flip=0.0)
+    transforms = Transforms(SIDE, train=True, crop="none", flip=0.0)
     for sample, pixels in raw(
-        pipeline_over(arrays, "resident", recipe, TrainOrder(50, 10, 0)), recipe
+        pipeline_over(arrays, "resident", transforms, TrainSampler(50, 10, 0)), transforms
     ).items():
         assert torch.equal(pixels, torch.from_numpy(arrays.images[sample]).permute(2, 0, 1))
 
 
 def test_validation_shows_every_image_once_unchanged(arrays: ArrayDataset, pipeline_over: Build) -> None:
-    recipe = Recipe(SIDE, train=False, crop="pad", pad=3, flip=1.0)
-    (batch, last) = pipeline_over(arrays, "resident", recipe, EvalOrder(50, 32))
+    transforms = Transforms(SIDE, train=False, crop="pad", pad=3, flip=1.0)
+    (batch, last) = pipeline_over(arrays, "resident", transforms, EvalSampler(50, 32))
     assert (batch.valid, last.valid, len(last.images)) == (32, 18, 32)
     images = torch.from_numpy(arrays.images)
-    assert torch.equal(batch.images, finish(recipe, images[:32], 0, 0, np.arange(32)))
-    assert torch.equal(last.images[:18], finish(recipe, images[32:], 0, 0, np.arange(18)))
+    assert torch.equal(batch.images, finish(transforms, images[:32], 0, 0, np.arange(32)))
+    assert torch.equal(last.images[:18], finish(transforms, images[32:], 0, 0, np.arange(18)))
     assert batch.targets.tolist() == arrays.labels[:32].tolist()
 
 
@@ -87,12 +87,13 @@ def test_validation_shows_every_image_once_unchanged(arrays: ArrayDataset, pipel
 def test_every_world_size_and_start_sees_the_same_batches(
     arrays: ArrayDataset, pipeline_over: Build, world: int
 ) -> None:
-    recipe = Recipe(SIDE, train=True, crop="pad", pad=3, trivial_augment=True, erasing=0.5)
-    alone = pipeline_over(arrays, "resident", recipe, TrainOrder(50, 10, 0))
+    transforms = Transforms(SIDE, train=True, crop="pad", pad=3, trivial_augment=True, erasing=0.5)
+    alone = pipeline_over(arrays, "resident", transforms, TrainSampler(50, 10, 0))
     alone.start(3)
     whole = list(alone)
     ranks = [
-        pipeline_over(arrays, "resident", recipe, TrainOrder(50, 10, 0, rank, world)) for rank in range(world)
+        pipeline_over(arrays, "resident", transforms, TrainSampler(50, 10, 0, rank, world))
+        for rank in range(world)
     ]
     for rank in ranks:
         rank.start(3, 2)
@@ -104,7 +105,7 @@ def test_every_world_size_and_start_sees_the_same_batches(
 
 
 def test_epochs_are_augmented_anew(arrays: ArrayDataset, pipeline_over: Build) -> None:
-    pipeline = pipeline_over(arrays, "resident", CROPPED, TrainOrder(50, 10, 0))
+    pipeline = pipeline_over(arrays, "resident", CROPPED, TrainSampler(50, 10, 0))
     first, second = raw(pipeline, CROPPED, 0), raw(pipeline, CROPPED, 1)
     assert sum(torch.equal(first[i], second[i]) for i in first.keys() & second.keys()) < 10
 
@@ -112,12 +113,12 @@ def test_epochs_are_augmented_anew(arrays: ArrayDataset, pipeline_over: Build) -
 def test_a_folder_of_images_can_be_held_in_memory(
     drawn: Any, folder: Callable[..., ImageTable], pipeline_over: Build
 ) -> None:
-    recipe = Recipe(20, train=False)
-    (batch,) = pipeline_over(folder(5), "resident", recipe, EvalOrder(5, 5))
+    transforms = Transforms(20, train=False)
+    (batch,) = pipeline_over(folder(5), "resident", transforms, EvalSampler(5, 5))
     transform = v2.Compose([v2.Resize(20), v2.CenterCrop(20), v2.PILToTensor()])
     decoded = [Image.open(io.BytesIO(drawn.encoded(i))) for i in range(5)]
     expected = torch.stack([transform(image) for image in decoded]).permute(0, 2, 3, 1)
-    assert torch.equal(batch.images, finish(recipe, expected, 0, 0, np.arange(5)))
+    assert torch.equal(batch.images, finish(transforms, expected, 0, 0, np.arange(5)))
     assert batch.targets.tolist() == [0, 0, 0, 1, 1]
 
 
@@ -125,12 +126,12 @@ def test_a_folder_of_images_can_be_held_in_memory(
 def test_a_bad_file_is_named(folder: Callable[..., ImageTable], pipeline_over: Build, content: bytes) -> None:
     dataset = folder(5, {3: content})
     with pytest.raises(UserError) as caught:
-        pipeline_over(dataset, "resident", Recipe(20, train=True), TrainOrder(5, 5, 0))
+        pipeline_over(dataset, "resident", Transforms(20, train=True), TrainSampler(5, 5, 0))
     assert caught.value.field == "data.root"
     assert caught.value.value == str(dataset.path(3))
 
 
 def test_arrays_cannot_go_through_a_file_loader(arrays: ArrayDataset, pipeline_over: Build) -> None:
     with pytest.raises(UserError) as caught:
-        pipeline_over(arrays, "dali", CROPPED, TrainOrder(50, 10, 0))
+        pipeline_over(arrays, "dali", CROPPED, TrainSampler(50, 10, 0))
     assert caught.value.field == "data.loader"

@@ -12,9 +12,9 @@ from torchvision.transforms import v2
 from dl2pa.errors import UserError
 from pipelines.batch import Pipeline
 from pipelines.datasets.table import ImageTable
-from pipelines.order import EvalOrder
-from pipelines.recipe import Recipe
+from pipelines.sampler import EvalSampler
 from pipelines.single import load_image
+from pipelines.transforms import Transforms
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -41,8 +41,8 @@ def test_prediction_sees_what_validation_saw(
     folder: Callable[..., ImageTable], pipeline_over: Callable[..., Pipeline]
 ) -> None:
     dataset = folder(3)
-    recipe = Recipe(32, train=False, eval_resize=40, mean=MEAN, std=STD)
-    (batch,) = pipeline_over(dataset, "torchvision", recipe, EvalOrder(3, 3))
+    transforms = Transforms(32, train=False, eval_resize=40, mean=MEAN, std=STD)
+    (batch,) = pipeline_over(dataset, "torchvision", transforms, EvalSampler(3, 3))
     for i in range(3):
         assert torch.equal(load(dataset.path(i), 40, 32), batch.images[i])
 

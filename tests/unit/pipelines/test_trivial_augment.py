@@ -124,7 +124,7 @@ def test_an_empty_batch_stays_empty() -> None:
 
 def test_wrong_inputs_are_named() -> None:
     draw = draw_trivial(0, 0, np.arange(2))
-    with pytest.raises(ValueError, match=r"torch\.float32.*before the images are normalised"):
+    with pytest.raises(ValueError, match=r"torch\.float32.*before the images are normalized"):
         apply_trivial(torch.zeros(2, 3, 8, 8), draw)
     with pytest.raises(ValueError, match="2 operations were drawn for 3 images"):
         apply_trivial(torch.zeros(3, 3, 8, 8, dtype=torch.uint8), draw)

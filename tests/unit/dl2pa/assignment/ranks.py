@@ -20,12 +20,12 @@ from dl2pa.config import parse_config
 from dl2pa.errors import TrainingFailure
 from dl2pa.methods import METHODS, Targets
 from dl2pa.methods.losses import dot_regression
+from dl2pa.model.model import build_model
+from dl2pa.training.distributed import World
 from dl2pa.training.evaluate import evaluate
-from dl2pa.training.learner import Learner
 from dl2pa.training.meter import TrainMeter
-from dl2pa.training.model import build_trainee
-from dl2pa.training.processes import World
-from pipelines.order import EvalOrder, TrainOrder
+from dl2pa.training.train_state import TrainState
+from pipelines.sampler import EvalSampler, TrainSampler
 from pipelines.synthetic import SyntheticPipeline
 
 CPU = torch.device("cpu")
@@ -37,7 +37,7 @@ def matchings(rank: int, size: int) -> dict[str, Any]:
     points = F.normalize(torch.randn(CLASSES, DIM, generator=generator), dim=1)
     sigma, statistic = torch.arange(CLASSES), ClassStatistic(CLASSES, DIM)
     found: list[Any] = []
-    insights: list[Any] = []
+    diagnostics: list[Any] = []
     for _ in range(2):
         features = torch.randn(SAMPLES, DIM, generator=generator)
         labels = torch.randint(0, CLASSES - 1, (SAMPLES,), generator=generator)
@@ -46,10 +46,10 @@ def matchings(rank: int, size: int) -> dict[str, Any]:
         result = match(statistic, points, sigma, momentum=0.3)
         found.append([sigma.tolist(), result.moved, result.objective_before, result.objective_after])
         found[-1] += [result.own_cosine, result.classes_seen, [list(move) for move in result.moves]]
-        insights.append(result.insight and result.insight.metrics())
+        diagnostics.append(result.diagnostics and result.diagnostics.metrics())
     stayed = refit(points, sigma, statistic.rows + rank, 0.9)  # the directions of rank 0 decide
     moved = {"stayed": stayed, "points": points.tolist()}
-    return {"matchings": found, "rows": statistic.rows.tolist(), "insights": insights, "refit": moved}
+    return {"matchings": found, "rows": statistic.rows.tolist(), "insights": diagnostics, "refit": moved}
 
 
 def many_classes(rank: int, size: int) -> list[list[int]]:
@@ -106,23 +106,23 @@ def training(rank: int, world: World) -> dict[str, Any]:
             "optim": {"lr": 0.1, "schedule": "constant"},
         }
     )
-    learner = Learner(config, build_trainee(config, 6), world, 2)
-    statistic = learner.trainee.method.statistic
+    train_state = TrainState(config, build_model(config, 6), world, 2)
+    statistic = train_state.model.method.statistic
     statistic.add(torch.full((rank + 1, 3), 1.0), torch.full((rank + 1,), rank))
     mine = statistic.counts.tolist()
-    learner.wrap()
+    train_state.wrap()
     after_wrap = statistic.counts.tolist()
-    order = TrainOrder(24, 12, 0, rank, world.size)
+    order = TrainSampler(24, 12, 0, rank, world.size)
     pipeline = SyntheticPipeline(6, 8, order, 0, CPU)
     seen = statistic.counts.clone()
     for step, batch in enumerate(pipeline):
-        learner.step(batch, step)
+        train_state.step(batch, step)
         seen += 2**32 * torch.bincount(batch.targets, minlength=6)
     kept = torch.equal(seen, statistic.counts)
-    state = learner.state()
+    state = train_state.state()
     saved = state["model"]["method.statistic.counts"].tolist() if state else None
-    learner.release_gathered()
-    weights = torch.cat([p.detach().flatten() for p in learner.trainee.parameters()])
+    train_state.release_gathered()
+    weights = torch.cat([p.detach().flatten() for p in train_state.model.parameters()])
     return {
         "before": mine,
         "after_wrap": after_wrap,
@@ -131,7 +131,7 @@ def training(rank: int, world: World) -> dict[str, Any]:
         "released": statistic.counts.tolist(),
         "weights": weights.sum().item(),
         "weights_agree": _agree(weights),
-        "buffers_agree": all(_agree(b) for b in learner.trainee.embedder.buffers()),
+        "buffers_agree": all(_agree(b) for b in train_state.model.embedder.buffers()),
     }
 
 
@@ -161,7 +161,7 @@ def validating(rank: int, size: int) -> list[dict[str, Any]]:
     """Sizes that no batch and no world divides; each image counted once."""
     found = []
     for samples, batch in ((1, 4), (7, 4), (103, 10)):
-        pipeline = SyntheticPipeline(6, 4, EvalOrder(samples, batch, rank, size), 0, CPU)
+        pipeline = SyntheticPipeline(6, 4, EvalSampler(samples, batch, rank, size), 0, CPU)
         method = METHODS["psc"].build(6, 48, METHODS["psc"].options(scale=5.0))
         with torch.no_grad():
             method.weight.copy_(torch.randn(6, 48, generator=torch.Generator().manual_seed(0)))

@@ -54,10 +54,10 @@ def test_rank_zero_alone_looks_into_a_matching_and_sees_what_one_process_sees(
     reports: Reports, size: int
 ) -> None:
     (alone,) = reports[1]
-    assert all(insight["margin"] > 0 for insight in alone["insights"])
+    assert all(diagnostics["margin"] > 0 for diagnostics in alone["insights"])
     first, *others = (report["insights"] for report in reports[size])
     assert first == alone["insights"]
-    assert all(insights == [None, None] for insights in others)
+    assert all(diagnostics == [None, None] for diagnostics in others)
 
 
 @pytest.mark.parametrize("size", [2, 3])
@@ -70,7 +70,7 @@ def test_ranks_that_differ_are_named(reports: Reports, size: int) -> None:
 
 @pytest.mark.parametrize("size", [2, 3])
 def test_ddp_leaves_each_ranks_statistic_alone(reports: Reports, size: int) -> None:
-    """Fails where DDP's buffer synchronisation, at its construction or at a step, gives rank 0's to all."""
+    """Fails where DDP's buffer synchronization, at its construction or at a step, gives rank 0's to all."""
     for rank, report in enumerate(reports[size]):
         training = report["training"]
         assert training["before"][rank] == (rank + 1) << 32

@@ -33,7 +33,7 @@ def test_without_a_bound_the_rows_reach_the_directions() -> None:
 
 
 @pytest.mark.parametrize("bound", [0.5, 0.7, 0.9])
-def test_the_bound_holds_and_costs_as_little_as_another_optimiser_finds(bound: float) -> None:
+def test_the_bound_holds_and_costs_as_little_as_another_optimizer_finds(bound: float) -> None:
     directions = random_rows(40, 8, 2, together=2.0)
     assert largest(directions) > 0.9
     found = nearest_code(directions, directions, bound)

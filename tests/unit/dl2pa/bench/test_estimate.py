@@ -14,7 +14,7 @@ SMALL = """
 data: {dataset: synthetic, num_classes: 6, image_size: 16, synthetic_samples: [200, 40]}
 model: {backbone: resnet8, embedding_dim: 4}
 method: {match: {every_epochs: 2, early_steps: 5, early_epochs: 1}}
-train: {epochs: 7, batch_size: 16, eval_every: 3}
+train: {epochs: 7, batch_size: 16, eval_every_epochs: 3}
 optim: {lr: 0.1}
 """
 
@@ -49,10 +49,10 @@ def test_devices_share_the_batch_and_pay_for_their_gradients(
     import torch
 
     from dl2pa.config import load_config
-    from dl2pa.training.model import build_trainee
+    from dl2pa.model.model import build_model
 
-    trainee = build_trainee(load_config(config), 6)
-    carried = 2 * 3 / 4 * 4 * sum(p.numel() for p in trainee.parameters() if p.dtype == torch.float32)
+    model = build_model(load_config(config), 6)
+    carried = 2 * 3 / 4 * 4 * sum(p.numel() for p in model.parameters() if p.dtype == torch.float32)
     assert found["all_reduce_ms"] == pytest.approx(carried / 1e6 * 1e3)
     assert found["hours_at_most"] - found["hours"] == pytest.approx(12 * carried / 1e6 / 3600)
     assert found["device_hours"] == pytest.approx(4 * found["hours_at_most"])

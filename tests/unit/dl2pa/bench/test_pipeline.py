@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from dl2pa.bench.loaders import LOADERS, RepeatedOrder, Source, open_loader
+from dl2pa.bench.loaders import LOADERS, RepeatedSampler, Source, open_loader
 from dl2pa.bench.pipeline import make_up
 from dl2pa.cli import main
 
@@ -59,7 +59,7 @@ def test_all_loaders_give_the_same_kind_of_batch(root: Path) -> None:
 
 
 def test_an_order_over_few_images_shows_each_as_often() -> None:
-    order = RepeatedOrder(24, 4, 0, distinct=6)
+    order = RepeatedSampler(24, 4, 0, distinct=6)
     shown = [int(i) for step in range(order.steps_per_epoch) for i in order.indices(0, step)]
     assert sorted(shown) == sorted([*range(6)] * 4)
 

@@ -46,7 +46,7 @@ def test_runs_that_end_with_the_container_are_told_of(look: Any, monkeypatch: py
     assert "run volume" not in look()[1]
 
 
-def test_mounted_runs_are_recognised(look: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mounted_runs_are_recognized(look: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     shm = Path("/dev/shm")
     if not shm.is_dir() or shm.stat().st_dev == Path("/").stat().st_dev:
         pytest.skip("/dev/shm is no file system of its own")

@@ -122,7 +122,7 @@ def test_every_figure_is_the_published_one_and_none_is_left_out(results: dict[st
     assert results["source"] in PUBLISHED.source
 
 
-def test_dimensions_optimisers_venues_and_doubts_are_the_published_ones(
+def test_dimensions_optimizers_venues_and_doubts_are_the_published_ones(
     results: dict[str, Any], load_shipped: Callable[..., tuple[Config, bool]]
 ) -> None:
     for cell in CELLS:

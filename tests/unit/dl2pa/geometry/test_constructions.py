@@ -10,7 +10,7 @@ import torch
 from dl2pa.errors import UserError
 from dl2pa.geometry import CONSTRUCTIONS, build_prototypes
 from dl2pa.geometry.objectives import ebv_threshold, steps_for
-from dl2pa.geometry.optimise import Plan, Stage, minimise_max_cosine, pair_pull, plan_for, random_points
+from dl2pa.geometry.optimize import Plan, Stage, minimize_max_cosine, pair_pull, plan_for, random_points
 
 SHORT = Plan(2, Stage(300, 3.0, 1e4, 0.1, 3e-4), Stage(50, 1e4, 1e6, 1e-4, 1e-6))
 
@@ -76,21 +76,21 @@ def test_two_classes_fit_on_a_line() -> None:
 def test_max_cosine_finds_small_optimal_codes(num_classes: int, dim: int, best: float) -> None:
     """The icosahedron, the Clebsch code and the Schläfli code, whose optimum is proven."""
     plan = Plan(8, Stage(1200, 3.0, 1e4, 0.1, 3e-4), Stage(300, 1e4, 1e6, 1e-4, 1e-6))
-    points = minimise_max_cosine(num_classes, dim, seed=0, plan=plan)
+    points = minimize_max_cosine(num_classes, dim, seed=0, plan=plan)
     assert float(cosines(points).max()) == pytest.approx(best, abs=1e-4)
 
 
 def test_max_cosine_beats_the_compared_objectives_on_hundred_classes() -> None:
     """100×25: 0.1110 within seconds, against 0.377 by the DL2PA authors' command."""
     plan = Plan(1, Stage(2000, 3.0, 1e4, 0.1, 3e-4), Stage(300, 1e4, 1e6, 1e-4, 1e-6))
-    assert float(cosines(minimise_max_cosine(100, 25, seed=0, plan=plan)).max()) < 0.1115
+    assert float(cosines(minimize_max_cosine(100, 25, seed=0, plan=plan)).max()) < 0.1115
 
 
 def test_a_pull_in_blocks_is_the_pull_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     points = random_points(50, 8, seed=1, starts=2)
     for beta in (3.0, 1e5):
         whole = pair_pull(points, beta)
-        monkeypatch.setattr("dl2pa.geometry.optimise.BLOCK_ELEMENTS", 2 * 50 * 7)
+        monkeypatch.setattr("dl2pa.geometry.optimize.BLOCK_ELEMENTS", 2 * 50 * 7)
         assert torch.allclose(pair_pull(points, beta), whole, atol=1e-6)
         monkeypatch.undo()
 
@@ -141,7 +141,7 @@ def test_ebv_thresholds_pass_through_the_published_ones() -> None:
 
 @pytest.mark.parametrize("construction", ["max_cosine", "etf"])
 def test_a_seed_gives_the_same_points_again(construction: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dl2pa.geometry.optimise.plan_for", lambda *_: SHORT)
+    monkeypatch.setattr("dl2pa.geometry.optimize.plan_for", lambda *_: SHORT)
     dim = 12 if construction == "etf" else 4
     first = build_prototypes(12, dim, construction, seed=5)
     again = build_prototypes(12, dim, construction, seed=5)
@@ -151,7 +151,7 @@ def test_a_seed_gives_the_same_points_again(construction: str, monkeypatch: pyte
 
 
 def test_small_problems_do_not_depend_on_the_thread_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dl2pa.geometry.optimise.plan_for", lambda *_: SHORT)
+    monkeypatch.setattr("dl2pa.geometry.optimize.plan_for", lambda *_: SHORT)
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
@@ -165,7 +165,7 @@ def test_small_problems_do_not_depend_on_the_thread_count(monkeypatch: pytest.Mo
 
 
 def test_progress_counts_up_to_the_total(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dl2pa.geometry.optimise.plan_for", lambda *_: SHORT)
+    monkeypatch.setattr("dl2pa.geometry.optimize.plan_for", lambda *_: SHORT)
     seen: list[tuple[int, int]] = []
     build_prototypes(12, 4, "max_cosine", progress=lambda done, total: seen.append((done, total)))
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)

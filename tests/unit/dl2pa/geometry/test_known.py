@@ -9,15 +9,15 @@ import torch
 from dl2pa.errors import UserError
 from dl2pa.geometry import build_prototypes
 from dl2pa.geometry.known import best_combination, build_combination, spread_subset
-from dl2pa.geometry.optimise import Plan, Stage
+from dl2pa.geometry.optimize import Plan, Stage
 
 SHORT = Plan(1, Stage(60, 3.0, 1e4, 0.1, 3e-4), Stage(20, 1e4, 1e6, 1e-4, 1e-6))
 
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An optimiser that gives up early."""
-    monkeypatch.setattr("dl2pa.geometry.optimise.plan_for", lambda *_: SHORT)
+    """An optimizer that gives up early."""
+    monkeypatch.setattr("dl2pa.geometry.optimize.plan_for", lambda *_: SHORT)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_known_is_the_optimum_where_there_is_one_and_refuses_what_it_cannot() ->
 
 
 def test_auto_takes_a_code_that_meets_the_bound_without_any_search(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dl2pa.geometry.optimise.minimise_max_cosine", lambda *_: pytest.fail("searched"))
+    monkeypatch.setattr("dl2pa.geometry.optimize.minimize_max_cosine", lambda *_: pytest.fail("searched"))
     for num_classes, dim in ((275, 22), (112, 21), (21_841, 512)):
         assert build_prototypes(num_classes, dim).certificate.construction.startswith("known: ")
 
@@ -87,7 +87,7 @@ def test_auto_takes_a_code_that_meets_the_bound_without_any_search(monkeypatch: 
 @pytest.mark.parametrize(
     ("num_classes", "dim"), [(100, 16), (100, 25), (100, 32), (200, 51), (60, 8), (60, 3)]
 )
-def test_auto_is_never_worse_than_known_or_the_optimiser(num_classes: int, dim: int) -> None:
+def test_auto_is_never_worse_than_known_or_the_optimizer(num_classes: int, dim: int) -> None:
     auto = build_prototypes(num_classes, dim).certificate.max_cosine
     assert auto <= build_prototypes(num_classes, dim, "max_cosine").certificate.max_cosine + 1e-6
     if best_combination(num_classes, dim) is not None:

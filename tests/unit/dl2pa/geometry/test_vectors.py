@@ -14,8 +14,8 @@ def vectors(count: int = 9, width: int = 14) -> torch.Tensor:
 
 
 def test_with_room_enough_the_angles_are_those_about_the_mean() -> None:
-    centred = vectors().double() - vectors().double().mean(dim=0)
-    unit = centred / centred.norm(dim=1, keepdim=True)
+    centerd = vectors().double() - vectors().double().mean(dim=0)
+    unit = centerd / centerd.norm(dim=1, keepdim=True)
     points = prototypes_from_vectors(vectors(), 8)
     assert points.dtype == torch.float32
     assert torch.allclose(points.double() @ points.double().T, unit @ unit.T, atol=1e-6)

@@ -18,10 +18,10 @@ from torch import distributed as dist
 from dl2pa.config import merge, parse_config
 from dl2pa.errors import TrainingFailure
 from dl2pa.methods import METHODS, Targets
-from dl2pa.training.learner import Learner
-from dl2pa.training.model import build_trainee
-from dl2pa.training.processes import World
-from pipelines.order import TrainOrder
+from dl2pa.model.model import build_model
+from dl2pa.training.distributed import World
+from dl2pa.training.train_state import TrainState
+from pipelines.sampler import TrainSampler
 from pipelines.synthetic import SyntheticPipeline
 
 CPU = torch.device("cpu")
@@ -86,20 +86,22 @@ def training(method: dict[str, Any], world: World) -> dict[str, Any]:
         "optim": {"lr": 0.1, "schedule": "constant"},
     }
     config = parse_config(merge(tree, {"method": method}))
-    pipeline = SyntheticPipeline(CLASSES, 8, TrainOrder(2 * BATCH, BATCH, 0, world.rank, world.size), 0, CPU)
+    pipeline = SyntheticPipeline(
+        CLASSES, 8, TrainSampler(2 * BATCH, BATCH, 0, world.rank, world.size), 0, CPU
+    )
 
-    def epoch(learner: Learner, number: int) -> None:
-        learner.begin_epoch(number)
-        learner.trainee.train()
+    def epoch(train_state: TrainState, number: int) -> None:
+        train_state.begin_epoch(number)
+        train_state.model.train()
         pipeline.start(number)
         for step, batch in enumerate(pipeline, start=2 * number):
-            learner.step(batch, step)
-            if learner.trainee.method.due_after_step(number, step + 1):
-                learner.rematch()
-        if learner.trainee.method.due_after_epoch(number):
-            learner.rematch()
+            train_state.step(batch, step)
+            if train_state.model.method.due_after_step(number, step + 1):
+                train_state.rematch()
+        if train_state.model.method.due_after_epoch(number):
+            train_state.rematch()
 
-    whole = Learner(config, build_trainee(config, CLASSES), world, 2)
+    whole = TrainState(config, build_model(config, CLASSES), world, 2)
     whole.wrap()
     epoch(whole, 0)
     state = copy.deepcopy(whole.state())
@@ -109,16 +111,16 @@ def training(method: dict[str, Any], world: World) -> dict[str, Any]:
         dist.broadcast_object_list(box, src=0)
         (state,) = box
     epoch(whole, 1)
-    resumed = Learner(config, build_trainee(config, CLASSES), world, 2)
+    resumed = TrainState(config, build_model(config, CLASSES), world, 2)
     resumed.load(copy.deepcopy(state))
     resumed.wrap()
     resumed.release_gathered()
     epoch(resumed, 1)
     ours, theirs = (
-        {k: digest(v) for k, v in one.trainee.state_dict().items() if "statistic" not in k}
+        {k: digest(v) for k, v in one.model.state_dict().items() if "statistic" not in k}
         for one in (whole, resumed)
     )
-    moved = build_trainee(config, CLASSES).state_dict()
+    moved = build_model(config, CLASSES).state_dict()
     return {
         "state": {k: v for k, v in ours.items() if "running" not in k and "num_batches" not in k},
         "resumed_differs": sorted(k for k in ours if ours[k] != theirs[k]),

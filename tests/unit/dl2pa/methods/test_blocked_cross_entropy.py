@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dl2pa.methods import METHODS, Targets
 from dl2pa.methods.losses import head_cross_entropy
-from dl2pa.readout import Readout
+from dl2pa.model.head import ClassifierHead
 
 CLASSES, DIM, BATCH = 50, 8, 16
 
@@ -25,7 +25,7 @@ class Tensors:
         self.vectors, self.features = leaf(CLASSES * per_class, DIM), leaf(BATCH, DIM)
         self.scale = torch.tensor(7.0, requires_grad=True)
         self.bias = leaf(CLASSES) if per_class == 1 else None
-        self.head = Readout(self.vectors, self.scale, True, per_class, self.bias)
+        self.head = ClassifierHead(self.vectors, self.scale, True, per_class, self.bias)
         labels = [torch.randint(0, CLASSES, (BATCH,), generator=generator) for _ in range(2)]
         self.labels, self.other = labels
         self.share = torch.rand(BATCH, generator=generator)
@@ -65,14 +65,14 @@ def test_no_more_logits_exist_than_allowed(name: str, monkeypatch: pytest.Monkey
     entry = METHODS[name]
     method = entry.build(points, options, None) if name == "dl2pa" else entry.build(CLASSES, DIM, options)  # type: ignore[arg-type,call-arg]
     sizes: list[int] = []
-    logits = Readout.logits
+    logits = ClassifierHead.logits
 
-    def watched(head: Readout, features: Tensor) -> Tensor:
+    def watched(head: ClassifierHead, features: Tensor) -> Tensor:
         result = logits(head, features)
         sizes.append(result.numel())
         return result
 
-    monkeypatch.setattr(Readout, "logits", watched)
+    monkeypatch.setattr(ClassifierHead, "logits", watched)
     features = torch.randn(BATCH, DIM, generator=generator, requires_grad=True)
     method.loss(features, Targets(torch.arange(BATCH))).backward()
     assert max(sizes) <= BATCH * 6

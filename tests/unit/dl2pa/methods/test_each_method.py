@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from dl2pa.catalogue import METHODS as CATALOGUE
 from dl2pa.config import Config, parse_config
 from dl2pa.errors import UserError
 from dl2pa.geometry import build_prototypes
 from dl2pa.geometry.objectives import ebv_threshold
 from dl2pa.methods import METHODS, Method, PrototypeMethod, Targets
-from dl2pa.training.model import build_method, place_classes
+from dl2pa.model.model import build_method, init_prototypes
+from dl2pa.specs import METHODS as CATALOG
 
 Floats = NDArray[np.float64]
 Values = dict[str, Floats]
@@ -53,7 +53,7 @@ def word_vectors() -> NDArray[np.float32]:
 def built(name: str, tmp_path: Path, **choices: Any) -> Method:
     config = configured(name, tmp_path, **choices)
     torch.manual_seed(3)
-    method = build_method(config, CLASSES, place_classes(config, CLASSES))
+    method = build_method(config, CLASSES, init_prototypes(config, CLASSES))
     with torch.no_grad():  # biases and gains at their start would hide a missing term
         for parameter in method.parameters():
             parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(8))
@@ -65,8 +65,8 @@ def unit(rows: Floats) -> Floats:
 
 
 def layer_norm(rows: Floats, gain: Floats, bias: Floats) -> Floats:
-    centred = rows - rows.mean(1, keepdims=True)
-    return gain * centred / np.sqrt((centred**2).mean(1, keepdims=True) + 1e-5) + bias
+    centerd = rows - rows.mean(1, keepdims=True)
+    return gain * centerd / np.sqrt((centerd**2).mean(1, keepdims=True) + 1e-5) + bias
 
 
 def cosine_logits(scale: float) -> Callable[[Values, Floats], Floats]:
@@ -196,10 +196,10 @@ def compare(gradient: Tensor, at: Floats, value: Callable[[Floats], float]) -> N
     assert np.abs(gradient.numpy() - slope).max() < 2e-4 * np.abs(slope).max()
 
 
-def test_every_method_is_in_the_catalogue_and_builds_what_it_says() -> None:
-    assert METHODS.keys() == CATALOGUE.keys()
+def test_every_method_is_in_the_catalog_and_builds_what_it_says() -> None:
+    assert METHODS.keys() == CATALOG.keys()
     for name, entry in METHODS.items():
-        assert entry.defaults is CATALOGUE[name]
+        assert entry.defaults is CATALOG[name]
         assert isinstance(entry.build, type)
         assert issubclass(entry.build, PrototypeMethod) != entry.defaults.learned
 
@@ -207,7 +207,7 @@ def test_every_method_is_in_the_catalogue_and_builds_what_it_says() -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_the_state_dict_is_complete(name: str, tmp_path: Path) -> None:
     """After it is loaded into a method built otherwise, every later answer is the same bits."""
-    choices: dict[str, Any] = {} if CATALOGUE[name].learned else {"assignment": "dynamic"}
+    choices: dict[str, Any] = {} if CATALOG[name].learned else {"assignment": "dynamic"}
     method = built(name, tmp_path, **choices)
     observed(method, 0)
     other = built(name, tmp_path, **choices)
@@ -229,7 +229,7 @@ def observed(method: Method, seed: int) -> None:
     method.observe(torch.randn(40, DIM, generator=generator), Targets(torch.arange(40) % CLASSES))
 
 
-@pytest.mark.parametrize("name", [n for n in METHODS if not CATALOGUE[n].learned])
+@pytest.mark.parametrize("name", [n for n in METHODS if not CATALOG[n].learned])
 @pytest.mark.parametrize("loss", ["squared_cosine", "dot_regression", "cross_entropy"])
 def test_any_prototypes_can_be_assigned_dynamically_under_any_loss(
     name: str, loss: str, tmp_path: Path
@@ -250,7 +250,7 @@ def test_any_prototypes_can_be_assigned_dynamically_under_any_loss(
     assert method.due_after_epoch(0)
 
 
-@pytest.mark.parametrize("name", [n for n in METHODS if not CATALOGUE[n].learned])
+@pytest.mark.parametrize("name", [n for n in METHODS if not CATALOG[n].learned])
 def test_a_static_method_never_matches(name: str, tmp_path: Path) -> None:
     method = built(name, tmp_path, assignment="static")
     observed(method, 0)
@@ -261,18 +261,18 @@ def test_a_static_method_never_matches(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "assignment"),
-    [(n, "static") for n in METHODS] + [(n, "dynamic") for n in METHODS if not CATALOGUE[n].learned],
+    [(n, "static") for n in METHODS] + [(n, "dynamic") for n in METHODS if not CATALOG[n].learned],
 )
 def test_no_step_reads_a_value_back_from_the_device(name: str, assignment: str, tmp_path: Path) -> None:
     """Fake tensors hold no values: whatever would wait for one (item, nonzero, a mask as index) raises."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    softmax = CATALOGUE[name].loss == "cross_entropy" and name not in ("dnc", "kasarla")
+    softmax = CATALOG[name].loss == "cross_entropy" and name not in ("dnc", "kasarla")
     choices: dict[str, Any] = {"learn_scale": True, "margin": 0.2} if softmax else {}
     config = configured(name, tmp_path, assignment=assignment, **choices)
-    placement = place_classes(config, CLASSES)
+    prototype_init = init_prototypes(config, CLASSES)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        method = build_method(config, CLASSES, placement)
+        method = build_method(config, CLASSES, prototype_init)
         leaf = torch.randn(BATCH, DIM, requires_grad=True)
         for targets in (
             Targets(LABELS.clone()),
@@ -287,23 +287,23 @@ def test_a_matching_moves_the_prototypes_with_their_classes_where_asked(name: st
     choices = {"assignment": "dynamic", "match": {"refit_cosine": 0.97}}
     method, fixed = built(name, tmp_path, **choices), built(name, tmp_path, assignment="dynamic")
     generator = torch.Generator().manual_seed(11)
-    centres = F.normalize(torch.randn(CLASSES, DIM, generator=generator) + 1.0, dim=1)
+    centers = F.normalize(torch.randn(CLASSES, DIM, generator=generator) + 1.0, dim=1)
     for one in (method, fixed):
-        one.observe(centres, Targets(torch.arange(CLASSES)))
-    before = method.readout().vectors.clone()
+        one.observe(centers, Targets(torch.arange(CLASSES)))
+    before = method.head().vectors.clone()
     moved, stayed = method.rematch(), fixed.rematch()
     assert moved is not None and stayed is not None
     assert moved.moves == stayed.moves, "σ is that of the prototypes before they move"
     assert "prototypes_stayed" not in stayed.metrics()
     assert moved.metrics()["prototypes_stayed"] < 0.999
-    vectors = method.readout().vectors
-    assert (vectors * centres).sum(dim=1).mean() > (fixed.readout().vectors * centres).sum(dim=1).mean() + 0.1
+    vectors = method.head().vectors
+    assert (vectors * centers).sum(dim=1).mean() > (fixed.head().vectors * centers).sum(dim=1).mean() + 0.1
     assert not torch.equal(vectors, before)
     assert (vectors @ vectors.T).fill_diagonal_(-1).max() < 0.98
     again = built(name, tmp_path, **choices)  # as a resume makes it: all of it lies in the state
     again.load_state_dict(method.state_dict())
     again.refresh()
-    assert torch.equal(again.readout().vectors, vectors)
+    assert torch.equal(again.head().vectors, vectors)
 
 
 def test_a_warm_up_ends_with_prototypes_at_its_learned_vectors(tmp_path: Path) -> None:
@@ -311,12 +311,12 @@ def test_a_warm_up_ends_with_prototypes_at_its_learned_vectors(tmp_path: Path) -
     method = built("dl2pa", tmp_path, match={"refit_cosine": 0.97, "warmup_epochs": 1})
     assert isinstance(method, PrototypeMethod) and method.warmup is not None
     generator = torch.Generator().manual_seed(11)
-    centres, learned = (F.normalize(torch.randn(CLASSES, DIM, generator=generator), dim=1) for _ in range(2))
+    centers, learned = (F.normalize(torch.randn(CLASSES, DIM, generator=generator), dim=1) for _ in range(2))
     with torch.no_grad():
         method.warmup.copy_(3.0 * learned)
-    for epoch, expected, other in ((0, learned, centres), (1, centres, learned)):
+    for epoch, expected, other in ((0, learned, centers), (1, centers, learned)):
         method.begin_epoch(epoch)
-        method.observe(centres, Targets(torch.arange(CLASSES)))
+        method.observe(centers, Targets(torch.arange(CLASSES)))
         method.rematch()
         near, far = ((method.weights * rows).sum(dim=1).mean() for rows in (expected, other))
         assert near > 0.95 and near > far + 0.2
@@ -337,11 +337,11 @@ class TestGeometry:
             np.save(tmp_path / "v.npy", np.random.default_rng(classes).standard_normal((classes, 30)) + 2.0)
             method["class_vectors"] = str(tmp_path / "v.npy")
         config = parse_config({"model": {"embedding_dim": dim}, "method": method})
-        placement = place_classes(config, classes)
-        assert placement is not None
-        assert placement.assignment is None
-        assert torch.allclose(placement.prototypes.norm(dim=1), torch.ones(classes), atol=1e-6)
-        return placement.prototypes
+        prototype_init = init_prototypes(config, classes)
+        assert prototype_init is not None
+        assert prototype_init.assignment is None
+        assert torch.allclose(prototype_init.prototypes.norm(dim=1), torch.ones(classes), atol=1e-6)
+        return prototype_init.prototypes
 
     def cosines(self, points: Tensor) -> Tensor:
         gram = points.double() @ points.double().T
@@ -378,9 +378,9 @@ class TestGeometry:
         points = self.points("word2vec", tmp_path, 12, dim)
         vectors = np.random.default_rng(12).standard_normal((12, 30)) + 2.0
         vectors = vectors.astype(np.float32).astype(np.float64)
-        centred = vectors - vectors.mean(0)
-        _, axes = np.linalg.eigh(centred.T @ centred)
-        projected = centred @ axes[:, ::-1][:, : min(dim, 11)]
+        centerd = vectors - vectors.mean(0)
+        _, axes = np.linalg.eigh(centerd.T @ centerd)
+        projected = centerd @ axes[:, ::-1][:, : min(dim, 11)]
         expected = unit(projected) @ unit(projected).T
         assert np.abs(points.double().numpy() @ points.double().numpy().T - expected).max() < 1e-5
 
@@ -392,7 +392,7 @@ def test_class_vectors_are_unit_rows_in_label_order(name: str, tmp_path: Path) -
     assert vectors.shape == (CLASSES, DIM)
     assert not vectors.requires_grad
     assert torch.allclose(vectors.norm(dim=1), torch.ones(CLASSES), atol=1e-6)
-    if not CATALOGUE[name].learned:
+    if not CATALOG[name].learned:
         assert torch.equal(method.logits(5.0 * vectors).argmax(dim=1), torch.arange(CLASSES))
 
 
@@ -407,7 +407,7 @@ def test_the_shares_of_the_classes_shift_the_logits_of_training_alone(
         built(name.split()[0], tmp_path, **choices),
         built(name.split()[0], tmp_path, **CHOICES.get(name, {})),
     )
-    method.know_counts(torch.from_numpy(COUNTS))
+    method.set_class_counts(torch.from_numpy(COUNTS))
     f = features().double().numpy()
     shift = 0.7 * np.log(np.maximum(COUNTS, 1) / COUNTS.sum())
     logits = LOGITS[name](values_of(method), f) + shift
@@ -425,7 +425,7 @@ def test_the_shares_of_the_classes_shift_the_logits_of_training_alone(
 def test_a_warm_up_is_adjusted_too(tmp_path: Path) -> None:
     choices: dict[str, Any] = {"loss": "cross_entropy", "scale": 14.0, "match": {"warmup_epochs": 1}}
     method = built("dl2pa", tmp_path, **choices, logit_adjustment=1.0)
-    method.know_counts(torch.from_numpy(COUNTS))
+    method.set_class_counts(torch.from_numpy(COUNTS))
     shift = np.log(np.maximum(COUNTS, 1) / COUNTS.sum())
     for epoch in (0, 1):  # learned directions, then prototypes
         method.begin_epoch(epoch)
@@ -436,7 +436,7 @@ def test_a_warm_up_is_adjusted_too(tmp_path: Path) -> None:
 
 def test_a_loss_without_logits_has_nothing_to_adjust(tmp_path: Path) -> None:
     method, plain = built("dl2pa", tmp_path, logit_adjustment=1.0), built("dl2pa", tmp_path)
-    method.know_counts(torch.from_numpy(COUNTS))
+    method.set_class_counts(torch.from_numpy(COUNTS))
     assert torch.equal(method.loss(features(), Targets(LABELS)), plain.loss(features(), Targets(LABELS)))
 
 
@@ -457,7 +457,7 @@ def test_a_learned_scale_starts_as_given_and_follows_its_slope(
     def loss(scale: float, learn: bool) -> tuple[Tensor, Method]:
         config = configured(name, tmp_path, scale=scale, margin=margin, learn_scale=learn)
         torch.manual_seed(3)
-        method = build_method(config, CLASSES, place_classes(config, CLASSES))
+        method = build_method(config, CLASSES, init_prototypes(config, CLASSES))
         return method.loss(features(), Targets(LABELS, OTHERS, SHARES)), method
 
     learned, method = loss(5.0, True)
@@ -482,5 +482,5 @@ def test_a_learned_scale_stays_within_ten_times_its_start(
     with torch.no_grad():
         dict(method.named_parameters())["scale.shift"].fill_(far)
     method.observe(features(), Targets(LABELS))
-    scale = torch.as_tensor(method.readout().scale).detach().item()
+    scale = torch.as_tensor(method.head().scale).detach().item()
     assert scale == pytest.approx(6.0 * factor, rel=1e-5)

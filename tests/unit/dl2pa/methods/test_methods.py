@@ -121,7 +121,7 @@ class TestWarmUp:
         assert method.warmup.grad is not None
         assert method.warmup.grad.abs().max() > 0
 
-    def test_afterwards_the_prototypes_predict_and_its_vectors_stand_still(self) -> None:
+    def test_afterward_the_prototypes_predict_and_its_vectors_stand_still(self) -> None:
         method, plain = self.method(), build()
         method.begin_epoch(2)
         assert method.warmup is not None
@@ -186,7 +186,7 @@ class TestPsc:
         expected = F.cross_entropy(logits, labels(), label_smoothing=0.1)
         assert psc.loss(features(), Targets(labels())).item() == pytest.approx(expected.item(), rel=1e-5)
 
-    def test_the_normalised_form_scales_cosines_and_has_no_bias(self) -> None:
+    def test_the_normalized_form_scales_cosines_and_has_no_bias(self) -> None:
         psc = self.build(scale=14.0)
         parameters = dict(psc.named_parameters())
         assert set(parameters) == {"weight"}

@@ -18,10 +18,10 @@ from dl2pa.tracking import Tracker, local_uri, sync
 from dl2pa.tracking.delivery import Delivery
 from dl2pa.tracking.files import Busy, exclusive, read_json, write_json
 from dl2pa.tracking.imports import importing
-from dl2pa.tracking.notes import Note, last_server, load_note, save_note
 from dl2pa.tracking.sender import Sender
 from dl2pa.tracking.spool import events_file
 from dl2pa.tracking.sync import close_killed
+from dl2pa.tracking.sync_state import SyncState, last_server, load_sync_state, save_sync_state
 
 
 def tracker(run: Path, **changes: Any) -> Tracker:
@@ -147,12 +147,12 @@ class FlakyDelivery:
         self.failures = failures
         self.calls = 0
 
-    def send(self, *, with_owed: bool, halt: Callable[[], bool]) -> None:
+    def send(self, *, with_pending: bool, halt: Callable[[], bool]) -> None:
         self.calls += 1
         if self.calls <= self.failures:
             raise ConnectionError("down")
 
-    def is_done(self, *, with_owed: bool) -> bool:
+    def is_done(self, *, with_pending: bool) -> bool:
         return self.calls > self.failures
 
 
@@ -225,7 +225,7 @@ def test_delivery_waits_for_the_process_that_is_sending(tmp_path: Path) -> None:
     on.finish("finished")
     with exclusive(tmp_path / "events" / "mlflow.json.lock"):
         with pytest.raises(Busy):
-            Delivery(tmp_path, "http://127.0.0.1:1").send(with_owed=True)
+            Delivery(tmp_path, "http://127.0.0.1:1").send(with_pending=True)
         report = sync(tmp_path, "http://127.0.0.1:1", tries=1)
     assert report.error == "another process is sending this run"
     assert report.left == 2
@@ -233,15 +233,15 @@ def test_delivery_waits_for_the_process_that_is_sending(tmp_path: Path) -> None:
 
 def test_notes_are_kept_per_server_without_credentials(tmp_path: Path) -> None:
     (tmp_path / "events").mkdir()
-    save_note(tmp_path, "http://me:pw@one", Note("id1", 5))
-    save_note(tmp_path, "http://two", Note("id2", 7, owed=[3]))
-    save_note(tmp_path, "http://me:pw@one", Note("id1", 9))
-    assert load_note(tmp_path, "http://me:other@one") == Note("id1", 9)
-    assert load_note(tmp_path, "http://two") == Note("id2", 7, owed=[3])
-    assert load_note(tmp_path, "http://three") == Note()
+    save_sync_state(tmp_path, "http://me:pw@one", SyncState("id1", 5))
+    save_sync_state(tmp_path, "http://two", SyncState("id2", 7, pending_artifacts=[3]))
+    save_sync_state(tmp_path, "http://me:pw@one", SyncState("id1", 9))
+    assert load_sync_state(tmp_path, "http://me:other@one") == SyncState("id1", 9)
+    assert load_sync_state(tmp_path, "http://two") == SyncState("id2", 7, pending_artifacts=[3])
+    assert load_sync_state(tmp_path, "http://three") == SyncState()
     assert last_server(tmp_path) == "http://***@one"
     (tmp_path / "events" / "mlflow.json").write_text("{torn")
-    assert load_note(tmp_path, "http://two") == Note()
+    assert load_sync_state(tmp_path, "http://two") == SyncState()
 
 
 def test_write_json_leaves_the_old_file_when_the_disk_is_full(tmp_path: Path) -> None:
@@ -275,7 +275,7 @@ def test_sync_names_what_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     tracker(tmp_path).start({}, {})
     with pytest.raises(UserError, match="--uri"):
         sync(tmp_path)
-    save_note(tmp_path, "http://me:pw@host", Note("id"))
+    save_sync_state(tmp_path, "http://me:pw@host", SyncState("id"))
     with pytest.raises(UserError, match="credentials"):
         sync(tmp_path)
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from dl2pa.training.processes import World
+from dl2pa.training.distributed import World
 
 
 @pytest.fixture(autouse=True)

@@ -42,7 +42,7 @@ def test_where_a_run_lies_and_who_runs_it_may_change_in_silence(
         ({"optim": {"weight_decay": 0.1}}, "optim.weight_decay"),
         ({"train": {"epochs": 5}}, "train.epochs"),
         ({"train": {"max_steps": 5}}, "train.max_steps"),
-        ({"train": {"log_every": 5}}, "train.log_every"),
+        ({"train": {"log_every_steps": 5}}, "train.log_every_steps"),
         ({"train": {"precision": "bf16"}}, "train.precision"),
         ({"method": {"match": {"every_steps": 9}}}, "method.match.every_steps"),
     ],

@@ -9,7 +9,7 @@ from urllib.parse import unquote
 import pytest
 
 from dl2pa.config import Config, load_config
-from dl2pa.config.recipe import group_name
+from dl2pa.config.identity import group_name
 from dl2pa.training.describe import describe_run
 
 CONFIGS = Path(__file__).resolve().parents[4] / "configs"

@@ -14,11 +14,11 @@ from dl2pa.training.embedding import judge
 @pytest.fixture
 def halves() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    centres = torch.randn(5, 4, generator=generator)
+    centers = torch.randn(5, 4, generator=generator)
 
     def half(count: int) -> tuple[torch.Tensor, torch.Tensor]:
         labels = torch.randint(0, 4, (count,), generator=generator)  # class 4 has no images
-        return F.normalize(centres[labels] + torch.randn(count, 4, generator=generator), dim=1), labels
+        return F.normalize(centers[labels] + torch.randn(count, 4, generator=generator), dim=1), labels
 
     return (*half(700), *half(600))
 
@@ -47,7 +47,7 @@ def test_against_loops(halves: tuple[torch.Tensor, ...]) -> None:
     assert (found.num_reference, found.num_validated) == (700, 600)
 
 
-def test_fewer_references_than_neighbours() -> None:
+def test_fewer_references_than_neighbors() -> None:
     features = torch.eye(3)
     found = judge(features, torch.arange(3), features, torch.arange(3), 3)
     assert (found.knn_top1, found.class_mean_top1, found.compactness) == (100, 100, 1)

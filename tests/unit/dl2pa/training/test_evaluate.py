@@ -26,7 +26,7 @@ class Prepared:
     def start(self, epoch: int, step: int = 0) -> None:
         pass
 
-    def problems(self) -> list[str]:
+    def bad_images(self) -> list[str]:
         return []
 
     def close(self) -> None:

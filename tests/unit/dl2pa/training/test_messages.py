@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from dl2pa.training.processes import _unpacked
+from dl2pa.training.distributed import _unpacked
 
 ROOT = Path(__file__).resolve().parents[4]
 RANK = """
 import os, sys, torch
 from torch import distributed as dist
-from dl2pa.training.processes import World, from_rank_zero, gather_objects
+from dl2pa.training.distributed import World, from_rank_zero, gather_objects
 rank, size, place = int(sys.argv[1]), 3, sys.argv[2]
 dist.init_process_group("gloo", store=dist.FileStore(place, size), rank=rank, world_size=size)
 world = World(rank, size, rank, size, torch.device("cpu"), 1, dist.new_group(backend="gloo"))

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from dl2pa.errors import TrainingFailure
+from dl2pa.training.distributed import World
 from dl2pa.training.meter import TrainMeter
-from dl2pa.training.processes import World
 
 
 def test_the_mean_is_exact_in_any_order(alone: World) -> None:

@@ -13,9 +13,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dl2pa.config import parse_config
-from dl2pa.training.learner import Learner
-from dl2pa.training.model import build_trainee
-from dl2pa.training.processes import World
+from dl2pa.model.model import build_model
+from dl2pa.training.distributed import World
+from dl2pa.training.train_state import TrainState
 from pipelines.batch import Batch
 
 WORLD = World(0, 1, 0, 1, torch.device("cpu"), 1)
@@ -80,16 +80,16 @@ def test_a_step_reads_nothing(method: dict[str, Any], monkeypatch: pytest.Monkey
             "optim": {"lr": 0.1, "clip_norm": 1.0},
         }
     )
-    trainee = build_trainee(config, 10)
-    trainee.method.know_counts(torch.arange(10))
-    learner = Learner(config, trainee, WORLD, 10)
-    learner.begin_epoch(0)
-    learner.trainee.train()
+    model = build_model(config, 10)
+    model.method.set_class_counts(torch.arange(10))
+    train_state = TrainState(config, model, WORLD, 10)
+    train_state.begin_epoch(0)
+    train_state.model.train()
     labels = torch.arange(16) % 10
     batch = Batch(torch.randn(16, 3, 32, 32), labels, torch.arange(16), 16)
-    learner.step(batch, 0)  # constants and the optimiser's state are in place
+    train_state.step(batch, 0)  # constants and the optimizer's state are in place
     with monkeypatch.context() as patch, Readings(patch) as readings:
         for number in range(1, 4):
-            learner.step(batch, number, want_norm=True)
+            train_state.step(batch, number, want_norm=True)
     assert readings.seen == {}
-    assert learner.meter.read() > 0
+    assert train_state.meter.read() > 0

@@ -104,7 +104,7 @@ def test_weight_decay_reaches_everything_trainable_where_asked(name: str) -> Non
     ],
     ids=["nesterov", "plain", "adamw"],
 )
-def test_steps_are_those_of_torchs_optimiser(optim: OptimConfig) -> None:
+def test_steps_are_those_of_torchs_optimizer(optim: OptimConfig) -> None:
     torch.manual_seed(0)
     ours, theirs = nn.Linear(4, 3, bias=False), nn.Linear(4, 3, bias=False)
     theirs.load_state_dict(ours.state_dict())

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.profiler import record_function
 
-from dl2pa.training.processes import World
+from dl2pa.training.distributed import World
 from dl2pa.training.profile import StepProfile
 
 WORLD = World(0, 1, 0, 1, torch.device("cpu"), 1)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dl2pa.training.processes import World
+from dl2pa.training.distributed import World
 from dl2pa.training.stop import StopMonitor
 
 # Forks a gloo group; in round 3 of 8 the last rank alone is asked by a signal. Each rank prints its answers.
@@ -22,7 +22,7 @@ import json, os, signal, sys
 from pathlib import Path
 import torch
 from torch import distributed as dist
-from dl2pa.training.processes import World
+from dl2pa.training.distributed import World
 from dl2pa.training.stop import StopMonitor
 
 place, size = Path(sys.argv[1]), int(sys.argv[2])

@@ -127,7 +127,7 @@ def test_the_whole_of_cifar100(cifar100_root: Path, shared_data: Callable[[str],
     assert np.bincount(val.labels).tolist() == [100] * 100
     assert train.classes == val.classes == tuple(shared_data("cifar100/classes.txt").read_text().split())
     assert train.fingerprint != val.fingerprint
-    # The mean colour in every public recipe, which mixed-up planes would not give.
+    # The mean color in every public recipe, which mixed-up planes would not give.
     mean = train.images.reshape(-1, 3).mean(axis=0) / 255
     assert mean.round(4).tolist() == [0.5071, 0.4865, 0.4409]
 

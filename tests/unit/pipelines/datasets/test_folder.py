@@ -35,7 +35,7 @@ class TestPathTable:
         assert list(PathTable.of([])) == []
 
 
-def test_classes_and_files_are_sorted_and_labelled(image_tree: Tree) -> None:
+def test_classes_and_files_are_sorted_and_labeled(image_tree: Tree) -> None:
     root = image_tree("data", "dog/10.jpeg", "dog/2.jpeg", "Cat/z.png", "Cat/a.png", "ant/it's ; odd.webp")
     dataset = index_folder(root, None, "data.root")
     assert dataset.classes == ("Cat", "ant", "dog")

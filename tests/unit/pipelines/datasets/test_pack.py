@@ -202,5 +202,5 @@ def test_shards_are_not_packed_again(pets: Path, tmp_path: Path) -> None:
 
 def test_the_plan_is_written_down(pets: Path, tmp_path: Path) -> None:
     run(pets, tmp_path / "packed")
-    plan = json.loads((tmp_path / "packed/pack.json").read_text())
-    assert (plan["short_side"], plan["shard_size"], set(plan["source"])) == (None, 8000, {"train", "val"})
+    crop = json.loads((tmp_path / "packed/pack.json").read_text())
+    assert (crop["short_side"], crop["shard_size"], set(crop["source"])) == (None, 8000, {"train", "val"})

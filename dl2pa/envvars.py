@@ -1,0 +1,28 @@
+"""Names of the environment variables that dl2pa reads or sets. Imports nothing."""
+
+DATA = "DL2PA_DATA"
+"""Default of the configuration key `data.root`."""
+
+IMAGE = "DL2PA_IMAGE"
+"""Set in the container image to the commit it was built from, or to `unknown`."""
+
+LAUNCH = "DL2PA_LAUNCHED"
+"""Set by the launcher to an identifier of the launch; ranks write it into their error reports."""
+
+AGENT_PID = "DL2PA_AGENT_PID"
+"""Process id of the torchrun agent; its workers end when it ends."""
+
+STORE = "DL2PA_STORE"
+"""File through which the ranks of one machine find each other."""
+
+COMMAND_START = "DL2PA_COMMAND_AT"
+"""Time at which `dl2pa train` was called, seconds since 1970."""
+
+SUPERVISED = "DL2PA_SUPERVISED"
+"""Set by the SLURM batch script, which restarts and requeues the training."""
+
+TRACKING_URI = "MLFLOW_TRACKING_URI"
+"""MLflow's own variable for the tracking server."""
+
+NODE_NAME = "SLURMD_NODENAME"
+"""SLURM's name of this node."""

@@ -1,0 +1,187 @@
+"""The trained model on its own: one safetensors file that needs neither its run nor its data to predict.
+
+A model in MLflow carries this code: what it imports is what serving has to install.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dl2pa.backbones import Embedder, build_embedder
+from dl2pa.errors import UserError
+from dl2pa.model.head import ClassifierHead, Norm
+from pipelines.longtail import Group
+
+_MOST_SIDE = 4096
+_DAMAGE = (
+    LookupError,
+    TypeError,
+    ValueError,
+    ArithmeticError,
+    AttributeError,
+    RuntimeError,
+    MemoryError,
+    AssertionError,
+)
+"""What reading a damaged description may raise; RecursionError is a RuntimeError."""
+
+
+class Guess(NamedTuple):
+    """A class an image may show."""
+
+    name: str
+    label: int
+    probability: float
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """Embedder, readout and what to know about them.
+
+    Attributes:
+        description: class names, preprocessing, backbone and method.
+    """
+
+    embedder: Embedder
+    head: ClassifierHead
+    description: dict[str, Any]
+
+    @property
+    def classes(self) -> list[str]:
+        return self.description["classes"]
+
+    @property
+    def groups(self) -> list[Group] | None:
+        """Head, medium or tail for each class, by the training data; None where that had no long tail."""
+        return self.description.get("groups")
+
+    def to(self, device: torch.device) -> Classifier:
+        tensors = {name: value.to(device) for name, value in tensors_of(self.head).items()}
+        head = _head_of(tensors, self.description)
+        return Classifier(self.embedder.to(device), head, self.description)
+
+    @torch.inference_mode()
+    def score(self, images: Tensor) -> Tensor:
+        """Logits [B, C] of normalized images [B, 3, H, W]."""
+        return self.head.logits(self.embedder(images))
+
+    def top(self, images: Tensor, count: int) -> list[list[Guess]]:
+        """The likeliest `count` classes of each normalized image [B, 3, H, W], the likeliest first."""
+        probabilities = self.score(images).softmax(dim=1)
+        best = torch.topk(probabilities, min(count, probabilities.shape[1]))
+        rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        return [
+            [Guess(self.classes[i], i, p) for i, p in zip(indices, values, strict=True)]
+            for indices, values in rows
+        ]
+
+
+def load_classifier(path: Path) -> Classifier:
+    """Read a run directory, an export or the file itself.
+
+    Raises:
+        UserError: no model there, or a damaged one.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    file = path / "model.safetensors" if path.is_dir() else path
+    if not file.is_file():
+        raise UserError(
+            "model",
+            str(path),
+            "holds no model.safetensors",
+            "Give a finished run, an export, or the file itself.",
+        )
+    try:
+        with safe_open(file, framework="pt") as stored:
+            description = _checked(json.loads(stored.metadata()["dl2pa"]))
+            tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
+        model = description["model"]
+        with torch.device("meta"):  # the description is the file's word: nothing is allocated by it
+            embedder = build_embedder(
+                model["backbone"],
+                model["embedding_dim"],
+                head=model["head"],
+                shortcut=model["shortcut"],
+                widths=tuple(model["widths"]),
+            )
+        prefix = "embedder."
+        weights = {
+            k.removeprefix(prefix): v.float() if v.is_floating_point() else v
+            for k, v in tensors.items()
+            if k.startswith(prefix)
+        }
+        embedder.load_state_dict(weights, assign=True)
+        head = _head_of(tensors, description)
+        if len(tensors["class_vectors"]) != len(description["classes"]) * description.get(
+            "vectors_per_class", 1
+        ):
+            raise UserError("model", str(file), "names more or fewer classes than it has", "Export it again.")
+    except (SafetensorError, OSError, UserError, *_DAMAGE) as error:
+        reason = error.message if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        raise UserError(
+            "model", str(file), f"is damaged or not ours ({reason})", "Export it again."
+        ) from None
+    _frozen(embedder)
+    return Classifier(embedder, head, description)
+
+
+def _checked(description: dict[str, Any]) -> dict[str, Any]:
+    """The description if what is used of it can be used; damage raises what `load_classifier` catches."""
+    classes, scale, prepared = description["classes"], description["scale"], description["preprocessing"]
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise ValueError("its classes are no list of names")
+    if scale is not None and not (_is_number(scale) and 0 < scale < 1e9):
+        raise ValueError(f"its scale is {scale!r}")
+    sides = [prepared[key] for key in ("resize_shorter_side", "image_size")]
+    if not all(type(side) is int and 0 < side <= _MOST_SIDE for side in sides):
+        raise ValueError(f"its image sizes are {sides!r}")
+    for key in ("mean", "std"):
+        if len(prepared[key]) != 3 or not all(map(_is_number, prepared[key])):
+            raise ValueError(f"its {key} is {prepared[key]!r}")
+    return description
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float)
+
+
+def tensors_of(head: ClassifierHead) -> dict[str, Tensor]:
+    """A readout's tensors by the names they have in a model file."""
+    tensors = {"class_vectors": head.vectors}
+    if head.bias is not None:
+        tensors["bias"] = head.bias
+    for name, norm in (("feature_norm", head.feature_norm), ("class_norm", head.class_norm)):
+        if norm is not None:
+            tensors |= {f"{name}.gain": norm.gain, f"{name}.bias": norm.bias}
+    return tensors
+
+
+def _head_of(tensors: dict[str, Tensor], description: dict[str, Any]) -> ClassifierHead:
+    """The readout a model file describes. The first files say no `normalize`: theirs is that a scale is named."""
+    norms = {
+        name: Norm(tensors[f"{name}.gain"], tensors[f"{name}.bias"])
+        for name in ("feature_norm", "class_norm")
+        if f"{name}.gain" in tensors
+    }
+    scale = description["scale"]
+    return ClassifierHead(
+        tensors["class_vectors"],
+        1.0 if scale is None else scale,
+        normalize=description.get("normalize", scale is not None),
+        per_class=description.get("vectors_per_class", 1),
+        bias=tensors.get("bias"),
+        **norms,
+    )
+
+
+def _frozen(module: nn.Module) -> None:
+    module.eval()
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)

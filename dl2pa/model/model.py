@@ -1,0 +1,230 @@
+"""The model of a configuration: embedder, prototypes and method, and the module that DDP wraps."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.profiler import record_function
+
+from dl2pa.assignment import MatchSchedule
+from dl2pa.backbones import Embedder, build_embedder
+from dl2pa.config import Config
+from dl2pa.errors import UserError
+from dl2pa.geometry import (
+    CONSTRUCTIONS,
+    build_prototypes,
+    is_defined,
+    load_prototypes,
+    max_cosine_bound,
+    nearest_cosines,
+    prototypes_from_vectors,
+)
+from dl2pa.methods import METHODS, LearnedEntry, Method, MethodOptions, Targets, assignment_from_vectors
+
+
+class Model(nn.Module):
+    """Embedder and method in one module: images and labels to loss and features."""
+
+    def __init__(self, embedder: Embedder, method: Method) -> None:
+        super().__init__()
+        self.embedder = embedder
+        self.method = method
+
+    def forward(
+        self, images: Tensor, first: Tensor, second: Tensor | None, share: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        features = self.embedder(images)
+        # A compiled pass has no such range: it would be cut in two there.
+        with nullcontext() if torch.compiler.is_compiling() else record_function("dl2pa.loss"):
+            loss = self.method.loss(features, Targets(first, second, share))
+        return loss, features
+
+    @torch.no_grad()
+    def score(self, images: Tensor) -> Tensor:
+        """Logits [B, C]."""
+        return self.method.logits(self.embedder(images))
+
+
+@dataclass(frozen=True)
+class PrototypeInit:
+    """Where the classes stand at the start: unit prototypes [C, d], and σ [C] where it is not the identity."""
+
+    prototypes: Tensor
+    assignment: Tensor | None
+
+
+def init_prototypes(config: Config, num_classes: int) -> PrototypeInit | None:
+    """Construct or load the prototypes; None for a method that learns its class vectors.
+
+    Optimized constructions take seconds to minutes: one rank does this and the others receive it.
+
+    Raises:
+        UserError: prototypes or class vectors that do not fit.
+    """
+    method, dim = config.method, config.model.embedding_dim
+    source = construction_of(config, num_classes)
+    if source is None:
+        return None
+    vectors = None
+    if method.class_vectors is not None:
+        vectors = load_class_vectors(method.class_vectors, num_classes)
+    if source == "class_vectors":
+        assert vectors is not None, "checked with the configuration"
+        points, vectors = prototypes_from_vectors(vectors, dim), None
+    else:
+        points = find_prototypes(source, num_classes, dim, method.prototype_seed)
+    if method.match.refit_cosine is not None:
+        largest = float(nearest_cosines(points).max())
+        _check_room(config, largest, f"the prototypes already stand closer, at a cosine of {largest:.4f}")
+    return PrototypeInit(points, None if vectors is None else assignment_from_vectors(points, vectors))
+
+
+def _check_room(config: Config, largest: float, why: str) -> None:
+    """Prototypes that may move have room to: more than `largest` is asked for."""
+    bound = config.method.match.refit_cosine
+    if bound is not None and config.assignment == "dynamic" and bound < largest:
+        remedy = "Give more; 1 lets each stand at its class's mean direction."
+        raise UserError("method.match.refit_cosine", bound, why, remedy)
+
+
+def construction_of(config: Config, num_classes: int) -> str | None:
+    """What the prototypes are made by: a construction, a file, or `class_vectors`; None: the method has none."""
+    own = config.method_defaults
+    if own.construction in (None, "class_vectors"):
+        return own.construction
+    if config.method.prototypes != "auto":
+        return config.method.prototypes
+    if own.otherwise is not None and not is_defined(
+        own.construction, num_classes, config.model.embedding_dim
+    ):
+        return own.otherwise
+    return own.construction
+
+
+def prototypes_of_checkpoint(state: dict[str, Any]) -> PrototypeInit | None:
+    """Where the classes stand in a checkpoint's state."""
+    prototypes = state["model"].get("method.prototypes")
+    if prototypes is None:
+        return None
+    return PrototypeInit(prototypes, state["model"]["method.assignment"])
+
+
+def build_model(config: Config, num_classes: int, prototype_init: PrototypeInit | None = None) -> Model:
+    """Embedder and method with weights drawn from `train.seed`, on the host.
+
+    Args:
+        placement: where the classes stand at the start; made here by default.
+    """
+    prototype_init = prototype_init or init_prototypes(config, num_classes)
+    torch.manual_seed(config.train.seed)
+    model = config.model
+    embedder = build_embedder(
+        model.backbone, model.embedding_dim, head=model.head, shortcut=model.shortcut, widths=model.widths
+    )
+    return Model(embedder, build_method(config, num_classes, prototype_init))
+
+
+def build_method(config: Config, num_classes: int, prototype_init: PrototypeInit | None) -> Method:
+    """The configured method."""
+    entry, options = METHODS[config.method.name], method_options(config)
+    if isinstance(entry, LearnedEntry):
+        return entry.build(num_classes, config.model.embedding_dim, options)
+    assert prototype_init is not None, "a method over prototypes comes with them"
+    return entry.build(prototype_init.prototypes, options, prototype_init.assignment)
+
+
+def method_options(config: Config) -> MethodOptions:
+    """The configuration's choices, and the method's own for the rest."""
+    method, match = config.method, config.method.match
+    return METHODS[method.name].options(
+        loss=method.loss,
+        dynamic=config.assignment == "dynamic",
+        scale=method.scale,
+        learn_scale=method.learn_scale,
+        margin=method.margin,
+        logit_adjustment=method.logit_adjustment,
+        label_smoothing=method.label_smoothing,
+        max_logits=method.max_logits,
+        normalize=method.normalize,
+        sub_prototypes=method.sub_prototypes,
+        centroid_momentum=method.centroid_momentum,
+        warmup_scale=match.warmup_scale,
+        momentum=match.momentum,
+        refit_cosine=match.refit_cosine,
+        schedule=MatchSchedule(
+            every_epochs=match.every_epochs,
+            every_steps=match.every_steps,
+            early_steps=match.early_steps,
+            early_epochs=match.early_epochs,
+            warmup_epochs=match.warmup_epochs,
+            last_epoch=match.last_epoch,
+        ),
+    )
+
+
+def find_prototypes(source: str, num_classes: int, dim: int, seed: int) -> Tensor:
+    """Unit prototypes [C, d] by the name of a construction, or from a file."""
+    if source in CONSTRUCTIONS:
+        try:
+            return build_prototypes(num_classes, dim, source, seed).points
+        except UserError as error:
+            field = {"dim": "model.embedding_dim", "num_classes": "data.num_classes"}.get(
+                error.field, error.field
+            )
+            raise UserError(field, error.value, error.message, error.remedy) from None
+    if not Path(source).exists():
+        raise UserError(
+            "method.prototypes",
+            source,
+            "is neither a construction nor a file",
+            f"Use one of {', '.join(CONSTRUCTIONS)}, or the path of a file of prototypes.",
+        )
+    try:
+        return load_prototypes(Path(source), num_classes, dim).points
+    except UserError as error:
+        message = f"{error.message} (seen: {error.value})"
+        raise UserError("method.prototypes", source, message, error.remedy) from None
+
+
+def load_class_vectors(path: str, num_classes: int) -> Tensor:
+    """Class vectors [C, k] from a .npy file, a row a class in label order."""
+    field = "method.class_vectors"
+    try:
+        vectors = np.load(path, allow_pickle=False)
+    except (OSError, ValueError):
+        raise UserError(field, path, "cannot be read as .npy", "Give a float array [classes, k].") from None
+    if vectors.ndim != 2 or len(vectors) != num_classes or not np.isfinite(vectors).all():
+        raise UserError(
+            field, path, f"has shape {list(vectors.shape)}", f"Give finite numbers, {num_classes} rows."
+        )
+    return torch.from_numpy(vectors.astype(np.float32))
+
+
+def embedder_buffers(module: Model) -> list[Tensor]:
+    """BatchNorm's running statistics: rank 0's are the model's."""
+    return [b for b in module.embedder.buffers() if b is not None]
+
+
+def check_prototypes(config: Config, num_classes: int) -> None:
+    """A file of prototypes or class vectors that does not fit is refused before any process starts.
+
+    Raises:
+        UserError: naming method.prototypes or method.class_vectors.
+    """
+    source, dim = construction_of(config, num_classes), config.model.embedding_dim
+    if source is None:
+        return
+    bound = max_cosine_bound(num_classes, dim)
+    _check_room(config, bound, f"{num_classes} points in {dim} dimensions cannot keep below {bound:.4f}")
+    if source not in (*CONSTRUCTIONS, "class_vectors"):
+        find_prototypes(source, num_classes, dim, config.method.prototype_seed)
+    if config.method.class_vectors is not None:
+        vectors = load_class_vectors(config.method.class_vectors, num_classes)
+        if source == "class_vectors":
+            prototypes_from_vectors(vectors, dim)

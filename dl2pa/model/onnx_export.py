@@ -1,0 +1,177 @@
+"""A classifier as an ONNX file: normalized images to logits, checked against the original."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import os
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dl2pa.errors import UserError
+from dl2pa.model.inference import Classifier
+
+PACKAGES = ("onnx", "onnxruntime", "onnxscript")
+TOLERANCE = 1e-3
+"""Largest difference of a logit, as a share of the largest logit, that is taken for rounding."""
+_OPSET = 20
+
+
+@dataclass(frozen=True)
+class Check:
+    """How far the file's logits are from the original's.
+
+    Attributes:
+        images: compared.
+        largest_difference: of a logit.
+        relative_difference: the same as a share of the largest logit.
+        top1_equal: share of the images with the same top-1, in per cent.
+    """
+
+    images: int
+    largest_difference: float
+    relative_difference: float
+    top1_equal: float
+
+    def as_result(self) -> dict[str, Any]:
+        """Under the names that `dl2pa export` prints."""
+        return {f"onnx_{key}": value for key, value in asdict(self).items()}
+
+
+class _Scorer(nn.Module):
+    """Embedder and readout as one module."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__()
+        self.embedder = classifier.embedder
+        self.head = classifier.head
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head.logits(self.embedder(images))
+
+
+def check_installed() -> None:
+    """Refuse to begin without the packages that the export needs.
+
+    Raises:
+        UserError: naming them.
+    """
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        remedy = "Install them: pip install -c constraints.txt -e '.[onnx]'."
+        raise UserError("--onnx", ", ".join(missing), "not installed", remedy)
+
+
+def export_onnx(path: Path, classifier: Classifier, images: Tensor) -> Check:
+    """Write the classifier as `path`, atomically, once it has been found equal to the original.
+
+    The input is `images`, float32 [B, 3, S, S] with any B, resized, cropped and normalized as the metadata
+    `preprocessing` says; the output is `logits`, float32 [B, C]. Class names are in the metadata `classes`.
+
+    Args:
+        classifier: on the CPU.
+        images: [N, 3, S, S] normalized, to compare with.
+
+    Raises:
+        UserError: a package is missing, or the file's results differ beyond ``TOLERANCE``.
+    """
+    check_installed()
+    import onnx
+
+    aside = path.with_name(f".{path.name}.{os.getpid()}.aside")
+    try:
+        model = _convert(classifier, images.shape[-1])
+        _describe(model, classifier.description)
+        onnx.checker.check_model(model, full_check=True)
+        onnx.save(model, aside)
+        check = compare(aside, classifier, images)
+        if not check.relative_difference <= TOLERANCE:
+            raise UserError(
+                "--onnx",
+                str(path),
+                f"the exported model's logits differ by {check.largest_difference:.3g}, "
+                f"{check.relative_difference:.2g} of the largest; top-1 agrees on {check.top1_equal:.2f} %",
+                "No ONNX file was written; use model.safetensors, and report backbone and versions.",
+            )
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+    return check
+
+
+def compare(path: Path, classifier: Classifier, images: Tensor, batch: int = 24) -> Check:
+    """Run the file in ONNX Runtime on the CPU beside the original, in batches of unequal size."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    parts = images.split(batch)
+    expected = torch.cat([classifier.score(part) for part in parts])
+    found = torch.cat(
+        [torch.from_numpy(session.run(["logits"], {"images": p.contiguous().numpy()})[0]) for p in parts]
+    )
+    difference = float((expected - found).abs().max())
+    equal = (expected.argmax(dim=1) == found.argmax(dim=1)).double().mean()
+    return Check(
+        images=len(images),
+        largest_difference=difference,
+        relative_difference=difference / max(float(expected.abs().max()), 1e-12),
+        top1_equal=100.0 * float(equal),
+    )
+
+
+def _convert(classifier: Classifier, side: int) -> Any:
+    """The model by torch's exporter over ``torch.export``, the maintained one."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                _Scorer(classifier).eval(),
+                (torch.zeros(2, 3, side, side),),
+                dynamo=True,
+                opset_version=_OPSET,
+                dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+                input_names=["images"],
+                output_names=["logits"],
+                verbose=False,
+            )
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+    assert program is not None, "the exporter over torch.export returns a program"
+    return program.model_proto
+
+
+def _describe(model: Any, description: dict[str, Any]) -> None:
+    """Add what one must know to use the file; take out the exporter's notes, which hold paths of this machine."""
+    for part in (model.graph, *model.functions):
+        for entry in (part, *part.node, *part.value_info):
+            del entry.metadata_props[:]
+            entry.doc_string = ""
+    graph = model.graph
+    for entry in (model, *graph.input, *graph.output, *graph.initializer):
+        del entry.metadata_props[:]
+    fields = {
+        "format": "dl2pa-onnx-1",
+        "classes": json.dumps(description["classes"]),
+        "preprocessing": json.dumps({**description["preprocessing"], "channels": "RGB"}),
+        "method": description["method"],
+        "model": json.dumps(description["model"]),
+    }
+    for key, value in fields.items():
+        model.metadata_props.add(key=key, value=value)
+    model.doc_string = (
+        "images: float32 [batch, 3, S, S], normalized as `preprocessing`; logits: [batch, classes]"
+    )
+    model.producer_name = "dl2pa"

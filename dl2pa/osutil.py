@@ -1,0 +1,100 @@
+"""Helpers around the operating system: files, locks on who may read them, processes and cores."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import shutil
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+from dl2pa.redaction import redact_tree
+
+_PR_SET_PDEATHSIG = 1
+
+
+def usable_cores() -> int:
+    """CPU cores that this process may use; a container or a SLURM job may allow fewer than the machine has."""
+    return len(os.sched_getaffinity(0))
+
+
+def set_parent_death_signal(signal_number: int) -> None:
+    """Ask Linux to send this process a signal when its parent ends."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal_number)
+
+
+def process_runs(pid: int) -> bool:
+    """Whether a process of this machine is running; a zombie is not."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return False
+    return state != "Z"
+
+
+def follow_umask(path: Path) -> None:
+    """Give a file the permissions of the user's umask; safetensors writes files that only their owner can read."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
+
+
+def open_private(path: Path, mode: str) -> IO[Any]:
+    """Open a file for writing (``w`` or ``a``) that only its owner can read, new or not."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | (os.O_APPEND if "a" in mode else os.O_TRUNC)
+    descriptor = os.open(path, flags, 0o600)
+    os.fchmod(descriptor, 0o600)
+    return os.fdopen(descriptor, mode, encoding=None if "b" in mode else "utf-8")
+
+
+@contextmanager
+def replacing(path: Path) -> Generator[Path]:
+    """Yield a temporary path in the same folder; on success the file or folder there replaces `path`.
+
+    Readers see the old content or the new content, also after a power failure. A file gets the permissions of the
+    user's umask. On an exception the temporary path is removed and `path` is unchanged.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}{path.suffix}")
+    try:
+        yield temporary
+        if temporary.is_file():
+            follow_umask(temporary)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_atomically(path: Path, text: str, *, private: bool = False) -> None:
+    """Replace a text file so that a reader sees the old text or the new text, also after a power failure.
+
+    Args:
+        private: only the owner may read the file.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    with open_private(temporary, "w") if private else temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def write_json(path: Path, content: Any, *, indent: int | None = None) -> None:
+    """Replace a JSON file atomically; secrets are redacted."""
+    write_atomically(path, json.dumps(redact_tree(content), indent=indent) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; empty if the file is missing, unreadable or holds something else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,309 @@
+"""Pictures of a run's numbers, as PNG bytes."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dl2pa.reporting.class_metrics import Bin, Confusion, Labels
+
+Curve = Sequence[tuple[float, float]]
+INK, SOFT = "#1c1c22", "#8a8a96"
+BLUE, ORANGE, GREEN, RED = "#1f6fb4", "#d9700f", "#2f8f57", "#c0392b"
+_MOST_NAMES = 40
+
+
+def curves(points: Mapping[str, Curve], steps_per_epoch: int, published: float | None = None) -> bytes | None:
+    """Loss, accuracy, rate and speed over the epochs; None where there is no point at all.
+
+    Args:
+        points: (step, value) of each metric by name.
+        published: the figure that the accuracy is compared with, per cent.
+    """
+    from matplotlib.ticker import LogLocator
+
+    panels = [panel for panel in _PANELS if any(points.get(name) for name, _, _ in panel[2])]
+    if not panels:
+        return None
+    rows = (len(panels) + 1) // 2
+    figure = _figure(10.5, 2.9 * rows)
+    grid = figure.subplots(rows, 2, squeeze=False).flatten()
+    for axes, (title, unit, lines, log) in zip(grid, panels, strict=False):
+        for name, label, color in lines:
+            _draw_curve(axes, points.get(name) or (), steps_per_epoch, label, color)
+        if title == "Accuracy":
+            _mark_best(axes, points.get("val/top1") or (), steps_per_epoch)
+            if published is not None:
+                axes.axhline(published, color=SOFT, linestyle="--", linewidth=1.2)
+                axes.annotate(
+                    f"published {published:g}",
+                    (0.99, published),
+                    xycoords=("axes fraction", "data"),
+                    ha="right",
+                    va="bottom",
+                    fontsize=8,
+                    color=SOFT,
+                )
+        if log:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter("{x:g}" if unit == "ms" else "")
+            if unit == "ms":
+                axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+        axes.set_title(title, fontsize=10, loc="left", fontweight="bold")
+        axes.set_ylabel(unit, fontsize=9)
+        axes.set_xlabel("epoch", fontsize=9)
+        axes.legend(frameon=False, fontsize=8)
+    for axes in grid[len(panels) :]:
+        axes.set_axis_off()
+    return _png(figure)
+
+
+_PANELS: tuple[tuple[str, str, tuple[tuple[str, str, str], ...], bool], ...] = (
+    ("Training loss", "mean over the window", (("train/loss", "loss", BLUE),), False),
+    (
+        "Accuracy",
+        "%",
+        (("val/top1", "top-1", BLUE), ("val/top5", "top-5", GREEN), ("val/ece", "calibration error", RED)),
+        False,
+    ),
+    (
+        "Learning rate and gradient norm",
+        "",
+        (("train/lr", "learning rate", ORANGE), ("train/gradient_norm", "gradient norm", SOFT)),
+        True,
+    ),
+    (
+        "Time of a step",
+        "ms",
+        (
+            ("time/step_ms_p50", "median", BLUE),
+            ("time/step_ms_p90", "90 %", ORANGE),
+            ("time/step_ms_p99", "99 %", RED),
+        ),
+        True,
+    ),
+)
+
+
+def _draw_curve(axes: Any, curve: Curve, steps_per_epoch: int, label: str, color: str) -> None:
+    shown = [(step / steps_per_epoch, value) for step, value in curve if np.isfinite(value)]
+    if not shown:
+        return
+    x, y = zip(*shown, strict=True)
+    few = {"marker": "o", "markersize": 3} if len(shown) <= 40 else {}
+    axes.plot(x, y, color=color, label=label, linewidth=1.3, **few)
+
+
+def _mark_best(axes: Any, curve: Curve, steps_per_epoch: int) -> None:
+    if not curve:
+        return
+    step, best = max(curve, key=lambda point: (point[1], -point[0]))
+    axes.plot([step / steps_per_epoch], [best], "o", markersize=8, markerfacecolor="none", color=INK)
+    late = step > 0.6 * max(s for s, _ in curve)
+    axes.annotate(
+        f"best {best:.2f}",
+        (step / steps_per_epoch, best),
+        xytext=(-8 if late else 8, -14),
+        textcoords="offset points",
+        ha="right" if late else "left",
+        fontsize=8,
+        color=INK,
+    )
+
+
+def reliability_diagram(bins: Sequence[Bin], error: float) -> bytes:
+    """Accuracy beside confidence, bin by bin, and below how many images each bin holds."""
+    figure = _figure(5.6, 5.6)
+    above, below = figure.subplots(2, 1, height_ratios=[3, 1], sharex=True)
+    filled = [b for b in bins if b.accuracy is not None]
+    width = bins[0].high - bins[0].low
+    at = [b.low for b in filled]
+    accuracy = np.array([b.accuracy for b in filled], dtype=float)
+    confidence = np.array([b.confidence for b in filled], dtype=float)
+    kwargs: dict[str, Any] = {"width": width, "align": "edge"}
+    both = np.minimum(accuracy, confidence)
+    above.bar(at, both, color=BLUE, edgecolor="white", label="accuracy", **kwargs)
+    for part, color, name in (
+        (confidence - accuracy, RED, "less right than it is sure"),
+        (accuracy - confidence, GREEN, "more right than it is sure"),
+    ):
+        if (part > 0).any():
+            height = np.clip(part, 0, None)
+            above.bar(
+                at, height, bottom=both, color=color, alpha=0.55, edgecolor="white", label=name, **kwargs
+            )
+    above.plot([0, 1], [0, 1], color=INK, linewidth=1, linestyle="--")
+    above.set_ylabel("accuracy", fontsize=9)
+    above.set_ylim(0, 1)
+    above.set_title(
+        f"Reliability: calibration error {error:.2f} %", fontsize=10, loc="left", fontweight="bold"
+    )
+    above.legend(frameon=False, fontsize=8, loc="upper left")
+    below.bar([b.low for b in bins], [b.count for b in bins], color=SOFT, edgecolor="white", **kwargs)
+    for b in filled:
+        text = f"{b.count:,}" if b.count < 10_000 else f"{b.count / 1000:.0f}k"
+        below.annotate(text, (b.low + width / 2, b.count), ha="center", va="bottom", fontsize=6.5, color=INK)
+    below.set_yscale("symlog")
+    below.set_ylim(0, 4 * max(b.count for b in bins))
+    below.set_ylabel("images", fontsize=9)
+    below.set_xlabel("confidence of the prediction", fontsize=9)
+    below.set_xlim(0, 1)
+    return _png(figure)
+
+
+def confusion_picture(confusion: Confusion, order: Labels, names: Sequence[str]) -> bytes:
+    """The matrix by share of the true class, classes often confused side by side; hits and mistakes in two colors.
+    With many classes a mistake is drawn larger than its cell, so that a single one shows."""
+    from matplotlib.colors import LogNorm, Normalize
+
+    c = confusion.num_classes
+    place = np.empty(c, dtype=np.int64)
+    place[order] = np.arange(c)
+    share = 100.0 * confusion.share()
+    on = confusion.true == confusion.predicted
+    figure = _figure(8.6, 7.2)
+    axes = figure.subplots()
+    top, left = place[confusion.true], place[confusion.predicted]
+    if c <= 60:
+        hits, misses = np.full((c, c), np.nan), np.full((c, c), np.nan)
+        hits[top[on], left[on]] = share[on]
+        misses[top[~on], left[~on]] = share[~on]
+        first = axes.imshow(hits, cmap="Greens", norm=Normalize(0, 110))
+        least = max(0.05, float(share[~on].min()) if (~on).any() else 1.0)
+        second = axes.imshow(misses, cmap="Oranges", norm=LogNorm(least / 3, 100))
+        for row, column, value in zip(top, left, share, strict=True):
+            dark = value > (70 if row == column else 25)
+            text = f"{value:.0f}" if value >= 1 else f"{value:.1f}"
+            if c <= 25:
+                axes.text(
+                    column, row, text, ha="center", va="center", fontsize=7, color="white" if dark else INK
+                )
+    else:
+        size = max(3.0, min(12.0, (420.0 / c) ** 2 * 2.2))
+        kwargs: dict[str, Any] = {"marker": "s", "linewidths": 0}
+        first = axes.scatter(
+            left[on], top[on], c=share[on], s=size, cmap="Greens", norm=Normalize(0, 110), **kwargs
+        )
+        by = np.argsort(share[~on], kind="stable")
+        least = max(0.05, float(share[~on].min()) if (~on).any() else 1.0)
+        second = axes.scatter(
+            left[~on][by],
+            top[~on][by],
+            c=share[~on][by],
+            s=size,
+            cmap="Oranges",
+            norm=LogNorm(least / 6, 100),
+            **kwargs,
+        )
+        axes.set_xlim(-0.5, c - 0.5)
+        axes.set_ylim(c - 0.5, -0.5)
+        axes.set_aspect("equal")
+    _name_axes(axes, [names[int(i)] for i in order])
+    axes.set_xlabel("predicted class", fontsize=9)
+    axes.set_ylabel("true class", fontsize=9)
+    for shown, what in ((second, "mistakes"), (first, "hits")):
+        bar = figure.colorbar(shown, ax=axes, shrink=0.5, pad=0.02)
+        bar.set_label(f"{what}: % of the true class", fontsize=8)
+        bar.ax.yaxis.set_major_formatter("{x:g}")
+    axes.set_title(
+        f"Confusions of {c:,} classes, often confused ones side by side",
+        fontsize=10,
+        loc="left",
+        fontweight="bold",
+    )
+    return _png(figure)
+
+
+def cosine_histogram(
+    unit_cd: NDArray[np.float64], bound: float, own_c: NDArray[np.float64] | None = None
+) -> bytes:
+    """Cosines between different class vectors; beside them, where known, those of each class's mean feature with its
+    own class vector.
+
+    Args:
+        bound: the largest proven value that the maximum cosine of any such set cannot be below.
+    """
+    figure = _figure(10.0 if own_c is not None else 5.6, 3.4)
+    panels = figure.subplots(1, 2 if own_c is not None else 1, squeeze=False)[0]
+    counts, edges, largest, nearest = _cosines(unit_cd)
+    shown = np.flatnonzero(counts)
+    axes = panels[0]
+    axes.stairs(counts, edges, fill=True, color=BLUE, alpha=0.85)
+    axes.set_yscale("symlog")
+    pad = 0.06
+    axes.set_xlim(
+        max(-1.02, min(edges[shown[0]], bound) - pad), min(1.02, max(edges[shown[-1] + 1], bound) + pad)
+    )
+    axes.axvline(largest, color=RED, linewidth=1.2, label=f"largest {largest:.3f}")
+    axes.axvline(
+        bound, color=INK, linewidth=1.2, linestyle="--", label=f"no set can do with less than {bound:.3f}"
+    )
+    axes.axvline(
+        nearest, color=ORANGE, linewidth=1.2, linestyle=":", label=f"mean of the nearest {nearest:.3f}"
+    )
+    axes.set_title("Cosines between class vectors", fontsize=10, loc="left", fontweight="bold")
+    axes.set_xlabel("cosine", fontsize=9)
+    axes.set_ylabel("pairs", fontsize=9)
+    axes.set_ylim(0, 12.0 * counts.max())
+    axes.legend(frameon=False, fontsize=8, loc="upper left")
+    if own_c is not None:
+        beside = panels[1]
+        # A hundredth at least: values that are all but equal leave no room for bins.
+        middle, half = (float(np.max(own_c)) + float(np.min(own_c))) / 2, float(np.ptp(own_c)) / 2
+        half = max(half, 0.005)
+        beside.hist(own_c, bins=40, range=(middle - half, middle + half), color=GREEN, alpha=0.85)
+        mean = float(np.mean(own_c))
+        beside.axvline(mean, color=INK, linewidth=1.2, linestyle="--", label=f"mean {mean:.3f}")
+        beside.set_title("Mean feature to own class vector", fontsize=10, loc="left", fontweight="bold")
+        beside.set_xlabel("cosine, at the last matching", fontsize=9)
+        beside.set_ylabel("classes", fontsize=9)
+        beside.legend(frameon=False, fontsize=8, loc="upper left")
+    return _png(figure)
+
+
+def _cosines(unit_cd: NDArray[np.float64], block: int = 1000) -> tuple[Any, Any, float, float]:
+    """Histogram of the cosines of different rows, each pair once, their maximum, and the mean of each row's largest;
+    without holding all C squared."""
+    edges = np.linspace(-1.0, 1.0, 401)
+    counts = np.zeros(400, dtype=np.int64)
+    largest: list[NDArray[np.float64]] = []
+    for start in range(0, len(unit_cd), block):
+        cosines = np.clip(unit_cd[start : start + block] @ unit_cd.T, -1.0, 1.0)
+        rows = np.arange(start, start + len(cosines))
+        cosines[np.arange(len(cosines)), rows] = -2.0
+        largest.append(cosines.max(axis=1))
+        counts += np.histogram(cosines[np.arange(len(unit_cd))[None, :] > rows[:, None]], edges)[0]
+    nearest = np.concatenate(largest)
+    return counts, edges, float(nearest.max()), float(nearest.mean())
+
+
+def _name_axes(axes: Any, names: Sequence[str]) -> None:
+    axes.tick_params(length=0)
+    if len(names) > _MOST_NAMES:
+        axes.set_xticks([])
+        axes.set_yticks([])
+        return
+    short = [name if len(name) <= 22 else name[:21] + "…" for name in names]
+    axes.set_yticks(range(len(names)), short, fontsize=7)
+    axes.set_xticks(range(len(names)), short, fontsize=7, rotation=90)
+
+
+def _figure(width: float, height: float) -> Any:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _png(figure: Any) -> bytes:
+    for axes in figure.axes:
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+        axes.tick_params(labelsize=8)
+    target = io.BytesIO()
+    figure.savefig(target, format="png", dpi=110)
+    return target.getvalue()

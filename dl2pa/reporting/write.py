@@ -1,0 +1,100 @@
+"""A comparison as files, and as one JSON object."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dl2pa.errors import UserError
+from dl2pa.reporting.compare import Comparison
+from dl2pa.reporting.compose import compose
+from dl2pa.reporting.document import PICTURES, Block, Heading, Picture, to_html, to_markdown
+from dl2pa.reporting.groups import Group
+
+
+def write_report(comparison: Comparison, folder: Path) -> list[Path]:
+    """Write `report.md`, `report.html`, `report.json` and the plots; returns the files, in this order.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    return write_document(compose(comparison), record(comparison), folder)
+
+
+def write_document(blocks: Sequence[Block], content: dict[str, Any], folder: Path) -> list[Path]:
+    """Write a document and what it was made from, as `write_report` does."""
+    title = next(block.text for block in blocks if isinstance(block, Heading))
+    texts = {
+        "report.md": to_markdown(blocks),
+        "report.html": to_html(blocks, title),
+        "report.json": json.dumps(content, indent=1) + "\n",
+    }
+    pictures = [block for block in blocks if isinstance(block, Picture)]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        written = [folder / name for name in texts]
+        for path in written:
+            path.write_text(texts[path.name], encoding="utf-8")
+        if pictures:
+            (folder / PICTURES).mkdir(exist_ok=True)
+        for picture in pictures:
+            written.append(folder / PICTURES / f"{picture.name}.svg")
+            written[-1].write_bytes(picture.svg)
+    except OSError as error:
+        message = f"cannot be written ({error.strerror})"
+        raise UserError("--out", str(folder), message, "Give another folder.") from None
+    return written
+
+
+def record(comparison: Comparison) -> dict[str, Any]:
+    """Everything that the report shows, for machines."""
+    return {
+        "source": comparison.source,
+        "tables": {
+            compared.name: [
+                {
+                    "row": line.cell.row,
+                    "column": line.cell.column,
+                    "published": line.cell.top1,
+                    "suspect": line.cell.suspect,
+                    "missing": line.missing,
+                    "ours": [{"length": e.length, **_group(e.group)} for e in line.entries],
+                }
+                for line in compared.lines
+            ]
+            for compared in comparison.tables
+        },
+        "others": [
+            {
+                "dataset": other.group.identity["data.dataset"],
+                "remark": other.remark,
+                "length": "cut" if other.group.is_cut else "whole",
+                **_group(other.group),
+            }
+            for other in comparison.others
+        ],
+        "unfinished": [
+            {"run_dir": str(run.path), "state": run.state, "reason": run.reason}
+            for run in comparison.unfinished
+        ],
+    }
+
+
+def _group(group: Group) -> dict[str, Any]:
+    return {
+        "method": group.method,
+        "dim": group.dim,
+        "n": group.n,
+        "top1_best": group.best.as_dict(),
+        "top1_last": group.last.as_dict(),
+        "ece_last": None if group.ece is None else group.ece.as_dict(),
+        **{f"top1_{name}": summary.as_dict() for name, summary in group.by_frequency.items()},
+        "steps": group.steps,
+        "epochs": group.epochs,
+        "changed_midway": list(group.changed),
+        "seeds": [run.seed for run in group.runs],
+        "runs": [str(run.path) for run in group.runs],
+        "repeats": [str(run.path) for run in group.repeats],
+    }

@@ -1,0 +1,130 @@
+"""Paths and small files of a run directory. No other module spells the name of a file in it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from dl2pa.container import in_container
+from dl2pa.errors import UserError
+from dl2pa.osutil import read_json, write_json
+
+_EARLY = {"cancelled", "checkpoints", "logs", "slurm", "stop"}
+"""Names that a run directory can contain before any process has owned it."""
+
+
+class RunDirectory:
+    """Paths of one run, its status and its error reports.
+
+    Args:
+        root: the folder; it does not have to exist.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.config = root / "config.yaml"
+        self.environment = root / "environment.json"
+        self.status_file = root / "status.json"
+        self.checkpoints = root / "checkpoints"
+        self.logs = root / "logs"
+        self.matchings = root / "matchings.jsonl"
+        self.pictures = root / "pictures"
+        self.profile = root / "profile"
+        self.cache = root / "cache"
+        self.model = root / "model.safetensors"
+        self.result = root / "result.json"
+        self.validation = root / "validation.json"
+        self.predictions = root / "predictions.npz"
+        self.code = root / "code"
+        self.export = root / "export"
+        self.stop_file = root / "stop"
+        self.cancelled_file = root / "cancelled"
+        self.owner_file = root / "owner.json"
+        self.owner_lock = root / "owner.lock"
+        self.events = root / "events"
+        self.spool = self.events / "events.jsonl"
+        self.sync_state = self.events / "mlflow.json"
+        self.submission = root / "slurm"
+        self.job = self.submission / "job.json"
+        self.submitted_config = self.submission / "config.yaml"
+        self.submitted_diff = self.submission / "code.diff"
+        self.sweep_log = self.logs / "sweep.log"
+
+    def check_place(self) -> None:
+        """Look whether the folders can be made, and make none.
+
+        Raises:
+            UserError: the place cannot be written, or is a folder of something else.
+        """
+        try:
+            if self.root.is_dir():
+                self._check_ours()
+            there = next(place for place in (self.root, *self.root.parents) if place.exists())
+            with tempfile.TemporaryFile(dir=there):
+                pass
+        except OSError as error:
+            raise self._not_writable(error) from None
+
+    def _check_ours(self) -> None:
+        """Refuse a folder that holds other files and no run: a home, a checkout, the folder of all runs."""
+        # One listing decides: another node may be making the run's files at this moment, its lock the first of them.
+        names = {path.name for path in self.root.iterdir()}
+        if names & {self.owner_lock.name, self.status_file.name}:
+            return
+        if foreign := sorted(name for name in names - _EARLY if not name.startswith(".")):
+            message = f"holds other files and no run: {', '.join(foreign[:3])}"
+            raise UserError("run-dir", str(self.root), message, "Give a new folder, or an empty one.")
+
+    def create(self) -> None:
+        """Make the folders.
+
+        Raises:
+            UserError: the place cannot be written.
+        """
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self.logs.mkdir(exist_ok=True)
+            probe = self.root / f".writable.{os.getpid()}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise self._not_writable(error) from None
+
+    def _not_writable(self, error: OSError) -> UserError:
+        remedy = "Choose another with --run-dir"
+        if in_container():
+            remedy += ', or mount a folder of yours: docker run -v DIR:/runs --user "$(id -u):$(id -g)"'
+        return UserError("run-dir", str(self.root), f"cannot be written ({error.strerror})", f"{remedy}.")
+
+    def status(self) -> dict[str, Any]:
+        """The last status written; empty before the first."""
+        return read_json(self.status_file)
+
+    def write_status(self, **fields: Any) -> None:
+        """Merge fields into the status."""
+        status = {**self.status(), **fields, "updated": time.time()}
+        write_json(self.status_file, status, indent=1)
+
+    def rank_log(self, rank: int) -> Path:
+        """Log of one training process."""
+        return self.logs / f"rank-{rank}.log"
+
+    def node_error_file(self, node: str) -> Path:
+        """Error report of a node that failed before, or without, one of its ranks."""
+        return self.logs / f"node-{node}.error.json"
+
+    def error_file(self, rank: int) -> Path:
+        """Error report of one training process."""
+        return self.logs / f"rank-{rank}.error.json"
+
+    def errors(self, launch: str) -> list[dict[str, Any]]:
+        """What the ranks of one launch reported before they ended, the first first."""
+        found = [read_json(path) for path in self.logs.glob("rank-*.error.json")]
+        ours = (e for e in found if e.get("launch") == launch)
+        return sorted(ours, key=lambda e: e.get("time", 0.0))
+
+    def owner(self) -> dict[str, Any]:
+        return read_json(self.owner_file)

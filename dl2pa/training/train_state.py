@@ -1,0 +1,283 @@
+"""One optimization step, and everything that has to be the same for it on every rank and after every restart."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from torch.profiler import record_function
+
+from dl2pa.assignment import Matching
+from dl2pa.backbones import likes_channels_last
+from dl2pa.config import Config
+from dl2pa.methods import Targets
+from dl2pa.model.model import Model, embedder_buffers
+from dl2pa.training.distributed import World
+from dl2pa.training.ema import ModelEma
+from dl2pa.training.meter import TrainMeter
+from dl2pa.training.optim import apply_settings, build_optimizer, learning_rate
+from pipelines.batch import Batch
+from pipelines.mixing import apply_mix, draw_mix
+from pipelines.rng import Stream, random_bits
+
+PARTS = tuple(
+    f"dl2pa.{part}"
+    for part in (
+        "data",
+        "to_device",
+        "mix",
+        "forward",
+        "loss",
+        "backward",
+        "optimizer",
+        "statistic",
+        "average",
+    )
+)
+"""Ranges of a step in a profile; `data` is the loop's, `to_device` the pipeline's, `loss` lies within `forward`."""
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class TrainState:
+    """Model, optimizer, scaler and moving average, moved one step at a time.
+
+    Args:
+        trainee: the model on the host; it moves to the world's device.
+        steps_per_epoch: of the training pipeline.
+    """
+
+    def __init__(self, config: Config, model: Model, world: World, steps_per_epoch: int) -> None:
+        self._config = config
+        self._world = world
+        self._steps_per_epoch = steps_per_epoch
+        layout = config.train.channels_last
+        if layout is None:
+            layout = likes_channels_last(config.model.backbone)
+        self._format = torch.channels_last if layout else torch.contiguous_format
+        self.model = model.to(world.device)
+        self.model.embedder.to(memory_format=self._format)
+        if config.train.sync_bn and world.size > 1:
+            self.model.embedder = nn.SyncBatchNorm.convert_sync_batchnorm(self.model.embedder)  # pyright: ignore
+        gpu = world.device.type == "cuda"
+        self.optimizer = build_optimizer(self.model, config.optim, fused=gpu)
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.train.precision == "fp16")
+        self.average = ModelEma(self.model, config.train.ema) if config.train.ema else None
+        self.meter = TrainMeter(world)
+        self._stochastic = any(_draws_random_numbers(m) for m in self.model.modules())
+        self._wrapped: nn.Module = self.model
+
+    @property
+    def evaluated(self) -> Model:
+        """The model that validation and export see: the moving average where there is one."""
+        return self.average.module if self.average is not None else self.model
+
+    def wrap(self) -> None:
+        """Compile and hand to DDP; called once the state to start from is in place.
+
+        DDP lays its buckets out anew after the first backward pass, and the order of a sum over ranks follows
+        the layout: a discarded backward pass settles it before the first real step, in every attempt alike.
+        """
+        if self._config.train.compile:
+            self.model.compile(mode=compile_mode(self._config.train.compile))
+        if self._world.size > 1:
+            names = [f"method.{name}" for name in self.model.method.unsynced_buffers()]
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.model, names)  # pyright: ignore[reportPrivateUsage]
+            with warnings.catch_warnings():
+                # From torch 2.15 on the option has another name; up to 2.14 only this one exists.
+                warnings.simplefilter("ignore", FutureWarning)
+                self._wrapped = DistributedDataParallel(
+                    self.model,
+                    device_ids=[self._world.device.index] if self._world.device.type == "cuda" else None,
+                    broadcast_buffers=False,
+                    gradient_as_bucket_view=True,
+                )
+            self._settle_buckets()
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Tell the method, and its averaged twin, which epoch begins."""
+        self.model.method.begin_epoch(epoch)
+        if self.average is not None:
+            self.average.module.method.begin_epoch(epoch)
+
+    def rate(self, global_step: int) -> float:
+        """Learning rate of a step."""
+        optim, epochs = self._config.optim, self._config.train.epochs
+        return learning_rate(optim, global_step, self._steps_per_epoch, epochs)
+
+    def step(self, batch: Batch, global_step: int, want_norm: bool = False) -> Tensor | None:
+        """Learn from one batch; no host sync. Returns the gradient norm (a scalar tensor) where wanted."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate(global_step)
+        if self._stochastic:
+            torch.manual_seed(self._step_seed(global_step))
+        with record_function("dl2pa.mix"):
+            images, targets = self._mix(batch, global_step)
+        with record_function("dl2pa.forward"), self._autocast():
+            loss, features = self._wrapped(images, *targets)
+        with record_function("dl2pa.backward"):
+            self.scaler.scale(loss).backward()
+        with record_function("dl2pa.optimizer"):
+            norm = self._clip(want_norm)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.optimizer.zero_grad(set_to_none=True)
+        with record_function("dl2pa.statistic"):
+            self.model.method.observe(features.detach(), targets)
+        if self.average is not None:
+            with record_function("dl2pa.average"):
+                self.average.update(self.model)
+        self.meter.add(loss.detach(), global_step)
+        return norm
+
+    def score(self, images: Tensor) -> Tensor:
+        """Logits of the evaluated model; the caller sets evaluation mode."""
+        with self._autocast():
+            return self.evaluated.score(images.contiguous(memory_format=self._format))
+
+    def rematch(self) -> Matching | None:
+        """Assign labels to prototypes anew; a collective."""
+        result = self.model.method.rematch()
+        if self.average is not None:
+            self.average.copy_buffers(self.model)
+        return result
+
+    def sync_buffers(self) -> None:
+        """Give every rank rank 0's BatchNorm statistics; a collective, before validation and saving."""
+        if self._world.size > 1:
+            for buffer in embedder_buffers(self.model):
+                dist.broadcast(buffer, src=0)
+        if self.average is not None:
+            self.average.copy_buffers(self.model)
+
+    def check_finite(self, step: int, last_good: str) -> None:
+        """Fail if the loss or the weights are not finite: nothing of that may be saved or validated; a collective.
+
+        Raises:
+            TrainingFailure: naming the step, the rank and the last good checkpoint.
+        """
+        norm = nn.utils.get_total_norm([p.detach() for p in self.model.parameters()])
+        self.meter.add_bad(~torch.isfinite(norm), step)
+        self.meter.check(last_good)
+
+    def state(self) -> dict[str, Any]:
+        """Everything a later step depends on, independent of the world size; a collective."""
+        self.sync_buffers()
+        self.model.method.gather_state()
+        self.meter.gather()
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "average": self.average.state_dict() if self.average is not None else None,
+            "meter": self.meter.state(),
+        }
+        if not self._world.is_main:
+            state = {}
+        # On the host rank 0's copy is taken by the store before training goes on.
+        return state
+
+    def release_gathered(self) -> None:
+        """After the state was copied: parts gathered on every rank stay with rank 0 alone."""
+        self.model.method.keep_on_rank_zero()
+        self.meter.keep_on_rank_zero()
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Restore what ``state`` returned; hyperparameters stay the configuration's."""
+        self.model.load_state_dict(state["model"])
+        fused = [group.get("fused") for group in self.optimizer.param_groups]
+        self.optimizer.load_state_dict(state["optimizer"])
+        for group, value in zip(self.optimizer.param_groups, fused, strict=True):
+            group["fused"] = value  # what this device can do, not the one the checkpoint comes from
+        apply_settings(self.optimizer, self._config.optim)
+        if state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+        self.model.method.refresh()
+        if self.average is not None:
+            self.average.load(state["average"], self.model)
+        self.meter.load(state["meter"])
+        self.release_gathered()
+
+    def _mix(self, batch: Batch, global_step: int) -> tuple[Tensor, Targets]:
+        train = self._config.train
+        images = batch.images.contiguous(memory_format=self._format)
+        local = len(batch.targets)
+        start = self._world.rank * local
+        draw = draw_mix(
+            train.seed,
+            global_step,
+            _positions(start, local),
+            train.batch_size // self._config.virtual_shards,
+            train.mixup,
+            train.cutmix,
+            images.shape[2],
+            images.shape[3],
+        )
+        if draw is None:
+            return images, Targets(batch.targets)
+        mixed = apply_mix(images, batch.targets, draw)
+        return mixed.images, Targets(mixed.targets_a, mixed.targets_b, mixed.lam)
+
+    def _clip(self, want_norm: bool) -> Tensor | None:
+        limit = self._config.optim.clip_norm
+        if not (limit or want_norm):
+            return None
+        self.scaler.unscale_(self.optimizer)
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        if limit:
+            nn.utils.clip_grads_with_norm_(self.model.parameters(), limit, norm)
+        return norm
+
+    def _autocast(self) -> torch.autocast:
+        return autocast(self._config.train.precision, self._world.device)
+
+    def _step_seed(self, global_step: int) -> int:
+        key = random_bits(self._config.train.seed, Stream.STEP_SEED, global_step, self._world.rank)
+        return int(key) >> 1
+
+    def _settle_buckets(self) -> None:
+        saved = [
+            (b, b.clone()) for b in self.model.embedder.buffers()
+        ]  # a method changes its own in `observe`
+        local = self._config.train.batch_size // self._world.size
+        side = self._config.data.image_size
+        torch.manual_seed(self._config.train.seed)
+        images = torch.randn(local, 3, side, side, device=self._world.device)
+        labels = torch.arange(local, device=self._world.device) % self.model.method.num_classes
+        mixes = self._config.train.mixup or self._config.train.cutmix
+        second = (labels, torch.full((local,), 0.5, device=self._world.device)) if mixes else (None, None)
+        self._wrapped.train()
+        with self._autocast():
+            loss, _ = self._wrapped(images.contiguous(memory_format=self._format), labels, *second)
+        loss.backward()
+        self.optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for buffer, value in saved:
+                buffer.copy_(value)
+
+
+def compile_mode(choice: bool | str) -> str | None:
+    """`train.compile` in torch.compile's words: `graphs` replays the kernels of a pass as one CUDA graph."""
+    return "reduce-overhead" if choice == "graphs" else None
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """Mixed precision as `train.precision` names it; fp32 leaves it off."""
+    dtype = _DTYPES.get(precision)
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+
+
+def _positions(start: int, count: int) -> Any:
+    import numpy as np
+
+    return start + np.arange(count, dtype=np.int64)
+
+
+def _draws_random_numbers(module: nn.Module) -> bool:
+    dropout = isinstance(module, nn.Dropout) and module.p > 0
+    return dropout or type(module).__name__ == "StochasticDepth"

@@ -1,0 +1,199 @@
+"""What happens to an image between its file and the batch, and the draws that decide it.
+
+A recipe is turned into a ``Plan`` on the host: numbers alone, a function of (seed, epoch, sample, image size).
+Every loader carries out the same plan, so two loaders differ by their decoder and their resampling only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipelines.batch import host_to_device
+from pipelines.erasing import apply_erasing, draw_erasing
+from pipelines.rng import Stream, randint, uniform
+from pipelines.trivial_augment import apply_trivial, draw_trivial
+
+_TRIES = 10
+_CACHED = 2**18
+"""Numbers normalized at a time on the CPU."""
+
+
+@dataclass(frozen=True)
+class Transforms:
+    """Augmentation and normalization of one split."""
+
+    image_size: int
+    train: bool
+    crop: str = "random_resized"
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    eval_resize: int = 256
+    pad: int = 4
+    flip: float = 0.5
+    trivial_augment: bool = False
+    erasing: float = 0.0
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    @property
+    def works_on_pixels(self) -> bool:
+        """Whether a step between cropping and normalization needs the image in its 256 levels."""
+        return self.train and self.trivial_augment
+
+    def scaled_statistics(self) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation of the channels, in gray levels."""
+        return [255 * m for m in self.mean], [255 * s for s in self.std]
+
+
+@dataclass(frozen=True)
+class CropParams:
+    """Geometry of B encoded images, in pixels.
+
+    Attributes:
+        window: int64 [B, 4], (top, left, height, width) decoded from the source image.
+        resized: int64 [B, 2], (height, width) the window is resampled to.
+        offset: int64 [B, 2], (top, left) of the final square crop in the resampled window.
+        flip: bool [B], mirrored horizontally.
+    """
+
+    window: NDArray[np.int64]
+    resized: NDArray[np.int64]
+    offset: NDArray[np.int64]
+    flip: NDArray[np.bool_]
+
+
+def draw_crop_params(
+    transforms: Transforms, seed: int, epoch: int, samples: NDArray[np.int64], sizes: NDArray[np.int64]
+) -> CropParams:
+    """Plan for samples [B] whose images measure `sizes` [B, 2] = (height, width)."""
+    count = len(samples)
+    if not transforms.train:
+        return _eval_crop_params(transforms, sizes)
+    if transforms.crop == "random_resized":
+        window = random_resized_windows(transforms, seed, epoch, samples, sizes)
+    else:
+        window = np.concatenate([np.zeros((count, 2), np.int64), sizes], axis=1)
+    square = np.full((count, 2), transforms.image_size, dtype=np.int64)
+    return CropParams(
+        window, square, np.zeros((count, 2), np.int64), draw_flips(transforms, seed, epoch, samples)
+    )
+
+
+def draw_flips(
+    transforms: Transforms, seed: int, epoch: int, samples: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Whether each sample is mirrored, bool [B]."""
+    return uniform(seed, Stream.FLIP, epoch, samples) < transforms.flip
+
+
+def random_resized_windows(
+    transforms: Transforms, seed: int, epoch: int, samples: NDArray[np.int64], sizes: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Windows [B, 4] of a random resized crop: torchvision's rule, ten tries, then the central fallback."""
+    tries = np.arange(_TRIES)[:, None]
+    height, width = sizes[:, 0].astype(np.float64), sizes[:, 1].astype(np.float64)
+    shares, ratios = uniform(
+        seed, Stream.CROP, epoch, samples[None, None, :], tries, np.arange(2)[:, None, None]
+    )
+    low, high = transforms.crop_scale
+    area = height * width * (low + (high - low) * shares)
+    log_low, log_high = np.log(transforms.crop_ratio[0]), np.log(transforms.crop_ratio[1])
+    ratio = np.exp(log_low + (log_high - log_low) * ratios)
+    w = np.rint(np.sqrt(area * ratio)).astype(np.int64)
+    h = np.rint(np.sqrt(area / ratio)).astype(np.int64)
+    fits = (w > 0) & (w <= sizes[:, 1]) & (h > 0) & (h <= sizes[:, 0])
+    chosen = np.argmax(fits, axis=0)
+    column = np.arange(len(samples))
+    w, h = w[chosen, column], h[chosen, column]
+    top = randint(sizes[:, 0] - h + 1, seed, Stream.CROP, epoch, samples, chosen, 2)
+    left = randint(sizes[:, 1] - w + 1, seed, Stream.CROP, epoch, samples, chosen, 3)
+    window = np.stack([top, left, h, w], axis=1)
+    return np.where(fits.any(axis=0)[:, None], window, _fallback_windows(transforms, sizes))
+
+
+def _fallback_windows(transforms: Transforms, sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    height, width = sizes[:, 0], sizes[:, 1]
+    low, high = transforms.crop_ratio
+    in_ratio = width / height
+    w = np.where(in_ratio > high, np.rint(height * high), width).astype(np.int64)
+    h = np.where(in_ratio < low, np.rint(width / low), height).astype(np.int64)
+    return np.stack([(height - h) // 2, (width - w) // 2, h, w], axis=1)
+
+
+def _eval_crop_params(transforms: Transforms, sizes: NDArray[np.int64]) -> CropParams:
+    """Shorter side to `eval_resize`, center crop: rounding as torchvision's Resize and CenterCrop."""
+    short = sizes.min(axis=1)
+    target = max(transforms.eval_resize, transforms.image_size)
+    resized = np.where(sizes == short[:, None], target, (target * sizes) // short[:, None])
+    offset = np.rint((resized - transforms.image_size) / 2.0).astype(np.int64)
+    window = np.concatenate([np.zeros_like(sizes), sizes], axis=1)
+    return CropParams(window, resized, offset, np.zeros(len(sizes), dtype=bool))
+
+
+def finish(
+    transforms: Transforms, images_bhwc: Tensor, seed: int, epoch: int, samples: NDArray[np.int64]
+) -> Tensor:
+    """Augment and normalize decoded images on their device.
+
+    Args:
+        images_bhwc: uint8 [B, H, W, 3], already cropped and mirrored; or float32, then normalized as well.
+        samples: int64 [B], the key of the remaining draws.
+
+    Returns:
+        float32 [B, 3, H, W], channels_last.
+    """
+    if transforms.works_on_pixels:
+        trivial = apply_trivial(images_bhwc.permute(0, 3, 1, 2), draw_trivial(seed, epoch, samples))
+        images_bhwc = trivial.permute(0, 2, 3, 1)
+    if images_bhwc.dtype == torch.uint8:
+        images_bhwc = _normalize(images_bhwc, transforms)
+    normalized = images_bhwc.permute(0, 3, 1, 2)
+    if transforms.train and transforms.erasing > 0:
+        boxes = draw_erasing(
+            seed, epoch, samples, transforms.image_size, transforms.image_size, transforms.erasing
+        )
+        normalized = apply_erasing(normalized, boxes)
+    return normalized.contiguous(memory_format=torch.channels_last)
+
+
+def _normalize(images_bhwc: Tensor, transforms: Transforms) -> Tensor:
+    """(images - 255 mean) / (255 std), float32 [B, H, W, 3] of its own memory."""
+    width, device = images_bhwc.shape[2], images_bhwc.device
+    mean, scale = _row_constants(transforms.mean, transforms.std, width, device)
+    if device.type != "cpu":
+        numbers = images_bhwc.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+        numbers.flatten(2).sub_(mean).mul_(scale)
+        return numbers
+    # NumPy, in this thread, about 1 MiB at a time: the cores are the decoder's.
+    numbers = torch.empty(images_bhwc.shape, dtype=torch.float32)
+    pixels, rows = images_bhwc.contiguous().flatten(2).numpy(), numbers.flatten(2).numpy()
+    off, times = mean.numpy(), scale.numpy()
+    images_each = max(1, _CACHED // max(1, rows[:1].size))
+    for first in range(0, len(rows), images_each):
+        part = rows[first : first + images_each]
+        np.subtract(pixels[first : first + images_each], off, out=part, dtype=np.float32)
+        np.multiply(part, times, out=part)
+    return numbers
+
+
+_constants: dict[tuple[tuple[float, ...], tuple[float, ...], int, torch.device], tuple[Tensor, Tensor]] = {}
+
+
+def _row_constants(
+    mean: tuple[float, ...], std: tuple[float, ...], width: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """What to take off and to multiply by, each [width * 3], made once a device so that no step copies them again."""
+    key = (mean, std, width, device)
+    if key not in _constants:
+        off = 255 * torch.tensor(mean, dtype=torch.float32)
+        scale = torch.tensor(tuple(1 / (255 * s) for s in std), dtype=torch.float32)
+        _constants[key] = (
+            host_to_device(off.repeat(width), device),
+            host_to_device(scale.repeat(width), device),
+        )
+    return _constants[key]

@@ -1,0 +1,84 @@
+"""A model file predicts what the trained method predicts, whatever the method."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dl2pa.config import Config, parse_config
+from dl2pa.errors import UserError
+from dl2pa.model.inference import load_classifier
+from dl2pa.model.model import build_model
+from dl2pa.specs import METHODS
+from dl2pa.training.saved import save_classifier
+
+CLASSES = tuple("abcde")
+IMAGES = torch.randn(9, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def config(name: str, tmp_path: Path, **method: Any) -> Config:
+    if name == "word2vec":
+        np.save(tmp_path / "vectors.npy", np.random.default_rng(0).standard_normal((5, 9)))
+        method["class_vectors"] = str(tmp_path / "vectors.npy")
+    return parse_config(
+        {
+            "data": {"dataset": "synthetic", "num_classes": 5, "image_size": 8},
+            "model": {"backbone": "resnet8", "embedding_dim": 4, "widths": [4, 4, 4]},
+            "method": {"name": name, **method},
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        *((name, {}) for name in METHODS),
+        ("psc", {"normalize": False}),
+        ("ebv", {"learn_scale": True, "margin": 0.2}),
+        ("goto", {"sub_prototypes": 1}),
+    ],
+)
+def test_a_saved_model_predicts_as_the_method_does(name: str, method: dict[str, Any], tmp_path: Path) -> None:
+    settings = config(name, tmp_path, **method)
+    model = build_model(settings, 5).eval()
+    with torch.no_grad():
+        for parameter in model.method.parameters():
+            parameter += 0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2))
+    save_classifier(tmp_path / "model.safetensors", model, settings, CLASSES)
+    classifier = load_classifier(tmp_path).to(torch.device("cpu"))
+    expected = model.score(IMAGES)
+    assert torch.equal(classifier.score(IMAGES), expected)
+    assert np.ptp(expected.numpy(), axis=1).min() > 1e-4
+    assert classifier.classes == list(CLASSES)
+
+
+@pytest.mark.parametrize("linear", [False, True])
+def test_a_file_of_the_first_kind_still_loads(linear: bool, tmp_path: Path) -> None:
+    """Those named no normalization: a scale of null meant the linear classifier."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    settings = config("psc", tmp_path, normalize=not linear, scale=7.0)
+    model = build_model(settings, 5).eval()
+    file = tmp_path / "model.safetensors"
+    save_classifier(file, model, settings, CLASSES)
+    with safe_open(file, framework="pt") as stored:
+        description = json.loads(stored.metadata()["dl2pa"])
+        tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
+    for key in ("normalize", "vectors_per_class"):
+        del description[key]
+    description["scale"] = None if linear else 7.0
+    save_file(tensors, file, metadata={"dl2pa": json.dumps(description)})
+    assert torch.equal(load_classifier(file).score(IMAGES), model.score(IMAGES))
+
+
+def test_a_file_with_too_few_vectors_is_refused(tmp_path: Path) -> None:
+    settings = config("dnc", tmp_path)
+    save_classifier(tmp_path / "model.safetensors", build_model(settings, 5), settings, (*CLASSES, "f"))
+    with pytest.raises(UserError, match="more or fewer classes"):
+        load_classifier(tmp_path)

@@ -1,0 +1,78 @@
+"""An ONNX file is written only where it gives the original's answers."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dl2pa.cli import main
+from dl2pa.config import parse_config
+from dl2pa.errors import UserError
+from dl2pa.model import onnx_export
+from dl2pa.model.inference import Classifier, load_classifier
+from dl2pa.model.model import build_model
+from dl2pa.training.saved import save_classifier
+
+IMAGES = torch.randn(7, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def classifier(folder: Path, method: str, seed: int) -> Classifier:
+    config = parse_config(
+        {
+            "data": {"dataset": "synthetic", "num_classes": 5, "image_size": 8},
+            "model": {"backbone": "resnet8", "embedding_dim": 4, "widths": [4, 4, 4]},
+            "method": {"name": method},
+            "train": {"seed": seed},
+        }
+    )
+    file = folder / f"{method}-{seed}.safetensors"
+    save_classifier(file, build_model(config, 5), config, tuple("abcde"))
+    return load_classifier(file)
+
+
+@pytest.mark.parametrize("method", ["dl2pa", "goto", "dnc"])
+def test_every_kind_of_readout_is_exported(method: str, tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    file = tmp_path / "model.onnx"
+    check = onnx_export.export_onnx(file, classifier(tmp_path, method, 0), IMAGES)
+    assert (check.images, check.top1_equal) == (7, 100.0)
+    assert check.relative_difference < 1e-4
+    model = onnx.load(file)
+    assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+    assert {p.key: p.value for p in model.metadata_props}["classes"] == json.dumps(list("abcde"))
+    assert str(Path(onnx_export.__file__).parent).encode() not in file.read_bytes(), "no path of this machine"
+
+
+def test_a_file_that_differs_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exporter that gets the weights wrong."""
+    pytest.importorskip("onnx")
+    convert, other = onnx_export._convert, classifier(tmp_path, "dl2pa", 1)
+    monkeypatch.setattr(onnx_export, "_convert", lambda _, side: convert(other, side))
+    file = tmp_path / "model.onnx"
+    file.write_text("an earlier export")
+    with pytest.raises(UserError, match="differ by"):
+        onnx_export.export_onnx(file, classifier(tmp_path, "dl2pa", 0), IMAGES)
+    assert file.read_text() == "an earlier export"
+    assert not list(tmp_path.glob(".*.aside"))
+
+
+def test_a_missing_package_is_named_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = importlib.util.find_spec
+
+    def without(name: str, *rest: Any) -> Any:
+        return None if name == "onnxruntime" else found(name, *rest)
+
+    (tmp_path / "config.yaml").write_text("data: {dataset: synthetic, num_classes: 5}\n")
+    monkeypatch.setattr(importlib.util, "find_spec", without)
+    assert main(["export", str(tmp_path), "--onnx", "--json"]) == 2
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert (error["field"], error["value"]) == ("--onnx", "onnxruntime")
+    assert "[onnx]" in error["remedy"]
+    assert not (tmp_path / "export").exists()

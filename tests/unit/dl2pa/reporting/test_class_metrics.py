@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from dl2pa.reporting.class_metrics import class_rows, confuse, neighbors_together, reliability, worst_pairs
+from dl2pa.reporting.samples import choose
+
+NAMES = ("ant", "bee", "cow", "<dog>")
+RNG = np.random.default_rng(3)
+TARGETS = RNG.integers(0, 3, 200)
+PREDICTED = np.where(RNG.random(200) < 0.6, TARGETS, RNG.integers(0, 4, 200))
+CONFIDENCE = RNG.random(200)
+CONFIDENCE[:2] = (0.0, 1.0)
+IN_TOP5 = (TARGETS == PREDICTED) | (RNG.random(200) < 0.5)
+
+
+def matrix() -> np.ndarray:
+    counted = np.zeros((4, 4), dtype=int)
+    for true, predicted in zip(TARGETS, PREDICTED, strict=True):
+        counted[true, predicted] += 1
+    return counted
+
+
+def test_the_confusion_matrix_is_the_one_counted_image_by_image() -> None:
+    found = confuse(TARGETS, PREDICTED, 4)
+    dense = np.zeros((4, 4), dtype=int)
+    dense[found.true, found.predicted] = found.count
+    assert dense.tolist() == matrix().tolist()
+    assert found.totals.tolist() == matrix().sum(1).tolist()
+    assert found.share() == pytest.approx(found.count / matrix().sum(1)[found.true])
+
+
+def test_the_worst_pairs_come_first() -> None:
+    counted = matrix()
+    cells = [(t, p) for t, p in itertools.product(range(4), range(4)) if t != p and counted[t, p]]
+    expected = sorted(cells, key=lambda c: (-counted[c], -counted[c] / counted[c[0]].sum(), c[0], c[1]))
+    found = worst_pairs(confuse(TARGETS, PREDICTED, 4), 5)
+    assert [(p.true, p.predicted) for p in found] == expected[:5]
+    assert [p.back for p in found] == [counted[p, t] for t, p in expected[:5]]
+
+
+def test_a_class_has_its_own_rates_and_one_without_images_has_none() -> None:
+    rows = class_rows(TARGETS, PREDICTED, CONFIDENCE, IN_TOP5, NAMES, trained=[5, 6, 7, 8])
+    counted = matrix()
+    for c, row in enumerate(rows[:3]):
+        own = c == TARGETS
+        assert row.images == own.sum()
+        assert row.top1 == pytest.approx(100 * counted[c, c] / own.sum())
+        assert row.top5 == pytest.approx(100 * IN_TOP5[own].mean())
+        assert row.precision == pytest.approx(100 * counted[c, c] / counted[:, c].sum())
+        assert row.confidence == pytest.approx(100 * CONFIDENCE[own].mean())
+        others = [0 if p == c else counted[c, p] for p in range(4)]
+        assert row.taken_for_count == max(others)
+        assert counted[c, NAMES.index(str(row.taken_for))] == max(others)
+    assert (rows[3].images, rows[3].top1, rows[3].taken_for, rows[3].trained) == (0, None, None, 8)
+    assert rows[3].precision == 0.0
+
+
+def test_calibration_bin_by_bin() -> None:
+    hits = TARGETS == PREDICTED
+    bins, error = reliability(hits, CONFIDENCE, 15)
+    total = 0.0
+    for found, (low, high) in zip(bins, itertools.pairwise(np.linspace(0, 1, 16)), strict=True):
+        inside = (low <= CONFIDENCE) & ((high > CONFIDENCE) | (high == 1))
+        assert found.count == inside.sum()
+        if inside.any():
+            assert found.accuracy == pytest.approx(hits[inside].mean())
+            assert found.confidence == pytest.approx(CONFIDENCE[inside].mean())
+            total += inside.mean() * abs(hits[inside].mean() - CONFIDENCE[inside].mean())
+    assert error == pytest.approx(100 * total)
+
+
+def test_classes_confused_lie_side_by_side() -> None:
+    targets = np.repeat(np.arange(6), 10)
+    predicted = targets.copy()
+    predicted[targets == 0] = 4
+    predicted[targets == 1][:5] = 1
+    predicted[np.flatnonzero(targets == 5)[:5]] = 2
+    order = neighbors_together(confuse(targets, predicted, 6)).tolist()
+    assert sorted(order) == list(range(6))
+    assert abs(order.index(0) - order.index(4)) == 1
+    assert abs(order.index(2) - order.index(5)) == 1
+
+
+def test_samples_are_the_most_confident_and_not_all_of_one_kind() -> None:
+    chosen = choose(TARGETS, PREDICTED, CONFIDENCE)
+    wrong = [i for i in np.argsort(-CONFIDENCE, kind="stable") if TARGETS[i] != PREDICTED[i]]
+    assert chosen.mistakes[0] == wrong[0]
+    assert len(set(chosen.mistakes)) == len(chosen.mistakes) == min(24, len(wrong))
+    assert all(TARGETS[i] == PREDICTED[i] for i in chosen.hits)
+    assert {int(TARGETS[i]) for i in chosen.hits[:3]} == {0, 1, 2}, "one of each class first"
+    counted = matrix()
+    rates = [counted[c, c] / counted[c].sum() for c in range(3)]
+    assert list(chosen.by_class) == sorted(range(3), key=lambda c: rates[c]), "the lowest accuracy first"
+    for c, samples in chosen.by_class.items():
+        assert {int(TARGETS[i]) for i in samples} == {c}
+        assert samples[0] == next(i for i in wrong if TARGETS[i] == c)

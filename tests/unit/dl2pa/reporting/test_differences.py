@@ -1,0 +1,112 @@
+"""Two runs side by side: what is said to differ, and when seeds explain it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dl2pa.errors import UserError
+from dl2pa.reporting.differences import compose_differences, differences, record_differences
+from dl2pa.reporting.document import to_markdown
+
+MakeRun = Callable[..., Path]
+
+
+def test_what_differs_is_named_with_both_values(make_run: MakeRun) -> None:
+    a = make_run({"data.root": "/here"})
+    b = make_run(
+        {"optim.lr": 0.2, "method.name": "hpn", "train.seed": 3, "launch.nproc": 2, "data.root": "/there"}
+    )
+    environment = {"device": "cpu", "git_commit": "fedcba", "git_dirty": True, "torch": "9.9"}
+    (b / "environment.json").write_text(json.dumps({"attempts": [{}, environment]}))
+    told = record_differences(differences(a, b))
+    assert told["config"] == {
+        "method.name": ["dl2pa", "hpn"],
+        "method.assignment": ["dynamic", "static"],
+        "optim.lr": [0.1, 0.2],
+        "train.seed": [0, 3],
+    }
+    assert told["code"] == {
+        "git_commit": ["0123456789abcdef", "fedcba"],
+        "git_dirty": [False, True],
+        "torch": [None, "9.9"],
+    }
+    assert told["data"] == {"data.root": ["/here", "/there"]}
+    assert told["neutral"] == {"launch.nproc": [1, 2]}
+    assert (told["same_recipe"], told["machine"]) == (False, {})
+
+
+@pytest.mark.parametrize(
+    ("seeds_of_a", "seeds_of_b", "verdict"),
+    [
+        ([50.0], [60.0], "one seed each cannot tell"),
+        ([50.0, 50.2, 49.9], [60.0], "more than the noise of seeds"),
+        ([50.0, 58.0, 42.0], [60.0, 55.0], "within the noise of seeds"),
+        ([50.0, 50.2, 49.8], [60.0, 60.4, 59.9], "more than the noise of seeds"),
+        ([50.0], [50.0], "equal"),
+    ],
+)
+def test_a_difference_is_judged_by_the_spread_over_seeds(
+    make_run: MakeRun, seeds_of_a: list[float], seeds_of_b: list[float], verdict: str
+) -> None:
+    a = [make_run({"train.seed": s}, last=v) for s, v in enumerate(seeds_of_a)]
+    b = [make_run({"train.seed": s, "optim.lr": 0.2}, last=v) for s, v in enumerate(seeds_of_b)]
+    found = record_differences(differences(a[0], b[0]))["results"]["top1_last"]
+    assert found["verdict"] == verdict
+    assert found["n"] == [len(a), len(b)]
+    assert found["mean"] == pytest.approx([sum(v) / len(v) for v in (seeds_of_a, seeds_of_b)])
+
+
+def test_pooled_noise_and_students_interval_are_those_of_the_textbook(make_run: MakeRun) -> None:
+    from scipy.stats import ttest_ind
+
+    values = [50.0, 51.0, 49.5], [52.0, 50.5]
+    a = [make_run({"train.seed": s}, last=v) for s, v in enumerate(values[0])]
+    b = [make_run({"train.seed": s, "optim.lr": 0.2}, last=v) for s, v in enumerate(values[1])]
+    found = record_differences(differences(a[0], b[0]))["results"]["top1_last"]
+    textbook = ttest_ind(values[1], values[0]).confidence_interval(0.95)
+    assert found["interval"] == pytest.approx([textbook.low, textbook.high])
+
+
+def test_two_seeds_of_one_recipe_are_set_against_their_recipes_spread(make_run: MakeRun) -> None:
+    runs = [make_run({"train.seed": s}, last=v) for s, v in enumerate([50.0, 50.5, 49.5, 50.2])]
+    told = record_differences(differences(runs[0], runs[1]))
+    assert told["same_recipe"]
+    assert told["config"] == {"train.seed": [0, 1]}
+    assert told["results"]["top1_last"]["verdict"] == "within the noise of seeds"
+    assert told["results"]["top1_last"]["n"] == [4, 4]
+
+
+def test_a_repeat_of_a_seed_adds_no_seed(make_run: MakeRun) -> None:
+    a, b = make_run(last=50.0), make_run(last=51.0)
+    found = record_differences(differences(a, b))["results"]["top1_last"]
+    assert (found["n"], found["noise"], found["verdict"]) == ([1, 1], None, "one seed each cannot tell")
+
+
+def test_seeds_elsewhere_count_where_they_are_named(
+    make_run: MakeRun, make_runs_in: Callable[..., MakeRun]
+) -> None:
+    a, b = make_run(last=50.0), make_run({"optim.lr": 0.2}, last=60.0)
+    elsewhere = make_runs_in(a.parent.parent / "elsewhere")
+    others = [elsewhere({"train.seed": s}, last=50.0 + s / 10) for s in (1, 2)]
+    assert record_differences(differences(a, b))["results"]["top1_last"]["n"] == [1, 1]
+    found = record_differences(differences(a, b, others[0].parent))["results"]["top1_last"]
+    assert (found["n"], found["verdict"]) == ([3, 1], "more than the noise of seeds")
+
+
+def test_an_unfinished_run_is_compared_in_all_but_its_result(make_run: MakeRun) -> None:
+    a, b = make_run(), make_run({"optim.lr": 0.2}, state="stopped")
+    found = differences(a, b)
+    assert "stopped" in str(found.unknown)
+    text = to_markdown(compose_differences(found))
+    assert "`optim.lr` | 0.1 | 0.2" in text
+    assert "Nothing to compare" in text
+
+
+def test_a_run_is_not_compared_with_itself(make_run: MakeRun) -> None:
+    run = make_run()
+    with pytest.raises(UserError, match="the same run"):
+        differences(run, run)

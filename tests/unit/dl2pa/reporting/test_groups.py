@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dl2pa.reporting.groups import Group, Summary, group_runs
+from dl2pa.reporting.runs import Run, read_run
+
+MakeRun = Callable[..., Path]
+
+
+def groups_of(*paths: Path) -> list[Group]:
+    runs = [read_run(path) for path in paths]
+    assert all(isinstance(run, Run) for run in runs), runs
+    return group_runs(run for run in runs if isinstance(run, Run))
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 9])
+def test_mean_and_sample_deviation_are_numpys(n: int) -> None:
+    values = [random.Random(n * 100 + i).uniform(0, 100) for i in range(n)]
+    summary = Summary.of(values)
+    assert summary.mean == pytest.approx(np.mean(values), rel=1e-12)
+    assert summary.std == pytest.approx(np.std(values, ddof=1), rel=1e-12)
+    assert summary.n == n
+    assert str(summary) == f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f}"
+
+
+def test_one_value_has_no_deviation() -> None:
+    assert Summary.of([57.214]) == Summary(57.214, None, 1)
+    assert str(Summary.of([57.214])) == "57.21"
+
+
+def test_seeds_of_a_recipe_are_one_group_over_last_and_best(make_run: MakeRun) -> None:
+    last, best = [50.0, 51.5, 49.0], [52.0, 51.5, 50.5]
+    paths = [
+        make_run(
+            {"train.seed": s, "tracking.run_name": f"r{s}"}, last=last[s], best=best[s], top1_tail=s + 1.0
+        )
+        for s in range(3)
+    ]
+    (group,) = groups_of(*reversed(paths))
+    assert [run.seed for run in group.runs] == [0, 1, 2]
+    assert (group.n, group.method, group.dim, group.steps, group.epochs) == (3, "dl2pa", 6, 2000, 20)
+    assert group.last.mean == pytest.approx(np.mean(last))
+    assert group.last.std == pytest.approx(np.std(last, ddof=1))
+    assert group.best.mean == pytest.approx(np.mean(best))
+    assert group.best.std == pytest.approx(np.std(best, ddof=1))
+    assert group.by_frequency == {"tail": Summary.of([1.0, 2.0, 3.0])}
+    assert group.ece == Summary(3.0, 0.0, 3)
+
+
+def test_another_recipe_dimension_or_method_is_another_group(make_run: MakeRun) -> None:
+    changes: list[dict[str, Any]] = [
+        {},
+        {"optim.lr": 0.2},
+        {"model.embedding_dim": 5},
+        {"method.name": "hpn"},
+    ]
+    groups = groups_of(*(make_run({**change, "train.seed": s}) for change in changes for s in (0, 1)))
+    assert [group.n for group in groups] == [2, 2, 2, 2]
+    assert [(group.method, group.dim) for group in groups] == [
+        *(("dl2pa", 5), ("dl2pa", 6), ("dl2pa", 6)),
+        ("hpn", 6),
+    ]
+
+
+def test_a_seed_that_ran_twice_counts_once_the_first_that_finished(make_run: MakeRun) -> None:
+    late = make_run({"train.seed": 1}, last=90.0, status={"updated": 300.0})
+    early = make_run({"train.seed": 1}, last=40.0, status={"updated": 200.0})
+    other = make_run({"train.seed": 2}, last=42.0)
+    (group,) = groups_of(late, early, other)
+    assert [run.path for run in group.runs] == [early, other]
+    assert [run.path for run in group.repeats] == [late]
+    assert (group.n, group.last.mean) == (2, 41.0)
+
+
+def test_runs_cut_short_stand_apart_and_a_limit_that_was_not_met_does_not(make_run: MakeRun) -> None:
+    whole = make_run({"train.seed": 0})
+    unmet = make_run({"train.seed": 1, "train.max_steps": 9000})
+    cut = make_run({"train.seed": 2, "train.max_steps": 300})
+    cut_elsewhere = make_run({"train.seed": 3, "train.max_steps": 400})
+    groups = groups_of(whole, unmet, cut, cut_elsewhere)
+    assert [[run.path for run in group.runs] for group in groups] == [[whole, unmet], [cut_elsewhere], [cut]]
+    assert [group.is_cut for group in groups] == [False, True, True]
+
+
+def test_equal_configurations_on_other_data_stand_apart(make_run: MakeRun) -> None:
+    groups = groups_of(
+        make_run({"train.seed": 0}),
+        make_run({"train.seed": 1}, num_validated=100),
+        make_run({"train.seed": 2}, steps_per_epoch=90),
+    )
+    assert [group.n for group in groups] == [1, 1, 1]
+
+
+def test_a_figure_that_a_run_lacks_is_not_averaged_over_the_others(make_run: MakeRun) -> None:
+    (group,) = groups_of(
+        make_run({"train.seed": 0}, top1_head=50.0), make_run({"train.seed": 1}, ece_last=None)
+    )
+    assert group.by_frequency == {}
+    assert group.ece is None

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from dl2pa.config import Config
+from dl2pa.config.identity import describe, identity_of, length_beside
+
+ConfigWith = Callable[..., Config]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"train.seed": 7},
+        {"tracking.experiment": "other", "tracking.tags": {"sweep": "s"}, "launch.nproc": 2},
+        {"checkpoint.every_steps": 5, "data.root": "/elsewhere", "data.threads": 3},
+        {"train.log_every_steps": 1, "train.eval_batch_size": 64, "train.compile": True},
+        {"train.deterministic": False, "train.channels_last": True},
+        {"method.loss": "squared_cosine", "method.assignment": "dynamic", "data.loader": "synthetic"},
+        {"train.virtual_shards": 2},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_what_changes_no_result_is_no_other_recipe(changes: dict[str, Any], config_with: ConfigWith) -> None:
+    assert identity_of(config_with(changes)) == identity_of(config_with())
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("optim.lr", 0.2),
+        ("optim.nesterov", True),
+        ("model.embedding_dim", 5),
+        ("model.widths", [8, 16, 32]),
+        ("method.name", "hpn"),
+        ("method.assignment", "static"),
+        ("method.match.every_steps", 9),
+        ("method.prototype_seed", 1),
+        ("train.batch_size", 16),
+        ("train.precision", "bf16"),
+        ("train.sync_bn", True),
+        ("train.eval_every_epochs", 2),
+        ("train.epochs", 21),
+        ("train.max_steps", 30),
+        ("data.synthetic_samples", [801, 200]),
+        ("data.flip", 0.0),
+    ],
+)
+def test_what_changes_a_result_is_another_recipe(key: str, value: Any, config_with: ConfigWith) -> None:
+    assert identity_of(config_with({key: value})) != identity_of(config_with())
+
+
+@pytest.mark.parametrize(
+    ("changes", "epochs_done", "expected"),
+    [
+        ({}, 20, "full"),
+        ({"train.max_steps": 30}, 0, "short"),
+        ({"train.epochs": 5}, 5, "short"),
+        ({"train.epochs": 5, "optim.milestones": [2, 3]}, 5, "short"),
+        ({"train.epochs": 5, "optim.milestones": [2]}, 5, None),
+        ({"train.epochs": 5, "optim.milestones": [2, 3], "optim.warmup_epochs": 1}, 5, None),
+        ({"train.epochs": 5, "optim.lr": 0.2}, 5, None),
+        ({"train.epochs": 30}, 30, "other"),
+        ({"train.epochs": 30, "train.max_steps": 2000}, 20, "other"),
+        ({"train.epochs": 30, "optim.milestones": [15, 25]}, 30, None),
+        ({"optim.milestones": [9, 15]}, 20, None),
+        ({"optim.lr": 0.2}, 20, None),
+        ({"method.class_vectors": "vectors.npy"}, 20, None),
+    ],
+)
+def test_length_beside_a_cell(
+    changes: dict[str, Any], epochs_done: int, expected: str | None, config_with: ConfigWith
+) -> None:
+    cell, run = identity_of(config_with()), identity_of(config_with(changes))
+    assert length_beside(run, epochs_done, cell, ()) == expected
+
+
+def test_a_shortened_warm_up_is_a_shortened_schedule(config_with: ConfigWith) -> None:
+    cell = identity_of(config_with({"optim.warmup_epochs": 4}))
+    for warmup, expected in ((1, "short"), (0, None)):
+        run = identity_of(config_with({"train.epochs": 5, "optim.warmup_epochs": warmup}))
+        assert length_beside(run, 5, cell, ()) == expected
+
+
+def test_what_a_cell_leaves_to_the_user_may_differ(config_with: ConfigWith) -> None:
+    run = identity_of(config_with({"method.class_vectors": "vectors.npy"}))
+    assert length_beside(run, 20, identity_of(config_with()), ("method.class_vectors",)) == "full"
+
+
+def test_a_recipe_in_a_line(config_with: ConfigWith) -> None:
+    text = describe(identity_of(config_with()))
+    assert text == "squared_cosine, dynamic; sgd 0.1, decay 2e-05, ×0.1 after 10, 15; 20 epochs, batch 8"
+    changes = {
+        "method": {"loss": "cross_entropy", "scale": 14, "label_smoothing": 0.1, "prototypes": "hpn"},
+        "optim": {"schedule": "cosine", "warmup_epochs": 2},
+        "train": {"mixup": 0.2, "precision": "bf16"},
+    }
+    rich = describe(identity_of(config_with(changes)))
+    for words in ("cross_entropy at scale 14, smoothing 0.1", "prototypes hpn", "warm-up 2, cosine"):
+        assert words in rich
+    assert rich.endswith("mixup 0.2, bf16")
+    linear = {"method.name": "psc", "method.normalize": False}
+    assert describe(identity_of(config_with(linear))).startswith("cross_entropy (linear), static")
+    assert describe(identity_of(config_with({"method.name": "dnc"}))).startswith("cross_entropy, static")
+
+
+def test_recipes_side_by_side_are_told_apart(config_with: ConfigWith) -> None:
+    plain = identity_of(config_with())
+    other = identity_of(config_with({"model.widths": [8, 16, 32], "train.sync_bn": True, "optim.lr": 0.2}))
+    assert describe(plain, beside=[plain]) == describe(plain)
+    assert describe(plain, beside=[plain, other]).endswith("model.widths=[16, 32, 64], train.sync_bn=false")
+    assert describe(other, beside=[plain, other]).endswith("model.widths=[8, 16, 32], train.sync_bn=true")

@@ -1,0 +1,251 @@
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dl2pa import ownership
+from dl2pa.errors import UserError
+from dl2pa.osutil import read_json, write_atomically
+from dl2pa.ownership import Ownership, is_owned
+from dl2pa.rundir import RunDirectory
+from dl2pa.training.run import report_error
+
+ROOT = Path(__file__).resolve().parents[4]
+HOLD = """
+import sys
+from pathlib import Path
+from dl2pa.rundir import RunDirectory
+from dl2pa.ownership import Ownership
+run = RunDirectory(Path(sys.argv[1]))
+run.create()
+owner = Ownership(run)
+owner.acquire()
+owner.announce()
+run.write_status(state=sys.argv[2])
+print("held", flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    directory = RunDirectory(tmp_path / "my run; 'quoted'")
+    directory.create()
+    return directory
+
+
+@pytest.fixture
+def holder(run: RunDirectory, request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[str]]:
+    """Another process that owns the run, in the state given."""
+    state = getattr(request, "param", "running")
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(run.root), state],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    if process.stdin is not None:
+        process.stdin.close()
+
+
+def test_a_reader_sees_the_old_text_or_the_new_one(tmp_path: Path) -> None:
+    file = tmp_path / "status.json"
+    write_atomically(file, json.dumps({"n": 0, "fill": "x" * 50_000}))
+    done = threading.Event()
+    seen: list[object] = []
+
+    def read() -> None:
+        while not done.is_set():
+            seen.append(read_json(file).get("n", "torn"))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for n in range(1, 60):
+        write_atomically(file, json.dumps({"n": n, "fill": "x" * 50_000}))
+    done.set()
+    reader.join()
+    assert "torn" not in seen
+    assert read_json(file)["n"] == 59
+    assert [p.name for p in tmp_path.iterdir()] == ["status.json"]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "null", "\x00"])
+def test_a_json_file_that_is_no_object_reads_as_empty(tmp_path: Path, content: str) -> None:
+    (tmp_path / "a.json").write_text(content)
+    assert read_json(tmp_path / "a.json") == {}
+    assert read_json(tmp_path / "gone.json") == {}
+
+
+def test_status_keeps_what_is_not_written_anew(run: RunDirectory) -> None:
+    run.write_status(state="running", attempt=3)
+    run.write_status(state="stopped", step=7)
+    status = run.status()
+    assert (status["state"], status["attempt"], status["step"]) == ("stopped", 3, 7)
+    assert status["updated"] > 0
+
+
+def test_errors_of_ranks_come_in_the_order_of_time(run: RunDirectory) -> None:
+    for rank, time in ((0, 5.0), (2, 1.0), (1, 3.0)):
+        write_atomically(run.error_file(rank), json.dumps({"rank": rank, "time": time, "launch": "a"}))
+    assert [e["rank"] for e in run.errors("a")] == [2, 1, 0]
+    assert run.errors("b") == []
+
+
+def test_a_place_that_is_no_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError) as caught:
+        RunDirectory(tmp_path / "file" / "run").create()
+    assert caught.value.field == "run-dir"
+
+
+def test_a_place_that_cannot_be_written_is_refused() -> None:
+    """Not even root makes folders in /proc."""
+    for refuse in (RunDirectory.check_place, RunDirectory.create):
+        with pytest.raises(UserError) as caught:
+            refuse(RunDirectory(Path("/proc/dl2pa-run")))
+        assert caught.value.field == "run-dir"
+
+
+def test_looking_at_a_place_makes_nothing(tmp_path: Path) -> None:
+    RunDirectory(tmp_path / "runs/run").check_place()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_of_other_files_is_no_run_directory(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    (tmp_path / ".profile").touch()
+    for early in ("logs", "slurm", "checkpoints"):  # what `submit` and a start that was killed leave
+        (tmp_path / early).mkdir()
+    run.check_place()
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(UserError, match=r"run-dir .* holds other files and no run: thesis.tex"):
+        run.check_place()
+    (tmp_path / "owner.lock").touch()  # the first file of a run: another node may be making the rest
+    run.check_place()
+    (tmp_path / "owner.lock").unlink()
+    run.write_status(state="failed")
+    run.check_place()
+
+
+@pytest.mark.parametrize(
+    ("state", "error", "left"),
+    [
+        ("finished", UserError("optim.lr", 1, "changed", "Put it back."), ("finished", None)),
+        (
+            "stopped",
+            UserError("optim.lr", 1, "changed", "Put it back."),
+            ("stopped", "optim.lr = 1: changed"),
+        ),
+        ("finished", OSError("disk"), ("failed", "disk")),
+    ],
+)
+def test_a_refused_attempt_leaves_a_run_as_it_was(
+    state: str, error: Exception, left: tuple[str, str | None], run: RunDirectory
+) -> None:
+    run.write_status(state="running", step=7)
+    report_error(run, 0, error, {"state": state})
+    told = run.status()
+    assert (told["state"], told["step"]) == (left[0], 7)
+    assert told["error"] == left[1] or told["error"].startswith(str(left[1]))
+    assert read_json(run.error_file(0))["message"] == str(error)
+
+
+def test_in_the_image_the_remedy_is_a_mount(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunDirectory(Path("/proc/dl2pa-run"))
+    for variable, mount in ((None, False), ("unknown", True)):
+        monkeypatch.delenv("DL2PA_IMAGE", raising=False)
+        if variable:
+            monkeypatch.setenv("DL2PA_IMAGE", variable)
+        with pytest.raises(UserError) as caught:
+            run.check_place()
+        assert ("-v DIR:/runs" in caught.value.remedy) == mount
+
+
+def test_a_live_owner_is_named_and_kept(run: RunDirectory, holder: subprocess.Popen[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        Ownership(run).acquire()
+    assert caught.value.field == "run-dir"
+    assert str(holder.pid) in caught.value.message
+    assert socket.gethostname() in caught.value.message
+    assert run.owner()["pid"] == holder.pid
+    assert is_owned(run)
+
+
+def test_a_dead_owner_is_succeeded(run: RunDirectory, holder: subprocess.Popen[str]) -> None:
+    holder.kill()
+    holder.wait()
+    assert not is_owned(run)
+    owner = Ownership(run)
+    owner.acquire()
+    owner.announce()
+    assert run.owner()["pid"] == os.getpid()
+    owner.release()
+
+
+@pytest.mark.parametrize("holder", ["stopping"], indirect=True)
+def test_an_owner_that_is_stopping_is_waited_for(run: RunDirectory, holder: subprocess.Popen[str]) -> None:
+    """It stops once this process has begun to wait: a second acquisition under way cannot be refused."""
+    owner, taken = Ownership(run), threading.Event()
+
+    def acquire() -> None:
+        owner.acquire()
+        taken.set()
+
+    waiting = threading.Thread(target=acquire, daemon=True)
+    waiting.start()
+    assert not taken.is_set()
+    assert holder.stdin is not None
+    holder.stdin.write("\n")
+    holder.stdin.flush()
+    assert taken.wait(30)
+    owner.release()
+
+
+@pytest.mark.parametrize("holder", ["stopping"], indirect=True)
+def test_the_wait_for_an_owner_ends(run: RunDirectory, holder: subprocess.Popen[str]) -> None:
+    with pytest.raises(UserError, match=str(holder.pid)):
+        Ownership(run).acquire(wait_s=0.1)
+
+
+def test_an_owner_on_another_host_that_fell_silent_is_succeeded(run: RunDirectory) -> None:
+    write_atomically(run.owner_file, json.dumps({"host": "elsewhere", "pid": 1}))
+    run.write_status(state="running")
+    os.utime(run.owner_file, (0, 0))
+    owner = Ownership(run)
+    owner.acquire()
+    owner.release()
+
+
+def test_a_heartbeat_from_another_host_refuses(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+
+    write_atomically(run.owner_file, json.dumps({"host": "elsewhere", "pid": 41}))
+    run.write_status(state="running")
+    beats = iter(range(2_000_000_000, 2_000_000_100))
+    monkeypatch.setattr(ownership, "_POLL_S", 0.0)
+    monkeypatch.setattr(ownership.time, "sleep", lambda s: os.utime(run.owner_file, (next(beats),) * 2))
+    with pytest.raises(UserError, match="41 on elsewhere"):
+        Ownership(run).acquire()
+
+
+def test_a_released_run_can_be_taken_again(run: RunDirectory) -> None:
+    for _ in range(2):
+        owner = Ownership(run)
+        owner.acquire()
+        assert is_owned(run)
+        owner.release()
+        assert not is_owned(run)

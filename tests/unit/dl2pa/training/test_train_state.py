@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dl2pa.config import Config, merge, parse_config
+from dl2pa.model.model import build_model
+from dl2pa.training.distributed import World
+from dl2pa.training.train_state import TrainState
+from pipelines.batch import Batch
+from pipelines.mixing import apply_mix, draw_mix
+from pipelines.sampler import TrainSampler
+from pipelines.synthetic import SyntheticPipeline
+
+CLASSES = 6
+
+
+def config(**change: Any) -> Config:
+    base: dict[str, Any] = {
+        "data": {"dataset": "synthetic", "num_classes": CLASSES, "image_size": 8},
+        "model": {"backbone": "resnet8", "embedding_dim": 3, "widths": [4, 4, 4]},
+        "train": {"batch_size": 8, "epochs": 4},
+        "optim": {"lr": 0.1, "schedule": "constant"},
+    }
+    return parse_config(merge(base, change))
+
+
+def build(settings: Config, world: World) -> TrainState:
+    train_state = TrainState(settings, build_model(settings, CLASSES), world, 4)
+    train_state.wrap()
+    train_state.begin_epoch(0)
+    train_state.model.train()
+    return train_state
+
+
+def batches() -> list[Batch]:
+    return list(SyntheticPipeline(CLASSES, 8, TrainSampler(32, 8, 0), 0, torch.device("cpu")))
+
+
+def weights(train_state: TrainState) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in train_state.model.parameters()])
+
+
+def test_a_step_is_forward_backward_and_update_at_the_steps_rate(alone: World) -> None:
+    settings = config(optim={"schedule": "step", "milestones": [1], "momentum": 0.0, "weight_decay": 0.0})
+    train_state, reference = build(settings, alone), build_model(settings, CLASSES)
+    reference.train()
+    for step, rate in ((0, 0.1), (4, 0.01)):
+        batch = batches()[0]
+        loss, _ = reference(batch.images, batch.targets, None, None)
+        gradients = torch.autograd.grad(loss, list(reference.parameters()))
+        with torch.no_grad():
+            for parameter, gradient in zip(reference.parameters(), gradients, strict=True):
+                parameter -= rate * gradient
+        train_state.step(batch, step)
+    expected = torch.cat([p.detach().flatten() for p in reference.parameters()])
+    assert torch.allclose(weights(train_state), expected, atol=1e-6)
+
+
+def test_a_mixed_step_takes_loss_and_statistic_from_both_labels(alone: World) -> None:
+    settings = config(train={"mixup": 1.0, "cutmix": 1.0})
+    train_state, reference = build(settings, alone), build_model(settings, CLASSES)
+    reference.train()
+    batch = batches()[1]
+    draw = draw_mix(0, 5, np.arange(8), 8 // settings.virtual_shards, 1.0, 1.0, 8, 8)
+    assert draw is not None
+    mixed = apply_mix(batch.images.clone(), batch.targets, draw)
+    features = reference.embedder(mixed.images)
+    unit = F.normalize(features, dim=1)
+    own = 1 - (unit * reference.method.class_vectors()[mixed.targets_a]).sum(1)
+    other = 1 - (unit * reference.method.class_vectors()[mixed.targets_b]).sum(1)
+    expected = (mixed.lam * own.square() + (1 - mixed.lam) * other.square()).mean()
+    train_state.step(batch, 5)
+    assert train_state.meter.read() == pytest.approx(expected.item(), abs=1e-5)
+    statistic = train_state.model.method.statistic  # pyright: ignore[reportAttributeAccessIssue]
+    shares = torch.zeros(CLASSES).index_add_(0, mixed.targets_a, mixed.lam)
+    shares.index_add_(0, mixed.targets_b, 1 - mixed.lam)
+    assert torch.allclose(statistic.counts.double() / 2**32, shares.double(), atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_a_restored_learner_goes_on_to_the_same_bits(
+    alone: World, precision: str, ema: float, name: str
+) -> None:
+    settings = config(train={"precision": precision, "ema": ema, "mixup": 0.2}, optim={"name": name})
+    whole = build(settings, alone)
+    for step, batch in enumerate(batches()[:2]):
+        whole.step(batch, step)
+    whole.rematch()
+    state = copy.deepcopy(whole.state())
+    resumed = build(settings, alone)
+    resumed.load(state)
+    for train_state in (whole, resumed):
+        for step, batch in enumerate(batches()[2:], start=2):
+            train_state.step(batch, step)
+        train_state.rematch()
+        train_state.evaluated.eval()
+    assert torch.equal(weights(whole), weights(resumed))
+    images = batches()[0].images
+    assert torch.equal(whole.score(images), resumed.score(images))
+    assert torch.equal(whole.evaluated.method.class_vectors(), resumed.evaluated.method.class_vectors())
+    assert whole.meter.read() == resumed.meter.read()
+
+
+def test_hyperparameters_after_a_load_are_the_configurations(alone: World) -> None:
+    old = build(config(optim={"momentum": 0.9, "weight_decay": 1e-4}), alone)
+    old.step(batches()[0], 0)
+    new = build(config(optim={"momentum": 0.0, "weight_decay": 0.0, "lr": 0.02}), alone)
+    new.load(old.state())
+    before = weights(new).clone()
+    batch = batches()[1]
+    new.model.train()
+    loss, _ = new.model(batch.images, batch.targets, None, None)
+    expected = before - 0.02 * torch.cat(
+        [g.flatten() for g in torch.autograd.grad(loss, list(new.model.parameters()))]
+    )
+    new.step(batch, 1)
+    assert torch.allclose(weights(new), expected, atol=1e-7)
+
+
+def test_the_averaged_model_predicts_and_follows_the_matching(alone: World) -> None:
+    train_state = build(config(train={"ema": 0.5}), alone)
+    trail = []
+    for step, batch in enumerate(batches()):
+        train_state.step(batch, step)
+        trail.append(weights(train_state))
+    average = trail[0]
+    for point in trail[1:]:
+        average = 0.5 * average + 0.5 * point
+    found = torch.cat([p.detach().flatten() for p in train_state.evaluated.parameters()])
+    assert torch.allclose(found, average, atol=1e-6)
+    train_state.rematch()
+    assert torch.equal(train_state.evaluated.method.class_vectors(), train_state.model.method.class_vectors())
+
+
+def test_an_average_that_is_new_starts_from_the_weights_at_hand(alone: World) -> None:
+    old = build(config(), alone)
+    old.step(batches()[0], 0)
+    new = build(config(train={"ema": 0.9}), alone)
+    new.load(old.state())
+    assert torch.equal(torch.cat([p.flatten() for p in new.evaluated.parameters()]), weights(old))
+
+
+@pytest.mark.parametrize("limit", [0.0, 1e-3])
+def test_the_gradient_norm_is_reported_and_clipped(alone: World, limit: float) -> None:
+    settings = config(optim={"clip_norm": limit, "momentum": 0.0, "weight_decay": 0.0, "lr": 1.0})
+    train_state = build(settings, alone)
+    before = weights(train_state).clone()
+    norm = train_state.step(batches()[0], 0, want_norm=True)
+    assert norm is not None
+    moved = (weights(train_state) - before).norm().item()
+    assert moved == pytest.approx(min(limit, norm.item()) if limit else norm.item(), rel=1e-3)
+    assert norm.item() > 1e-3
+
+
+def test_a_stochastic_network_draws_by_seed_and_step(alone: World) -> None:
+    """Swin's stochastic depth: what torch's generator did before makes no difference."""
+    outcomes = []
+    for disturbance in (0, 99):
+        train_state = build(config(), alone)
+        dropout = torch.nn.Dropout(0.5)
+        train_state.model.embedder.head = torch.nn.Sequential(dropout, train_state.model.embedder.head)
+        again = TrainState(config(), train_state.model, alone, 4)
+        torch.manual_seed(disturbance)
+        again.step(batches()[0], 0)
+        outcomes.append(weights(again))
+    assert torch.equal(outcomes[0], outcomes[1])

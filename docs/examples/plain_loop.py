@@ -15,13 +15,13 @@ network = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, dim))
 optimizer = torch.optim.SGD(network.parameters(), lr=0.2, momentum=0.9)
 
 prototypes = build_prototypes(classes, dim).points  # unit vectors [C, d]
-assignment = torch.arange(classes)  # σ: class c stands at prototypes[assignment[c]]
-statistic = ClassStatistic(classes, dim)  # sums of each class's unit features
+assignment = torch.arange(classes)  # σ: class c is represented by prototypes[assignment[c]]
+statistic = ClassStatistic(classes, dim)  # sum of unit features per class
 for step in range(600):
     batch = torch.randint(0, 1400, (64,))
     features = F.normalize(network(images[batch]), dim=1)
-    own = prototypes[assignment[labels[batch]]]
-    (1 - (features * own).sum(dim=1)).square().mean().backward()
+    target = prototypes[assignment[labels[batch]]]
+    (1 - (features * target).sum(dim=1)).square().mean().backward()
     optimizer.step()
     optimizer.zero_grad()
     statistic.add(features, labels[batch])

@@ -1,4 +1,4 @@
-"""A timm model over 1,000 classes with learned assignment."""
+"""Dynamic label-to-prototype assignment for a timm model with cross-entropy over 1,000 classes."""
 
 import timm
 import torch
@@ -9,7 +9,7 @@ from dl2pa.geometry import build_prototypes
 
 torch.manual_seed(0)
 classes, dim = 1000, 512
-model = timm.create_model("test_resnet", pretrained=False, num_classes=dim)  # its classifier is the embedding
+model = timm.create_model("test_resnet", pretrained=False, num_classes=dim)  # its classifier layer is the embedding
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
 
 prototypes = build_prototypes(classes, dim).points

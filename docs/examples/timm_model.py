@@ -9,7 +9,7 @@ from dl2pa.geometry import build_prototypes
 
 torch.manual_seed(0)
 classes, dim = 1000, 512
-model = timm.create_model("test_resnet", pretrained=False, num_classes=dim)  # its classifier layer is the embedding
+model = timm.create_model("test_resnet", pretrained=False, num_classes=dim)  # its last layer is the embedding
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
 
 prototypes = build_prototypes(classes, dim).points

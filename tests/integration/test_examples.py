@@ -44,5 +44,5 @@ def test_timm_model(tmp_path: Path) -> None:
 
 def test_examples_import_only_assignment_and_geometry() -> None:
     for file in EXAMPLES.glob("*.py"):
-        imports = re.findall(r"^(?:from|import) (dl2pa[\w.]*)", file.read_text(encoding="utf-8"), re.MULTILINE)
-        assert set(imports) == {"dl2pa.assignment", "dl2pa.geometry"}
+        modules = re.findall(r"^(?:from|import) (dl2pa[\w.]*)", file.read_text(), re.MULTILINE)
+        assert set(modules) == {"dl2pa.assignment", "dl2pa.geometry"}

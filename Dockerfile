@@ -1,13 +1,12 @@
-# The training image; `docker build --target tracking .` makes the tracking server's. See docs/docker.md.
+# The training image; `docker build --target tracking .` builds the tracking server. See docs/docker.md.
 #
-# BASE_IMAGE: any Debian or Ubuntu with a Python of 3.11 or newer, or without one; NVIDIA's own images too. The packages
-# are the same on all of them: they live in an environment of their own, CUDA's libraries included, so that the host has
-# to bring nothing but the driver.
+# BASE_IMAGE: any Debian or Ubuntu image with Python 3.11 or newer, or without Python; NVIDIA's images too. The packages
+# are the same on all of them, in a virtual environment that includes the CUDA libraries: the host needs only the driver.
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 
-# What both images stand on: Python, and an init that hands signals on and buries orphans.
+# Base of both images: Python, and an init process that forwards signals and reaps orphans.
 FROM ${BASE_IMAGE} AS runtime
-# The distribution of the base decides which versions there are, so none can be named here.
+# The base decides which versions exist, so none can be pinned.
 # hadolint ignore=DL3008,SC2046
 RUN apt-get update \
     && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends \
@@ -15,10 +14,10 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/cache/ldconfig/* /var/log/apt /var/log/*.log \
     && mkdir --mode=755 /data \
     && mkdir --mode=1777 /runs
-# The base may set pip's options and Python's for packages of its own.
+# Clear options of pip and Python that the base may set.
 ENV PATH=/opt/venv/bin:$PATH PIP_CONSTRAINT= PYTHONPATH=
 
-# pip, which the images mount where they need it and so do not contain; and the list of what they install.
+# pip, which the other stages mount and so do not contain, and the list of packages.
 FROM runtime AS builder
 # hadolint ignore=DL3008
 RUN python3 -c 'import ensurepip' \
@@ -33,7 +32,7 @@ COPY pyproject.toml .
 RUN python3 -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' \
     >requirements.txt
 
-# Everything but our own code: built again when a version or a dependency changes.
+# All packages; rebuilt if a version or a dependency changes.
 FROM runtime AS packages
 COPY --chmod=644 constraints.txt /opt/dl2pa/
 COPY --from=builder /build/requirements.txt /opt/dl2pa/
@@ -41,7 +40,7 @@ RUN --mount=type=bind,from=builder,source=/build,target=/mnt \
     /mnt/install-packages --constraint=/opt/dl2pa/constraints.txt --requirement=/opt/dl2pa/requirements.txt \
     && /opt/venv/bin/python -c 'import sysconfig; open(sysconfig.get_path("purelib") + "/dl2pa.pth", "w").write("/opt/dl2pa\n")'
 
-# Our own code, readable by every user whatever the rights in the checkout, and compiled: nothing is written at run time.
+# The code of dl2pa, readable by every user and compiled, so that nothing is written at run time.
 FROM runtime AS code
 WORKDIR /opt/dl2pa
 COPY docker/dl2pa docker/dl2pa-health bin/
@@ -72,20 +71,20 @@ HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
     CMD ["python3", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:5000/health', timeout=4)"]
 ENTRYPOINT ["/usr/bin/tini", "-s", "--", "/opt/tracking/tracking-server"]
 
-# Last, so that a plain `docker build .` makes it.
+# The last stage, so that `docker build .` builds it.
 FROM packages AS train
 ENV PATH=/opt/dl2pa/bin:$PATH \
-    # Only what is in the image is run: nothing of a mounted home or working directory, nor libraries of the base.
+    # Import nothing from a mounted home or working directory, and no libraries of the base.
     PYTHONNOUSERSITE=1 PYTHONSAFEPATH=1 LD_LIBRARY_PATH=/usr/local/nvidia/lib:/usr/local/nvidia/lib64 \
-    # For a user without a name or a home, on a file system that cannot be written.
+    # For a user without name or home directory, on a read-only file system.
     HOME=/tmp PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 GIT_PYTHON_REFRESH=quiet \
-    # What NVIDIA's runtime and Enroot let in.
+    # Devices and driver features for NVIDIA's runtime and Enroot.
     NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility \
     DL2PA_DATA=/data
 COPY --from=code /opt/dl2pa /opt/dl2pa
 ARG REVISION=unknown
-# From / a relative runs/ is the volume /runs, and configs/ the image's own. Here, because buildah and podman would take
-# an ENV from their cache whatever the argument now is, but never a RUN.
+# In the working directory /, runs/ is the volume /runs and configs/ the image's configurations. This RUN precedes ENV
+# because buildah and podman reuse a cached ENV even if its argument has changed, but not a RUN.
 RUN ln -s /opt/dl2pa/configs /configs
 ENV DL2PA_IMAGE=$REVISION
 LABEL org.opencontainers.image.title="DL2PA" \

@@ -1,4 +1,4 @@
-"""The image's health check, on run directories whose lock this process holds."""
+"""Health check of the image, on run directories locked by this process."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def write_status(run: Path, state: str, idle: float) -> None:
     (run / "status.json").write_text(json.dumps({"state": state, "step": 7, "updated": time.time() - idle}))
 
 
-def test_a_run_is_known_by_the_lock_its_process_holds(health: Any, tmp_path: Path) -> None:
+def test_runs_are_found_by_their_open_lock_file(health: Any, tmp_path: Path) -> None:
     with (tmp_path / "owner.lock").open("w"):
         assert tmp_path in health.runs()
     assert tmp_path not in health.runs()
@@ -39,7 +39,7 @@ def test_a_run_is_known_by_the_lock_its_process_holds(health: Any, tmp_path: Pat
     ("state", "idle", "code"),
     [("running", 5, 0), ("running", 4000, 1), ("stopping", 4000, 1), ("finished", 4000, 0)],
 )
-def test_a_training_that_stands_still_is_not_well(
+def test_training_without_progress_is_unhealthy(
     health: Any,
     state: str,
     idle: float,
@@ -48,12 +48,12 @@ def test_a_training_that_stands_still_is_not_well(
     monkeypatch: pytest.MonkeyPatch,
     capsys: Any,
 ) -> None:
-    write_status(tmp_path / "ours", state, idle)
-    monkeypatch.setattr(health, "runs", lambda: {tmp_path / "ours"})
+    write_status(tmp_path / "run", state, idle)
+    monkeypatch.setattr(health, "runs", lambda: {tmp_path / "run"})
     assert health.main() == code
-    assert capsys.readouterr().out == f"ours: {state}, step 7, {idle} s ago\n"
+    assert capsys.readouterr().out == f"run: {state}, step 7, {idle} s ago\n"
 
 
-def test_without_a_training_all_is_well(health: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_container_without_training_is_healthy(health: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(health, "runs", set)
     assert health.main() == 0

@@ -1,1 +1,1 @@
-"""Any data set to batches on the device, each a pure function of (seed, epoch, step, global batch size)."""
+"""Data pipelines: batches on the device, each a pure function of (seed, epoch, step, global batch size)."""

@@ -1,4 +1,4 @@
-"""What every pipeline yields."""
+"""Batches and the interface of all pipelines."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
+from pipelines.sampler import Sampler
+
 
 @dataclass
 class Batch:
-    """One rank's part of a global batch, on the device.
+    """One rank's part of a global batch of B images per rank, on the device.
 
     Attributes:
         images: float32 [B, 3, H, W], normalized, channels_last.
         targets: int64 [B].
-        indices: int64 [B], the samples' places in the data set.
-        valid: how many of the B are real; the others are padding at the end (validation only).
-        missing: unreadable images of this step that were left out, where that is allowed (validation only).
+        indices: int64 [B], sample numbers in the data set.
+        valid: number of real samples; the rest, at the end, are padding (validation only).
+        missing: unreadable images of this step that were left out (validation only).
     """
 
     images: Tensor
@@ -30,7 +32,7 @@ class Batch:
     missing: int = 0
 
     def split(self, size: int) -> list[Batch]:
-        """Parts of at most so many images; `missing` counts in the first."""
+        """Split into batches of at most `size` images; the first one keeps `missing`."""
         count = len(self.targets)
         if count <= size:
             return [self]
@@ -47,38 +49,67 @@ class Batch:
 
 
 class Pipeline(Protocol):
-    """Batches of one epoch, from a given step on."""
+    """Iterable over the batches of one epoch, from a given step on."""
 
     @property
     def num_samples(self) -> int:
-        """Images in the set, over all ranks."""
+        """Number of images in the data set, over all ranks."""
         ...
 
     @property
     def steps_per_epoch(self) -> int: ...
 
     def start(self, epoch: int, step: int = 0) -> None:
-        """The next iteration begins at `step` of `epoch`."""
+        """Set the epoch and step at which the next iteration begins."""
         ...
 
     def __iter__(self) -> Iterator[Batch]: ...
 
     def bad_images(self) -> list[str]:
-        """Paths of unreadable images replaced or left out so far on this rank."""
+        """Paths of the unreadable images that this rank has replaced or left out so far."""
         ...
 
     @property
     def max_bad_images(self) -> int:
-        """Different unreadable images allowed, over all ranks."""
+        """Allowed number of distinct unreadable images, over all ranks."""
         ...
 
     def close(self) -> None:
-        """End threads and free buffers."""
+        """Stop threads and free buffers."""
         ...
 
 
+class SamplerPipeline:
+    """Base class of the pipelines: step counts and position, no unreadable images."""
+
+    def __init__(self, sampler: Sampler) -> None:
+        self._sampler = sampler
+        self._position = (0, 0)
+
+    @property
+    def num_samples(self) -> int:
+        return self._sampler.num_samples
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self._sampler.steps_per_epoch
+
+    def start(self, epoch: int, step: int = 0) -> None:
+        self._position = (epoch, step)
+
+    def bad_images(self) -> list[str]:
+        return []
+
+    @property
+    def max_bad_images(self) -> int:
+        return 0
+
+    def close(self) -> None:
+        return None
+
+
 def host_to_device(array_or_tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy without waiting for the device: through pinned memory where there is a GPU."""
+    """Copy to the device without synchronizing; on a GPU through pinned memory."""
     with record_function("dl2pa.to_device"):
         if device.type == "cuda":
             return array_or_tensor.pin_memory().to(device, non_blocking=True)

@@ -1,4 +1,4 @@
-"""One pipeline from a data set, a recipe and an order."""
+"""Build a pipeline from a data set, transforms and a sampler."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipelines.transforms import Transforms
 
 @dataclass(frozen=True)
 class SyntheticDataset:
-    """A data set of a given size without files."""
+    """A data set of generated images."""
 
     num_samples: int
     classes: tuple[str, ...]
@@ -28,7 +28,7 @@ Dataset = ArrayDataset | ImageTable | SyntheticDataset
 
 
 def num_samples(dataset: Dataset) -> int:
-    """Images in the data set."""
+    """Number of images in the data set."""
     return dataset.num_samples if isinstance(dataset, SyntheticDataset) else len(dataset.labels)
 
 
@@ -43,10 +43,10 @@ def build_pipeline(
     threads: int,
     limits: FaultLimits | None = None,
 ) -> Pipeline:
-    """Build the pipeline that `loader` names (dali, torchvision, resident, synthetic).
+    """Build the pipeline of a loader: dali, torchvision, resident or synthetic.
 
     Raises:
-        UserError: the loader cannot read this data set, or what it needs is not installed.
+        UserError: the loader cannot read this data set, or needs a package that is not installed.
     """
     if isinstance(dataset, SyntheticDataset):
         from pipelines.synthetic import SyntheticPipeline
@@ -59,7 +59,12 @@ def build_pipeline(
             dataset = decode_folder(dataset, transforms.image_size, threads)
         return ResidentPipeline(dataset, transforms, sampler, seed, device)
     if isinstance(dataset, ArrayDataset):
-        raise UserError("data.loader", loader, "reads image files, not arrays", "Set data.loader=resident.")
+        raise UserError(
+            "data.loader",
+            loader,
+            "cannot read an array data set",
+            "Set data.loader=resident.",
+        )
     return _build_files(dataset, transforms, sampler, loader, seed, device, threads, limits or FaultLimits())
 
 

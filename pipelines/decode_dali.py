@@ -1,6 +1,6 @@
-"""DALI decodes, crops, resamples, mirrors and normalizes what a ``Plan`` says: on the CPU, or on a GPU.
+"""DALI decoder: decode, crop, resize, mirror and normalize by ``CropParams``, on the CPU or on a GPU.
 
-Its own readers, shufflers and random operators stay out: they draw from state that no resume can restore.
+DALI's readers, shuffling and random operators are not used: their random state cannot be restored on resume.
 """
 
 from __future__ import annotations
@@ -18,36 +18,35 @@ from pipelines.encoded import Encoded
 from pipelines.transforms import Transforms
 
 _PREFETCH = 2
-_MORE_THREADS = 2
-"""DALI's threads wait for one another between operators: a few more than there are cores keep the cores busy."""
+_EXTRA_THREADS = 2
+"""DALI's threads wait for each other between operators; a few more threads than cores keep the cores busy."""
 
 
 class DaliDecoder:
-    """Streams of encoded steps in, images [B, S, S, 3] on the device out.
+    """Decode encoded steps to images [B, S, S, 3] on the device.
 
-    They are normalized (float32) unless the recipe has a step that works on pixels as they are (uint8).
+    The images are normalized float32, or uint8 if the transforms need unnormalized pixels.
     """
 
     def __init__(self, transforms: Transforms, max_batch: int, threads: int, device: torch.device) -> None:
-        self._square = (
-            transforms.train
-        )  # the plan resamples to the final square itself: nothing is left to cut off
+        # In training, the window is resized to the final square: no second crop is needed.
+        self._square = transforms.train
         self._normalize = None if transforms.works_on_pixels else transforms.scaled_statistics()
         self._size = transforms.image_size
         self._max_batch = max_batch
         self._threads = threads
         self._device = device
         self._source: Iterator[Encoded] = iter(())
-        self._given: deque[Encoded] = deque()
-        self._held: deque[tuple[torch.cuda.Event, Tensor]] = deque()
+        self._submitted: deque[Encoded] = deque()
+        self._unread: deque[tuple[torch.cuda.Event, Tensor]] = deque()
         self._pipe: Any = None
         self._drained = True
 
     def decode(self, source: Iterator[Encoded]) -> Iterator[tuple[Encoded, Tensor]]:
-        """Images of each step; a decoding error leaves the steps under way in ``in_flight``."""
+        """Yield each step with its images; after a decoding error, ``in_flight`` returns the unfinished steps."""
         self._source = source
-        self._given.clear()
-        # An iteration that was given up on, or failed, leaves its steps in DALI's queue.
+        self._submitted.clear()
+        # An abandoned or failed iteration leaves its steps in DALI's queue.
         if self._pipe is None or not self._drained:
             self._pipe = self._build()
         else:
@@ -59,11 +58,11 @@ class DaliDecoder:
             except StopIteration:
                 self._drained = True
                 return
-            yield self._given.popleft(), self._as_tensor(output)
+            yield self._submitted.popleft(), self._as_tensor(output)
 
     def in_flight(self) -> list[Encoded]:
-        """Steps handed to DALI whose images have not come back."""
-        return list(self._given)
+        """Steps passed to DALI whose images have not been returned."""
+        return list(self._submitted)
 
     def close(self) -> None:
         self._pipe = None
@@ -71,13 +70,13 @@ class DaliDecoder:
 
     def _next(self) -> tuple[Any, ...]:
         step = next(self._source)
-        self._given.append(step)
+        self._submitted.append(step)
         crop = step.crop
         anchor, shape = crop.window[:, :2].astype(np.int32), crop.window[:, 2:].astype(np.int32)
-        always = (step.data, anchor, shape, crop.flip.astype(np.int32))
+        inputs = (step.data, anchor, shape, crop.flip.astype(np.int32))
         if self._square:
-            return always
-        return (*always, crop.resized.astype(np.float32), crop.offset.astype(np.int32))
+            return inputs
+        return (*inputs, crop.resized.astype(np.float32), crop.offset.astype(np.int32))
 
     def _build(self) -> Any:
         try:
@@ -89,7 +88,7 @@ class DaliDecoder:
                 "DALI is not installed",
                 "Install nvidia-dali, or set data.loader=torchvision.",
             ) from None
-        # DALI makes its operators at import: a type checker cannot see them.
+        # DALI creates its operators at import: type checkers cannot see them.
         fn: Any = dali.fn
         types: Any = dali.types
         pipeline_def: Any = dali.pipeline_def
@@ -97,7 +96,7 @@ class DaliDecoder:
 
         @pipeline_def(
             batch_size=self._max_batch,
-            num_threads=self._threads + _MORE_THREADS,
+            num_threads=self._threads + _EXTRA_THREADS,
             device_id=self._device.index if gpu else None,
             prefetch_queue_depth=_PREFETCH,
         )
@@ -115,7 +114,7 @@ class DaliDecoder:
                 axis_names="HW",
                 normalized_anchor=False,
                 normalized_shape=False,
-                # DALI's defaults are the opposite of PIL's on both counts.
+                # Match PIL; both defaults of DALI differ.
                 jpeg_fancy_upsampling=True,
                 adjust_orientation=False,
                 output_type=types.RGB,
@@ -137,12 +136,12 @@ class DaliDecoder:
     def _as_tensor(self, output: Any) -> Tensor:
         images = torch.from_dlpack(output.as_tensor())
         if self._device.type == "cuda":
-            # DALI may reuse the buffer once the tensor dies: keep it until the device has read it.
-            while self._held and self._held[0][0].query():
-                self._held.popleft()
+            # DALI may reuse the buffer once the tensor is freed: keep it until the device has read it.
+            while self._unread and self._unread[0][0].query():
+                self._unread.popleft()
             copy = images.clone()
             event = torch.cuda.Event()
             event.record()
-            self._held.append((event, images))
+            self._unread.append((event, images))
             return copy
         return images

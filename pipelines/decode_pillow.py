@@ -1,4 +1,4 @@
-"""The reference: PIL decodes and resamples what a ``Plan`` says, in a pool of threads (PIL frees the GIL)."""
+"""Reference decoder: PIL decodes and resizes by ``CropParams`` in a thread pool (PIL releases the GIL)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pipelines.images import open_image
 def decode_image(
     data: bytes, window: list[int], resized: list[int], offset: list[int], side: int
 ) -> Image.Image:
-    """One image cropped to `window`, resampled to `resized`, cropped to the square at `offset`."""
+    """Decode an image, crop it to `window`, resize to `resized` and crop the square at `offset`."""
     top, left, height, width = window
     with open_image(data) as image:
         cropped = image.convert("RGB").crop((left, top, left + width, top + height))
@@ -27,7 +27,7 @@ def decode_image(
 
 
 class PillowDecoder:
-    """Streams of encoded steps in, uint8 images [B, S, S, 3] on the host out."""
+    """Decode encoded steps to uint8 images [B, S, S, 3] on the host."""
 
     def __init__(self, image_size: int, threads: int) -> None:
         self._size = image_size
@@ -35,10 +35,10 @@ class PillowDecoder:
         self._current: list[Encoded] = []
 
     def decode(self, source: Iterator[Encoded]) -> Iterator[tuple[Encoded, Tensor]]:
-        """Images of each step; a decoding error leaves the step under way in ``in_flight``."""
+        """Yield each step with its images; after a decoding error, ``in_flight`` returns the unfinished step."""
         for step in source:
             self._current = [step]
-            images = list(self._pool.map(self._one, [step] * len(step.data), range(len(step.data))))
+            images = list(self._pool.map(self._decode_one, [step] * len(step.data), range(len(step.data))))
             yield step, torch.from_numpy(np.stack(images))
 
     def in_flight(self) -> list[Encoded]:
@@ -48,7 +48,7 @@ class PillowDecoder:
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _one(self, step: Encoded, i: int) -> NDArray[np.uint8]:
+    def _decode_one(self, step: Encoded, i: int) -> NDArray[np.uint8]:
         crop = step.crop
         image = decode_image(
             step.data[i].tobytes(),

@@ -1,4 +1,4 @@
-"""Random erasing (Zhong et al., AAAI 2020) of one rectangle a sample, by torchvision's rule and defaults."""
+"""Random erasing (Zhong et al., AAAI 2020) of one rectangle per sample, with torchvision's rule and defaults."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from pipelines.batch import host_to_device
 from pipelines.rng import Stream
 
 AREA_RANGE = (0.02, 0.33)
-"""Share of the image that a rectangle covers, before rounding to whole pixels."""
+"""Range of the erased fraction of the image, before rounding to whole pixels."""
 ASPECT_RANGE = (0.3, 3.3)
-"""Height over width, uniform in its logarithm."""
+"""Range of height / width, log-uniform."""
 NUM_TRIES = 10
 
 _GATE = NUM_TRIES
-"""The word of the key that decides whether a sample is erased; the words below it are its tries."""
+"""Last key word of the draw that decides whether a sample is erased; smaller words are its tries."""
 
 
 def draw_erasing(
     seed: int, epoch: int, indices: NDArray[np.int64], height: int, width: int, probability: float
 ) -> NDArray[np.int64]:
-    """Draw a rectangle for the samples ``indices`` [B], keyed by (seed, epoch, sample).
+    """Draw one rectangle per sample of ``indices`` [B], keyed by (seed, epoch, sample).
 
-    A rectangle that does not fit into the image is drawn again; after ten tries the sample stays as it is.
+    A rectangle that does not fit into the image is drawn again; after ten tries the sample is not erased.
 
     Returns:
         [B, 4] int64: top, left, height, width; zeros for a sample that is not erased.
@@ -64,17 +64,17 @@ def draw_erasing(
 
 
 def apply_erasing(images: Tensor, boxes: NDArray[np.int64]) -> Tensor:
-    """Set the rectangles to 0, which is the mean color after normalization.
+    """Set the rectangles to 0, the mean color after normalization, in place.
 
     Args:
-        images: [B, 3, H, W] normalized floats on any device; they are changed in place.
+        images: [B, 3, H, W] normalized floats on any device.
         boxes: [B, 4] from ``draw_erasing``.
 
     Returns:
         ``images``.
 
     Raises:
-        ValueError: there is not one box for each image.
+        ValueError: the number of boxes is not the number of images.
     """
     if boxes.shape != (len(images), 4):
         raise ValueError(f"the boxes are {boxes.shape}; {len(images)} images need {(len(images), 4)}")
@@ -99,5 +99,5 @@ def box_mask(boxes: Tensor, height: int, width: int) -> Tensor:
     return (rows.unsqueeze(2) & columns.unsqueeze(1)).unsqueeze(1)
 
 
-def _between(share: NDArray[np.float64], low: float, high: float) -> NDArray[np.float64]:
-    return low + share * (high - low)
+def _between(unit: NDArray[np.float64], low: float, high: float) -> NDArray[np.float64]:
+    return low + unit * (high - low)

@@ -1,4 +1,4 @@
-"""Batches from image files: encoded stream, decoder, then augmentation and normalization on the device."""
+"""Batches from image files: read encoded images, decode, then augment and normalize on the device."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.batch import Batch, host_to_device
+from pipelines.batch import Batch, SamplerPipeline, host_to_device
 from pipelines.encoded import Encoded, EncodedStream, ImageReader
 from pipelines.images import BadImage
-from pipelines.ordered import OrderedPipeline
 from pipelines.readers import StalledRead
 from pipelines.sampler import Sampler
 from pipelines.transforms import CropParams, Transforms, finish
@@ -24,7 +23,7 @@ _DECODING_ERRORS = (RuntimeError, BadImage)
 
 
 class Decoder(Protocol):
-    """What turns encoded steps into images."""
+    """Turns encoded steps into images."""
 
     def decode(self, source: Iterator[Encoded]) -> Iterator[tuple[Encoded, Tensor]]: ...
 
@@ -33,7 +32,7 @@ class Decoder(Protocol):
     def close(self) -> None: ...
 
 
-class ImageFilePipeline(OrderedPipeline):
+class ImageFilePipeline(SamplerPipeline):
     """A ``Pipeline`` over a table of encoded images."""
 
     def __init__(
@@ -73,41 +72,41 @@ class ImageFilePipeline(OrderedPipeline):
             except StalledRead:
                 raise
             except _DECODING_ERRORS as error:
-                self._find_bad(error)
+                self._reject_bad_images(error)
 
     def _batches(self, epoch: int, step: int) -> Iterator[Batch]:
         missing: dict[int, int] = {}
         expected = step
-        for encoded, images in self._decoder.decode(self._with_images(epoch, step, missing)):
-            for passed in range(expected, encoded.step):
-                yield self._padding(missing.get(passed, 0))
+        for encoded, images in self._decoder.decode(self._nonempty_steps(epoch, step, missing)):
+            for skipped in range(expected, encoded.step):
+                yield self._padding(missing.get(skipped, 0))
             yield self._batch(encoded, images)
             expected = encoded.step + 1
-        for passed in range(expected, self.steps_per_epoch):
-            yield self._padding(missing.get(passed, 0))
+        for skipped in range(expected, self.steps_per_epoch):
+            yield self._padding(missing.get(skipped, 0))
 
-    def _with_images(self, epoch: int, step: int, missing: dict[int, int]) -> Iterator[Encoded]:
-        """Steps for the decoder, which takes no empty batch; notes what is missing from those passed over."""
+    def _nonempty_steps(self, epoch: int, step: int, missing: dict[int, int]) -> Iterator[Encoded]:
+        """Yield the steps that have images; record the missing counts of the others. DALI takes no empty batch."""
         for encoded in self._stream.steps(epoch, step):
             if len(encoded.samples):
                 yield encoded
             else:
                 missing[encoded.step] = encoded.missing
 
-    def _find_bad(self, error: Exception) -> None:
-        """The decoder gave up on a step: find the images at fault, so that the step can be read again."""
-        before = len(self._reader.refused)
+    def _reject_bad_images(self, error: Exception) -> None:
+        """After a decoding error, reject the images that caused it, so that the step can be decoded again."""
+        before = len(self._reader.rejected)
         for encoded in self._decoder.in_flight():
             for i, sample in enumerate(encoded.samples.tolist()):
-                reason = self._refusal(_alone(encoded, i))
+                reason = self._decoding_error(_single_image(encoded, i))
                 if reason is not None:
-                    self._reader.refuse(encoded.epoch, sample, reason)
-        if len(self._reader.refused) == before:
+                    self._reader.reject(encoded.epoch, sample, reason)
+        if len(self._reader.rejected) == before:
             raise error
-        log.info("decoding again with %d image(s) replaced", len(self._reader.refused) - before)
+        log.info("decoding again with %d image(s) replaced", len(self._reader.rejected) - before)
 
-    def _refusal(self, encoded: Encoded) -> str | None:
-        """What the decoder itself has against an image: another might accept what it refuses."""
+    def _decoding_error(self, encoded: Encoded) -> str | None:
+        """Error message of this decoder for a single image, or None; other decoders may accept the image."""
         try:
             for _ in self._decoder.decode(iter([encoded])):
                 pass
@@ -137,8 +136,8 @@ class ImageFilePipeline(OrderedPipeline):
         return Batch(images.contiguous(memory_format=torch.channels_last), zeros, zeros.clone(), 0, missing)
 
 
-def _alone(encoded: Encoded, i: int) -> Encoded:
-    """Image `i` of a step as a step of its own."""
+def _single_image(encoded: Encoded, i: int) -> Encoded:
+    """Image `i` of a step as a step of one image."""
     one, crop = slice(i, i + 1), encoded.crop
-    alone = CropParams(crop.window[one], crop.resized[one], crop.offset[one], crop.flip[one])
-    return Encoded(encoded.epoch, encoded.step, encoded.data[one], alone, encoded.samples[one])
+    single = CropParams(crop.window[one], crop.resized[one], crop.offset[one], crop.flip[one])
+    return Encoded(encoded.epoch, encoded.step, encoded.data[one], single, encoded.samples[one])

@@ -1,4 +1,4 @@
-"""What the header of an encoded image says, and whether the image looks whole, mostly without decoding it."""
+"""Image size from the header of an encoded image, mostly without decoding it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def image_size(data: NDArray[np.uint8]) -> tuple[int, int]:
     """(height, width) from the header of an encoded image.
 
     Raises:
-        BadImage: not an image, a JPEG that ends before its end, or too many pixels.
+        BadImage: not an image, a truncated JPEG, or too many pixels.
     """
     jpeg = data[:2].tobytes() == b"\xff\xd8"
     size = _jpeg_size(data) if jpeg and _jpeg_complete(data) else None
@@ -25,20 +25,20 @@ def image_size(data: NDArray[np.uint8]) -> tuple[int, int]:
 
 
 def _jpeg_size(data: NDArray[np.uint8]) -> tuple[int, int] | None:
-    """Walk the segments up to the frame header; None where the walk fails."""
+    """(height, width) from the JPEG frame header; None if it is not found."""
     view = memoryview(data)  # pyright: ignore[reportArgumentType]
-    at = 2
-    while at + 9 < len(view):
-        if view[at] != 0xFF:
+    offset = 2
+    while offset + 9 < len(view):
+        if view[offset] != 0xFF:
             return None
-        marker = view[at + 1]
+        marker = view[offset + 1]
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width = struct.unpack(">HH", view[at + 5 : at + 9])
+            height, width = struct.unpack(">HH", view[offset + 5 : offset + 9])
             return (height, width) if height and width else None
         if marker == 0xFF:
-            at += 1
+            offset += 1
             continue
-        at += 2 + struct.unpack(">H", view[at + 2 : at + 4])[0]
+        offset += 2 + struct.unpack(">H", view[offset + 2 : offset + 4])[0]
     return None
 
 

@@ -1,7 +1,7 @@
-"""Opening an encoded image: the forms that are read, and no more pixels than the file can justify.
+"""Safe opening of encoded images: supported formats only, with limits on bytes and pixels.
 
-Pillow has a plugin for dozens of forms, and some of them start other programs (EPS starts Ghostscript). Foreign
-files are opened by the plugins named here only.
+Pillow has plugins for dozens of formats, and some start other programs (EPS starts Ghostscript). Untrusted files are
+opened only by the plugins listed here.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from PIL import Image
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
-MOST_BYTES = 2**28
+MAX_BYTES = 2**28
 _FREE_PIXELS = 2**24
-"""So many pixels any file may claim: 48 MiB in RGB."""
+"""Number of pixels that any file may claim: 48 MiB in RGB."""
 _PIXELS_PER_BYTE = 1024
-"""About what the best compression of an even surface reaches."""
-_FOREIGN = (
+"""Approximately the best compression of a uniform image."""
+_UNSUPPORTED = (
     (b"GIF8", "GIF"),
     (b"II*\x00", "TIFF"),
     (b"MM\x00*", "TIFF"),
@@ -41,61 +41,61 @@ _BRANDS = {b"avif": "AVIF", b"heic": "HEIC", b"heix": "HEIC", b"mif1": "HEIF"}
 
 
 class BadImage(Exception):
-    """One image that cannot be decoded; the text says why."""
+    """An image that cannot be decoded; the message gives the reason."""
 
 
 def check_bytes(length: int) -> None:
-    """Refuse a file that is larger than an image may be.
+    """Check the size of an image file.
 
     Raises:
         BadImage: more than 256 MiB.
     """
-    if length > MOST_BYTES:
-        raise BadImage(f"has {length} bytes, more than the {MOST_BYTES >> 20} MiB that an image may have")
+    if length > MAX_BYTES:
+        raise BadImage(f"has {length} bytes, more than the maximum of {MAX_BYTES >> 20} MiB")
 
 
 def read_image_file(path: Path) -> bytes:
-    """All of an image file.
+    """Read an image file.
 
     Raises:
-        BadImage: a pipe or a device, or more than 256 MiB.
+        BadImage: not a regular file, or more than 256 MiB.
         OSError: it cannot be read.
     """
-    # Opening a pipe would wait for whoever writes to it.
+    # Without O_NONBLOCK, opening a pipe would wait for a writer.
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
         state = os.fstat(file.fileno())
         if not stat.S_ISREG(state.st_mode):
-            raise BadImage("is a folder, a pipe or a device, not a file")
+            raise BadImage("is not a regular file")
         check_bytes(state.st_size)
         return file.read(state.st_size)
 
 
-def foreign_form(data: bytes) -> str | None:
-    """The name of a form that is not read, by the file's first bytes; None where it is none of the known ones."""
+def unsupported_format(data: bytes) -> str | None:
+    """Name of an unsupported image format recognized by the first bytes of a file, or None."""
     if data[4:8] == b"ftyp":
         return _BRANDS.get(data[8:12])
-    return next((name for magic, name in _FOREIGN if data.startswith(magic)), None)
+    return next((name for magic, name in _UNSUPPORTED if data.startswith(magic)), None)
 
 
 def check_pixels(height: int, width: int, length: int) -> None:
-    """Refuse a header that claims more pixels than `length` bytes can hold.
+    """Check that a header does not claim more pixels than `length` bytes can encode.
 
     Raises:
-        BadImage: far more than any compression reaches.
+        BadImage: more pixels than any compression reaches.
     """
     if height * width > max(_FREE_PIXELS, _PIXELS_PER_BYTE * length):
-        raise BadImage(f"cannot be decoded (claims {width} x {height} pixels in {length} bytes)")
+        raise BadImage(f"cannot be decoded (its header claims {width} x {height} pixels in {length} bytes)")
 
 
 @contextmanager
 def open_image(data: bytes, length: int | None = None) -> Generator[Image.Image]:
-    """The image in `data`, its header read and its pixels not yet.
+    """Open the image in `data`: the header is read, the pixels are not.
 
     Args:
-        length: of the whole file, where `data` is only its beginning.
+        length: bytes of the file, if `data` is only its beginning.
 
     Raises:
-        BadImage: not an image of ``FORMATS``, damaged, or too many pixels; inside the block too.
+        BadImage: not an image of ``FORMATS``, damaged, or too many pixels. Errors of the block are converted too.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -104,8 +104,8 @@ def open_image(data: bytes, length: int | None = None) -> Generator[Image.Image]
             check_pixels(image.height, image.width, len(data) if length is None else length)
             yield image
     except UnidentifiedImageError:
-        form = foreign_form(data)
-        raise BadImage(f"is a {form} file" if form else "is not an image") from None
+        format_name = unsupported_format(data)
+        raise BadImage(f"is a {format_name} file" if format_name else "is not an image") from None
     except (
         OSError,
         SyntaxError,

@@ -1,4 +1,4 @@
-"""Work on many pieces by several processes, none of which outlives the one that started them."""
+"""Parallel map over processes that end with their parent."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from multiprocessing.connection import wait as wait_for
 from typing import TypeVar
 
-A = TypeVar("A")
+T = TypeVar("T")
 R = TypeVar("R")
 
-_AHEAD = 4
+_QUEUED_PER_WORKER = 4
 
 
-def in_parallel(work: Callable[[A], R], pieces: Iterable[A], workers: int) -> Iterator[R]:
-    """Results in the order they are ready; `pieces` are taken a few a worker ahead. One worker: in this process."""
+def in_parallel(work: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
+    """Yield results as they are ready; with one worker, run in this process. `items` is consumed lazily."""
     if workers <= 1:
-        yield from map(work, pieces)
+        yield from map(work, items)
         return
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
     try:
         waiting: set[Future[R]] = set()
-        for piece in pieces:
-            waiting.add(pool.submit(work, piece))
-            while len(waiting) >= _AHEAD * workers:
+        for item in items:
+            waiting.add(pool.submit(work, item))
+            while len(waiting) >= _QUEUED_PER_WORKER * workers:
                 done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                 yield from (future.result() for future in done)
         while waiting:
@@ -39,7 +39,7 @@ def in_parallel(work: Callable[[A], R], pieces: Iterable[A], workers: int) -> It
 
 
 def _end_with_parent() -> None:
-    """A killed parent closes its end of no queue that its workers wait on."""
+    """Exit when the parent ends: a killed parent does not close the queue that its workers wait on."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -1,4 +1,4 @@
-"""Threads that read files, and what is known of a read that does not come back."""
+"""Reader threads, and detection of stalled reads."""
 
 from __future__ import annotations
 
@@ -15,14 +15,13 @@ T = TypeVar("T")
 
 
 class StalledRead(TimeoutError):
-    """A file system that does not answer; the text names the file."""
+    """A read that exceeded the timeout; the message names the file."""
 
 
-class ReadingPool:
+class ReaderPool:
     """A pool of daemon threads.
 
-    ``ThreadPoolExecutor`` joins its threads when the interpreter ends: one that hangs in a read would keep the
-    process alive for ever.
+    ``ThreadPoolExecutor`` joins its threads at interpreter exit: a stalled read would block the exit.
     """
 
     def __init__(self, threads: int) -> None:
@@ -33,13 +32,13 @@ class ReadingPool:
             threading.Thread(target=self._work, name=f"dl2pa-read-{i}", daemon=True).start()
 
     def submit(self, call: Callable[[], T]) -> Future[T]:
-        """Run `call` in one of the threads."""
+        """Run `call` in a thread of the pool."""
         future: Future[T] = Future()
         self._jobs.put((future, call))
         return future
 
     def close(self) -> None:
-        """End the threads when what they are at is done; what has not begun never runs."""
+        """Cancel queued jobs; threads end after their current job."""
         self._closed = True
         for _ in range(self._threads):
             self._jobs.put(None)
@@ -57,29 +56,29 @@ class ReadingPool:
             del job, future, call
 
 
-class UnderWay:
-    """The reads going on at this moment."""
+class PendingReads:
+    """The reads in progress, one per thread."""
 
     def __init__(self) -> None:
         self._reads: dict[int, tuple[int, float]] = {}
 
     @contextmanager
-    def read(self, sample: int) -> Generator[None]:
-        """Around the reading of a sample."""
-        me = threading.get_ident()
-        self._reads[me] = (sample, time.monotonic())
+    def track(self, sample: int) -> Generator[None]:
+        """Context in which a sample is being read."""
+        thread = threading.get_ident()
+        self._reads[thread] = (sample, time.monotonic())
         try:
             yield
         finally:
-            del self._reads[me]
+            del self._reads[thread]
 
     def longer_than(self, seconds: float) -> list[tuple[int, float]]:
-        """(sample, seconds so far) of the reads that have taken longer, the longest first."""
+        """(sample, seconds so far) of the reads in progress for at least `seconds`, longest first."""
         now = time.monotonic()
-        found = [(sample, now - since) for sample, since in list(self._reads.values())]
-        return sorted((f for f in found if f[1] >= seconds), key=lambda f: -f[1])
+        elapsed = [(sample, now - since) for sample, since in list(self._reads.values())]
+        return sorted((read for read in elapsed if read[1] >= seconds), key=lambda read: -read[1])
 
 
 def describe_stall(path: Path, seconds: float) -> str:
-    """One sentence for a read that has not come back."""
-    return f"reading {path} has not come back for {seconds:.0f} s: its file system hangs"
+    """Message for a stalled read."""
+    return f"reading {path} has not finished after {seconds:.0f} s: its file system does not respond"

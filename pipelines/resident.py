@@ -1,4 +1,4 @@
-"""Whole data sets that live on the device: a batch is one gather, with crop and flip in its indices."""
+"""Data sets kept in device memory: a batch is one gather, with crop and flip in the indices."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipelines.batch import Batch, host_to_device
+from pipelines.batch import Batch, SamplerPipeline, host_to_device
 from pipelines.datasets.arrays import ArrayDataset
 from pipelines.datasets.table import ImageTable
-from pipelines.ordered import OrderedPipeline
 from pipelines.rng import Stream, randint
 from pipelines.sampler import Sampler
 from pipelines.transforms import Transforms, draw_crop_params, draw_flips, finish
@@ -23,10 +22,10 @@ log = logging.getLogger(__name__)
 
 
 def decode_folder(dataset: ImageTable, image_size: int, threads: int) -> ArrayDataset:
-    """Decode a folder of small images into one array, shorter side and center crop to `image_size`.
+    """Decode a folder of small images into one array; resize the shorter side and center-crop to `image_size`.
 
     Raises:
-        UserError: an image that cannot be read; a resident data set has no substitutes.
+        UserError: an image cannot be read; a resident data set has no substitutes.
     """
     from dl2pa.errors import UserError
     from pipelines.decode_pillow import decode_image
@@ -35,7 +34,7 @@ def decode_folder(dataset: ImageTable, image_size: int, threads: int) -> ArrayDa
 
     transforms = Transforms(image_size=image_size, train=False, eval_resize=image_size)
 
-    def one(sample: int) -> NDArray[np.uint8]:
+    def decode(sample: int) -> NDArray[np.uint8]:
         try:
             data = np.frombuffer(dataset.read(sample), dtype=np.uint8)
             size = np.array([size_of(data)], dtype=np.int64)
@@ -51,12 +50,12 @@ def decode_folder(dataset: ImageTable, image_size: int, threads: int) -> ArrayDa
     count = len(dataset.labels)
     log.info("decoding %d images of %s into memory", count, dataset.root)
     with ThreadPoolExecutor(max_workers=threads) as pool:
-        images = np.stack(list(pool.map(one, range(count))))
+        images = np.stack(list(pool.map(decode, range(count))))
     return ArrayDataset(images, dataset.labels, dataset.classes, dataset.fingerprint)
 
 
-class ResidentPipeline(OrderedPipeline):
-    """A ``Pipeline`` over arrays held on the device as uint8, bordered by zeros for the random crop."""
+class ResidentPipeline(SamplerPipeline):
+    """A ``Pipeline`` over uint8 arrays on the device, zero-padded for the random crop."""
 
     def __init__(
         self,
@@ -84,16 +83,16 @@ class ResidentPipeline(OrderedPipeline):
         samples = [self._sampler.indices(epoch, step) for step in steps]
         if not samples:
             return
-        # One copy of the epoch's draws: the step loop then never waits for the host.
+        # One copy of the crop parameters per epoch, so that the step loop never waits for the host.
         all_samples = np.concatenate(samples)
-        rng = host_to_device(torch.from_numpy(self._draws(epoch, all_samples)), self._device)
-        at = 0
+        params = host_to_device(torch.from_numpy(self._crop_params(epoch, all_samples)), self._device)
+        offset = 0
         for part in samples:
-            yield self._batch(epoch, part, rng[:, at : at + len(part)])
-            at += len(part)
+            yield self._batch(epoch, part, params[:, offset : offset + len(part)])
+            offset += len(part)
 
-    def _draws(self, epoch: int, samples: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Rows: sample, top, left, flip."""
+    def _crop_params(self, epoch: int, samples: NDArray[np.int64]) -> NDArray[np.int64]:
+        """[4, n] rows: sample, top, left, flip."""
         zeros = np.zeros_like(samples)
         if not self._transforms.train:
             return np.stack([samples, zeros, zeros, zeros])
@@ -104,12 +103,12 @@ class ResidentPipeline(OrderedPipeline):
         flip = draw_flips(self._transforms, self._seed, epoch, samples).astype(np.int64)
         return np.stack([samples, top, left, flip])
 
-    def _batch(self, epoch: int, samples: NDArray[np.int64], draws_4b: Tensor) -> Batch:
+    def _batch(self, epoch: int, samples: NDArray[np.int64], params_4b: Tensor) -> Batch:
         valid, size = len(samples), self._sampler.local_batch
         if valid < size:
-            draws_4b = torch.cat([draws_4b, draws_4b.new_zeros((4, size - valid))], dim=1)
+            params_4b = torch.cat([params_4b, params_4b.new_zeros((4, size - valid))], dim=1)
             samples = np.concatenate([samples, np.zeros(size - valid, dtype=np.int64)])
-        index, top, left, flip = draws_4b
+        index, top, left, flip = params_4b
         rows = top[:, None] + self._span
         columns = left[:, None] + torch.where(flip[:, None] > 0, self._side - 1 - self._span, self._span)
         images = self._images[index[:, None, None], rows[:, :, None], columns[:, None, :]]

@@ -1,4 +1,4 @@
-"""Which samples make up a step: a keyed permutation, cut into global batches, virtual shards and ranks."""
+"""Samplers: the samples of each step and rank, from a keyed permutation."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ _BLOCK = 16
 
 
 def permute(positions: NDArray[np.int64], size: int, *key: int) -> NDArray[np.int64]:
-    """Images of positions under a keyed pseudo-random permutation of range(size), without building it.
+    """Apply a keyed pseudo-random permutation of range(size) to positions, without building it.
 
-    A Feistel network over the smallest even number of bits that holds `size`, walked until the value falls
-    inside the range (Black and Rogaway, CT-RSA 2002): a bijection for every size and key.
+    A Feistel network on the smallest even number of bits that can represent `size`, repeated until the value is in
+    range (cycle walking; Black and Rogaway, CT-RSA 2002): a bijection for every size and key.
     """
-    half = max(1, (max(size - 1, 1).bit_length() + 1) // 2)
-    mask = np.uint64((1 << half) - 1)
+    half_bits = max(1, (max(size - 1, 1).bit_length() + 1) // 2)
+    mask = np.uint64((1 << half_bits) - 1)
     values = positions.astype(np.uint64)
     outside = np.ones(values.shape, dtype=bool)
     while outside.any():
-        left, right = values[outside] >> np.uint64(half), values[outside] & mask
+        left, right = values[outside] >> np.uint64(half_bits), values[outside] & mask
         for round_number in range(_ROUNDS):
             left, right = right, left ^ (random_bits(*key, round_number, right.view(np.int64)) & mask)
-        values[outside] = (left << np.uint64(half)) | right
+        values[outside] = (left << np.uint64(half_bits)) | right
         outside = values >= np.uint64(size)
     return values.astype(np.int64)
 
 
 @dataclass(frozen=True)
 class TrainSampler:
-    """Samples of the training set by (epoch, step, rank).
+    """Training sampler: shuffled samples by (epoch, step, rank).
 
-    Each epoch visits `steps_per_epoch * global_batch` different samples; the N mod B left over are those at the
-    end of that epoch's permutation, so other ones each epoch.
+    Each epoch visits `steps_per_epoch * global_batch` distinct samples. The remaining N mod B samples, at the end of
+    the epoch's permutation, are dropped; they differ per epoch.
     """
 
     num_samples: int
@@ -48,7 +48,7 @@ class TrainSampler:
     world_size: int = 1
 
     def __post_init__(self) -> None:
-        assert self.global_batch % self.world_size == 0, "the world size divides the global batch"
+        assert self.global_batch % self.world_size == 0, "the world size must divide the global batch"
 
     @property
     def steps_per_epoch(self) -> int:
@@ -60,30 +60,30 @@ class TrainSampler:
 
     @property
     def positions(self) -> NDArray[np.int64]:
-        """Positions of this rank's samples within the global batch: one contiguous run."""
+        """Positions [local_batch] of this rank's samples in the global batch, contiguous."""
         return self.rank * self.local_batch + np.arange(self.local_batch, dtype=np.int64)
 
     def indices(self, epoch: int, step: int) -> NDArray[np.int64]:
-        """This rank's samples [local_batch] at `step` of `epoch`."""
+        """This rank's samples [local_batch] of a step."""
         block, within = divmod(step, _BLOCK)
         return _block_of(self, epoch, block)[within]
 
 
 @lru_cache(maxsize=4)
 def _block_of(sampler: TrainSampler, epoch: int, block: int) -> NDArray[np.int64]:
-    """A rank's samples of ``_BLOCK`` steps, [steps, local_batch]: together they take hardly longer than one step's."""
+    """A rank's samples [steps, local_batch] of ``_BLOCK`` steps, which cost little more than those of one step."""
     steps = np.arange(block * _BLOCK, min((block + 1) * _BLOCK, sampler.steps_per_epoch))
-    places = steps[:, None] * sampler.global_batch + sampler.positions
-    found = permute(places, sampler.num_samples, sampler.seed, Stream.ORDER, epoch)
-    found.setflags(write=False)
-    return found
+    positions = steps[:, None] * sampler.global_batch + sampler.positions
+    samples = permute(positions, sampler.num_samples, sampler.seed, Stream.ORDER, epoch)
+    samples.setflags(write=False)
+    return samples
 
 
 @dataclass(frozen=True)
 class EvalSampler:
-    """Samples of an evaluation set in their own order, each exactly once over all ranks, equal step counts.
+    """Evaluation sampler: each sample exactly once over all ranks, unshuffled, with equal step counts.
 
-    At the last step a rank may have fewer samples than the others, or none: the rest of its batch is padding.
+    In the last step, a rank may have fewer samples or none; the rest of its batch is padding.
     """
 
     num_samples: int
@@ -100,14 +100,14 @@ class EvalSampler:
         return -(-self.num_samples // (self.local_batch * self.world_size))
 
     def indices(self, epoch: int, step: int) -> NDArray[np.int64]:
-        """This rank's samples [<= local_batch] at `step`; the epoch does not matter."""
+        """This rank's samples [<= local_batch] of a step; independent of the epoch."""
         start = (step * self.world_size + self.rank) * self.local_batch
         return np.arange(start, min(start + self.local_batch, self.num_samples), dtype=np.int64)
 
 
 @dataclass(frozen=True)
 class SubsetSampler:
-    """Samples named one by one, for one process: to look at them as evaluation prepares them."""
+    """Sampler over a given list of samples, for one process."""
 
     samples: tuple[int, ...]
     local_batch: int
@@ -121,7 +121,7 @@ class SubsetSampler:
         return -(-len(self.samples) // self.local_batch)
 
     def indices(self, epoch: int, step: int) -> NDArray[np.int64]:
-        """The samples [<= local_batch] of a step; the epoch does not matter."""
+        """Samples [<= local_batch] of a step; independent of the epoch."""
         start = step * self.local_batch
         return np.array(self.samples[start : start + self.local_batch], dtype=np.int64)
 

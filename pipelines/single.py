@@ -1,4 +1,4 @@
-"""One image, prepared as evaluation prepares it: for prediction, without DALI."""
+"""Preparation of a single image as in evaluation, for prediction without DALI."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from pipelines.transforms import Transforms, draw_crop_params, finish
 def load_image(
     path: Path, *, resize_shorter_side: int, image_size: int, mean: Sequence[float], std: Sequence[float]
 ) -> Tensor:
-    """``prepare_image`` of a file.
+    """Read a file and apply ``prepare_image``.
 
     Raises:
-        UserError: the file is missing or no image.
+        UserError: the file cannot be read or is not an image.
     """
     try:
         return prepare_image(
@@ -40,10 +40,10 @@ def load_image(
 def prepare_image(
     data: bytes, *, resize_shorter_side: int, image_size: int, mean: Sequence[float], std: Sequence[float]
 ) -> Tensor:
-    """Float32 [3, S, S] of an encoded image: shorter side resized, center crop, normalized.
+    """Decode an image, resize its shorter side, center-crop and normalize it to float32 [3, S, S].
 
     Raises:
-        BadImage: not an image, or a damaged one.
+        BadImage: not an image, or damaged.
     """
     transforms = Transforms(
         image_size=image_size,

@@ -1,4 +1,4 @@
-"""Batches without data: a small pool of keyed noise images, for benchmarks and rehearsals."""
+"""Synthetic batches from a small pool of noise images, for benchmarks and trial runs."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from pipelines.batch import Batch, host_to_device
-from pipelines.ordered import OrderedPipeline
+from pipelines.batch import Batch, SamplerPipeline, host_to_device
 from pipelines.rng import Stream, random_bits, uniform
 from pipelines.sampler import Sampler
 
 _POOL = 32
 
 
-class SyntheticPipeline(OrderedPipeline):
-    """A ``Pipeline`` whose sample i shows image i mod 32 of the pool and has a keyed label."""
+class SyntheticPipeline(SamplerPipeline):
+    """A ``Pipeline`` in which sample i has image i mod 32 of the pool and a pseudo-random label."""
 
     def __init__(
         self,

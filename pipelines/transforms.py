@@ -1,7 +1,7 @@
-"""What happens to an image between its file and the batch, and the draws that decide it.
+"""Image transforms: crop parameters, augmentation and normalization.
 
-A recipe is turned into a ``Plan`` on the host: numbers alone, a function of (seed, epoch, sample, image size).
-Every loader carries out the same plan, so two loaders differ by their decoder and their resampling only.
+``CropParams`` are computed on the host from (seed, epoch, sample, image size). All loaders apply the same parameters,
+so they differ only in decoding and resampling.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from pipelines.rng import Stream, randint, uniform
 from pipelines.trivial_augment import apply_trivial, draw_trivial
 
 _TRIES = 10
-_CACHED = 2**18
-"""Numbers normalized at a time on the CPU."""
+_CHUNK = 2**18
+"""Values normalized at a time on the CPU, so that they stay in the cache."""
 
 
 @dataclass(frozen=True)
@@ -42,23 +42,23 @@ class Transforms:
 
     @property
     def works_on_pixels(self) -> bool:
-        """Whether a step between cropping and normalization needs the image in its 256 levels."""
+        """Whether a transform between cropping and normalization needs uint8 pixels."""
         return self.train and self.trivial_augment
 
     def scaled_statistics(self) -> tuple[list[float], list[float]]:
-        """Mean and standard deviation of the channels, in gray levels."""
+        """Mean and standard deviation per channel, in gray levels (0 to 255)."""
         return [255 * m for m in self.mean], [255 * s for s in self.std]
 
 
 @dataclass(frozen=True)
 class CropParams:
-    """Geometry of B encoded images, in pixels.
+    """Crop geometry of B encoded images, in pixels.
 
     Attributes:
-        window: int64 [B, 4], (top, left, height, width) decoded from the source image.
-        resized: int64 [B, 2], (height, width) the window is resampled to.
-        offset: int64 [B, 2], (top, left) of the final square crop in the resampled window.
-        flip: bool [B], mirrored horizontally.
+        window: int64 [B, 4], (top, left, height, width) of the crop of the source image.
+        resized: int64 [B, 2], (height, width) to which the window is resized.
+        offset: int64 [B, 2], (top, left) of the final square crop in the resized window.
+        flip: bool [B], whether to flip horizontally.
     """
 
     window: NDArray[np.int64]
@@ -70,7 +70,7 @@ class CropParams:
 def draw_crop_params(
     transforms: Transforms, seed: int, epoch: int, samples: NDArray[np.int64], sizes: NDArray[np.int64]
 ) -> CropParams:
-    """Plan for samples [B] whose images measure `sizes` [B, 2] = (height, width)."""
+    """Crop parameters of samples [B] whose images have `sizes` [B, 2], (height, width)."""
     count = len(samples)
     if not transforms.train:
         return _eval_crop_params(transforms, sizes)
@@ -87,21 +87,21 @@ def draw_crop_params(
 def draw_flips(
     transforms: Transforms, seed: int, epoch: int, samples: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
-    """Whether each sample is mirrored, bool [B]."""
+    """Whether to flip each sample horizontally, bool [B]."""
     return uniform(seed, Stream.FLIP, epoch, samples) < transforms.flip
 
 
 def random_resized_windows(
     transforms: Transforms, seed: int, epoch: int, samples: NDArray[np.int64], sizes: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Windows [B, 4] of a random resized crop: torchvision's rule, ten tries, then the central fallback."""
+    """Windows [B, 4] of torchvision's RandomResizedCrop: ten tries, then a central crop."""
     tries = np.arange(_TRIES)[:, None]
     height, width = sizes[:, 0].astype(np.float64), sizes[:, 1].astype(np.float64)
-    shares, ratios = uniform(
+    areas, ratios = uniform(
         seed, Stream.CROP, epoch, samples[None, None, :], tries, np.arange(2)[:, None, None]
     )
     low, high = transforms.crop_scale
-    area = height * width * (low + (high - low) * shares)
+    area = height * width * (low + (high - low) * areas)
     log_low, log_high = np.log(transforms.crop_ratio[0]), np.log(transforms.crop_ratio[1])
     ratio = np.exp(log_low + (log_high - log_low) * ratios)
     w = np.rint(np.sqrt(area * ratio)).astype(np.int64)
@@ -126,7 +126,7 @@ def _fallback_windows(transforms: Transforms, sizes: NDArray[np.int64]) -> NDArr
 
 
 def _eval_crop_params(transforms: Transforms, sizes: NDArray[np.int64]) -> CropParams:
-    """Shorter side to `eval_resize`, center crop: rounding as torchvision's Resize and CenterCrop."""
+    """Resize the shorter side to `eval_resize` and center-crop, rounding as torchvision does."""
     short = sizes.min(axis=1)
     target = max(transforms.eval_resize, transforms.image_size)
     resized = np.where(sizes == short[:, None], target, (target * sizes) // short[:, None])
@@ -141,8 +141,8 @@ def finish(
     """Augment and normalize decoded images on their device.
 
     Args:
-        images_bhwc: uint8 [B, H, W, 3], already cropped and mirrored; or float32, then normalized as well.
-        samples: int64 [B], the key of the remaining draws.
+        images_bhwc: uint8 [B, H, W, 3], cropped and flipped; or float32, already normalized.
+        samples: int64 [B], sample numbers: the key of the random augmentation.
 
     Returns:
         float32 [B, 3, H, W], channels_last.
@@ -162,22 +162,22 @@ def finish(
 
 
 def _normalize(images_bhwc: Tensor, transforms: Transforms) -> Tensor:
-    """(images - 255 mean) / (255 std), float32 [B, H, W, 3] of its own memory."""
+    """(images - 255 mean) / (255 std) as a new float32 tensor [B, H, W, 3]."""
     width, device = images_bhwc.shape[2], images_bhwc.device
     mean, scale = _row_constants(transforms.mean, transforms.std, width, device)
     if device.type != "cpu":
         numbers = images_bhwc.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
         numbers.flatten(2).sub_(mean).mul_(scale)
         return numbers
-    # NumPy, in this thread, about 1 MiB at a time: the cores are the decoder's.
+    # NumPy in this thread, about 1 MiB at a time: the other cores are left to the decoder.
     numbers = torch.empty(images_bhwc.shape, dtype=torch.float32)
     pixels, rows = images_bhwc.contiguous().flatten(2).numpy(), numbers.flatten(2).numpy()
-    off, times = mean.numpy(), scale.numpy()
-    images_each = max(1, _CACHED // max(1, rows[:1].size))
+    offset, factor = mean.numpy(), scale.numpy()
+    images_each = max(1, _CHUNK // max(1, rows[:1].size))
     for first in range(0, len(rows), images_each):
         part = rows[first : first + images_each]
-        np.subtract(pixels[first : first + images_each], off, out=part, dtype=np.float32)
-        np.multiply(part, times, out=part)
+        np.subtract(pixels[first : first + images_each], offset, out=part, dtype=np.float32)
+        np.multiply(part, factor, out=part)
     return numbers
 
 
@@ -187,13 +187,13 @@ _constants: dict[tuple[tuple[float, ...], tuple[float, ...], int, torch.device],
 def _row_constants(
     mean: tuple[float, ...], std: tuple[float, ...], width: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """What to take off and to multiply by, each [width * 3], made once a device so that no step copies them again."""
+    """Offset and factor, each [width * 3], cached per device so that no step copies them again."""
     key = (mean, std, width, device)
     if key not in _constants:
-        off = 255 * torch.tensor(mean, dtype=torch.float32)
+        offset = 255 * torch.tensor(mean, dtype=torch.float32)
         scale = torch.tensor(tuple(1 / (255 * s) for s in std), dtype=torch.float32)
         _constants[key] = (
-            host_to_device(off.repeat(width), device),
+            host_to_device(offset.repeat(width), device),
             host_to_device(scale.repeat(width), device),
         )
     return _constants[key]

@@ -59,7 +59,7 @@ def _measure(count: int, rounds: int) -> dict[str, Any]:
 def _write_synthetic(root: Path, count: int) -> None:
     from PIL import Image
 
-    from pipelines.datasets.index import INDEX_NAME, Half, Index, write_index
+    from pipelines.datasets.index import INDEX_NAME, Index, SplitIndex, write_index
     from pipelines.datasets.table import ImageTable, PathTable
 
     generator = np.random.default_rng(0)
@@ -77,7 +77,7 @@ def _write_synthetic(root: Path, count: int) -> None:
         lengths.append(len(file.getvalue()))
     (root / "val").symlink_to("train")
 
-    def table(half: str, size: int) -> Half:
+    def table(half: str, size: int) -> SplitIndex:
         block = PathTable.of(names)
         repeats = -(-size // _FILES)
         blob = bytes(block.blob) * repeats
@@ -87,7 +87,7 @@ def _write_synthetic(root: Path, count: int) -> None:
         files = PathTable(blob[: int(ends[-1])], ends)
         whole = ImageTable.of(root / half, files, np.resize(np.array(lengths), size), labels, classes)
         sizes = np.tile(np.array([[375, 500]], dtype=np.int32), (size, 1))
-        return Half(replace(whole, sizes=sizes), np.zeros(size, dtype=np.uint8))
+        return SplitIndex(replace(whole, sizes=sizes), np.zeros(size, dtype=np.uint8))
 
     halves = {"train": table("train", count), "val": table("val", max(1, count // 26))}
     write_index(root / INDEX_NAME, root, Index(halves, classes, {}))

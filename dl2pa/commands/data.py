@@ -77,11 +77,11 @@ def _describe(index: Index, root: Path) -> dict[str, Any]:
 
     problems = list(problems_of(index, root))
     counts = Counter(kind for problem in problems for kind in problem["kinds"].split(", "))
-    halves = {name: half.table for name, half in index.halves.items()}
+    tables = {name: split.table for name, split in index.splits.items()}
     return {
-        "images": {name: len(table) for name, table in halves.items()},
+        "images": {name: len(table) for name, table in tables.items()},
         "classes": len(index.classes),
-        "fingerprint": {name: table.fingerprint for name, table in halves.items()},
+        "fingerprint": {name: table.fingerprint for name, table in tables.items()},
         "problem_counts": dict(counts),
         "problems": problems,
     }

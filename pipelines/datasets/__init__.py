@@ -12,7 +12,7 @@ from pipelines.datasets.cifar import load_cifar10, load_cifar100
 from pipelines.datasets.classes import check_num_classes, load_classes, nearest
 from pipelines.datasets.digits import has_digits, write_digits
 from pipelines.datasets.folder import class_folders, index_folder, open_folders, split_root
-from pipelines.datasets.index import INDEX_NAME, Half, Index, open_index, with_classes
+from pipelines.datasets.index import INDEX_NAME, Index, SplitIndex, open_index, with_classes
 from pipelines.datasets.shards import find_shards
 from pipelines.datasets.stl10 import load_stl10
 from pipelines.datasets.svhn import load_svhn, load_svhn_lt_legacy
@@ -147,12 +147,12 @@ def _open_imagefolder(
     learned = None
     if base is not root and classes is None:  # the labels are those of training
         own = _indexed(root, index)
-        learned = None if own is None else _half_of(*own, "train", True).table.classes
+        learned = None if own is None else _split_of(*own, "train", True).table.classes
     if found is None:
         return open_folders(root, val_root, classes, split, learned)
     if base is not root and classes is None and learned is None:
         learned = tuple(class_folders(*split_root(root, val_root, "train")))
-    table = _half_of(*found, split, val_root is not None).table
+    table = _split_of(*found, split, val_root is not None).table
     return with_classes(table, classes or learned, found[1])
 
 
@@ -162,11 +162,11 @@ def _indexed(root: Path, given: Path | None) -> tuple[Index, Path] | None:
     return (open_index(file, root), file) if given or file.is_file() else None
 
 
-def _half_of(index: Index, file: Path, split: Split, alone: bool) -> Half:
+def _split_of(index: Index, file: Path, split: Split, alone: bool) -> SplitIndex:
     """A half by its name; where each half has a folder of its own, that folder's bare class folders are it."""
-    half = index.halves.get(split) or (index.halves.get("all") if alone else None)
-    if half is None:
-        has = " and ".join(repr(name) for name in index.halves)
+    found = index.splits.get(split) or (index.splits.get("all") if alone else None)
+    if found is None:
+        has = " and ".join(repr(name) for name in index.splits)
         remedy = "Index a folder with train/ and val/, or set data.val_root to a folder for validation."
-        raise UserError("data.index", str(file), f"holds no half {split!r}, only {has}", remedy)
-    return half
+        raise UserError("data.index", str(file), f"has no split {split!r}, only {has}", remedy)
+    return found

@@ -18,7 +18,7 @@ from dl2pa.errors import UserError
 from pipelines.datasets.arrays import Split, read_text
 from pipelines.datasets.classes import load_classes
 from pipelines.datasets.folder import index_folder, open_folders
-from pipelines.datasets.index import INDEX_NAME, Half, Index, open_index, write_index
+from pipelines.datasets.index import INDEX_NAME, Index, SplitIndex, open_index, write_index
 from pipelines.datasets.probe import Flag, Probe, probe
 from pipelines.datasets.shards import ShardContent, find_shards, labels_to_numbers, read_shard
 from pipelines.datasets.table import ImageTable, Members, PathTable
@@ -91,20 +91,20 @@ def list_source(root: Path) -> Index:
         if find_shards(root):
             raise UserError("ROOT", str(root), "holds tar shards already", "Give a folder of class folders.")
         tables = _list_folders(root)
-        halves = {name: Half(table, np.zeros(len(table), np.uint8)) for name, table in tables.items()}
+        splits = {name: SplitIndex(table, np.zeros(len(table), np.uint8)) for name, table in tables.items()}
         classes = next(iter(tables.values())).classes
-        index = Index(halves, classes, _read_words(root, classes))
-    if any(half.table.members is not None for half in index.halves.values()):
+        index = Index(splits, classes, _read_words(root, classes))
+    if any(split.table.members is not None for split in index.splits.values()):
         raise UserError("ROOT", str(root), "holds tar shards already", "Give a folder of class folders.")
     return index
 
 
 def problems_of(index: Index, root: Path) -> Iterator[dict[str, str]]:
     """Every remarkable image: half, path below `root` (with its member where it lies in a shard), kinds."""
-    for name, half in index.halves.items():
-        for i in np.flatnonzero(half.flags).tolist():
-            kinds = [str(flag.name).lower() for flag in Flag(int(half.flags[i]))]
-            path = os.path.relpath(half.table.path(i), root)
+    for name, split in index.splits.items():
+        for i in np.flatnonzero(split.flags).tolist():
+            kinds = [str(flag.name).lower() for flag in Flag(int(split.flags[i]))]
+            path = os.path.relpath(split.table.path(i), root)
             yield {"half": name, "path": path, "kinds": ", ".join(kinds)}
 
 
@@ -112,21 +112,21 @@ def _of_folders(root: Path, parts: Path, workers: int, progress: Progress) -> In
     tables = _list_folders(root)
     pieces = {name: list(_pieces_of(table, parts)) for name, table in tables.items()}
     _look(_look_at_images, [p for each in pieces.values() for p in each], workers, progress)
-    halves: dict[str, Half] = {}
+    splits: dict[str, SplitIndex] = {}
     for name, table in tables.items():
         stored = [_load(piece) for piece in pieces[name]]
         sizes = np.concatenate([part["sizes"] for part in stored])
         flags = np.concatenate([part["flags"] for part in stored])
-        halves[name] = Half(replace(table, sizes=sizes), flags)
+        splits[name] = SplitIndex(replace(table, sizes=sizes), flags)
     classes = next(iter(tables.values())).classes
-    return Index(halves, classes, _read_words(root, classes))
+    return Index(splits, classes, _read_words(root, classes))
 
 
 def _list_folders(root: Path) -> dict[str, ImageTable]:
     if not (root / "train").is_dir():
         return {"all": index_folder(root, None, "ROOT")}
-    halves: list[Split] = ["train", "val"] if (root / "val").is_dir() else ["train"]
-    return {half: open_folders(root, None, None, half) for half in halves}
+    splits: list[Split] = ["train", "val"] if (root / "val").is_dir() else ["train"]
+    return {split: open_folders(root, None, None, split) for split in splits}
 
 
 def _pieces_of(table: ImageTable, parts: Path) -> Iterator[_Piece]:
@@ -166,8 +166,8 @@ def _of_shards(
         classes = tuple(
             str(k) for k in range(1 + max(int(part.max()) for part in labels.values() if len(part)))
         )
-    halves = {name: _join(pieces[name], contents[name], labels[name], classes) for name in shards}
-    return Index(halves, classes, _read_words(root, classes))
+    splits = {name: _join(pieces[name], contents[name], labels[name], classes) for name in shards}
+    return Index(splits, classes, _read_words(root, classes))
 
 
 def _join(
@@ -175,7 +175,7 @@ def _join(
     contents: Sequence[ShardContent],
     labels: NDArray[np.int64],
     classes: tuple[str, ...],
-) -> Half:
+) -> SplitIndex:
     counts = [len(content.labels) for content in contents]
     members = Members(
         np.repeat(np.arange(len(contents), dtype=np.int32), counts),
@@ -185,7 +185,7 @@ def _join(
     files = PathTable.of(piece.names[0] for piece in pieces)
     table = ImageTable.of(pieces[0].root, files, lengths, labels, classes, members)
     sizes = np.concatenate([content.sizes for content in contents])
-    return Half(replace(table, sizes=sizes), np.concatenate([content.flags for content in contents]))
+    return SplitIndex(replace(table, sizes=sizes), np.concatenate([content.flags for content in contents]))
 
 
 def _look(work: Callable[[_Piece], int], pieces: list[_Piece], workers: int, progress: Progress) -> None:

@@ -32,8 +32,8 @@ _LOOKED_AT = 8
 
 
 @dataclass(frozen=True)
-class Half:
-    """One half: its images, and what is remarkable about each (``probe.Flag`` bits, uint8 [N])."""
+class SplitIndex:
+    """Images of one split and their problems (``probe.Flag`` bits, uint8 [N])."""
 
     table: ImageTable
     flags: NDArray[np.uint8]
@@ -44,12 +44,12 @@ class Index:
     """A data set as its index has it.
 
     Attributes:
-        halves: by name: ``train`` and ``val``, or ``all``.
+        splits: by name: ``train`` and ``val``, or ``all``.
         classes: the class names (ImageNet: wnids) in label order.
         words: what a class is called, where the data set says so.
     """
 
-    halves: dict[str, Half]
+    splits: dict[str, SplitIndex]
     classes: tuple[str, ...]
     words: dict[str, str]
 
@@ -63,11 +63,11 @@ def write_index(file: Path, root: Path, index: Index) -> None:
     from safetensors.numpy import save_file
 
     columns: dict[str, NDArray[Any]] = {}
-    halves: dict[str, dict[str, str]] = {}
-    for name, half in index.halves.items():
-        table = half.table
+    folders: dict[str, dict[str, str]] = {}
+    for name, split in index.splits.items():
+        table = split.table
         below = os.path.relpath(table.root, root)
-        halves[name] = {"folder": "" if below == "." else below, "fingerprint": table.fingerprint}
+        folders[name] = {"folder": "" if below == "." else below, "fingerprint": table.fingerprint}
         sizes = table.sizes if table.sizes is not None else np.zeros((len(table), 2), np.int32)
         parts: dict[str, Any] = {
             "names": np.frombuffer(table.files.blob, dtype=np.uint8),
@@ -75,13 +75,13 @@ def write_index(file: Path, root: Path, index: Index) -> None:
             "lengths": table.lengths,
             "labels": table.labels,
             "sizes": sizes,
-            "flags": half.flags,
+            "flags": split.flags,
         }
         if table.members is not None:
             parts |= {"shards": table.members.shards, "offsets": table.members.offsets}
         columns |= {f"{name}/{key}": np.ascontiguousarray(value) for key, value in parts.items()}
     # One text: safetensors writes several in no fixed order, and the same images shall make the same file.
-    about = {"format": _FORMAT, "classes": index.classes, "words": index.words, "halves": halves}
+    about = {"format": _FORMAT, "classes": index.classes, "words": index.words, "halves": folders}
     metadata = {"dl2pa": json.dumps(about)}
     aside = file.with_name(f".{file.name}.{os.getpid()}")
     try:
@@ -106,19 +106,20 @@ def open_index(file: Path, root: Path) -> Index:
             raise TypeError("its classes are no list")
         classes = tuple(_text(name) for name in metadata["classes"])
         words = {_text(key): _text(value) for key, value in metadata["words"].items()}
-        halves = {
-            name: _half(name, about, columns, root, classes) for name, about in metadata["halves"].items()
+        splits = {
+            name: _read_split(name, about, columns, root, classes)
+            for name, about in metadata["halves"].items()
         }
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise _damaged(file, f"{type(error).__name__}: {error}") from None
-    for half in halves.values():
-        _check_place(file, half.table)
-    return Index(halves, classes, words)
+    for split in splits.values():
+        _check_place(file, split.table)
+    return Index(splits, classes, words)
 
 
-def _half(
+def _read_split(
     name: str, about: dict[str, str], columns: dict[str, NDArray[Any]], root: Path, classes: tuple[str, ...]
-) -> Half:
+) -> SplitIndex:
     """One half from its columns; damage raises what `open_index` catches."""
     part = {key.partition("/")[2]: column for key, column in columns.items() if key.startswith(f"{name}/")}
     members = Members(part["shards"], part["offsets"]) if "shards" in part else None
@@ -144,7 +145,7 @@ def _half(
     if members is not None:
         _check_range(members.shards, len(files), "shard")
         _check_range(members.offsets, 1 << 62, "offset")
-    return Half(table, part["flags"])
+    return SplitIndex(table, part["flags"])
 
 
 def _check_range(column: NDArray[Any], end: int, what: str) -> None:

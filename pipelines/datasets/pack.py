@@ -86,7 +86,7 @@ def pack(
     """
     _claim(out, source, options)
     shards = [
-        shard for name, half in source.halves.items() for shard in _plan(name, half.table, out, options)
+        shard for name, split in source.splits.items() for shard in _plan(name, split.table, out, options)
     ]
     total = sum(len(shard.names) for shard in shards)
     missing = [shard for shard in shards if not shard.target.exists()]
@@ -97,14 +97,14 @@ def pack(
         progress(done, total)
     index = build_index(out, out / INDEX_NAME, workers)
     kept = _compare(source, index, out, options)
-    bytes_in = sum(int(half.table.lengths.sum()) for half in source.halves.values())
+    bytes_in = sum(int(split.table.lengths.sum()) for split in source.splits.values())
     bytes_out = sum(shard.target.stat().st_size for shard in shards)
     return PackResult(index, total, bytes_in, bytes_out, len(shards), kept)
 
 
 def _claim(out: Path, source: Index, options: PackOptions) -> None:
     """Make `out`, or recognize what an earlier attempt began there."""
-    prints = {name: half.table.fingerprint for name, half in source.halves.items()}
+    prints = {name: split.table.fingerprint for name, split in source.splits.items()}
     options_text = json.dumps({"source": prints, **asdict(options)}, indent=1) + "\n"
     file = out / _PLAN
     try:
@@ -129,7 +129,7 @@ def _claim(out: Path, source: Index, options: PackOptions) -> None:
         ) from None
 
 
-def _plan(half: str, table: ImageTable, out: Path, options: PackOptions) -> list[_Shard]:
+def _plan(split: str, table: ImageTable, out: Path, options: PackOptions) -> list[_Shard]:
     """Cut the half into shards of about the size wanted: by the bytes of the source, times what resampling leaves."""
     ratio = _ratio(table, options)
     ends = np.cumsum(table.lengths * ratio + 2 * _MEMBER)
@@ -140,7 +140,7 @@ def _plan(half: str, table: ImageTable, out: Path, options: PackOptions) -> list
             table.root,
             table.files.part(low, high),
             np.array(table.labels[low:high]),
-            out / f"{half}-{k:06d}.tar",
+            out / f"{split}-{k:06d}.tar",
             options,
         )
         for k, (low, high) in enumerate(pairwise(cuts))
@@ -247,8 +247,8 @@ def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
 def _compare(source: Index, packed: Index, out: Path, options: PackOptions) -> list[str]:
     """Refuse a packing that is not the source image by image; paths of those that could not be resampled."""
     kept: list[str] = []
-    for name, half in source.halves.items():
-        ours, theirs = half.table, packed.halves[name].table if name in packed.halves else None
+    for name, split in source.splits.items():
+        ours, theirs = split.table, packed.splits[name].table if name in packed.splits else None
         same = theirs is not None and len(ours) == len(theirs) and np.array_equal(ours.labels, theirs.labels)
         if same and theirs is not None and options.short_side is None:
             same = np.array_equal(ours.lengths, theirs.lengths)
@@ -257,7 +257,7 @@ def _compare(source: Index, packed: Index, out: Path, options: PackOptions) -> l
             remedy = "Another program changed them: remove the folder and pack again."
             raise UserError("OUT", str(out), message, remedy)
         if options.short_side is not None:
-            kept += [str(ours.path(i)) for i in _undecodable(packed.halves[name].flags)]
+            kept += [str(ours.path(i)) for i in _undecodable(packed.splits[name].flags)]
     return kept
 
 

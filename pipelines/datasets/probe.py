@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pipelines.header import image_size
-from pipelines.images import MOST_BYTES, BadImage, open_image
+from pipelines.images import MAX_BYTES, BadImage, open_image
 
 _HEAD = 1 << 16
 _TAIL = 64
@@ -66,7 +66,7 @@ def probe(handle: int, offset: int, length: int, name: str) -> Probe:
     if length == 0:
         return Probe(0, 0, Flag.EMPTY)
     state = os.fstat(handle)
-    if not stat.S_ISREG(state.st_mode) or length > MOST_BYTES:
+    if not stat.S_ISREG(state.st_mode) or length > MAX_BYTES:
         return Probe(0, 0, Flag.UNREADABLE)
     if offset + length > state.st_size:
         return Probe(0, 0, Flag.TRUNCATED)

@@ -24,12 +24,12 @@ from pipelines.datasets.probe import probe
 
 _TAR_ERRORS = (tarfile.TarError, OSError, EOFError, ValueError, ArithmeticError, MemoryError, RecursionError)
 """What tarfile raises for headers that are damaged or made to do harm."""
-_MOST_LABEL = 2**16
+_MAX_LABEL = 2**16
 """Bytes of a label."""
-_MOST_CLASSES = 2**20
+_MAX_CLASSES = 2**20
 """Classes that numbers alone may stand for: a name is made for each."""
-_HALVES = {"train": "train", "val": "val", "validation": "val"}
-_HALF = re.compile(r"(?:^|[-_.])(train|val|validation)(?=$|[-_.0-9])", re.IGNORECASE)
+_SPLITS = {"train": "train", "val": "val", "validation": "val"}
+_SPLIT_NAME = re.compile(r"(?:^|[-_.])(train|val|validation)(?=$|[-_.0-9])", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,12 @@ def find_shards(root: Path) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {}
     if not root.is_dir():
         return found
-    for half in ("train", "val"):
-        if inside := sorted((root / half).glob("*.tar")):
-            found[half] = inside
+    for split in ("train", "val"):
+        if inside := sorted((root / split).glob("*.tar")):
+            found[split] = inside
     for path in sorted(root.glob("*.tar")) if not found else []:
-        match = _HALF.search(path.stem)
-        found.setdefault(_HALVES[match[1].lower()] if match else "all", []).append(path)
+        match = _SPLIT_NAME.search(path.stem)
+        found.setdefault(_SPLITS[match[1].lower()] if match else "all", []).append(path)
     return found
 
 
@@ -87,7 +87,7 @@ def read_shard(path: Path) -> ShardContent:
                         raise _broken(path, f"the sample {key!r} has two images")
                     images[key] = member.offset_data, member.size, member.name
                 elif ending in ("cls", "json") and (ending == "cls" or key not in labels):
-                    if member.size > _MOST_LABEL:
+                    if member.size > _MAX_LABEL:
                         raise _broken(path, f"the label {member.name!r} has {member.size} bytes")
                     stream = archive.extractfile(member)
                     label = _label(path, member.name, ending, stream.read() if stream else b"")
@@ -113,11 +113,11 @@ def labels_to_numbers(
     place = {name: number for number, name in enumerate(classes or ())}
     known = {text: place[text] if text in place else _number(text) for text in set(labels)}
     for text, number in known.items():
-        if number is None or not 0 <= number < (len(classes) if classes else _MOST_CLASSES):
+        if number is None or not 0 <= number < (len(classes) if classes else _MAX_CLASSES):
             count = (
                 f"the {len(classes)} classes of classes.txt"
                 if classes
-                else f"numbers from 0 to {_MOST_CLASSES - 1}"
+                else f"numbers from 0 to {_MAX_CLASSES - 1}"
             )
             remedy = "Put classes.txt beside the shards: a class a line in label order."
             raise UserError("ROOT", str(root), f"the label {text!r} is not among {count}", remedy)

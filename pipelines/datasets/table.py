@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from pipelines.datasets.arrays import subset_fingerprint
 from pipelines.images import read_image_file
 
-_MOST_OPEN = 512
+_MAX_OPEN = 512
 _BLOCK = 512
 
 
@@ -89,7 +89,7 @@ class _OpenFiles:
         if file is None:
             file = FileIO(path)
             with self._lock:
-                if len(self._files) < _MOST_OPEN:
+                if len(self._files) < _MAX_OPEN:
                     file = self._files.setdefault(shard, file)
         return os.pread(file.fileno(), length, offset)
 

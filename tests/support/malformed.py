@@ -516,7 +516,7 @@ def _cases(place: Path) -> Iterator[tuple[str, Callable[[], Any], bool]]:
 def counted(root: Path) -> bool:
     """Index a folder; whether an image was counted as bad."""
     index = build_index(root, root / "out.index", 1)
-    return any(half.flags.any() for half in index.halves.values())
+    return any(split.flags.any() for split in index.splits.values())
 
 
 # Reading each ---------------------------------------------------------------------------------------------------

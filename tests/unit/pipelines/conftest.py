@@ -86,11 +86,11 @@ def pipeline_over() -> Iterator[Callable[..., Pipeline]]:
         dataset: Dataset,
         loader: str,
         transforms: Transforms,
-        order: TrainSampler | EvalSampler,
+        sampler: TrainSampler | EvalSampler,
         **options: Any,
     ) -> Pipeline:
         settings = {"seed": 0, "device": torch.device("cpu"), "threads": 1, "limits": FaultLimits(0.5)}
-        pipeline = build_pipeline(dataset, transforms, order, loader=loader, **{**settings, **options})
+        pipeline = build_pipeline(dataset, transforms, sampler, loader=loader, **{**settings, **options})
         opened.append(pipeline)
         return pipeline
 

@@ -112,9 +112,9 @@ def test_a_good_file_is_itself(drawn: Any, folder: Folder) -> None:
 def test_the_substitute_depends_on_seed_epoch_and_sample_not_on_what_was_read_before(folder: Folder) -> None:
     dataset = folder(40, dict.fromkeys(range(20), b""))
 
-    def substitutes(epoch: int, seed: int, order: list[int]) -> dict[int, int]:
+    def substitutes(epoch: int, seed: int, samples: list[int]) -> dict[int, int]:
         reader = ImageReader(dataset, TRAIN, seed, FaultLimits(1.0))
-        return {sample: reader.fetch(epoch, sample)[0] for sample in order}
+        return {sample: reader.fetch(epoch, sample)[0] for sample in samples}
 
     there, back = list(range(20)), list(range(19, -1, -1))
     first = substitutes(0, 0, there)
@@ -157,12 +157,12 @@ def test_a_header_that_is_no_image_says_so() -> None:
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_the_stream_delivers_every_step_in_order_from_any_step(folder: Folder, threads: int) -> None:
-    order = TrainSampler(20, 4, 0)
+    sampler = TrainSampler(20, 4, 0)
     reader = ImageReader(folder(20, {7: b""}), TRAIN, 0, FaultLimits(0.5))
-    stream = EncodedStream(reader, order.indices, order.steps_per_epoch, threads)
+    stream = EncodedStream(reader, sampler.indices, sampler.steps_per_epoch, threads)
     whole = list(stream.steps(2, 0))
     assert [step.step for step in whole] == [0, 1, 2, 3, 4]
-    asked = [order.indices(2, step) for step in range(5)]
+    asked = [sampler.indices(2, step) for step in range(5)]
     for step, samples in zip(whole, asked, strict=True):
         changed = step.samples != samples
         assert (samples[changed] == 7).all()
@@ -174,12 +174,12 @@ def test_the_stream_delivers_every_step_in_order_from_any_step(folder: Folder, t
 
 
 def test_an_error_in_reading_ahead_reaches_the_reader(folder: Folder) -> None:
-    order = TrainSampler(20, 4, 0)
-    bad = int(order.indices(0, 2)[1])
+    sampler = TrainSampler(20, 4, 0)
+    bad = int(sampler.indices(0, 2)[1])
     stream = EncodedStream(
         ImageReader(folder(20, {bad: b""}), EVAL, 0, FaultLimits(0.5)),
-        order.indices,
-        order.steps_per_epoch,
+        sampler.indices,
+        sampler.steps_per_epoch,
         2,
     )
     seen = []

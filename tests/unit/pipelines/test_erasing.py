@@ -13,8 +13,8 @@ def torchvision_boxes(count: int, height: int, width: int) -> np.ndarray:
     erase = v2.RandomErasing(p=1.0)
     image = torch.zeros(3, height, width)
     torch.manual_seed(0)
-    rng = [erase.make_params([image]) for _ in range(count)]
-    return np.array([[d["i"], d["j"], d["h"], d["w"]] for d in rng if d["v"] is not None])
+    params = [erase.make_params([image]) for _ in range(count)]
+    return np.array([[d["i"], d["j"], d["h"], d["w"]] for d in params if d["v"] is not None])
 
 
 @pytest.mark.parametrize("probability", (0.0, 0.1, 1.0))

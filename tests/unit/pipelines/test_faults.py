@@ -19,7 +19,7 @@ from dl2pa.training.evaluate import evaluate
 from pipelines.batch import Batch, Pipeline
 from pipelines.datasets.build_index import list_source
 from pipelines.datasets.folder import index_folder
-from pipelines.datasets.index import Half, Index
+from pipelines.datasets.index import Index, SplitIndex
 from pipelines.datasets.pack import PackOptions, pack
 from pipelines.datasets.table import ImageTable
 from pipelines.encoded import FaultLimits, ImageReader
@@ -42,10 +42,10 @@ def loader(request: pytest.FixtureRequest) -> str:
 
 
 def packed(table: ImageTable, out: Path) -> ImageTable:
-    source = Index({"all": Half(table, np.zeros(len(table), np.uint8))}, table.classes, {})
+    source = Index({"all": SplitIndex(table, np.zeros(len(table), np.uint8))}, table.classes, {})
     done = pack(source, out, PackOptions(shard_size=20_000), 1, lambda done, total: None)
     assert done.shards > 1
-    return done.index.halves["all"].table
+    return done.index.splits["all"].table
 
 
 def assert_same(ours: list[Batch], theirs: list[Batch]) -> None:
@@ -62,11 +62,11 @@ def test_shards_give_the_batches_of_the_folder_from_any_step(
     """Bit by bit, damaged images and their substitutes among them; a resume is a start at a step."""
     table = folder(24, {5: b"broken", 9: b""})
     shards = packed(table, tmp_path / "packed")
-    order = TrainSampler(24, 4, 0)
-    whole = list(pipeline_over(table, loader, TRAIN, order))
+    sampler = TrainSampler(24, 4, 0)
+    whole = list(pipeline_over(table, loader, TRAIN, sampler))
     for source in (table, shards):
         for first in (0, 2, 5):
-            pipeline = pipeline_over(source, loader, TRAIN, order)
+            pipeline = pipeline_over(source, loader, TRAIN, sampler)
             pipeline.start(0, first)
             assert_same(list(pipeline), whole[first:])
     limits = FaultLimits(max_bad_val_fraction=0.1)
@@ -195,10 +195,10 @@ def test_a_read_that_hangs_is_named_and_ends(
     os.mkfifo(pipe)
     limits = FaultLimits(0.5, read_warn_s=0.05, read_timeout_s=0.4)
     pipeline = pipeline_over(table, loader, TRAIN, TrainSampler(12, 4, 0), limits=limits, threads=2)
-    with caplog.at_level(logging.WARNING), pytest.raises(StalledRead, match="has not come back") as caught:
+    with caplog.at_level(logging.WARNING), pytest.raises(StalledRead, match="has not finished") as caught:
         list(pipeline)
     assert str(pipe) in str(caught.value)
-    assert f"reading {pipe} has not come back" in caplog.text
+    assert f"reading {pipe} has not finished" in caplog.text
     release(pipe)
 
 
@@ -236,5 +236,5 @@ def test_a_process_with_a_read_that_hangs_can_still_end(folder: Folder) -> None:
 
 def test_listing_and_shards_agree_on_the_source(folder: Folder, tmp_path: Path) -> None:
     table = folder(6)
-    assert list_source(table.root).halves["all"].table.fingerprint == table.fingerprint
+    assert list_source(table.root).splits["all"].table.fingerprint == table.fingerprint
     assert index_folder(table.root, None, "data.root").fingerprint == table.fingerprint

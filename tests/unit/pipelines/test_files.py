@@ -25,7 +25,7 @@ Build = Callable[..., Pipeline]
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 TRAIN = Transforms(24, train=True, trivial_augment=True, erasing=0.3)
 # DALI normalizes where nothing works on pixels in between, and keeps the memory of what it made.
-RECIPES = pytest.mark.parametrize(
+BOTH_TRANSFORMS = pytest.mark.parametrize(
     "transforms",
     [TRAIN, Transforms(24, train=True, erasing=0.3)],
     ids=["pixels", "normalized by the decoder"],
@@ -63,7 +63,7 @@ def test_batches_hold_what_the_contract_says(folder: Folder, pipeline_over: Buil
     assert len(set(seen)) == 20
 
 
-@RECIPES
+@BOTH_TRANSFORMS
 def test_an_epoch_goes_on_from_any_step_in_any_order_of_asking(
     folder: Folder, pipeline_over: Build, loader: str, transforms: Transforms
 ) -> None:
@@ -216,14 +216,14 @@ def test_a_tiny_image_fills_the_square(
 ) -> None:
     file = io.BytesIO()
     Image.new("RGB", size, (200, 120, 40)).save(file, form)
-    for transforms, order in (
+    for transforms, sampler in (
         (Transforms(32, train=False, eval_resize=40, **PLAIN), EvalSampler(2, 2)),
         (TRAIN, None),
     ):
         table = folder(2, {i: file.getvalue() for i in range(2)})
-        (batch,) = pipeline_over(table, loader, transforms, order or TrainSampler(2, 2, 0))
+        (batch,) = pipeline_over(table, loader, transforms, sampler or TrainSampler(2, 2, 0))
         assert torch.isfinite(batch.images).all() and batch.valid == 2
-        if order:
+        if sampler:
             level = batch.images.mean((0, 2, 3)) * 255
             assert (level - torch.tensor([200.0, 120.0, 40.0])).abs().max() < 3
 
@@ -269,17 +269,17 @@ def test_an_image_the_decoder_refuses_is_found_and_its_batch_repeated(
     drawn: Any, folder: Folder, pipeline_over: Build, loader: str, kind: str
 ) -> None:
     dataset = folder(20, {5: SPOILED[kind](drawn)})
-    order = TrainSampler(20, 4, 0)
-    pipeline = pipeline_over(dataset, loader, TRAIN, order)
+    sampler = TrainSampler(20, 4, 0)
+    pipeline = pipeline_over(dataset, loader, TRAIN, sampler)
     batches = list(pipeline)
     assert pipeline.bad_images() == [str(dataset.path(5))]
     assert len(batches) == 5
     for step, batch in enumerate(batches):
-        asked = order.indices(0, step)
+        asked = sampler.indices(0, step)
         changed = batch.indices.numpy() != asked
         assert (asked[changed] == 5).all()
         assert 5 not in batch.indices.tolist()
-    empty = pipeline_over(folder(20, {5: b""}), loader, TRAIN, order)
+    empty = pipeline_over(folder(20, {5: b""}), loader, TRAIN, sampler)
     assert same(list(empty), batches), "the same substitute as for a file that cannot even be read"
 
 

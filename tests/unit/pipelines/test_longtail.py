@@ -114,7 +114,7 @@ def test_where_no_class_is_short_the_authors_labels_are_right() -> None:
 @pytest.mark.parametrize("per_class", [3, 7, 50, 143, 500, 625])
 def test_a_class_left_empty_is_refused_and_the_remedy_holds(per_class: int) -> None:
     labels = shuffled([per_class] * 10)
-    with pytest.raises(UserError, match=r"leaves the class 'class \d' no training image") as caught:
+    with pytest.raises(UserError, match=r"the class 'class \d' would keep no training image") as caught:
         long_tail(labels, names(10), 0.9 / per_class)
     assert (caught.value.field, caught.value.value) == ("data.imbalance", 0.9 / per_class)
     advised = float(caught.value.remedy.removeprefix("Choose at least ").removesuffix("."))

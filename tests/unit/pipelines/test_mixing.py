@@ -4,12 +4,12 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from pipelines.mixing import MixDraw, Mixed, apply_mix, draw_mix
+from pipelines.mixing import Mixed, MixParams, apply_mix, draw_mix
 
 BATCH, SHARD, HEIGHT, WIDTH = 16, 4, 13, 17
 
 
-def draw(step: int, positions: np.ndarray, mixup: float, cutmix: float, shard: int = SHARD) -> MixDraw:
+def draw(step: int, positions: np.ndarray, mixup: float, cutmix: float, shard: int = SHARD) -> MixParams:
     result = draw_mix(7, step, positions, shard, mixup, cutmix, HEIGHT, WIDTH)
     assert result is not None
     return result
@@ -136,7 +136,7 @@ def test_layout_and_type_are_kept_and_the_input_is_not_changed(
 
 
 def test_wrong_inputs_are_named() -> None:
-    with pytest.raises(ValueError, match="do not cover whole shards of 4"):
+    with pytest.raises(ValueError, match="do not form complete shards of 4"):
         draw(0, np.arange(6), 1.0, 0.0)
     with pytest.raises(ValueError, match=r"mixup alpha is -0\.1"):
         draw(0, np.arange(4), -0.1, 0.0)

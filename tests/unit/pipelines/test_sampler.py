@@ -46,9 +46,9 @@ def test_permutations_look_random() -> None:
 
 def global_batches(samples: int, batch: int, epoch: int, world: int, seed: int = 0) -> list[list[int]]:
     ranks = [TrainSampler(samples, batch, seed, rank, world) for rank in range(world)]
-    assert {order.steps_per_epoch for order in ranks} == {samples // batch}
+    assert {sampler.steps_per_epoch for sampler in ranks} == {samples // batch}
     return [
-        [i for order in ranks for i in order.indices(epoch, step).tolist()]
+        [i for sampler in ranks for i in sampler.indices(epoch, step).tolist()]
         for step in range(samples // batch)
     ]
 
@@ -87,12 +87,12 @@ def test_evaluation_meets_each_sample_once_in_equally_many_steps(
     samples: int, world: int, batch: int
 ) -> None:
     ranks = [EvalSampler(samples, batch, rank, world) for rank in range(world)]
-    assert len({(order.steps_per_epoch, order.local_batch) for order in ranks}) == 1
+    assert len({(sampler.steps_per_epoch, sampler.local_batch) for sampler in ranks}) == 1
     seen: list[int] = []
-    for order in ranks:
-        for step in range(order.steps_per_epoch):
-            part = order.indices(0, step).tolist()
-            assert len(part) <= order.local_batch
+    for sampler in ranks:
+        for step in range(sampler.steps_per_epoch):
+            part = sampler.indices(0, step).tolist()
+            assert len(part) <= sampler.local_batch
             seen += part
     assert sorted(seen) == list(range(samples))
     assert (ranks[0].steps_per_epoch - 1) * ranks[0].local_batch * world < samples, "no step without a sample"

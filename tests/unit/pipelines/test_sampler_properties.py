@@ -16,13 +16,13 @@ KEYS = st.integers(0, 2**40)
 
 
 def epoch_of(samples: int, batch: int, seed: int, epoch: int, world: int) -> list[np.ndarray]:
-    """The global batches, the ranks' parts joined in their order."""
+    """The global batches, the ranks' parts joined in rank order."""
     ranks = [TrainSampler(samples, batch, seed, rank, world) for rank in range(world)]
-    assert {order.steps_per_epoch for order in ranks} == {samples // batch}, (
+    assert {sampler.steps_per_epoch for sampler in ranks} == {samples // batch}, (
         "collectives need equal step counts"
     )
     steps = range(samples // batch)
-    return [np.concatenate([order.indices(epoch, step) for order in ranks]) for step in steps]
+    return [np.concatenate([sampler.indices(epoch, step) for sampler in ranks]) for step in steps]
 
 
 @settings(max_examples=60, deadline=None)
@@ -45,8 +45,8 @@ def test_validation_meets_every_sample_once_in_equal_step_counts(
     samples: int, world: int, batch: int
 ) -> None:
     ranks = [EvalSampler(samples, batch, rank, world) for rank in range(world)]
-    assert len({order.steps_per_epoch for order in ranks}) == 1
-    seen = [order.indices(0, step) for order in ranks for step in range(order.steps_per_epoch)]
+    assert len({sampler.steps_per_epoch for sampler in ranks}) == 1
+    seen = [sampler.indices(0, step) for sampler in ranks for step in range(sampler.steps_per_epoch)]
     assert np.array_equal(np.sort(np.concatenate(seen)), np.arange(samples))
 
 
@@ -55,14 +55,14 @@ def test_imagenet_whole_epochs(batch: int) -> None:
     """Every sample once but the remainder, which is another each epoch; any rank's part is that of the whole."""
     left_over = []
     for epoch in (0, 1):
-        order = TrainSampler(IMAGENET, batch, 0)
-        whole = TrainSampler(IMAGENET, order.steps_per_epoch * batch, 0).indices(epoch, 0)
+        sampler = TrainSampler(IMAGENET, batch, 0)
+        whole = TrainSampler(IMAGENET, sampler.steps_per_epoch * batch, 0).indices(epoch, 0)
         seen = np.bincount(whole, minlength=IMAGENET)
         assert seen.max() == 1
         left_over.append(np.flatnonzero(seen == 0))
         assert len(left_over[-1]) == IMAGENET % batch
         for world in (w for w in (1, 2, 3, 4, 8) if batch % w == 0):
-            for step in (0, 7, order.steps_per_epoch - 1):
+            for step in (0, 7, sampler.steps_per_epoch - 1):
                 parts = [
                     TrainSampler(IMAGENET, batch, 0, r, world).indices(epoch, step) for r in range(world)
                 ]
@@ -73,5 +73,5 @@ def test_imagenet_whole_epochs(batch: int) -> None:
 @pytest.mark.parametrize("world", [1, 2, 3, 4, 8])
 def test_imagenet_validation_counts(world: int) -> None:
     ranks = [EvalSampler(IMAGENET, 1000, rank, world) for rank in range(world)]
-    assert len({order.steps_per_epoch for order in ranks}) == 1
+    assert len({sampler.steps_per_epoch for sampler in ranks}) == 1
     assert sum(len(o.indices(0, s)) for o in ranks for s in range(o.steps_per_epoch)) == IMAGENET

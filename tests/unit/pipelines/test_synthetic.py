@@ -11,12 +11,12 @@ from pipelines.sampler import EvalSampler, TrainSampler
 from pipelines.transforms import Transforms
 
 Build = Callable[..., Pipeline]
-RECIPE = Transforms(8, train=True)
+TRANSFORMS = Transforms(8, train=True)
 DATASET = SyntheticDataset(100, tuple("abcde"))
 
 
 def test_batches_look_like_those_of_images(pipeline_over: Build) -> None:
-    batches = list(pipeline_over(DATASET, "synthetic", RECIPE, TrainSampler(100, 12, 0)))
+    batches = list(pipeline_over(DATASET, "synthetic", TRANSFORMS, TrainSampler(100, 12, 0)))
     assert len(batches) == 8
     images = torch.cat([b.images for b in batches])
     assert images.shape == (96, 3, 8, 8)
@@ -28,9 +28,9 @@ def test_batches_look_like_those_of_images(pipeline_over: Build) -> None:
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_every_world_size_and_start_sees_the_same_batches(pipeline_over: Build, world: int) -> None:
-    alone = pipeline_over(DATASET, "synthetic", RECIPE, TrainSampler(100, 12, 0))
+    alone = pipeline_over(DATASET, "synthetic", TRANSFORMS, TrainSampler(100, 12, 0))
     ranks = [
-        pipeline_over(DATASET, "synthetic", RECIPE, TrainSampler(100, 12, 0, rank, world))
+        pipeline_over(DATASET, "synthetic", TRANSFORMS, TrainSampler(100, 12, 0, rank, world))
         for rank in range(world)
     ]
     for pipeline in (alone, *ranks):
@@ -42,7 +42,7 @@ def test_every_world_size_and_start_sees_the_same_batches(pipeline_over: Build, 
 
 def test_a_sample_keeps_image_and_label_and_a_seed_changes_them(pipeline_over: Build) -> None:
     def samples(seed: int, epoch: int) -> dict[int, tuple[int, float]]:
-        pipeline = pipeline_over(DATASET, "synthetic", RECIPE, TrainSampler(100, 10, 0), seed=seed)
+        pipeline = pipeline_over(DATASET, "synthetic", TRANSFORMS, TrainSampler(100, 10, 0), seed=seed)
         pipeline.start(epoch)
         return {
             i: (t, x.sum().item())

@@ -24,8 +24,8 @@ def torchvision_windows(count: int, height: int, width: int, transforms: Transfo
     transform = v2.RandomResizedCrop(8, transforms.crop_scale, transforms.crop_ratio)
     image = torch.empty(3, height, width)
     torch.manual_seed(0)
-    rng: list[dict[str, Any]] = [transform.make_params([image]) for _ in range(count)]
-    return np.array([[d["top"], d["left"], d["height"], d["width"]] for d in rng])
+    params: list[dict[str, Any]] = [transform.make_params([image]) for _ in range(count)]
+    return np.array([[d["top"], d["left"], d["height"], d["width"]] for d in params])
 
 
 @pytest.mark.parametrize("size", [(375, 500), (500, 333), (64, 64), (100, 140)], ids=str)

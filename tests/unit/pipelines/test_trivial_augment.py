@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from pipelines.trivial_augment import NUM_LEVELS, Op, TrivialDraw, apply_trivial, draw_trivial
+from pipelines.trivial_augment import NUM_LEVELS, Op, TrivialParams, apply_trivial, draw_trivial
 
 GEOMETRIC = (Op.SHEAR_X, Op.SHEAR_Y, Op.TRANSLATE_X, Op.TRANSLATE_Y, Op.ROTATE)
 # Measured: 0 at every size tried, up to 500x331. But torchvision's matrix product may round otherwise on
@@ -36,9 +36,9 @@ def pictures(count: int, height: int, width: int, seed: int = 0) -> Tensor:
     return torch.from_numpy(noise)
 
 
-def every_level(op: Op, stride: int) -> TrivialDraw:
+def every_level(op: Op, stride: int) -> TrivialParams:
     levels = np.repeat(np.arange(0, NUM_LEVELS, stride), 2)
-    return TrivialDraw(np.full(len(levels), int(op)), levels, np.tile([1, -1], len(levels) // 2))
+    return TrivialParams(np.full(len(levels), int(op)), levels, np.tile([1, -1], len(levels) // 2))
 
 
 def torchvision_result(image: Tensor, op: Op, level: int, sign: int) -> Tensor:

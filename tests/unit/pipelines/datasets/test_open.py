@@ -182,7 +182,7 @@ def test_the_fingerprint_tells_long_tails_apart_and_is_theirs_alone(many: Path) 
 
 
 def test_a_folder_too_small_for_the_imbalance(many: Path) -> None:
-    error = refused("leaves the class 'dog' no training image", root=many, imbalance=0.04)
+    error = refused("the class 'dog' would keep no training image", root=many, imbalance=0.04)
     assert (error.field, error.value, error.remedy) == ("data.imbalance", 0.04, "Choose at least 0.05.")
 
 

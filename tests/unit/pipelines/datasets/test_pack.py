@@ -202,5 +202,9 @@ def test_shards_are_not_packed_again(pets: Path, tmp_path: Path) -> None:
 
 def test_the_plan_is_written_down(pets: Path, tmp_path: Path) -> None:
     run(pets, tmp_path / "packed")
-    crop = json.loads((tmp_path / "packed/pack.json").read_text())
-    assert (crop["short_side"], crop["shard_size"], set(crop["source"])) == (None, 8000, {"train", "val"})
+    stored = json.loads((tmp_path / "packed/pack.json").read_text())
+    assert (stored["short_side"], stored["shard_size"], set(stored["source"])) == (
+        None,
+        8000,
+        {"train", "val"},
+    )

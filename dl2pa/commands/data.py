@@ -18,18 +18,18 @@ from dl2pa.osutil import usable_cores
 if TYPE_CHECKING:
     from pipelines.datasets.index import Index
 
-_SHOWN = 50
+_MAX_SHOWN = 50
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
 
 def run(args: argparse.Namespace) -> int:
     workers = args.workers if args.workers is not None else usable_cores()
     if workers < 1:
-        raise UserError("--workers", workers, "is no number of processes", "Give 1 or more.")
+        raise UserError("--workers", workers, "must be at least 1", "Set the number of processes.")
     try:
         return _index(args, workers) if args.action == "index" else _pack(args, workers)
     except KeyboardInterrupt:
-        note("dl2pa: interrupted; the same command goes on from here")
+        note("dl2pa: interrupted; run the same command again to continue")
         return 130
 
 
@@ -38,11 +38,11 @@ def _index(args: argparse.Namespace, workers: int) -> int:
 
     root: Path = args.root
     out: Path = args.out or default_out(root)
-    began = time.monotonic()
-    with _bar("indexing") as progress:
+    start = time.monotonic()
+    with _progress_bar("indexing") as progress:
         index = build_index(root, out, workers, progress)
-    result = {"index": str(out), **_describe(index, root), "seconds": round(time.monotonic() - began, 2)}
-    _say(result, args.json, f"{root} is indexed:")
+    result = {"index": str(out), **_describe(index, root), "seconds": round(time.monotonic() - start, 2)}
+    _print(result, args.json, f"Indexed {root}:")
     return 0
 
 
@@ -51,24 +51,29 @@ def _pack(args: argparse.Namespace, workers: int) -> int:
     from pipelines.datasets.pack import PackOptions, pack
 
     if args.short_side is not None and args.short_side < 1:
-        raise UserError("--short-side", args.short_side, "is no size in pixels", "Give for example 256.")
+        raise UserError(
+            "--short-side",
+            args.short_side,
+            "must be at least 1",
+            "Set the shorter side in pixels, for example 256.",
+        )
     if not 1 <= args.quality <= 100:
-        raise UserError("--quality", args.quality, "is no JPEG quality", "Give 1 to 100.")
+        raise UserError("--quality", args.quality, "is not a JPEG quality", "Set 1 to 100.")
     options = PackOptions(args.short_side, args.quality, _bytes("--shard-size", args.shard_size))
     root: Path = args.root
-    began = time.monotonic()
-    with _bar("packing") as progress:
-        done = pack(list_source(root), args.out, options, workers, progress)
+    start = time.monotonic()
+    with _progress_bar("packing") as progress:
+        packed = pack(list_source(root), args.out, options, workers, progress)
     result: dict[str, Any] = {
         "out": str(args.out),
-        "shards": done.shards,
-        "gib_before": done.bytes_in / 2**30,
-        "gib_after": done.bytes_out / 2**30,
-        **_describe(done.index, args.out),
-        "not_resampled": done.kept_as_they_are,
-        "seconds": round(time.monotonic() - began, 2),
+        "shards": packed.shards,
+        "gib_before": packed.bytes_in / 2**30,
+        "gib_after": packed.bytes_out / 2**30,
+        **_describe(packed.index, args.out),
+        "not_resampled": packed.not_resized,
+        "seconds": round(time.monotonic() - start, 2),
     }
-    _say(result, args.json, f"{root} is packed, read back and compared; train with data.root={args.out}:")
+    _print(result, args.json, f"Packed and verified {root}; train with data.root={args.out}:")
     return 0
 
 
@@ -87,39 +92,39 @@ def _describe(index: Index, root: Path) -> dict[str, Any]:
     }
 
 
-def _say(result: dict[str, Any], as_json: bool, title: str) -> None:
+def _print(result: dict[str, Any], as_json: bool, title: str) -> None:
     if as_json:
         say(result, True, "")
         return
-    shown = {k: _inline(v) if isinstance(v, dict) else v for k, v in result.items() if k != "problems"}
-    say({k: v if v != [] and v != "" else "none" for k, v in shown.items()}, False, title)
-    for problem in result["problems"][:_SHOWN]:
+    rows = {k: _inline(v) if isinstance(v, dict) else v for k, v in result.items() if k != "problems"}
+    say({k: v if v != [] and v != "" else "none" for k, v in rows.items()}, False, title)
+    for problem in result["problems"][:_MAX_SHOWN]:
         note(f"  {problem['path']}: {problem['kinds']}")
-    if len(result["problems"]) > _SHOWN:
-        note(f"  … and {len(result['problems']) - _SHOWN:,} more: --json names all")
+    if len(result["problems"]) > _MAX_SHOWN:
+        note(f"  … and {len(result['problems']) - _MAX_SHOWN:,} more; --json lists all")
 
 
 def _inline(values: dict[str, Any]) -> str:
-    shown = {key: f"{value:,}" if isinstance(value, int) else str(value) for key, value in values.items()}
-    return ", ".join(f"{key} {value}" for key, value in shown.items())
+    texts = {key: f"{value:,}" if isinstance(value, int) else str(value) for key, value in values.items()}
+    return ", ".join(f"{key} {value}" for key, value in texts.items())
 
 
 @contextmanager
-def _bar(what: str) -> Generator[Callable[[int, int], None]]:
-    """A progress bar on a terminal; nothing elsewhere."""
+def _progress_bar(title: str) -> Generator[Callable[[int, int], None]]:
+    """A progress bar, if standard error is a terminal."""
     from tqdm import tqdm
 
-    with tqdm(desc=what, leave=False, file=sys.stderr, disable=not sys.stderr.isatty()) as bar:
+    with tqdm(desc=title, leave=False, file=sys.stderr, disable=not sys.stderr.isatty()) as bar:
 
-        def told(done: int, total: int) -> None:
+        def update(done: int, total: int) -> None:
             bar.total = total
             bar.update(done - bar.n)
 
-        yield told
+        yield update
 
 
 def _bytes(option: str, text: str) -> int:
-    """1GiB, 500MB or a plain number."""
+    """Parse a size such as 1GiB, 500MB or a number of bytes."""
     number = text.rstrip("BbiIkKmMgG")
     unit = text[len(number) :].upper().removesuffix("B")
     try:
@@ -127,5 +132,5 @@ def _bytes(option: str, text: str) -> int:
     except (ValueError, KeyError, OverflowError):
         value = 0
     if value < 1:
-        raise UserError(option, text, "is no size", "Write for example 1GiB or 500MB.")
+        raise UserError(option, text, "is not a valid size", "Set for example 1GiB or 500MB.")
     return value

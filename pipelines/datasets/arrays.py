@@ -1,4 +1,4 @@
-"""Data sets small enough to be held whole, as one array of images."""
+"""Data sets small enough to be kept in memory as one array of images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from dl2pa.errors import UserError
 
 Split = Literal["train", "val"]
-"""Which half of a data set. Where a data set calls its second half "test", that is ``val`` here."""
+"""Split of a data set. ``val`` is the published test set of data sets without a validation set."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +36,7 @@ class ArrayDataset:
         return len(self.labels)
 
     def subset(self, samples: NDArray[np.int64], labels: NDArray[np.int64] | None = None) -> ArrayDataset:
-        """The images ``samples`` [M] in that order, with labels [M] of their own where given."""
+        """The images ``samples`` [M] in that order, optionally with other labels [M]."""
         labels = self.labels[samples] if labels is None else labels
         fingerprint = subset_fingerprint(self.fingerprint, samples, labels)
         return ArrayDataset(self.images[samples], labels, self.classes, fingerprint)
@@ -45,29 +45,29 @@ class ArrayDataset:
 def array_dataset(
     images: NDArray[np.uint8], labels: NDArray[np.int64], classes: tuple[str, ...], source: Path
 ) -> ArrayDataset:
-    """Check what a reader found and compute its fingerprint.
+    """Build an ``ArrayDataset``: check the arrays and compute the fingerprint.
 
     Args:
         images: [N, H, W, 3] in any memory order.
         labels: [N].
         classes: the class names in label order.
-        source: the folder or file read, for the message.
+        source: the folder or file, for the message.
 
     Raises:
         UserError: no images, unequal counts, or a label without a class (``data.root``).
     """
     if len(images) == 0 or len(images) != len(labels):
-        raise damaged(source, f"it holds {len(images):,} images and {len(labels):,} labels")
+        raise damaged(source, f"it contains {len(images):,} images and {len(labels):,} labels")
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= len(classes):
-        raise damaged(source, f"its labels run from {low} to {high}, but it names {len(classes)} classes")
+        raise damaged(source, f"its labels are from {low} to {high}, but it has {len(classes)} class names")
     images = np.ascontiguousarray(images, dtype=np.uint8)
     labels = np.ascontiguousarray(labels, dtype=np.int64)
     return ArrayDataset(images, labels, classes, _fingerprint(images, labels))
 
 
 def subfolder(root: Path, name: str, archive: str) -> Path:
-    """The folder ``name`` of an unpacked archive: inside ``root``, else ``root`` itself, whatever its name.
+    """The folder ``name`` of an unpacked archive if it is in ``root``, else ``root``.
 
     Raises:
         UserError: ``root`` is not a directory (``data.root``).
@@ -75,22 +75,26 @@ def subfolder(root: Path, name: str, archive: str) -> Path:
     if not root.is_dir():
         problem = "is not a directory" if root.exists() else "does not exist"
         raise UserError(
-            "data.root", str(root), problem, f"Set data.root to the folder holding {name}/ ({archive})."
+            "data.root", str(root), problem, f"Set data.root to the folder that contains {name}/ ({archive})."
         )
     inner = root / name
     return inner if inner.is_dir() else root
 
 
 def require(root: Path, path: Path, archive: str) -> Path:
-    """``path`` if it is a file, else an error that says where the data set comes from."""
+    """Return ``path`` if it is a file.
+
+    Raises:
+        UserError: it is not a file; the remedy names the archive (``data.root``).
+    """
     if not path.is_file():
-        remedy = f"Unpack {archive} there, or set data.root to the folder holding it."
+        remedy = f"Unpack {archive} there, or set data.root to its folder."
         raise UserError("data.root", str(root), f"there is no file {path}", remedy)
     return path
 
 
 def read_text(path: Path) -> str:
-    """The text of a small file that belongs to a data set.
+    """Read a text file of a data set.
 
     Raises:
         UserError: it cannot be read or is not UTF-8 (``data.root``).
@@ -102,15 +106,15 @@ def read_text(path: Path) -> str:
 
 
 def damaged(path: Path, why: str) -> UserError:
-    """The error for a file that is there but cannot be what it should be."""
+    """The error for an invalid file of a data set."""
     return UserError(
         "data.root", str(path), f"cannot be used: {why}", "Download and unpack the data set again."
     )
 
 
-def subset_fingerprint(whole: str, samples: NDArray[np.int64], labels: NDArray[np.int64]) -> str:
-    """16 hexadecimal digits of samples [M] with labels [M] taken from a data set of fingerprint ``whole``."""
-    digest = hashlib.sha256(whole.encode())
+def subset_fingerprint(fingerprint: str, samples: NDArray[np.int64], labels: NDArray[np.int64]) -> str:
+    """Fingerprint of samples [M] with labels [M] of a data set with the given fingerprint."""
+    digest = hashlib.sha256(fingerprint.encode())
     for column in (samples, labels):
         digest.update(column.astype("<i8").data)
     return digest.hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Making the index of a folder or of tar shards: many files looked at in parallel, pieces kept until all are done."""
+"""Build the index of an image folder or of tar shards, in parallel and resumable."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dl2pa.errors import UserError
+from dl2pa.osutil import replacing
 from pipelines.datasets.arrays import Split, read_text
 from pipelines.datasets.classes import load_classes
 from pipelines.datasets.folder import index_folder, open_folders
@@ -25,18 +26,18 @@ from pipelines.datasets.table import ImageTable, Members, PathTable
 from pipelines.parallel import in_parallel
 
 CLASSES_NAME = "classes.json"
-"""Beside packed shards: class names in label order, each with its words."""
+"""Next to packed shards: class names in label order, each with its readable name."""
 
-_PIECE = 4096
-_WORDS = ("LOC_synset_mapping.txt", "words.txt", "classes.txt")
+_PIECE_SIZE = 4096
+_WORDS_FILES = ("LOC_synset_mapping.txt", "words.txt", "classes.txt")
 
 Progress = Callable[[int, int], None]
-"""Told (done, of so many) images, or shards where there are shards."""
+"""Called with (done, total): images, or shards."""
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """Files to look at: some images of a folder, or one shard (`names` of one, no `lengths`)."""
+    """Files to inspect: some images of a folder, or one shard (one name, no lengths)."""
 
     root: Path
     names: PathTable
@@ -45,20 +46,20 @@ class _Piece:
 
 
 def build_index(root: Path, out: Path, workers: int, progress: Progress = lambda done, total: None) -> Index:
-    """Index `root` into the file `out`; what a killed attempt had looked at is not looked at again.
+    """Build the index of `root` in the file `out`; continue an interrupted attempt.
 
     Args:
-        root: class folders, or ``train`` and ``val`` of them, or tar shards (``shards.find_shards``); only read.
-        out: written at the end; a hidden folder beside it holds the pieces until then.
+        root: class folders, ``train`` and ``val`` folders of them, or tar shards (``shards.find_shards``).
+        out: written at the end; until then, a hidden folder next to it keeps the pieces.
 
     Raises:
-        UserError: nothing to index, data that contradicts itself, or `out` cannot be written.
+        UserError: there is nothing to index, the data is inconsistent, or `out` cannot be written.
     """
     if not root.is_dir():
-        raise UserError("ROOT", str(root), "is not a directory", "Give the folder of the data set.")
+        raise UserError("ROOT", str(root), "is not a directory", "Specify the folder of the data set.")
     if out.is_dir():
         raise UserError(
-            "--out", str(out), "is a folder", f"Give a file, for example {out / 'imagenet.index'}."
+            "--out", str(out), "is a folder", f"Specify a file, for example {out / 'imagenet.index'}."
         )
     parts = out.with_name(f".{out.name}.parts")
     try:
@@ -66,41 +67,43 @@ def build_index(root: Path, out: Path, workers: int, progress: Progress = lambda
         if not os.access(parts, os.W_OK):
             raise PermissionError(13, "Permission denied", str(parts))
     except OSError as error:
-        remedy = "Give --out FILE, and train with data.index=FILE."
+        remedy = "Specify --out FILE, and train with data.index=FILE."
         raise UserError("--out", str(out), f"cannot be written: {error.strerror}", remedy) from None
     shards = find_shards(root)
     if shards:
-        index = _of_shards(root, shards, parts, workers, progress)
+        index = _index_shards(root, shards, parts, workers, progress)
     else:
-        index = _of_folders(root, parts, workers, progress)
+        index = _index_folders(root, parts, workers, progress)
     write_index(out, root, index)
     shutil.rmtree(parts, ignore_errors=True)
     return index
 
 
 def list_source(root: Path) -> Index:
-    """An image folder, from its index where it has one, else by listing it: nothing is looked at.
+    """Open an image folder from its index, else list it without inspecting the images.
 
     Raises:
-        UserError: nothing to list, or tar shards (``ROOT``).
+        UserError: there are no images, or they are in tar shards (``ROOT``).
     """
+    remedy = "Specify a folder of class folders."
+    already_packed = UserError("ROOT", str(root), "already contains tar shards", remedy)
     file = default_out(root)
     if file.is_file():
         index = open_index(file, root)
     else:
         if find_shards(root):
-            raise UserError("ROOT", str(root), "holds tar shards already", "Give a folder of class folders.")
+            raise already_packed
         tables = _list_folders(root)
         splits = {name: SplitIndex(table, np.zeros(len(table), np.uint8)) for name, table in tables.items()}
         classes = next(iter(tables.values())).classes
         index = Index(splits, classes, _read_words(root, classes))
     if any(split.table.members is not None for split in index.splits.values()):
-        raise UserError("ROOT", str(root), "holds tar shards already", "Give a folder of class folders.")
+        raise already_packed
     return index
 
 
 def problems_of(index: Index, root: Path) -> Iterator[dict[str, str]]:
-    """Every remarkable image: half, path below `root` (with its member where it lies in a shard), kinds."""
+    """Yield split, path relative to `root` (with the member name in a shard) and kinds of each flagged image."""
     for name, split in index.splits.items():
         for i in np.flatnonzero(split.flags).tolist():
             kinds = [str(flag.name).lower() for flag in Flag(int(split.flags[i]))]
@@ -108,10 +111,10 @@ def problems_of(index: Index, root: Path) -> Iterator[dict[str, str]]:
             yield {"half": name, "path": path, "kinds": ", ".join(kinds)}
 
 
-def _of_folders(root: Path, parts: Path, workers: int, progress: Progress) -> Index:
+def _index_folders(root: Path, parts: Path, workers: int, progress: Progress) -> Index:
     tables = _list_folders(root)
     pieces = {name: list(_pieces_of(table, parts)) for name, table in tables.items()}
-    _look(_look_at_images, [p for each in pieces.values() for p in each], workers, progress)
+    _inspect(_inspect_images, [p for each in pieces.values() for p in each], workers, progress)
     splits: dict[str, SplitIndex] = {}
     for name, table in tables.items():
         stored = [_load(piece) for piece in pieces[name]]
@@ -130,9 +133,9 @@ def _list_folders(root: Path) -> dict[str, ImageTable]:
 
 
 def _pieces_of(table: ImageTable, parts: Path) -> Iterator[_Piece]:
-    for start in range(0, len(table), _PIECE):
-        names = table.files.part(start, min(start + _PIECE, len(table)))
-        lengths = np.array(table.lengths[start : start + _PIECE])
+    for start in range(0, len(table), _PIECE_SIZE):
+        names = table.files.part(start, min(start + _PIECE_SIZE, len(table)))
+        lengths = np.array(table.lengths[start : start + _PIECE_SIZE])
         yield _Piece(
             table.root,
             names,
@@ -142,7 +145,7 @@ def _pieces_of(table: ImageTable, parts: Path) -> Iterator[_Piece]:
         )
 
 
-def _of_shards(
+def _index_shards(
     root: Path, shards: dict[str, list[Path]], parts: Path, workers: int, progress: Progress
 ) -> Index:
     pieces: dict[str, list[_Piece]] = {name: [] for name in shards}
@@ -151,7 +154,7 @@ def _of_shards(
             state = path.stat()
             digest = _digest(str(path), state.st_size, state.st_mtime_ns)
             pieces[name].append(_Piece(path.parent, PathTable.of([path.name]), None, parts / f"{digest}.npz"))
-    _look(_look_at_shard, [p for each in pieces.values() for p in each], workers, progress)
+    _inspect(_inspect_shard, [p for each in pieces.values() for p in each], workers, progress)
     classes = _read_classes(root)
     contents = {name: [ShardContent(**_load(piece)) for piece in each] for name, each in pieces.items()}
     labels = {
@@ -160,7 +163,7 @@ def _of_shards(
     }
     if not any(map(len, labels.values())):
         raise UserError(
-            "ROOT", str(root), "its shards hold no images", "See docs/data.md for what a shard must hold."
+            "ROOT", str(root), "its shards contain no images", "See docs/data.md for the contents of a shard."
         )
     if classes is None:
         classes = tuple(
@@ -188,8 +191,8 @@ def _join(
     return SplitIndex(replace(table, sizes=sizes), np.concatenate([content.flags for content in contents]))
 
 
-def _look(work: Callable[[_Piece], int], pieces: list[_Piece], workers: int, progress: Progress) -> None:
-    """Look at the pieces that no earlier attempt finished."""
+def _inspect(work: Callable[[_Piece], int], pieces: list[_Piece], workers: int, progress: Progress) -> None:
+    """Process the pieces that no earlier attempt finished."""
     total, missing = sum(len(p.names) for p in pieces), [p for p in pieces if not p.result.exists()]
     done = total - sum(len(p.names) for p in missing)
     progress(done, total)
@@ -198,18 +201,18 @@ def _look(work: Callable[[_Piece], int], pieces: list[_Piece], workers: int, pro
         progress(done, total)
 
 
-def _look_at_images(piece: _Piece) -> int:
+def _inspect_images(piece: _Piece) -> int:
     assert piece.lengths is not None
     pairs = zip(piece.names, piece.lengths.tolist(), strict=True)
-    found = [_look_at_image(piece.root / name, length) for name, length in pairs]
-    sizes = np.array([(one.height, one.width) for one in found], dtype=np.int32).reshape(-1, 2)
-    _store(piece, {"sizes": sizes, "flags": np.array([one.flags for one in found], dtype=np.uint8)})
-    return len(found)
+    probes = [_inspect_image(piece.root / name, length) for name, length in pairs]
+    sizes = np.array([(one.height, one.width) for one in probes], dtype=np.int32).reshape(-1, 2)
+    _store(piece, {"sizes": sizes, "flags": np.array([one.flags for one in probes], dtype=np.uint8)})
+    return len(probes)
 
 
-def _look_at_image(path: Path, length: int) -> Probe:
+def _inspect_image(path: Path, length: int) -> Probe:
     try:
-        # A pipe would keep the opening waiting for whoever writes to it.
+        # Without O_NONBLOCK, opening a pipe would wait for a writer.
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError:
         return Probe(0, 0, Flag.UNREADABLE)
@@ -219,16 +222,14 @@ def _look_at_image(path: Path, length: int) -> Probe:
         os.close(handle)
 
 
-def _look_at_shard(piece: _Piece) -> int:
+def _inspect_shard(piece: _Piece) -> int:
     _store(piece, vars(read_shard(piece.root / piece.names[0])))
     return 1
 
 
 def _store(piece: _Piece, columns: dict[str, Any]) -> None:
-    aside = piece.result.with_suffix(f".{os.getpid()}")
-    with aside.open("wb") as file:
+    with replacing(piece.result) as temporary, temporary.open("wb") as file:
         np.savez(file, allow_pickle=False, **{key: np.asarray(value) for key, value in columns.items()})
-    aside.replace(piece.result)
 
 
 def _load(piece: _Piece) -> dict[str, Any]:
@@ -241,37 +242,36 @@ def _digest(*about: object) -> str:
 
 
 def _read_classes(root: Path) -> tuple[str, ...] | None:
-    """The class names that lie beside shards, in label order: the keys of classes.json, or classes.txt."""
+    """Class names of shards in label order: the keys of classes.json, or classes.txt; None without either."""
     if (root / CLASSES_NAME).is_file():
-        found = _read_json(root / CLASSES_NAME)
-        return tuple(found)
-    listed = root / "classes.txt"
-    return load_classes(listed) if listed.is_file() else None
+        return tuple(_read_json(root / CLASSES_NAME))
+    file = root / "classes.txt"
+    return load_classes(file) if file.is_file() else None
 
 
 def _read_json(file: Path) -> dict[str, str]:
     try:
-        found: object = json.loads(file.read_text(encoding="utf-8"))
+        content: object = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, OSError, RecursionError) as error:
         raise UserError("ROOT", str(file), f"cannot be read ({error})", "Restore it.") from None
-    if not isinstance(found, dict):
-        raise UserError("ROOT", str(file), "is no JSON object", "Write {class: words} in label order.")
-    return {str(key): str(value) for key, value in found.items()}
+    if not isinstance(content, dict):
+        raise UserError("ROOT", str(file), "is not a JSON object", "Write {class: words} in label order.")
+    return {str(key): str(value) for key, value in content.items()}
 
 
 def _read_words(root: Path, classes: Sequence[str]) -> dict[str, str]:
-    """What each class is called, from the files that come with ImageNet: ``n01440764 tench, Tinca tinca``."""
+    """Readable class names, from files such as ImageNet's: ``n01440764 tench, Tinca tinca``."""
     if (root / CLASSES_NAME).is_file():
         return {key: words for key, words in _read_json(root / CLASSES_NAME).items() if words}
-    for name in _WORDS:
+    for name in _WORDS_FILES:
         if (root / name).is_file():
             lines = read_text(root / name).splitlines()
             split = (line.split(maxsplit=1) for line in lines)
-            found = {parts[0]: parts[1].strip() for parts in split if len(parts) == 2}
-            return {key: found[key] for key in classes if key in found}
+            words = {parts[0]: parts[1].strip() for parts in split if len(parts) == 2}
+            return {key: words[key] for key in classes if key in words}
     return {}
 
 
 def default_out(root: Path) -> Path:
-    """Where training finds an index by itself."""
+    """The index file that training opens by default."""
     return root / INDEX_NAME

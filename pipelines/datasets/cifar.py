@@ -1,6 +1,6 @@
 """CIFAR-10 and CIFAR-100 from the official Python files (Krizhevsky, 2009).
 
-The files are pickles, which can run any code when loaded; these are loaded with nothing allowed but arrays.
+The files are pickles, which can run any code when loaded. Only arrays are allowed here.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _CIFAR100_ARCHIVE = f"cifar-100-python.tar.gz {_SOURCE}"
 
 
 def _latin1(text: str, encoding: str) -> bytes:
-    """The only use of ``codecs.encode`` that such files make."""
+    """``codecs.encode`` restricted to the use in these files."""
     if encoding not in ("latin1", "latin-1"):
-        raise pickle.UnpicklingError(f"it asks for the encoding {encoding!r}")
+        raise pickle.UnpicklingError(f"it requests the encoding {encoding!r}")
     return text.encode("latin1")
 
 
@@ -35,7 +35,7 @@ _ALLOWED = {
     ("numpy", "dtype"): np.dtype,
     ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
     ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
-    # How Python 3 writes bytes at pickle protocol 2, as in files that were saved again.
+    # Python 3 writes bytes like this at pickle protocol 2, in files that were saved again.
     ("_codecs", "encode"): _latin1,
 }
 
@@ -44,9 +44,7 @@ class _ArraysOnly(pickle.Unpickler):
     def find_class(self, module_name: str, global_name: str, /) -> Any:
         allowed = _ALLOWED.get((module_name, global_name))
         if allowed is None:
-            raise pickle.UnpicklingError(
-                f"it asks to load {module_name}.{global_name}, which no such file needs"
-            )
+            raise pickle.UnpicklingError(f"it loads {module_name}.{global_name}, which is not allowed")
         return allowed
 
 
@@ -54,11 +52,11 @@ def load_cifar10(root: Path, split: Split) -> ArrayDataset:
     """CIFAR-10: 50,000 training and 10,000 test images of 32×32 pixels, 10 classes.
 
     Args:
-        root: the folder holding ``cifar-10-batches-py``, or that folder.
+        root: the folder that contains ``cifar-10-batches-py``, or that folder.
         split: ``val`` is the published test set.
 
     Raises:
-        UserError: a file is missing, damaged, or holds more than arrays (``data.root``).
+        UserError: a file is missing, damaged, or contains more than arrays (``data.root``).
     """
     folder = subfolder(root, "cifar-10-batches-py", _CIFAR10_ARCHIVE)
     names = [f"data_batch_{i}" for i in range(1, 6)] if split == "train" else ["test_batch"]
@@ -71,11 +69,11 @@ def load_cifar100(root: Path, split: Split) -> ArrayDataset:
     """CIFAR-100 with its 100 fine labels: 50,000 training and 10,000 test images of 32×32 pixels.
 
     Args:
-        root: the folder holding ``cifar-100-python``, or that folder.
+        root: the folder that contains ``cifar-100-python``, or that folder.
         split: ``val`` is the published test set.
 
     Raises:
-        UserError: a file is missing, damaged, or holds more than arrays (``data.root``).
+        UserError: a file is missing, damaged, or contains more than arrays (``data.root``).
     """
     folder = subfolder(root, "cifar-100-python", _CIFAR100_ARCHIVE)
     path = require(root, folder / ("train" if split == "train" else "test"), _CIFAR100_ARCHIVE)
@@ -92,42 +90,41 @@ def _load(folder: Path, paths: list[Path], label_key: str, meta: Path, names_key
 
 
 def _batch(path: Path, label_key: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """One file's rows [n, 3072] (1,024 red, then green, then blue values) and labels [n]."""
+    """Rows [n, 3072] of a file (1,024 red, then green, then blue values) and labels [n]."""
     content = _unpickle(path)
     rows: object = _field(path, content, "data")
     if not isinstance(rows, np.ndarray) or rows.dtype != np.uint8 or rows.shape[1:] != (_ROW,):
         raise damaged(path, f"its 'data' is not an array of bytes of shape [n, {_ROW}]")
-    found = _field(path, content, label_key)
     try:
-        labels = np.asarray(found, dtype=np.int64)
+        labels = np.asarray(_field(path, content, label_key), dtype=np.int64)
     except (TypeError, ValueError) as error:
         raise damaged(path, f"its {label_key!r} are not integers") from error
     if labels.shape != (len(rows),):
-        raise damaged(path, f"it holds {len(rows):,} images and {labels.size:,} labels")
+        raise damaged(path, f"it contains {len(rows):,} images and {labels.size:,} labels")
     return rows, labels
 
 
 def _field(path: Path, content: dict[str, Any], key: str) -> Any:
     if key not in content:
-        raise damaged(path, f"it has no {key!r}")
+        raise damaged(path, f"it has no {key!r} field")
     return content[key]
 
 
-def _check_places(data: bytes) -> None:
-    """Refuse numbered places beyond the file's own length: the unpickler makes room for all places below."""
+def _check_memo(data: bytes) -> None:
+    """Refuse memo indices above the file size: the unpickler allocates memory for all smaller ones."""
     for opcode, argument, _ in pickletools.genops(data):
-        places = opcode.name in ("PUT", "BINPUT", "LONG_BINPUT")
-        if places and argument is not None and not 0 <= argument <= len(data):
-            raise pickle.UnpicklingError(f"it asks for {argument} places")
+        memoizes = opcode.name in ("PUT", "BINPUT", "LONG_BINPUT")
+        if memoizes and argument is not None and not 0 <= argument <= len(data):
+            raise pickle.UnpicklingError(f"it uses the memo index {argument}")
 
 
 def _unpickle(path: Path) -> dict[str, Any]:
     try:
         data = path.read_bytes()
-        _check_places(data)
+        _check_memo(data)
         content: object = _ArraysOnly(io.BytesIO(data), encoding="latin1").load()
     except Exception as error:  # A damaged pickle can raise almost anything.
         raise damaged(path, str(error) or type(error).__name__) from error
     if not isinstance(content, dict):
-        raise damaged(path, f"it holds a {type(content).__name__}, not a dictionary")
+        raise damaged(path, f"it contains a {type(content).__name__}, not a dictionary")
     return cast(dict[str, Any], content)

@@ -1,4 +1,4 @@
-"""The class list: where it comes from, and whether it agrees with the data."""
+"""Load the class list and check it against the data."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from dl2pa.errors import UserError
 
 
 class HasClasses(Protocol):
-    """Any data set here."""
+    """Any data set."""
 
     @property
     def classes(self) -> tuple[str, ...]: ...
 
 
 def load_classes(value: str | Path | Sequence[str] | None) -> tuple[str, ...] | None:
-    """The class names in label order, from a text file or a list.
+    """Load the class names in label order from a text file or a list.
 
-    A file has a class a line; blank lines and lines starting with # are left out, and of a line such as
-    ``n01440764 tench`` the first word counts, which is the folder's name.
+    A file has one class per line: the first word, as in ``n01440764 tench``. Blank lines and lines that start with
+    # are ignored.
 
     Args:
-        value: a path, the names themselves, or None where the data set is to name them.
+        value: a path, the names, or None to use the classes of the data set.
 
     Raises:
-        UserError: the file cannot be read, there are no names, or one appears twice (``data.classes``).
+        UserError: the file cannot be read, there are no names, or a name appears twice (``data.classes``).
     """
     if value is None:
         return None
@@ -35,35 +35,38 @@ def load_classes(value: str | Path | Sequence[str] | None) -> tuple[str, ...] | 
     shown = str(value) if isinstance(value, str | Path) else list(value)
     if not classes:
         raise UserError(
-            "data.classes", shown, "names no class", "List one class a line, or leave data.classes out."
+            "data.classes",
+            shown,
+            "contains no class names",
+            "List one class per line, or leave data.classes out.",
         )
     if repeated := _repeated(classes):
-        remedy = "Name every class once; its place in the list is its label."
+        remedy = "List every class once; its position in the list is its label."
         raise UserError("data.classes", repeated, "appears more than once in the class list", remedy)
     return classes
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str:
-    """A hint such as ``; the nearest is 'n01440764'``, empty where nothing is near."""
-    found = difflib.get_close_matches(name, list(candidates), n=1)
-    return f"; the nearest is {found[0]!r}" if found else ""
+    """A hint such as ``; the nearest is 'n01440764'``, empty if no candidate is similar."""
+    matches = difflib.get_close_matches(name, list(candidates), n=1)
+    return f"; the nearest is {matches[0]!r}" if matches else ""
 
 
 def check_known(
     folders: Sequence[str], classes: Sequence[str], where: Path, field: str, value: str | None, remedy: str
 ) -> None:
-    """Refuse class folders that have no label.
+    """Check that every class folder has a label.
 
     Args:
-        folders: their names.
-        classes: the classes with a label.
-        where: the folder or file that has them, for the message.
-        field: the config key at fault.
-        value: its value; None says the first name without a label.
+        folders: names of the class folders.
+        classes: the classes in label order.
+        where: the folder or file that contains the folders, for the message.
+        field: the config key for the message.
+        value: its value. Default: the first folder without a label.
         remedy: what to do.
 
     Raises:
-        UserError: naming the first such folder, how many more there are, and the nearest class.
+        UserError: a folder has no label; the message names the first, the number of others and the nearest class.
     """
     known = set(classes)
     unknown = [name for name in folders if name not in known]
@@ -76,27 +79,27 @@ def check_known(
 
 
 def check_num_classes(dataset: HasClasses, num_classes: int | None) -> None:
-    """Refuse a configured number of classes that is not the data set's; None agrees with any.
+    """Check the configured number of classes, if any, against the data set.
 
     Raises:
         UserError: they differ (``data.num_classes``).
     """
-    found = len(dataset.classes)
-    if num_classes is not None and num_classes != found:
+    actual = len(dataset.classes)
+    if num_classes is not None and num_classes != actual:
         remedy = (
-            f"Set data.num_classes={found} or leave it out; "
+            f"Set data.num_classes={actual} or leave it out; "
             "to include classes without images, list every class with data.classes."
         )
-        raise UserError("data.num_classes", num_classes, f"the data set has {found:,} classes", remedy)
+        raise UserError("data.num_classes", num_classes, f"the data set has {actual:,} classes", remedy)
 
 
 def _read_file(path: Path) -> tuple[str, ...]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        why = (error.strerror or str(error)) if isinstance(error, OSError) else "it is not UTF-8 text"
-        remedy = "Name a text file with a class a line, or give the list itself."
-        raise UserError("data.classes", str(path), f"cannot be read: {why}", remedy) from error
+        reason = (error.strerror or str(error)) if isinstance(error, OSError) else "it is not UTF-8 text"
+        remedy = "Specify a text file with one class per line, or a list."
+        raise UserError("data.classes", str(path), f"cannot be read: {reason}", remedy) from error
     words = (line.split(maxsplit=1) for line in text.splitlines())
     return tuple(line[0] for line in words if line and not line[0].startswith("#"))
 

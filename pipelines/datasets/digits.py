@@ -1,6 +1,6 @@
-"""A small real data set that needs no download: scikit-learn's handwritten digits as JPEG files.
+"""A small real data set without download: scikit-learn's handwritten digits as JPEG files.
 
-They are 1,797 scans of 8×8 pixels from the test set of Alpaydin and Kaynak's Optical Recognition of
+The digits are 1,797 scans of 8×8 pixels from the test set of Alpaydin and Kaynak's Optical Recognition of
 Handwritten Digits (UCI, 1998).
 """
 
@@ -21,43 +21,42 @@ from pipelines.rng import random_bits
 
 log = logging.getLogger(__name__)
 _MARKER = "digits.json"
-_HELD_OUT = 0.2
+_VAL_FRACTION = 0.2
 _MAX_VALUE = 16
-_SPLIT_KEY = 0x64696769747300  # Apart from draws.Stream: this draw is made once, when the files are written.
+_SPLIT_KEY = 0x64696769747300  # Not an rng.Stream: used once, when the files are written.
 
 
 def write_digits(root: Path, seed: int = 0, size: int = 32) -> Path:
     """Write the digits in ImageNet's layout: ``root/train/<class>/NNNN.jpeg``, and the same below ``val``.
 
-    The folder appears whole or not at all, and callers at the same time end with the same one. A folder that
-    is already complete is left as it is.
+    The folder is created atomically, also by concurrent callers. A complete folder is left unchanged.
 
     Args:
-        root: the folder to make.
-        seed: chooses the fifth of each class that is held out for validation.
-        size: the images' side in pixels, to which the scans are enlarged smoothly.
+        root: the folder to create.
+        seed: selects the fifth of each class for validation.
+        size: image side in pixels; the scans are enlarged with bicubic interpolation.
 
     Returns:
         ``root``.
 
     Raises:
-        UserError: ``root`` holds something else, or cannot be written (``data.root``).
+        UserError: ``root`` contains other files, or cannot be written (``data.root``).
     """
     settings = {"seed": seed, "size": size}
     if has_digits(root):
-        _warn_if_other(root, settings)
+        _warn_if_different(root, settings)
         return root
-    _refuse_if_occupied(root)
+    _check_free(root)
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}-") as scratch:
-            # One folder further down, since the temporary folder itself is closed to other users.
-            whole = Path(scratch) / "digits"
-            _write_images(whole, seed, size)
-            (whole / _MARKER).write_text(json.dumps(settings) + "\n", encoding="utf-8")
-            _move_into_place(whole, root)
+            # In a subfolder: the temporary folder itself is not readable for other users.
+            complete = Path(scratch) / "digits"
+            _write_images(complete, seed, size)
+            (complete / _MARKER).write_text(json.dumps(settings) + "\n", encoding="utf-8")
+            _move_into_place(complete, root)
     except OSError as error:
-        remedy = "Set data.root to a folder that can be made."
+        remedy = "Set data.root to a folder that can be created."
         raise UserError(
             "data.root", str(root), f"cannot be written: {error.strerror or error}", remedy
         ) from error
@@ -65,17 +64,17 @@ def write_digits(root: Path, seed: int = 0, size: int = 32) -> Path:
 
 
 def has_digits(root: Path) -> bool:
-    """Whether ``root`` is a folder that ``write_digits`` completed."""
+    """Whether ``root`` is a complete folder written by ``write_digits``."""
     return (root / _MARKER).is_file()
 
 
 def held_out(labels: NDArray[np.int64], seed: int) -> NDArray[np.bool_]:
-    """[N], true for the fifth of each class that is for validation: those of the lowest draws."""
+    """[N], true for the validation images: the fifth of each class with the smallest random numbers."""
     chosen = np.zeros(len(labels), dtype=np.bool_)
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
         order = np.argsort(random_bits(seed, _SPLIT_KEY, members), kind="stable")
-        chosen[members[order[: round(_HELD_OUT * len(members))]]] = True
+        chosen[members[order[: round(_VAL_FRACTION * len(members))]]] = True
     return chosen
 
 
@@ -98,27 +97,27 @@ def _write_images(folder: Path, seed: int, size: int) -> None:
         image.save(path, format="JPEG", quality=95)
 
 
-def _move_into_place(whole: Path, root: Path) -> None:
+def _move_into_place(complete: Path, root: Path) -> None:
     try:
-        whole.rename(root)
+        complete.rename(root)
     except OSError:
-        # Another process was first; its folder holds the same.
+        # Another process was faster; its folder has the same content.
         if not has_digits(root):
             raise
-        shutil.rmtree(whole)
+        shutil.rmtree(complete)
 
 
-def _refuse_if_occupied(root: Path) -> None:
-    remedy = "Set data.root to a folder that does not exist yet; the digits are written there."
+def _check_free(root: Path) -> None:
+    remedy = "Set data.root to a new folder; the digits are written there."
     if root.is_dir():
-        # The marker comes with the folder: a second look tells one that has just appeared from a foreign one.
+        # Check for the marker again: another process may have created the folder in the meantime.
         if any(root.iterdir()) and not has_digits(root):
-            raise UserError("data.root", str(root), "holds files that are not the digits data set", remedy)
+            raise UserError("data.root", str(root), "contains files that are not the digits data set", remedy)
     elif root.exists() or root.is_symlink():
         raise UserError("data.root", str(root), "is not a directory", remedy)
 
 
-def _warn_if_other(root: Path, settings: dict[str, int]) -> None:
+def _warn_if_different(root: Path, settings: dict[str, int]) -> None:
     written = json.loads((root / _MARKER).read_text(encoding="utf-8"))
     if written != settings:
-        log.warning("%s was written with %s and is left as it is; asked for %s", root, written, settings)
+        log.warning("%s was written with %s and is left unchanged; requested %s", root, written, settings)

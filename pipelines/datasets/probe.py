@@ -1,4 +1,4 @@
-"""What can be told of an encoded image from its first and last bytes: size, form, and the commonest damage."""
+"""Inspect an encoded image by its first and last bytes: size, format and common damage."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MAGIC = (b"\xff\xd8", b"\x89PNG", b"RIFF", b"BM")
 
 
 class Flag(IntFlag):
-    """What is remarkable about an image. A bit is never reused: indexes hold them."""
+    """Properties and damage of an image. Never change or reuse a bit: index files store them."""
 
     EMPTY = 1
     TRUNCATED = 2
@@ -40,7 +40,7 @@ UNUSABLE = Flag.EMPTY | Flag.TRUNCATED | Flag.NOT_AN_IMAGE | Flag.UNREADABLE
 
 
 class Probe(NamedTuple):
-    """Size in pixels as stored (zeros where unknown), and ``Flag`` bits."""
+    """Stored size in pixels (zeros if unknown), and ``Flag`` bits."""
 
     height: int
     width: int
@@ -48,7 +48,7 @@ class Probe(NamedTuple):
 
 
 class _Header(NamedTuple):
-    form: str
+    format: str
     mode: str
     height: int
     width: int
@@ -56,12 +56,12 @@ class _Header(NamedTuple):
 
 
 def probe(handle: int, offset: int, length: int, name: str) -> Probe:
-    """Look at the image in bytes `offset` to `offset` + `length` of an open file.
+    """Inspect the image in bytes `offset` to `offset` + `length` of an open file.
 
-    Two short reads for a sound image; the whole of it is read, and decoded, only where its end looks wrong.
+    An undamaged image needs two short reads. It is fully read and decoded only if its end looks damaged.
 
     Args:
-        name: whose ending says what the image should be.
+        name: file name; its suffix is compared with the format.
     """
     if length == 0:
         return Probe(0, 0, Flag.EMPTY)
@@ -77,16 +77,16 @@ def probe(handle: int, offset: int, length: int, name: str) -> Probe:
         if (
             header is not None
             and len(tail) == min(length, _TAIL)
-            and _ends_well(header.form, head, tail, length)
+            and _is_complete(header.format, head, tail, length)
         ):
-            return Probe(header.height, header.width, _form_flags(header, name))
-        return _probe_whole(os.pread(handle, length, offset), length, name)
+            return Probe(header.height, header.width, _format_flags(header, name))
+        return _probe_by_decoding(os.pread(handle, length, offset), length, name)
     except OSError:
         return Probe(0, 0, Flag.UNREADABLE)
 
 
-def _probe_whole(data: bytes, length: int, name: str) -> Probe:
-    """By decoding: what is written behind an image's end, or an unusually long header, is no damage."""
+def _probe_by_decoding(data: bytes, length: int, name: str) -> Probe:
+    """Inspect by decoding: trailing bytes and an unusually long header are not damage."""
     damage = Flag.TRUNCATED if data.startswith(_MAGIC) else Flag.NOT_AN_IMAGE
     try:
         height, width = image_size(np.frombuffer(data, dtype=np.uint8))
@@ -96,37 +96,36 @@ def _probe_whole(data: bytes, length: int, name: str) -> Probe:
         return Probe(0, 0, damage)
     header = _read_header(data, len(data))
     assert header is not None, "it has just been decoded"
-    return Probe(height, width, _form_flags(header, name) | (Flag.TRUNCATED if len(data) < length else 0))
+    return Probe(height, width, _format_flags(header, name) | (Flag.TRUNCATED if len(data) < length else 0))
 
 
 def _read_header(head: bytes, length: int) -> _Header | None:
     try:
         with open_image(head, length) as image:
-            form = image.format or ""
-            turned = image.getexif().get(0x0112, 1) if "exif" in image.info else 1
-            return _Header(form, image.mode, image.height, image.width, int(turned))
+            orientation = image.getexif().get(0x0112, 1) if "exif" in image.info else 1
+            return _Header(image.format or "", image.mode, image.height, image.width, int(orientation))
     except BadImage:
         return None
 
 
-def _ends_well(form: str, head: bytes, tail: bytes, length: int) -> bool:
-    if form in ("JPEG", "MPO"):
+def _is_complete(format_name: str, head: bytes, tail: bytes, length: int) -> bool:
+    if format_name in ("JPEG", "MPO"):
         return b"\xff\xd9" in tail
-    if form == "PNG":
+    if format_name == "PNG":
         return b"IEND" in tail
-    if form == "WEBP":
+    if format_name == "WEBP":
         return int.from_bytes(head[4:8], "little") + 8 <= length
-    if form == "BMP":
+    if format_name == "BMP":
         return int.from_bytes(head[2:6], "little") <= length
     return False
 
 
-def _form_flags(header: _Header, name: str) -> int:
+def _format_flags(header: _Header, name: str) -> int:
     suffix = name.rpartition(".")[2].lower()
     flags = Flag(0)
     if header.mode == "CMYK":
         flags |= Flag.CMYK
-    if suffix not in _SUFFIXES.get(header.form, ()):
+    if suffix not in _SUFFIXES.get(header.format, ()):
         flags |= Flag.WRONG_EXTENSION
     if header.orientation not in (0, 1):
         flags |= Flag.ROTATED

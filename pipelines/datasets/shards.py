@@ -1,8 +1,8 @@
-"""Tar shards in WebDataset's form: the members of a sample share the name up to its first dot.
+"""Tar shards in WebDataset format: the members of a sample have the same name up to its first dot.
 
-A sample is an image (``.jpg``, ``.jpeg``, ``.png``, ``.webp``, ``.bmp``) and its label: ``.cls`` (a number, or a
-class's name) or ``.json`` with the key ``label`` (the same). Other members are passed over. Uncompressed tar only:
-offsets into a compressed one would be of no use.
+A sample is an image (``.jpg``, ``.jpeg``, ``.png``, ``.webp``, ``.bmp``) and its label: ``.cls`` (a number or a class
+name) or ``.json`` with the key ``label``. Other members are ignored. Compressed tars are not supported: images are read
+by their offset.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from pipelines.datasets.folder import IMAGE_SUFFIXES
 from pipelines.datasets.probe import probe
 
 _TAR_ERRORS = (tarfile.TarError, OSError, EOFError, ValueError, ArithmeticError, MemoryError, RecursionError)
-"""What tarfile raises for headers that are damaged or made to do harm."""
+"""Exceptions of tarfile for damaged or malicious headers."""
 _MAX_LABEL = 2**16
-"""Bytes of a label."""
+"""Maximum bytes of a label."""
 _MAX_CLASSES = 2**20
-"""Classes that numbers alone may stand for: a name is made for each."""
+"""Maximum number of classes without a class list: a name is created for each."""
 _SPLITS = {"train": "train", "val": "val", "validation": "val"}
 _SPLIT_NAME = re.compile(r"(?:^|[-_.])(train|val|validation)(?=$|[-_.0-9])", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class ShardContent:
-    """The samples of one shard in their order; arrays of length n, sizes [n, 2], labels as they are written."""
+    """The n samples of a shard in order; sizes [n, 2], labels as text."""
 
     offsets: NDArray[np.int64]
     lengths: NDArray[np.int64]
@@ -44,74 +44,72 @@ class ShardContent:
 
 
 def find_shards(root: Path) -> dict[str, list[Path]]:
-    """The shards of each half, sorted by name: in ``train/`` and ``val/``, or named so, or else all together."""
-    found: dict[str, list[Path]] = {}
+    """The shards of each split, sorted: in ``train/`` and ``val/``, or with such names; others are ``all``."""
+    shards: dict[str, list[Path]] = {}
     if not root.is_dir():
-        return found
+        return shards
     for split in ("train", "val"):
         if inside := sorted((root / split).glob("*.tar")):
-            found[split] = inside
-    for path in sorted(root.glob("*.tar")) if not found else []:
+            shards[split] = inside
+    for path in sorted(root.glob("*.tar")) if not shards else []:
         match = _SPLIT_NAME.search(path.stem)
-        found.setdefault(_SPLITS[match[1].lower()] if match else "all", []).append(path)
-    return found
+        shards.setdefault(_SPLITS[match[1].lower()] if match else "all", []).append(path)
+    return shards
 
 
 def read_shard(path: Path) -> ShardContent:
-    """List one shard, looking at the header of each image.
+    """List the samples of a shard and inspect their images.
 
     Raises:
-        UserError: not a tar file, or a sample without a label or with two images (``ROOT``).
+        UserError: not a tar file, or a sample has no label or two images (``ROOT``).
     """
     images: dict[str, tuple[int, int, str]] = {}
     labels: dict[str, str] = {}
     if not path.is_file():
-        raise _broken(path, "is a pipe or a device, not a file")
-    size, read_to = path.stat().st_size, -1
+        raise _broken(path, "is not a regular file")
+    size, previous = path.stat().st_size, -1
     try:
         with tarfile.open(path, "r:") as archive:
             for member in archive:
-                # A size below 0 would have tarfile come back to the same member for ever.
-                if member.offset <= read_to or member.size < 0 or member.offset_data > size:
-                    raise _broken(path, f"is damaged: {member.name!r} lies at no possible place")
-                read_to = member.offset
+                # With a negative size, tarfile would return to the same member forever.
+                if member.offset <= previous or member.size < 0 or member.offset_data > size:
+                    raise _broken(path, f"is damaged: {member.name!r} has an invalid offset or size")
+                previous = member.offset
                 if not member.isfile():
                     continue
                 if member.issparse():
                     raise _broken(path, f"{member.name!r} is stored as a sparse file")
                 folder, slash, base = member.name.rpartition("/")
-                stem, _, ending = base.partition(".")
-                key, ending = f"{folder}{slash}{stem}", ending.lower()
-                if ending in IMAGE_SUFFIXES:
+                stem, _, suffix = base.partition(".")
+                key, suffix = f"{folder}{slash}{stem}", suffix.lower()
+                if suffix in IMAGE_SUFFIXES:
                     if key in images:
                         raise _broken(path, f"the sample {key!r} has two images")
                     images[key] = member.offset_data, member.size, member.name
-                elif ending in ("cls", "json") and (ending == "cls" or key not in labels):
+                elif suffix in ("cls", "json") and (suffix == "cls" or key not in labels):
                     if member.size > _MAX_LABEL:
                         raise _broken(path, f"the label {member.name!r} has {member.size} bytes")
                     stream = archive.extractfile(member)
-                    label = _label(path, member.name, ending, stream.read() if stream else b"")
+                    label = _label(path, member.name, suffix, stream.read() if stream else b"")
                     labels |= {} if label is None else {key: label}
     except _TAR_ERRORS as error:
-        raise _broken(path, f"is not a whole, uncompressed tar file ({error})") from None
+        raise _broken(path, f"is not a complete, uncompressed tar file ({error})") from None
     unlabeled = next((key for key in images if key not in labels), None)
     if unlabeled is not None:
-        raise _broken(
-            path, f"the sample {unlabeled!r} has no label: neither .cls nor .json with the key 'label'"
-        )
+        raise _broken(path, f"the sample {unlabeled!r} has no label: .cls, or .json with the key 'label'")
     return _content(path, list(images.values()), [labels[key] for key in images])
 
 
 def labels_to_numbers(
     labels: Sequence[str], classes: tuple[str, ...] | None, root: Path
 ) -> NDArray[np.int64]:
-    """Numbers as they are, names by their place among `classes`.
+    """Convert label texts to numbers: integers, or names in `classes`.
 
     Raises:
-        UserError: a label that is neither (``ROOT``).
+        UserError: a label is neither (``ROOT``).
     """
-    place = {name: number for number, name in enumerate(classes or ())}
-    known = {text: place[text] if text in place else _number(text) for text in set(labels)}
+    number_of = {name: number for number, name in enumerate(classes or ())}
+    known = {text: number_of[text] if text in number_of else _number(text) for text in set(labels)}
     for text, number in known.items():
         if number is None or not 0 <= number < (len(classes) if classes else _MAX_CLASSES):
             count = (
@@ -119,7 +117,7 @@ def labels_to_numbers(
                 if classes
                 else f"numbers from 0 to {_MAX_CLASSES - 1}"
             )
-            remedy = "Put classes.txt beside the shards: a class a line in label order."
+            remedy = "Add classes.txt next to the shards: one class per line in label order."
             raise UserError("ROOT", str(root), f"the label {text!r} is not among {count}", remedy)
     return np.array([known[text] for text in labels], dtype=np.int64)
 
@@ -135,11 +133,11 @@ def _content(path: Path, images: Sequence[tuple[int, int, str]], labels: list[st
     return ShardContent(offsets, lengths, sizes, flags, labels)
 
 
-def _label(path: Path, name: str, ending: str, content: bytes) -> str | None:
-    """The label as it is written; None where a .json says nothing of it."""
+def _label(path: Path, name: str, suffix: str, content: bytes) -> str | None:
+    """The label as text; None if a .json has no label."""
     try:
         text = content.decode("utf-8").strip()
-        value: Any = text if ending == "cls" else json.loads(text).get("label")
+        value: Any = text if suffix == "cls" else json.loads(text).get("label")
     except (ValueError, AttributeError, RecursionError):
         raise _broken(path, f"{name} cannot be read as a label") from None
     return None if value is None else str(value)
@@ -150,4 +148,4 @@ def _number(text: str) -> int | None:
 
 
 def _broken(path: Path, problem: str) -> UserError:
-    return UserError("ROOT", str(path), problem, "See docs/data.md for what a shard must hold.")
+    return UserError("ROOT", str(path), problem, "See docs/data.md for the contents of a shard.")

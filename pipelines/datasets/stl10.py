@@ -24,7 +24,7 @@ def load_stl10(root: Path, split: Split) -> ArrayDataset:
     """STL-10: 5,000 training and 8,000 test images of 96×96 pixels, 10 classes.
 
     Args:
-        root: the folder holding ``stl10_binary``, or that folder.
+        root: the folder that contains ``stl10_binary``, or that folder.
         split: ``val`` is the published test set.
 
     Raises:
@@ -37,10 +37,8 @@ def load_stl10(root: Path, split: Split) -> ArrayDataset:
     names = read_text(require(root, folder / "class_names.txt", _ARCHIVE)).split()
     values = np.fromfile(image_path, dtype=np.uint8)
     if values.size % (3 * _SIDE * _SIDE):
-        raise damaged(
-            image_path, f"its {values.size:,} bytes are not a whole number of {_SIDE}×{_SIDE} images"
-        )
-    # Stored one channel at a time, and each channel column by column: [n, channel, column, row].
+        raise damaged(image_path, f"its {values.size:,} bytes are not a multiple of a {_SIDE}×{_SIDE} image")
+    # Stored as [n, channel, column, row].
     images = values.reshape(-1, 3, _SIDE, _SIDE).transpose(0, 3, 2, 1)
     labels = np.fromfile(label_path, dtype=np.uint8).astype(np.int64) - 1
     return array_dataset(images, labels, tuple(names), folder)

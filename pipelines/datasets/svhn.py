@@ -17,10 +17,10 @@ _CLASSES = tuple("0123456789")
 def load_svhn(root: Path, split: Split) -> ArrayDataset:
     """SVHN: 73,257 training and 26,032 test images of 32×32 pixels, classes ``0`` to ``9``.
 
-    The files call the digit zero 10; here it is label 0.
+    In the files, the digit 0 has label 10; here it has label 0.
 
     Args:
-        root: the folder of the two files.
+        root: the folder that contains the two files.
         split: ``val`` is the published test set.
 
     Raises:
@@ -31,13 +31,13 @@ def load_svhn(root: Path, split: Split) -> ArrayDataset:
 
 
 def load_svhn_lt_legacy(root: Path, imbalance: float) -> ArrayDataset:
-    """SVHN-LT as the authors' code makes it, a third of its labels wrong: to repeat their figures, for nothing else.
+    """SVHN-LT of the authors' code, with a third of its labels wrong. Use it only to reproduce their figures.
 
-    The training images and the 531,131 extra ones, each made long-tailed by itself and labeled as
-    ``long_tail_legacy`` says (DL2PA's and Yang et al.'s ``SVHN_LT``). Digit 0 has too few images in both.
+    The training images and the 531,131 extra images are made long-tailed separately and labeled by
+    ``long_tail_legacy`` (``SVHN_LT`` of DL2PA and Yang et al.). Digit 0 has too few images in both.
 
     Args:
-        root: the folder of the three files.
+        root: the folder that contains the three files.
         imbalance: ``data.imbalance``.
 
     Raises:
@@ -47,8 +47,8 @@ def load_svhn_lt_legacy(root: Path, imbalance: float) -> ArrayDataset:
     source = _SOURCE.format(files="train_32x32.mat, extra_32x32.mat and test_32x32.mat")
     parts: list[ArrayDataset] = []
     for name in ("train", "extra"):
-        whole = _load(root, name, source)
-        parts.append(whole.subset(*long_tail_legacy(whole.labels, whole.classes, imbalance)))
+        full = _load(root, name, source)
+        parts.append(full.subset(*long_tail_legacy(full.labels, full.classes, imbalance)))
     images = np.concatenate([part.images for part in parts])
     labels = np.concatenate([part.labels for part in parts])
     return array_dataset(images, labels, _CLASSES, root)
@@ -63,7 +63,7 @@ def _load(root: Path, part: Literal["train", "test", "extra"], source: str) -> A
         content = loadmat(path, variable_names=["X", "y"])
         images = np.asarray(content["X"], dtype=np.uint8)
         labels = np.asarray(content["y"], dtype=np.int64).reshape(-1)
-    except Exception as error:  # SciPy documents no set of exceptions for a damaged file.
+    except Exception as error:  # SciPy does not document its exceptions for damaged files.
         raise damaged(path, f"{type(error).__name__}: {error}") from error
     if images.ndim != 4 or images.shape[:3] != (32, 32, 3):
         raise damaged(path, f"its 'X' has shape {images.shape}, not (32, 32, 3, n)")

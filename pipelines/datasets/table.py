@@ -1,4 +1,4 @@
-"""The table of a data set's encoded images: which bytes of which file, which label, how large."""
+"""Table of a data set's encoded images: file, bytes, label and size."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _BLOCK = 512
 
 
 class PathTable(Sequence[str]):
-    """Many relative paths as one block of bytes: small, quick to pickle, and shared between processes.
+    """Sequence of relative paths in one block of bytes: small, fast to pickle, and shared between processes.
 
-    A list of 1.28 million strings would be copied into every forked worker, since counting references writes
-    to each of them.
+    A list of 1.28 million strings would be copied into every forked worker, because reference counting writes to
+    each string.
 
     Attributes:
-        blob: the paths in UTF-8, one after the other.
-        ends: [N], where each path ends in ``blob``.
+        blob: the concatenated UTF-8 paths.
+        ends: [N], end of each path in ``blob``.
     """
 
     def __init__(self, blob: bytes | NDArray[np.uint8], ends: NDArray[np.int64]) -> None:
@@ -39,12 +39,12 @@ class PathTable(Sequence[str]):
 
     @classmethod
     def of(cls, paths: Iterable[str]) -> PathTable:
-        """Pack ``paths`` in their order."""
+        """Build from paths, in order."""
         encoded = [path.encode("utf-8", "surrogateescape") for path in paths]
         return cls(b"".join(encoded), np.cumsum([len(path) for path in encoded], dtype=np.int64))
 
     def part(self, low: int, high: int) -> PathTable:
-        """The paths `low` to `high` - 1, packed."""
+        """The paths `low` to `high` - 1."""
         start = int(self.ends[low - 1]) if low else 0
         ends = self.ends[low:high] - start
         return PathTable(bytes(self.blob[start : start + int(ends[-1])]) if len(ends) else b"", ends)
@@ -66,11 +66,11 @@ class PathTable(Sequence[str]):
 
 @dataclass(frozen=True, eq=False)
 class Members:
-    """Where images lie inside tar shards.
+    """Location of images in tar shards.
 
     Attributes:
-        shards: int32 [N], which of the files holds each image.
-        offsets: int64 [N], where its bytes begin in that file.
+        shards: int32 [N], file number of each image.
+        offsets: int64 [N], offset of its bytes in that file.
     """
 
     shards: NDArray[np.int32]
@@ -78,7 +78,7 @@ class Members:
 
 
 class _OpenFiles:
-    """Shards held open: on a shared file system an open costs more than a read."""
+    """Cache of open shards: on a shared file system, opening costs more than reading."""
 
     def __init__(self) -> None:
         self._files: dict[int, FileIO] = {}
@@ -96,17 +96,17 @@ class _OpenFiles:
 
 @dataclass(frozen=True, eq=False)
 class ImageTable:
-    """Encoded images on disk with their labels; the arrays may be mapped from an index.
+    """Encoded images on disk with labels; the arrays may be mapped from an index.
 
     Attributes:
         root: the folder that the paths are relative to.
-        files: paths with forward slashes: of the N images, or of the shards that hold them.
-        lengths: int64 [N], bytes of each image.
+        files: paths of the N images, or of their shards.
+        lengths: int64 [N], bytes per image.
         labels: int64 [N], indices into ``classes``.
-        classes: the class names in label order; some may have no image.
-        fingerprint: 16 hexadecimal digits that change with any path, place, length or label, not with ``root``.
-        members: where the images lie in shards; None: image i is the whole of file i.
-        sizes: int32 [N, 2], (height, width), zeros where the header could not be read; None: not looked at.
+        classes: the class names in label order; some may have no images.
+        fingerprint: 16 hexadecimal digits that change with any path, offset, length or label, not with ``root``.
+        members: location of the images in shards; None if image i is file i.
+        sizes: int32 [N, 2], (height, width), zeros if the header could not be read; None if not inspected.
     """
 
     root: Path
@@ -129,10 +129,10 @@ class ImageTable:
         classes: tuple[str, ...],
         members: Members | None = None,
     ) -> ImageTable:
-        """Build with the fingerprint computed."""
-        label_array, bytes_each = np.asarray(labels, dtype=np.int64), np.asarray(lengths, dtype=np.int64)
-        fingerprint = _fingerprint(files, bytes_each, label_array, members)
-        return cls(root, files, bytes_each, label_array, classes, fingerprint, members)
+        """Build a table and compute its fingerprint."""
+        label_array, length_array = np.asarray(labels, dtype=np.int64), np.asarray(lengths, dtype=np.int64)
+        fingerprint = _fingerprint(files, length_array, label_array, members)
+        return cls(root, files, length_array, label_array, classes, fingerprint, members)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -156,13 +156,13 @@ class ImageTable:
         )
 
     def relabeled(self, classes: tuple[str, ...], label_of: NDArray[np.int64]) -> ImageTable:
-        """The same images with label ``label_of[l]`` in place of l, and other class names."""
+        """The same images with label l replaced by ``label_of[l]``, and other class names."""
         labels = label_of[self.labels]
         fingerprint = _fingerprint(self.files, self.lengths, labels, self.members)
         return replace(self, labels=labels, classes=classes, fingerprint=fingerprint)
 
     def path(self, i: int) -> Path:
-        """Where image ``i`` lies; of a shard's member, its name as if the shard were a folder."""
+        """Path of image ``i``; in a shard, the path of the shard and the member name."""
         if self.members is None:
             return self.root / self.files[i]
         return self._shard(i) / self._member_name(i)
@@ -171,8 +171,8 @@ class ImageTable:
         """The encoded bytes of image ``i``.
 
         Raises:
-            OSError: the file has gone.
-            BadImage: it is a pipe or a device, or more than 256 MiB.
+            OSError: the file cannot be read.
+            BadImage: it is not a regular file, or has more than 256 MiB.
         """
         if self.members is None:
             return read_image_file(self.path(i))
@@ -184,7 +184,7 @@ class ImageTable:
         return self.root / self.files[int(self.members.shards[i])]
 
     def _member_name(self, i: int) -> str:
-        """As the header before the member says; tar writes it there up to 100 to 255 bytes."""
+        """Member name from the tar header before the image, which stores up to 100 to 255 bytes of it."""
         assert self.members is not None
         shard, offset = int(self.members.shards[i]), int(self.members.offsets[i])
         try:
@@ -198,7 +198,7 @@ def _fingerprint(
     files: PathTable, lengths: NDArray[np.int64], labels: NDArray[np.int64], members: Members | None
 ) -> str:
     digest = hashlib.sha256(memoryview(files.blob))  # pyright: ignore[reportArgumentType]
-    places = () if members is None else (members.shards, members.offsets)
-    for column in (files.ends, lengths, labels, *places):
+    location = () if members is None else (members.shards, members.offsets)
+    for column in (files.ends, lengths, labels, *location):
         digest.update(np.ascontiguousarray(column, dtype="<i8").data)
     return digest.hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Tiny-ImageNet in its official layout: validation images lie in one folder, their labels in a file."""
+"""Tiny-ImageNet in its official layout: validation images in one folder, their labels in a file."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def index_tiny_imagenet(root: Path, split: Split, classes: Sequence[str] | None 
     """Tiny-ImageNet: 100,000 training and 10,000 validation images of 64×64 pixels, 200 classes.
 
     Args:
-        root: the folder holding ``tiny-imagenet-200``, or that folder.
-        split: which half.
-        classes: the wnids in label order; None sorts those of ``wnids.txt``, which gives the same labels as
-            reading ``train`` as an image folder.
+        root: the folder that contains ``tiny-imagenet-200``, or that folder.
+        split: ``train`` or ``val``.
+        classes: the wnids in label order. Default: the sorted wnids of ``wnids.txt``, which gives the same labels
+            as reading ``train`` as an image folder.
 
     Raises:
-        UserError: a file or folder is missing, or files and labels do not agree (``data.root``); a class is
-            not in ``classes`` (``data.classes``).
+        UserError: a file or folder is missing, or files and labels do not match (``data.root``); a class is not in
+            ``classes`` (``data.classes``).
     """
     folder = subfolder(root, "tiny-imagenet-200", _ARCHIVE)
     if classes is None:
@@ -58,7 +58,7 @@ def _index_val(root: Path, folder: Path, classes: tuple[str, ...]) -> ImageTable
 
 
 def _read_annotations(path: Path) -> dict[str, str]:
-    """The wnid of each image; the lines read ``val_0.JPEG wnid x y width height``, split by tabs."""
+    """The wnid of each image, from tab-separated lines ``val_0.JPEG wnid x y width height``."""
     wnid_of: dict[str, str] = {}
     for number, line in enumerate(read_text(path).splitlines(), start=1):
         words = line.split()

@@ -77,7 +77,7 @@ ROWS: dict[str, tuple[Command, str, str, str]] = {
     "no data folder given": (training("data.root="), "data.root", "not set", "DL2PA_DATA"),
     "class count": (training("data.num_classes=11"), "data.num_classes", "11", "data.num_classes=10"),
     "class list lacks a folder": (_class_list, "data.classes", "'9'", "data.classes"),
-    "class list missing": (training("data.classes=/no/list"), "data.classes", "/no/list", "class a line"),
+    "class list missing": (training("data.classes=/no/list"), "data.classes", "/no/list", "class per line"),
     "d = 0": (training("model.embedding_dim=0"), "model.embedding_dim", "0", ""),
     "d = 1": (training("model.embedding_dim=1"), "model.embedding_dim", "1", ""),
     "synthetic C = 1": (

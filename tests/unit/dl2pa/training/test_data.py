@@ -96,11 +96,11 @@ def test_an_empty_mount_of_the_image_is_told_from_a_wrong_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = config(tmp_path, data={"dataset": "imagefolder"})
-    with pytest.raises(UserError, match="holds no folder 'train'"):
+    with pytest.raises(UserError, match="contains no folder 'train'"):
         open_data(images, 1)
     monkeypatch.setenv("DL2PA_IMAGE", "unknown")
     with pytest.raises(UserError, match=r"is empty.*-v DIR:/data:ro"):
         open_data(images, 1)
     (tmp_path / "photo.jpeg").touch()
-    with pytest.raises(UserError, match="holds no folder 'train'"):
+    with pytest.raises(UserError, match="contains no folder 'train'"):
         open_data(images, 1)

@@ -43,7 +43,7 @@ def test_images_are_contiguous_and_labels_int64() -> None:
     [
         (IMAGES[:0], LABELS[:0], "0 images"),
         (IMAGES, LABELS[:3], "4 images and 3 labels"),
-        (IMAGES, LABELS + 1, "from 1 to 3, but it names 3 classes"),
+        (IMAGES, LABELS + 1, "from 1 to 3, but it has 3 class names"),
         (IMAGES, LABELS - 1, "from -1 to 1"),
     ],
 )

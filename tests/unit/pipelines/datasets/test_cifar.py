@@ -64,7 +64,7 @@ class Malicious:
 def test_a_pickle_that_runs_a_command_is_refused_before_it_runs(cifar10: Path, tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     save(cifar10 / "data_batch_3", {"data": Malicious(f"touch '{trace}'"), "labels": [0]})
-    error = refused(cifar10, r"asks to load (posix|nt)\.system")
+    error = refused(cifar10, r"it loads (posix|nt)\.system")
     assert error.value == str(cifar10 / "data_batch_3")
     assert not trace.exists()
 
@@ -75,7 +75,7 @@ def test_a_pickle_that_runs_a_command_is_refused_before_it_runs(cifar10: Path, t
 def test_what_the_files_do_not_need_is_refused(cifar10: Path, name: str) -> None:
     module, function = name.split()
     (cifar10 / "batches.meta").write_bytes(f"c{module}\n{function}\n(S'1'\ntR.".encode())
-    refused(cifar10, f"asks to load {module}.{function}")
+    refused(cifar10, f"it loads {module}.{function}")
 
 
 def test_files_saved_again_by_python_3_and_numpy_1_can_be_read(cifar10: Path) -> None:
@@ -96,7 +96,7 @@ def test_damaged_files(cifar10: Path) -> None:
     path.write_bytes(b"")
     refused(cifar10, "cannot be used")
     for content, words in [
-        ([1, 2], "holds a list"),
+        ([1, 2], "contains a list"),
         ({"labels": [0]}, "no 'data'"),
         ({"data": rows(2)}, "no 'labels'"),
         ({"data": rows(2), "labels": [0]}, "2 images and 1 labels"),

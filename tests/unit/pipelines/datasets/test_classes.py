@@ -41,7 +41,7 @@ def test_a_class_named_twice_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(None, "No such file"), (b"# nothing\n\n", "names no class"), (b"\xff\xfe\x00", "not UTF-8")],
+    [(None, "No such file"), (b"# nothing\n\n", "contains no class names"), (b"\xff\xfe\x00", "not UTF-8")],
 )
 def test_an_unusable_file_is_refused(tmp_path: Path, content: bytes | None, words: str) -> None:
     file = tmp_path / "classes.txt"
@@ -53,7 +53,7 @@ def test_an_unusable_file_is_refused(tmp_path: Path, content: bytes | None, word
 
 
 def test_an_empty_list_is_refused() -> None:
-    with pytest.raises(UserError, match="names no class"):
+    with pytest.raises(UserError, match="contains no class names"):
         load_classes([])
 
 

@@ -71,7 +71,7 @@ def test_a_complete_folder_is_left_alone(digits: Path, caplog: pytest.LogCapture
         assert not removed.exists()
         with caplog.at_level(logging.WARNING):
             write_digits(digits, size=64)
-        assert "left as it is" in caplog.text
+        assert "left unchanged" in caplog.text
     finally:
         removed.write_bytes(content)
 
@@ -113,7 +113,10 @@ def test_an_empty_folder_is_filled(few: None, tmp_path: Path) -> None:
 
 def test_other_files_are_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    for root, words in [(tmp_path, "holds files that are not"), (tmp_path / "thesis.tex", "not a directory")]:
+    for root, words in [
+        (tmp_path, "contains files that are not"),
+        (tmp_path / "thesis.tex", "not a directory"),
+    ]:
         with pytest.raises(UserError, match=words) as caught:
             write_digits(root)
         assert (caught.value.field, caught.value.value) == ("data.root", str(root))

@@ -69,7 +69,7 @@ def test_one_folder_below_the_class_is_read(image_tree: Tree) -> None:
 
 def test_a_deeper_folder_is_refused(image_tree: Tree) -> None:
     root = image_tree("data", "train/n1/images/a.jpeg")
-    assert refused(root, "train/n1/images lies too deep").value == str(root)
+    assert refused(root, "train/n1/images is nested too deeply").value == str(root)
 
 
 def test_given_classes_fix_the_labels_and_may_have_no_folder(image_tree: Tree) -> None:
@@ -85,7 +85,7 @@ def test_a_given_class_may_have_an_empty_folder(image_tree: Tree) -> None:
 
 
 def test_an_empty_folder_is_no_class_by_itself(image_tree: Tree) -> None:
-    refused(image_tree("data", "ant/1.png", "bee/.keep"), "class folder 'bee' holds no images")
+    refused(image_tree("data", "ant/1.png", "bee/.keep"), "class folder 'bee' contains no images")
 
 
 def test_a_folder_without_a_class_is_refused_with_the_nearest(image_tree: Tree) -> None:

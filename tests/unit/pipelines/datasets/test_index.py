@@ -203,7 +203,7 @@ def test_any_safetensors_reader_opens_it(pets: Path) -> None:
     ("spoil", "words"),
     [
         (lambda file: file.unlink(), "No such file"),
-        (lambda file: file.write_bytes(file.read_bytes()[:-9]), "cut short"),
+        (lambda file: file.write_bytes(file.read_bytes()[:-9]), "is truncated"),
         (lambda file: file.write_text("an index"), "is not an index"),
         (lambda file: file.write_bytes(b""), "is not an index"),
         (lambda file: (file.parent / "pets").rename(file.parent / "gone"), "not in data.root"),
@@ -299,7 +299,7 @@ def test_shards_in_folders_of_the_halves(shards: Make) -> None:
         ({"a.jpg": b"x", "a.json": b"[1"}, "cannot be read as a label"),
         ({"a.jpg": b"x", "a.png": b"x", "a.cls": b"1"}, "two images"),
         ({"a.jpg": b"x", "a.cls": b"-1"}, "'-1' is not among"),
-        ({"a.cls": b"1"}, "hold no images"),
+        ({"a.cls": b"1"}, "contain no images"),
     ],
 )
 def test_shards_that_contradict_themselves(shards: Make, members: dict[str, bytes], words: str) -> None:
@@ -313,10 +313,10 @@ def test_a_shard_cut_short_or_compressed(shards: Make) -> None:
     path = shards("train-0.tar", {**sample("a", 1, b"1"), "b.cls": b"1", "b.jpg": jpeg(5, size=(90, 90))})
     whole = path.read_bytes()
     path.write_bytes(whole[: whole.index(b"b.jpg") + 2000])
-    with pytest.raises(UserError, match="not a whole, uncompressed tar"):
+    with pytest.raises(UserError, match="not a complete, uncompressed tar"):
         build(path.parent)
     import gzip
 
     path.write_bytes(gzip.compress(whole))
-    with pytest.raises(UserError, match="not a whole, uncompressed tar"):
+    with pytest.raises(UserError, match="not a complete, uncompressed tar"):
         build(path.parent)

@@ -79,7 +79,7 @@ def test_what_is_missing_is_named(pets: Path, tmp_path: Path) -> None:
     assert "DL2PA_DATA" in error.remedy
     error = refused("does not exist", root=tmp_path / "absent")
     assert error.value == str(tmp_path / "absent")
-    error = refused("holds no folder 'train'", root=pets / "val")
+    error = refused("contains no folder 'train'", root=pets / "val")
     assert "data.val_root" in error.remedy
     error = refused("does not exist", root=pets, val_root=tmp_path / "absent", split="val")
     assert (error.field, error.value) == ("data.val_root", str(tmp_path / "absent"))

@@ -74,7 +74,7 @@ def test_shards_hold_the_very_images_in_the_folders_order(pets: Path, tmp_path: 
         build_index(pets, pets / INDEX_NAME, 1)
     out = tmp_path / "packed"
     done = run(pets, out)
-    assert (done.images, done.shards, done.kept_as_they_are) == (16, len(list(out.glob("*.tar"))), [])
+    assert (done.images, done.shards, done.not_resized) == (16, len(list(out.glob("*.tar"))), [])
     assert done.shards > 4
     for ours, theirs in zip(halves(pets), halves(out), strict=True):
         assert theirs.classes == ours.classes == ("ant", "dog", "golden retriever")
@@ -141,7 +141,7 @@ def test_resampled_images_have_the_side_asked_for(pets: Path, tmp_path: Path) ->
                 assert image.size == ((30, 20) if name == "ant/1.png" else (27, 20)), name
                 assert sizes[i].tolist() == [image.height, image.width]
     assert packed.path(2).name == "1-3.jpeg", "a resampled PNG is a JPEG"
-    assert done.kept_as_they_are == [str(source.path(list(source.files).index("dog/3.jpg")))]
+    assert done.not_resized == [str(source.path(list(source.files).index("dog/3.jpg")))]
     assert done.bytes_out > 0
 
 
@@ -149,8 +149,12 @@ def test_resampled_images_have_the_side_asked_for(pets: Path, tmp_path: Path) ->
     ("spoil", "field", "words"),
     [
         (lambda pets, out: (out / "stray").touch(), "OUT", "is not empty"),
-        (lambda pets, out: run(pets, out, PackOptions(quality=3)), "OUT", "another packing"),
-        (lambda pets, out: run(pets, out) and (pets / "train/ant/1.png").unlink(), "OUT", "another packing"),
+        (lambda pets, out: run(pets, out, PackOptions(quality=3)), "OUT", "a packing of other images"),
+        (
+            lambda pets, out: run(pets, out) and (pets / "train/ant/1.png").unlink(),
+            "OUT",
+            "a packing of other images",
+        ),
     ],
 )
 def test_a_folder_that_holds_something_else(
@@ -168,7 +172,7 @@ def test_a_shard_exchanged_behind_its_back_is_noticed(pets: Path, tmp_path: Path
     out = tmp_path / "packed"
     run(pets, out)
     (out / "train-000001.tar").write_bytes((out / "train-000000.tar").read_bytes())
-    with pytest.raises(UserError, match="do not hold the 12 images of the source"):
+    with pytest.raises(UserError, match="do not contain the 12 images of the source"):
         run(pets, out)
 
 
@@ -181,7 +185,7 @@ def test_a_disk_that_returns_other_bytes_is_noticed(
         written(archive, name, content[:-1] + b"!" if name == "ant/1.jpg" else content)
 
     monkeypatch.setattr(packing, "_add", lying)
-    with pytest.raises(OSError, match="does not hold what was written"):
+    with pytest.raises(OSError, match="does not contain the data written"):
         run(pets, tmp_path / "packed")
     assert not list((tmp_path / "packed").glob("[a-z]*.tar"))
 
@@ -196,7 +200,7 @@ def test_a_source_image_that_has_gone_is_named(pets: Path, tmp_path: Path) -> No
 
 def test_shards_are_not_packed_again(pets: Path, tmp_path: Path) -> None:
     run(pets, tmp_path / "packed")
-    with pytest.raises(UserError, match="tar shards already"):
+    with pytest.raises(UserError, match="already contains tar shards"):
         list_source(tmp_path / "packed")
 
 

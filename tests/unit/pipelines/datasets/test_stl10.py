@@ -38,11 +38,11 @@ def test_columns_become_rows_and_labels_start_at_zero(stl10: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("train_X.bin", IMAGES.tobytes()[:1000], "not a whole number"),
+        ("train_X.bin", IMAGES.tobytes()[:1000], "not a multiple"),
         ("train_X.bin", b"", "0 images and 2 labels"),
         ("train_y.bin", bytes([1]), "2 images and 1 labels"),
         ("train_y.bin", bytes([0, 1]), "from -1 to 0"),
-        ("class_names.txt", b"airplane bird", "names 2 classes"),
+        ("class_names.txt", b"airplane bird", "has 2 class names"),
         ("train_X.bin", None, "no file .*train_X.bin"),
         ("class_names.txt", None, "no file .*class_names.txt"),
     ],

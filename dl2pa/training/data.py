@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from dl2pa.config import Config
 from dl2pa.config.checks import check_batches, check_lengths, check_loader, check_method
+from dl2pa.config.schema import DataConfig
 from dl2pa.container import in_container
 from dl2pa.errors import UserError
 from dl2pa.training.distributed import World
@@ -23,6 +24,8 @@ from pipelines.encoded import FaultLimits
 from pipelines.longtail import Group, class_groups
 from pipelines.sampler import EvalSampler, TrainSampler
 from pipelines.transforms import Transforms
+
+T = TypeVar("T", Transforms, FaultLimits)
 
 DIGITS_ROOTS = (Path("data/digits"), Path("runs/digits"))
 """Where the digits go without `data.root`: beside the runs where data/ cannot be written, as in the image."""
@@ -134,21 +137,13 @@ def class_counts(dataset: Dataset) -> NDArray[np.int64] | None:
 
 def build_transforms(config: Config, train: bool) -> Transforms:
     """Augmentation and normalization of one split."""
-    data = config.data
-    return Transforms(
-        image_size=data.image_size,
-        train=train,
-        crop=data.crop,
-        crop_scale=data.crop_scale,
-        crop_ratio=data.crop_ratio,
-        eval_resize=data.eval_resize,
-        pad=data.pad,
-        flip=data.flip,
-        trivial_augment=data.trivial_augment,
-        erasing=data.erasing,
-        mean=data.mean,
-        std=data.std,
-    )
+    return _from_section(Transforms, config.data, train=train)
+
+
+def _from_section(dataclass_type: type[T], section: DataConfig, **others: Any) -> T:
+    """A dataclass whose fields have the values of the equally named config keys, or those of `others`."""
+    names = [field.name for field in fields(dataclass_type) if field.name not in others]
+    return dataclass_type(**{name: getattr(section, name) for name in names}, **others)
 
 
 def build_train_pipeline(config: Config, dataset: Dataset, world: World) -> Pipeline:
@@ -182,10 +177,5 @@ def _build(
         seed=config.train.seed,
         device=device,
         threads=config.data.threads or threads,
-        limits=FaultLimits(
-            max_bad_fraction=config.data.max_bad_fraction,
-            max_bad_val_fraction=config.data.max_bad_val_fraction,
-            read_warn_s=config.data.read_warn_s,
-            read_timeout_s=config.data.read_timeout_s,
-        ),
+        limits=_from_section(FaultLimits, config.data),
     )

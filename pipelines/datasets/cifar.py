@@ -95,8 +95,9 @@ def _batch(path: Path, label_key: str) -> tuple[NDArray[np.uint8], NDArray[np.in
     rows: object = _field(path, content, "data")
     if not isinstance(rows, np.ndarray) or rows.dtype != np.uint8 or rows.shape[1:] != (_ROW,):
         raise damaged(path, f"its 'data' is not an array of bytes of shape [n, {_ROW}]")
+    values = _field(path, content, label_key)
     try:
-        labels = np.asarray(_field(path, content, label_key), dtype=np.int64)
+        labels = np.asarray(values, dtype=np.int64)
     except (TypeError, ValueError) as error:
         raise damaged(path, f"its {label_key!r} are not integers") from error
     if labels.shape != (len(rows),):

@@ -1,4 +1,4 @@
-"""The same global batches for every number of processes and after every restart, from every loader."""
+"""Every loader gives the same global batches for every world size and after every restart."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def world(rank: int, size: int, threads: int = 1) -> World:
 def global_batches(
     config: Config, size: int, epoch: int, start: int = 0, stop: int | None = None, threads: int = 1
 ) -> Global:
-    """Indices, targets and pixels of steps `start` … `stop` - 1, the ranks' parts joined."""
+    """Indices, targets and pixels of steps `start` to `stop` - 1, concatenated over the ranks."""
     data = open_data(config, size)
     pipelines = [build_train_pipeline(config, data.train, world(r, size, threads)) for r in range(size)]
     for pipeline in pipelines:
@@ -64,15 +64,15 @@ def global_batches(
     return joined
 
 
-def assert_same(ours: Global, theirs: Global) -> None:
-    assert len(ours) == len(theirs)
-    for step, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+def assert_same(actual: Global, expected: Global) -> None:
+    assert len(actual) == len(expected)
+    for step, (a, b) in enumerate(zip(actual, expected, strict=True)):
         for name, x, y in zip(("indices", "targets", "pixels"), a, b, strict=True):
             assert torch.equal(x, y), f"{name} of step {step}"
 
 
 @pytest.mark.parametrize("loader", LOADERS)
-def test_same_for_every_world_size_and_after_a_restart(loader: str, digits: Path) -> None:
+def test_batches_are_the_same_for_every_world_size_and_start(loader: str, digits: Path) -> None:
     config = make_config(digits, loader)
     alone = global_batches(config, 1, epoch=1, stop=9)
     assert alone[0][2].shape == (BATCH, 3, SIDE, SIDE)
@@ -85,8 +85,8 @@ def test_same_for_every_world_size_and_after_a_restart(loader: str, digits: Path
 
 
 @pytest.mark.parametrize("loader", LOADERS)
-def test_a_used_pipeline_starts_anywhere(loader: str, digits: Path) -> None:
-    """Left in the middle of an epoch, as a stopped validation or a next epoch leaves it."""
+def test_used_pipeline_can_start_at_any_step(loader: str, digits: Path) -> None:
+    """After an iteration that was abandoned in the middle of an epoch."""
     config = make_config(digits, loader)
     expected = global_batches(config, 1, epoch=3, start=26)
     assert len(expected) == 3
@@ -99,14 +99,14 @@ def test_a_used_pipeline_starts_anywhere(loader: str, digits: Path) -> None:
     pipeline.close()
 
 
-def test_seed_changes_order_and_pixels(digits: Path) -> None:
+def test_seed_changes_the_order(digits: Path) -> None:
     one = global_batches(make_config(digits, "torchvision", seed=1), 1, epoch=0, stop=1)
     two = global_batches(make_config(digits, "torchvision", seed=2), 1, epoch=0, stop=1)
     assert not torch.equal(one[0][0], two[0][0])
 
 
 @pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.thorough)])
-def test_an_epoch_holds_no_image_twice_and_drops_the_remainder(size: int, digits: Path) -> None:
+def test_epoch_has_no_image_twice_and_drops_the_remainder(size: int, digits: Path) -> None:
     config = make_config(digits, "resident")
     config = parse_config(with_changes(config, {"data": {"trivial_augment": False, "erasing": 0.0}}))
     dropped: list[frozenset[int]] = []
@@ -121,7 +121,7 @@ def test_an_epoch_holds_no_image_twice_and_drops_the_remainder(size: int, digits
 @pytest.mark.parametrize("loader", LOADERS)
 @pytest.mark.parametrize("size", [1, 2, 3])
 @pytest.mark.parametrize("count", [7, 103])
-def test_validation_holds_each_image_once(
+def test_validation_has_each_image_once(
     loader: str, size: int, count: int, digits: Path, tmp_path: Path
 ) -> None:
     some_images(digits / "val", tmp_path / "val", count)
@@ -145,7 +145,7 @@ def test_validation_holds_each_image_once(
 
 
 def some_images(source: Path, target: Path, count: int) -> None:
-    """Link `count` images of a class folder tree into another, spread over its classes."""
+    """Link `count` images of a tree of class folders into `target`, spread over the classes."""
     folders = sorted(source.iterdir())
     for i in range(count):
         folder = folders[i % len(folders)]

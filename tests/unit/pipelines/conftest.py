@@ -1,4 +1,4 @@
-"""Photographs where the machine has them, small drawn images elsewhere, and ways to spoil a file."""
+"""Fixtures: photographs, if the machine has them, and small generated images."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SHARED = Path(__file__).resolve().parents[4] / "shared/data"
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Small work on a shared machine: a second thread only waits for its turn."""
+    """One torch thread: the tests are small and the machine is shared."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -34,7 +34,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def photographs() -> list[Path]:
-    """A dozen ImageNet photographs: large and small, upright, wide, gray."""
+    """A dozen ImageNet photographs of various sizes and aspect ratios, some gray."""
     folder = SHARED / "imagenet-samples"
     if not folder.exists():
         pytest.skip(f"needs photographs: there is no {folder}")
@@ -42,7 +42,7 @@ def photographs() -> list[Path]:
 
 
 class Drawn:
-    """Encoded images of smooth gradients, differing between any two i."""
+    """Encoded images of smooth gradients, different for each i."""
 
     @staticmethod
     def image(i: int, height: int = 60, width: int = 80) -> Image.Image:
@@ -64,7 +64,7 @@ def drawn() -> type[Drawn]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Callable[..., ImageTable]:
-    """``folder(8, {5: data})``: 8 drawn JPEGs, the first half class a, the rest b; sample 5 holds `data`."""
+    """``folder(8, {5: data})``: 8 generated JPEGs, 4 of class a and 4 of class b; the bytes of sample 5 are `data`."""
 
     def make(count: int, others: dict[int, bytes] | None = None) -> ImageTable:
         root = tmp_path / f"set {len(list(tmp_path.iterdir()))}"
@@ -79,7 +79,7 @@ def folder(tmp_path: Path) -> Callable[..., ImageTable]:
 
 @pytest.fixture
 def pipeline_over() -> Iterator[Callable[..., Pipeline]]:
-    """Pipelines over a data set on the CPU with one thread, closed in the end."""
+    """Build pipelines on the CPU with one thread; close them after the test."""
     opened: list[Pipeline] = []
 
     def build(

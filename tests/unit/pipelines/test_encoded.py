@@ -1,4 +1,4 @@
-"""Reading files: what counts as unreadable, what stands in for it, when it is too much."""
+"""Reading encoded images: unreadable files, substitutes and limits."""
 
 from __future__ import annotations
 
@@ -42,11 +42,13 @@ def array(data: bytes) -> np.ndarray:
         ("BMP", "RGB", {}),
     ],
 )
-def test_the_size_is_read_from_the_header(drawn: Any, form: str, mode: str, options: dict[str, Any]) -> None:
+def test_image_size_is_read_from_the_header(
+    drawn: Any, form: str, mode: str, options: dict[str, Any]
+) -> None:
     assert image_size(array(drawn.encoded(1, form, mode, **options))) == (60, 80)
 
 
-def test_what_follows_the_end_of_a_jpeg_does_not_matter(drawn: Any) -> None:
+def test_bytes_after_the_end_of_a_jpeg_are_ignored(drawn: Any) -> None:
     for tail in (b"\0" * 10, b"\0" * 5000):
         assert image_size(array(drawn.encoded(1) + tail)) == (60, 80)
 
@@ -72,7 +74,7 @@ BAD: dict[str, Callable[[Any], bytes]] = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_a_bad_file_is_replaced_and_reported(
+def test_unreadable_training_image_is_replaced_and_logged(
     drawn: Any, folder: Folder, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     reader = ImageReader(folder(8, {5: BAD[kind](drawn)}), TRAIN, 0, FaultLimits(0.5))
@@ -86,7 +88,7 @@ def test_a_bad_file_is_replaced_and_reported(
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_a_bad_validation_image_is_named_not_replaced(drawn: Any, folder: Folder, kind: str) -> None:
+def test_unreadable_validation_image_raises_an_error(drawn: Any, folder: Folder, kind: str) -> None:
     reader = ImageReader(folder(8, {5: BAD[kind](drawn)}), EVAL, 0, FaultLimits(0.5))
     with pytest.raises(UserError) as caught:
         reader.fetch(0, 5)
@@ -94,7 +96,7 @@ def test_a_bad_validation_image_is_named_not_replaced(drawn: Any, folder: Folder
     assert caught.value.value == str(reader.dataset.path(5))
 
 
-def test_a_file_that_went_away_is_replaced(folder: Folder) -> None:
+def test_missing_file_is_replaced(folder: Folder) -> None:
     reader = ImageReader(folder(8), TRAIN, 0, FaultLimits(0.5))
     reader.dataset.path(3).unlink()
     used, _, _ = reader.fetch(0, 3)
@@ -102,31 +104,33 @@ def test_a_file_that_went_away_is_replaced(folder: Folder) -> None:
     assert "No such file" in reader.bad[3]
 
 
-def test_a_good_file_is_itself(drawn: Any, folder: Folder) -> None:
+def test_readable_image_is_returned_unchanged(drawn: Any, folder: Folder) -> None:
     reader = ImageReader(folder(8), TRAIN, 0, FaultLimits(0.5))
     used, data, size = reader.fetch(0, 2)
     assert (used, size, data.tobytes()) == (2, (60, 80), drawn.encoded(2))
     assert reader.bad == {}
 
 
-def test_the_substitute_depends_on_seed_epoch_and_sample_not_on_what_was_read_before(folder: Folder) -> None:
+def test_substitute_depends_only_on_seed_epoch_and_sample(folder: Folder) -> None:
     dataset = folder(40, dict.fromkeys(range(20), b""))
 
     def substitutes(epoch: int, seed: int, samples: list[int]) -> dict[int, int]:
         reader = ImageReader(dataset, TRAIN, seed, FaultLimits(1.0))
         return {sample: reader.fetch(epoch, sample)[0] for sample in samples}
 
-    there, back = list(range(20)), list(range(19, -1, -1))
-    first = substitutes(0, 0, there)
-    assert substitutes(0, 0, back) == first
+    samples = list(range(20))
+    first = substitutes(0, 0, samples)
+    assert substitutes(0, 0, samples[::-1]) == first
     assert all(used >= 20 for used in first.values())
     assert len(set(first.values())) > 5
-    assert substitutes(1, 0, there) != first
-    assert substitutes(0, 1, there) != first
+    assert substitutes(1, 0, samples) != first
+    assert substitutes(0, 1, samples) != first
 
 
 @pytest.mark.parametrize(("fraction", "allowed"), [(0.0, 0), (0.01, 1), (0.1, 4), (0.24, 9)])
-def test_more_bad_images_than_allowed_stop_the_run(folder: Folder, fraction: float, allowed: int) -> None:
+def test_more_unreadable_images_than_allowed_raise_an_error(
+    folder: Folder, fraction: float, allowed: int
+) -> None:
     reader = ImageReader(folder(40, dict.fromkeys(range(20), b"")), TRAIN, 0, FaultLimits(fraction))
     for sample in range(allowed):
         reader.mark_bad(sample, "is empty")
@@ -137,43 +141,43 @@ def test_more_bad_images_than_allowed_stop_the_run(folder: Folder, fraction: flo
     assert str(reader.dataset.path(allowed)) in caught.value.message
 
 
-def test_a_bad_image_counts_once_however_often_it_is_met(folder: Folder) -> None:
+def test_unreadable_image_is_counted_once(folder: Folder) -> None:
     reader = ImageReader(folder(40, {3: b""}), TRAIN, 0, FaultLimits(0.01))
     assert [reader.fetch(epoch, 3)[0] != 3 for epoch in range(5)] == [True] * 5
     assert len(reader.bad) == 1
 
 
-def test_a_data_set_without_a_readable_image_is_refused(folder: Folder) -> None:
+def test_data_set_without_readable_images_is_refused(folder: Folder) -> None:
     reader = ImageReader(folder(4, dict.fromkeys(range(4), b"")), TRAIN, 0, FaultLimits(1.0))
     with pytest.raises(UserError) as caught:
         reader.fetch(0, 0)
     assert caught.value.field == "data.root"
 
 
-def test_a_header_that_is_no_image_says_so() -> None:
+def test_text_file_is_reported_as_not_an_image() -> None:
     with pytest.raises(BadImage, match=r"^is not an image$"):
         image_size(array(b"plain text, not an image"))
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_the_stream_delivers_every_step_in_order_from_any_step(folder: Folder, threads: int) -> None:
+def test_stream_yields_all_steps_in_order_from_any_step(folder: Folder, threads: int) -> None:
     sampler = TrainSampler(20, 4, 0)
     reader = ImageReader(folder(20, {7: b""}), TRAIN, 0, FaultLimits(0.5))
     stream = EncodedStream(reader, sampler.indices, sampler.steps_per_epoch, threads)
-    whole = list(stream.steps(2, 0))
-    assert [step.step for step in whole] == [0, 1, 2, 3, 4]
-    asked = [sampler.indices(2, step) for step in range(5)]
-    for step, samples in zip(whole, asked, strict=True):
+    steps = list(stream.steps(2, 0))
+    assert [step.step for step in steps] == [0, 1, 2, 3, 4]
+    requested = [sampler.indices(2, step) for step in range(5)]
+    for step, samples in zip(steps, requested, strict=True):
         changed = step.samples != samples
         assert (samples[changed] == 7).all()
         assert [d.tobytes() for d in step.data] == [reader.dataset.read(i) for i in step.samples.tolist()]
-    for step, again in zip(whole[3:], stream.steps(2, 3), strict=True):
+    for step, again in zip(steps[3:], stream.steps(2, 3), strict=True):
         assert np.array_equal(step.samples, again.samples)
         assert np.array_equal(step.crop.window, again.crop.window)
     stream.close()
 
 
-def test_an_error_in_reading_ahead_reaches_the_reader(folder: Folder) -> None:
+def test_error_in_a_reader_thread_is_raised(folder: Folder) -> None:
     sampler = TrainSampler(20, 4, 0)
     bad = int(sampler.indices(0, 2)[1])
     stream = EncodedStream(

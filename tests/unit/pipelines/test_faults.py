@@ -1,4 +1,4 @@
-"""Damaged, vanished and hanging files, as a run meets them: in both loaders, from folders and from shards."""
+"""Damaged, missing and stalled files in both loaders, from folders and from shards."""
 
 from __future__ import annotations
 
@@ -43,41 +43,41 @@ def loader(request: pytest.FixtureRequest) -> str:
 
 def packed(table: ImageTable, out: Path) -> ImageTable:
     source = Index({"all": SplitIndex(table, np.zeros(len(table), np.uint8))}, table.classes, {})
-    done = pack(source, out, PackOptions(shard_size=20_000), 1, lambda done, total: None)
-    assert done.shards > 1
-    return done.index.splits["all"].table
+    result = pack(source, out, PackOptions(shard_size=20_000), 1, lambda done, total: None)
+    assert result.shards > 1
+    return result.index.splits["all"].table
 
 
-def assert_same(ours: list[Batch], theirs: list[Batch]) -> None:
-    assert len(ours) == len(theirs)
-    for a, b in zip(ours, theirs, strict=True):
+def assert_same(actual: list[Batch], expected: list[Batch]) -> None:
+    assert len(actual) == len(expected)
+    for a, b in zip(actual, expected, strict=True):
         for x, y in ((a.indices, b.indices), (a.targets, b.targets), (a.images, b.images)):
             assert torch.equal(x, y)
         assert (a.valid, a.missing) == (b.valid, b.missing)
 
 
-def test_shards_give_the_batches_of_the_folder_from_any_step(
+def test_shards_and_folder_give_the_same_batches_from_any_step(
     folder: Folder, pipeline_over: Build, loader: str, tmp_path: Path
 ) -> None:
-    """Bit by bit, damaged images and their substitutes among them; a resume is a start at a step."""
+    """The batches are bit-identical, including the substitutes of damaged images."""
     table = folder(24, {5: b"broken", 9: b""})
     shards = packed(table, tmp_path / "packed")
     sampler = TrainSampler(24, 4, 0)
-    whole = list(pipeline_over(table, loader, TRAIN, sampler))
+    batches = list(pipeline_over(table, loader, TRAIN, sampler))
     for source in (table, shards):
         for first in (0, 2, 5):
             pipeline = pipeline_over(source, loader, TRAIN, sampler)
             pipeline.start(0, first)
-            assert_same(list(pipeline), whole[first:])
+            assert_same(list(pipeline), batches[first:])
     limits = FaultLimits(max_bad_val_fraction=0.1)
-    evaluated = [
+    from_both = [
         list(pipeline_over(source, loader, EVAL, EvalSampler(24, 5), limits=limits))
         for source in (table, shards)
     ]
-    assert_same(*evaluated)
+    assert_same(*from_both)
 
 
-def test_one_image_in_a_hundred_is_counted_exactly(
+def test_unreadable_images_are_counted_and_logged_once(
     folder: Folder, pipeline_over: Build, caplog: pytest.LogCaptureFixture
 ) -> None:
     bad = {17: b"", 99: b"text", 250: b"\xff\xd8\xff", 301: b"\0" * 50}
@@ -90,7 +90,7 @@ def test_one_image_in_a_hundred_is_counted_exactly(
     assert all(caplog.text.count(f"{table.path(i)} ") == 1 for i in bad)
 
 
-def test_half_damaged_stops_long_before_one_of_many_processes_has_met_the_limit(
+def test_process_stops_early_at_a_high_rate_of_unreadable_images(
     folder: Folder, pipeline_over: Build
 ) -> None:
     table = folder(400, dict.fromkeys(range(0, 400, 2), b""))
@@ -104,17 +104,17 @@ def test_half_damaged_stops_long_before_one_of_many_processes_has_met_the_limit(
     assert caught.value.value < limits.allowed(400, True) == 80
 
 
-def test_a_file_that_changed_since_it_was_listed_is_bad(folder: Folder, drawn: Any) -> None:
+def test_file_changed_after_listing_is_unreadable(folder: Folder, drawn: Any) -> None:
     table = folder(8)
     table.path(3).write_bytes(drawn.encoded(3)[:-700])
     reader = ImageReader(table, TRAIN, 0, FaultLimits(0.5))
-    found = reader.fetch(0, 3)
-    assert found is not None
-    assert found[0] != 3
+    fetched = reader.fetch(0, 3)
+    assert fetched is not None
+    assert fetched[0] != 3
     assert "has changed" in reader.bad[3]
 
 
-def scored(pipeline: Pipeline) -> dict[str, Any]:
+def evaluated(pipeline: Pipeline) -> dict[str, Any]:
     def score(images: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.one_hot(torch.zeros(len(images), dtype=torch.int64), 2).float()
 
@@ -125,10 +125,10 @@ def scored(pipeline: Pipeline) -> dict[str, Any]:
 
 @pytest.mark.parametrize("world", [1, 3])
 @pytest.mark.parametrize("bad", [(1,), (0, 5, 19), (8, 9, 10, 11), (4, 5, 6, 7, 16, 17, 18, 19)], ids=len)
-def test_validation_counts_what_it_could_read(
+def test_validation_leaves_out_unreadable_images(
     folder: Folder, pipeline_over: Build, loader: str, bad: tuple[int, ...], world: int, drawn: Any
 ) -> None:
-    """Whole steps without an image among them; what only the decoder refuses too."""
+    """Including steps without any image, and images that only the decoder rejects."""
     cut = drawn.encoded(5, "PNG")[: len(drawn.encoded(5, "PNG")) // 2]
     table = folder(20, {i: cut if i % 2 else b"" for i in bad})
     limits = FaultLimits(max_bad_val_fraction=0.4)
@@ -137,7 +137,7 @@ def test_validation_counts_what_it_could_read(
     missing = 0
     for rank in range(world):
         pipeline = pipeline_over(table, loader, EVAL, EvalSampler(20, 4, rank, world), limits=limits)
-        for _ in range(2):  # an epoch later the same
+        for _ in range(2):  # a second validation gives the same
             pipeline.start(0)
             batches = list(pipeline)
         steps.add(len(batches))
@@ -151,12 +151,12 @@ def test_validation_counts_what_it_could_read(
     assert sorted(seen) == sorted(set(range(20)) - set(bad))
     assert (missing, len(steps)) == (len(bad), 1)
     if world == 1:
-        record = scored(pipeline)
+        record = evaluated(pipeline)
         assert (record["num_validated"], record["num_missing"]) == (20 - len(bad), len(bad))
         assert sum(record["class_total"]) == 20 - len(bad)
 
 
-def test_more_missing_from_validation_than_allowed(folder: Folder, pipeline_over: Build) -> None:
+def test_too_many_unreadable_validation_images_raise_an_error(folder: Folder, pipeline_over: Build) -> None:
     table = folder(20, dict.fromkeys((1, 2, 3), b""))
     limits = FaultLimits(max_bad_val_fraction=0.1)
     with pytest.raises(UserError, match="exceed the 2 allowed") as caught:
@@ -165,7 +165,7 @@ def test_more_missing_from_validation_than_allowed(folder: Folder, pipeline_over
 
 
 class _Missing:
-    """A rank that left out one image more than all ranks together may."""
+    """Pipeline of a rank that left out one more image than allowed over all ranks."""
 
     num_samples, steps_per_epoch, max_bad_images = 4, 1, 1
 
@@ -175,19 +175,19 @@ class _Missing:
         yield Batch(torch.zeros(2, 3, 4, 4), torch.zeros(2).long(), torch.arange(2), 2, missing=2)
 
 
-def test_all_processes_together_may_not_miss_more_either() -> None:
+def test_missing_validation_images_are_limited_over_all_processes() -> None:
     with pytest.raises(UserError, match="exceed the 1 allowed, over all processes"):
-        scored(_Missing())  # type: ignore[arg-type]
+        evaluated(_Missing())  # type: ignore[arg-type]
 
 
-def test_a_read_that_hangs_is_named_and_ends(
+def test_stalled_read_is_logged_and_raises_an_error(
     folder: Folder,
     pipeline_over: Build,
     loader: str,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A pipe nobody writes to, opened as no image is, answers as a hanging file system does: never."""
+    """A blocking read of a pipe without a writer simulates a file system that does not respond."""
     monkeypatch.setattr("pipelines.datasets.table.read_image_file", Path.read_bytes)
     table = folder(12)
     pipe = table.path(int(TrainSampler(12, 4, 0).indices(0, 1)[2]))
@@ -224,17 +224,17 @@ list(pipeline)
 """
 
 
-def test_a_process_with_a_read_that_hangs_can_still_end(folder: Folder) -> None:
+def test_process_with_a_stalled_read_can_exit(folder: Folder) -> None:
     table = folder(4)
     table.path(1).unlink()
     os.mkfifo(table.path(1))
     command = [sys.executable, "-c", HANGS, str(table.root)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
-    assert done.returncode == 1
-    assert "StalledRead" in done.stderr.splitlines()[-1]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert result.returncode == 1
+    assert "StalledRead" in result.stderr.splitlines()[-1]
 
 
-def test_listing_and_shards_agree_on_the_source(folder: Folder, tmp_path: Path) -> None:
+def test_list_source_has_the_fingerprint_of_the_folder(folder: Folder, tmp_path: Path) -> None:
     table = folder(6)
     assert list_source(table.root).splits["all"].table.fingerprint == table.fingerprint
     assert index_folder(table.root, None, "data.root").fingerprint == table.fingerprint

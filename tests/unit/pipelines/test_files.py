@@ -24,7 +24,7 @@ Folder = Callable[..., ImageTable]
 Build = Callable[..., Pipeline]
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 TRAIN = Transforms(24, train=True, trivial_augment=True, erasing=0.3)
-# DALI normalizes where nothing works on pixels in between, and keeps the memory of what it made.
+# DALI normalizes if no transform needs pixels, and reuses its output buffers.
 BOTH_TRANSFORMS = pytest.mark.parametrize(
     "transforms",
     [TRAIN, Transforms(24, train=True, erasing=0.3)],
@@ -48,7 +48,7 @@ def same(a: list[Batch], b: list[Batch]) -> bool:
     )
 
 
-def test_batches_hold_what_the_contract_says(folder: Folder, pipeline_over: Build, loader: str) -> None:
+def test_batches_have_the_documented_contents(folder: Folder, pipeline_over: Build, loader: str) -> None:
     dataset = folder(22)
     pipeline = pipeline_over(dataset, loader, TRAIN, TrainSampler(22, 4, 0))
     batches = list(pipeline)
@@ -64,27 +64,27 @@ def test_batches_hold_what_the_contract_says(folder: Folder, pipeline_over: Buil
 
 
 @BOTH_TRANSFORMS
-def test_an_epoch_goes_on_from_any_step_in_any_order_of_asking(
+def test_epoch_can_start_at_any_step_repeatedly(
     folder: Folder, pipeline_over: Build, loader: str, transforms: Transforms
 ) -> None:
-    """Also after an iteration that was given up half-way, whose images the decoder already holds."""
+    """Also after an abandoned iteration whose images are already in the decoder."""
     pipeline = pipeline_over(folder(20), loader, transforms, TrainSampler(20, 4, 0))
-    whole = list(pipeline)
+    batches_of_epoch = list(pipeline)
     for step in (3, 1, 4):
         pipeline.start(0, step)
-        assert same(list(pipeline), whole[step:])
+        assert same(list(pipeline), batches_of_epoch[step:])
         pipeline.start(1, 0)
         next(iter(pipeline))
     pipeline.start(0, 0)
-    assert same(list(pipeline), whole)
+    assert same(list(pipeline), batches_of_epoch)
     pipeline.start(1, 0)
-    assert not same(list(pipeline), whole)
+    assert not same(list(pipeline), batches_of_epoch)
     pipeline.start(0, 5)
     assert list(pipeline) == []
 
 
 @pytest.mark.parametrize("world", [2, 4])
-def test_every_world_size_sees_the_same_pixels(
+def test_every_world_size_gives_the_same_pixels(
     folder: Folder, pipeline_over: Build, loader: str, world: int
 ) -> None:
     dataset = folder(20, {7: b"broken"})
@@ -99,7 +99,7 @@ def test_every_world_size_sees_the_same_pixels(
 
 
 @pytest.mark.parametrize("world", [1, 3])
-def test_validation_pads_the_last_batches(
+def test_validation_pads_the_last_batch(
     folder: Folder, pipeline_over: Build, loader: str, world: int
 ) -> None:
     dataset = folder(7)
@@ -121,35 +121,31 @@ def of(files: list[Path]) -> ImageTable:
     return ImageTable.of(root, PathTable.of(names), lengths, [0] * len(files), ("photograph",))
 
 
-# DALI rounds its resampling otherwise, and a window's border pixels have their color from inside the window alone.
+# DALI rounds differently when resizing, and does not smooth color across the border of the crop.
 TOLERANCE = {"dali": 0.3, "torchvision": 0.0}
-FURTHER_OFF = {"dali": 0.05, "torchvision": 0.0}
-"""Share of an image's numbers that may differ by more than one gray level, at the border of a window."""
+MAX_OUTLIERS = {"dali": 0.05, "torchvision": 0.0}
+"""Allowed fraction of values that differ by more than one gray level, at the border of a crop."""
 
 
-def assert_alike(shown: torch.Tensor, expected: torch.Tensor, loader: str, name: str, border: bool) -> None:
-    difference = (shown - expected).abs()
+def assert_alike(images: torch.Tensor, expected: torch.Tensor, loader: str, name: str, border: bool) -> None:
+    difference = (images - expected).abs()
     assert difference.mean() <= TOLERANCE[loader] + 1e-3, name
-    further = (difference > 1 + 1e-3).float().mean()
-    assert further <= (FURTHER_OFF[loader] if border else 0), name
+    outliers = (difference > 1 + 1e-3).float().mean()
+    assert outliers <= (MAX_OUTLIERS[loader] if border else 0), name
 
 
-def test_evaluation_shows_what_torchvisions_transforms_show(
-    photographs: list[Path], pipeline_over: Build, loader: str
-) -> None:
+def test_evaluation_matches_torchvision(photographs: list[Path], pipeline_over: Build, loader: str) -> None:
     """Mean absolute difference on real photographs, in gray levels of 255."""
     transforms = Transforms(224, train=False, eval_resize=256, **PLAIN)
     batches = list(pipeline_over(of(photographs), loader, transforms, EvalSampler(len(photographs), 4)))
     transform = v2.Compose([v2.Resize(256), v2.CenterCrop(224), v2.PILToTensor()])
-    found = torch.cat([b.images[: b.valid] for b in batches]) * 255
-    for image, file in zip(found, photographs, strict=True):
+    images = torch.cat([b.images[: b.valid] for b in batches]) * 255
+    for image, file in zip(images, photographs, strict=True):
         expected = transform(Image.open(file).convert("RGB")).float()
         assert_alike(image, expected, loader, file.name, border=False)
 
 
-def test_training_shows_what_torchvisions_resized_crop_shows(
-    photographs: list[Path], pipeline_over: Build, loader: str
-) -> None:
+def test_training_crops_match_torchvision(photographs: list[Path], pipeline_over: Build, loader: str) -> None:
     transforms = Transforms(112, train=True, **PLAIN)
     (batch,) = pipeline_over(
         of(photographs), loader, transforms, TrainSampler(len(photographs), len(photographs), 0)
@@ -167,17 +163,15 @@ def test_training_shows_what_torchvisions_resized_crop_shows(
     assert 0 < mirrored < len(photographs)
 
 
-def test_the_camera_orientation_is_ignored_by_both_decoders(
-    drawn: Any, folder: Folder, pipeline_over: Build, loader: str
-) -> None:
-    """As torchvision's ImageFolder does; the window drawn on the stored image would not fit the turned one."""
+def test_camera_orientation_is_ignored(drawn: Any, folder: Folder, pipeline_over: Build, loader: str) -> None:
+    """As in torchvision's ImageFolder; crops are drawn for the stored orientation."""
     exif = Image.Exif()
     exif[0x0112] = 6
-    turned = folder(2, {i: drawn.encoded(i, exif=exif) for i in range(2)})
+    rotated = folder(2, {i: drawn.encoded(i, exif=exif) for i in range(2)})
     transforms = Transforms(32, train=False, eval_resize=40)
     plain = list(pipeline_over(folder(2), loader, transforms, EvalSampler(2, 2)))
     assert torch.equal(
-        next(iter(pipeline_over(turned, loader, transforms, EvalSampler(2, 2)))).images, plain[0].images
+        next(iter(pipeline_over(rotated, loader, transforms, EvalSampler(2, 2)))).images, plain[0].images
     )
 
 
@@ -185,7 +179,7 @@ def test_the_camera_orientation_is_ignored_by_both_decoders(
     ("form", "mode"),
     [("JPEG", "L"), ("PNG", "L"), ("PNG", "RGB"), ("PNG", "RGBA"), ("PNG", "P"), ("BMP", "RGB")],
 )
-def test_every_kind_of_image_becomes_three_channels(
+def test_all_modes_are_converted_to_three_channels(
     drawn: Any, folder: Folder, pipeline_over: Build, loader: str, form: str, mode: str
 ) -> None:
     dataset = folder(2, {i: drawn.encoded(i, form, mode) for i in range(2)})
@@ -198,7 +192,7 @@ def test_every_kind_of_image_becomes_three_channels(
 
 
 @pytest.mark.parametrize(("form", "options"), [("cmyk", {}), ("progressive", {"progressive": True})])
-def test_cmyk_and_progressive_jpegs_show_what_torchvision_shows(
+def test_cmyk_and_progressive_jpegs_match_torchvision(
     drawn: Any, folder: Folder, pipeline_over: Build, loader: str, form: str, options: dict[str, Any]
 ) -> None:
     data = drawn.encoded(0, "JPEG", "CMYK" if form == "cmyk" else "RGB", **options)
@@ -211,7 +205,7 @@ def test_cmyk_and_progressive_jpegs_show_what_torchvision_shows(
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG"])
 @pytest.mark.parametrize("size", [(1, 1), (80, 1)])
-def test_a_tiny_image_fills_the_square(
+def test_tiny_images_are_resized(
     folder: Folder, pipeline_over: Build, loader: str, form: str, size: tuple[int, int]
 ) -> None:
     file = io.BytesIO()
@@ -231,7 +225,7 @@ def test_a_tiny_image_fills_the_square(
 def test_16_bit_pngs_are_scaled_by_dali_and_clipped_by_pillow(
     folder: Folder, pipeline_over: Build, loader: str
 ) -> None:
-    """Stated, not wished: Pillow's conversion, and so torchvision's, takes every level above 255 as white."""
+    """A documented difference: Pillow, and so torchvision, clips every level above 255 to white."""
     file = io.BytesIO()
     Image.fromarray(np.full((40, 40), 25_700, dtype=np.uint16)).save(file, "PNG")
     transforms = Transforms(32, train=False, eval_resize=40, **PLAIN)
@@ -241,7 +235,7 @@ def test_16_bit_pngs_are_scaled_by_dali_and_clipped_by_pillow(
 
 
 def wrong_component(drawn: Any) -> bytes:
-    """A progressive JPEG, whole to its end, whose third scan is of a component that it does not have."""
+    """A complete progressive JPEG whose third scan refers to a missing component."""
     parts = drawn.encoded(5, progressive=True).split(b"\xff\xda")
     parts[3] = parts[3][:3] + b"\x5e" + parts[3][4:]
     return b"\xff\xda".join(parts)
@@ -255,8 +249,8 @@ def overwritten(data: bytes) -> bytes:
     return data[: len(data) // 2] + b"\x55" * 40 + data[len(data) // 2 + 40 :]
 
 
-# Files whose header promises an image that the decoder then refuses.
-SPOILED: dict[str, Callable[[Any], bytes]] = {
+# Files with a valid header that the decoder rejects.
+DAMAGED: dict[str, Callable[[Any], bytes]] = {
     "jpeg damaged behind its header": wrong_component,
     "jpeg without quantization tables": lambda drawn: drawn.encoded(5).replace(b"\xff\xdb", b"\xff\xfe"),
     "png cut": lambda drawn: cut(drawn.encoded(5, "PNG")),
@@ -264,38 +258,38 @@ SPOILED: dict[str, Callable[[Any], bytes]] = {
 }
 
 
-@pytest.mark.parametrize("kind", SPOILED)
-def test_an_image_the_decoder_refuses_is_found_and_its_batch_repeated(
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_image_rejected_by_the_decoder_is_replaced(
     drawn: Any, folder: Folder, pipeline_over: Build, loader: str, kind: str
 ) -> None:
-    dataset = folder(20, {5: SPOILED[kind](drawn)})
+    dataset = folder(20, {5: DAMAGED[kind](drawn)})
     sampler = TrainSampler(20, 4, 0)
     pipeline = pipeline_over(dataset, loader, TRAIN, sampler)
     batches = list(pipeline)
     assert pipeline.bad_images() == [str(dataset.path(5))]
     assert len(batches) == 5
     for step, batch in enumerate(batches):
-        asked = sampler.indices(0, step)
-        changed = batch.indices.numpy() != asked
-        assert (asked[changed] == 5).all()
+        requested = sampler.indices(0, step)
+        changed = batch.indices.numpy() != requested
+        assert (requested[changed] == 5).all()
         assert 5 not in batch.indices.tolist()
     empty = pipeline_over(folder(20, {5: b""}), loader, TRAIN, sampler)
-    assert same(list(empty), batches), "the same substitute as for a file that cannot even be read"
+    assert same(list(empty), batches), "the substitute is the same as for an unreadable file"
 
 
-@pytest.mark.parametrize("kind", SPOILED)
-def test_a_refused_validation_image_is_named(
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_rejected_validation_image_raises_an_error(
     drawn: Any, folder: Folder, pipeline_over: Build, loader: str, kind: str
 ) -> None:
-    dataset = folder(20, {5: SPOILED[kind](drawn)})
+    dataset = folder(20, {5: DAMAGED[kind](drawn)})
     with pytest.raises(UserError) as caught:
         list(pipeline_over(dataset, loader, Transforms(24, train=False), EvalSampler(20, 4)))
     assert caught.value.field == "data.val_root"
     assert caught.value.value == str(dataset.path(5))
 
 
-def test_what_only_dali_refuses_is_replaced_too(drawn: Any, folder: Folder, pipeline_over: Build) -> None:
-    """A GIF by the name of .jpeg: PIL decodes it, DALI does not."""
+def test_image_rejected_only_by_dali_is_replaced(drawn: Any, folder: Folder, pipeline_over: Build) -> None:
+    """DALI decodes neither a GIF nor a PNG without its end."""
     pytest.importorskip("nvidia.dali", reason="DALI is not installed")
     dataset = folder(20, {5: drawn.encoded(5, "GIF"), 11: drawn.encoded(11, "PNG")[:-12]})
     pipeline = pipeline_over(dataset, "dali", TRAIN, TrainSampler(20, 4, 0))
@@ -303,10 +297,10 @@ def test_what_only_dali_refuses_is_replaced_too(drawn: Any, folder: Folder, pipe
     assert pipeline.bad_images() == [str(dataset.path(5)), str(dataset.path(11))]
 
 
-def test_more_refused_images_than_allowed_stop_the_run(
+def test_more_rejected_images_than_allowed_raise_an_error(
     drawn: Any, folder: Folder, pipeline_over: Build, loader: str
 ) -> None:
-    bad = SPOILED["png cut"](drawn)
+    bad = DAMAGED["png cut"](drawn)
     dataset = folder(20, {3: bad, 5: bad})
     pipeline = pipeline_over(dataset, loader, TRAIN, TrainSampler(20, 4, 0), limits=FaultLimits(0.05))
     with pytest.raises(UserError) as caught:
@@ -314,8 +308,8 @@ def test_more_refused_images_than_allowed_stop_the_run(
     assert caught.value.field == "data.max_bad_fraction"
 
 
-def test_an_error_that_is_no_images_fault_is_not_swallowed(folder: Folder, pipeline_over: Build) -> None:
-    """A decoder that fails on whole batches only, as a device out of memory does."""
+def test_decoder_error_not_caused_by_an_image_is_raised(folder: Folder, pipeline_over: Build) -> None:
+    """The decoder fails on batches but not on single images, like a device that is out of memory."""
     pipeline = pipeline_over(folder(20), "torchvision", TRAIN, TrainSampler(20, 4, 0))
 
     class Failing:

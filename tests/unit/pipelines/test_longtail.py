@@ -16,25 +16,25 @@ def names(count: int) -> tuple[str, ...]:
 
 
 def shuffled(counts: list[int], seed: int = 7) -> np.ndarray:
-    """Labels with so many images a class, in no order."""
+    """Shuffled labels with the given number of images per class."""
     return np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))
 
 
 def authors_split(labels: np.ndarray, imbalance: float) -> tuple[np.ndarray, np.ndarray]:
-    """Samples and labels by the published recipe, step for step, with NumPy's global generator."""
+    """Samples and labels by the authors' algorithm, with NumPy's global generator."""
     classes = int(labels.max()) + 1
     state = np.random.get_state()
     np.random.seed(0)
     samples: list[int] = []
-    given: list[int] = []
+    assigned: list[int] = []
     for k in range(classes):
-        wanted = int(len(labels) / classes * (imbalance ** (k / (classes - 1.0))))
-        own = np.where(labels == k)[0]
-        np.random.shuffle(own)
-        samples += own[:wanted].tolist()
-        given += [k] * wanted
+        share = int(len(labels) / classes * (imbalance ** (k / (classes - 1.0))))
+        members = np.where(labels == k)[0]
+        np.random.shuffle(members)
+        samples += members[:share].tolist()
+        assigned += [k] * share
     np.random.set_state(state)
-    return np.array(samples), np.array(given)[: len(samples)]
+    return np.array(samples), np.array(assigned)[: len(samples)]
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,9 @@ def authors_split(labels: np.ndarray, imbalance: float) -> tuple[np.ndarray, np.
         ("stl10", 500, 10, 0.02, 1_394),
     ],
 )
-def test_the_published_totals(name: str, per_class: int, classes: int, imbalance: float, total: int) -> None:
+def test_totals_are_the_published_ones(
+    name: str, per_class: int, classes: int, imbalance: float, total: int
+) -> None:
     labels = shuffled([per_class] * classes)
     kept = long_tail(labels, names(classes), imbalance)
     assert len(kept) == len(set(kept.tolist())) == total
@@ -61,14 +63,14 @@ def test_the_published_totals(name: str, per_class: int, classes: int, imbalance
 
 
 @pytest.mark.parametrize("imbalance", [0.005, 0.01, 0.02, 0.3])
-def test_the_images_are_those_of_the_published_recipe(imbalance: float) -> None:
+def test_images_are_those_of_the_authors_algorithm(imbalance: float) -> None:
     labels = shuffled([500] * 10)
-    samples, given = authors_split(labels, imbalance)
+    samples, assigned = authors_split(labels, imbalance)
     np.testing.assert_array_equal(long_tail(labels, names(10), imbalance), samples)
-    np.testing.assert_array_equal(labels[samples], given)
+    np.testing.assert_array_equal(labels[samples], assigned)
 
 
-def test_the_split_neither_reads_nor_moves_the_global_generator() -> None:
+def test_global_generator_is_neither_read_nor_changed() -> None:
     labels = shuffled([100] * 5)
     np.random.seed(3)
     first = long_tail(labels, names(5), 0.1)
@@ -79,7 +81,7 @@ def test_the_split_neither_reads_nor_moves_the_global_generator() -> None:
 
 
 @pytest.mark.parametrize(("imbalance", "total"), [(0.005, 14_035), (0.01, 15_800), (0.02, 18_130)])
-def test_svhn_keeps_all_of_a_class_that_is_short_and_every_label_is_right(
+def test_class_with_fewer_images_than_its_share_keeps_all(
     imbalance: float, total: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     labels = shuffled(SVHN_TRAIN)
@@ -92,27 +94,27 @@ def test_svhn_keeps_all_of_a_class_that_is_short_and_every_label_is_right(
 
 
 @pytest.mark.parametrize(("imbalance", "wrong"), [(0.005, 0.327), (0.01, 0.340), (0.02, 0.349)])
-def test_a_third_of_the_authors_svhn_labels_is_wrong(imbalance: float, wrong: float) -> None:
+def test_a_third_of_the_authors_svhn_labels_are_wrong(imbalance: float, wrong: float) -> None:
     right: list[np.ndarray] = []
     for counts in (SVHN_TRAIN, SVHN_EXTRA):
         labels = shuffled(counts)
-        samples, given = long_tail_legacy(labels, names(10), imbalance)
+        samples, assigned = long_tail_legacy(labels, names(10), imbalance)
         expected = authors_split(labels, imbalance)
         np.testing.assert_array_equal(samples, expected[0])
-        np.testing.assert_array_equal(given, expected[1])
-        right.append(labels[samples] == given)
+        np.testing.assert_array_equal(assigned, expected[1])
+        right.append(labels[samples] == assigned)
     assert 1 - np.concatenate(right).mean() == pytest.approx(wrong, abs=5e-4)
 
 
-def test_where_no_class_is_short_the_authors_labels_are_right() -> None:
+def test_authors_labels_are_right_without_a_short_class() -> None:
     labels = shuffled([50] * 10)
-    samples, given = long_tail_legacy(labels, names(10), 0.1)
+    samples, assigned = long_tail_legacy(labels, names(10), 0.1)
     np.testing.assert_array_equal(samples, long_tail(labels, names(10), 0.1))
-    np.testing.assert_array_equal(labels[samples], given)
+    np.testing.assert_array_equal(labels[samples], assigned)
 
 
 @pytest.mark.parametrize("per_class", [3, 7, 50, 143, 500, 625])
-def test_a_class_left_empty_is_refused_and_the_remedy_holds(per_class: int) -> None:
+def test_empty_class_is_refused_with_a_valid_remedy(per_class: int) -> None:
     labels = shuffled([per_class] * 10)
     with pytest.raises(UserError, match=r"the class 'class \d' would keep no training image") as caught:
         long_tail(labels, names(10), 0.9 / per_class)
@@ -121,26 +123,26 @@ def test_a_class_left_empty_is_refused_and_the_remedy_holds(per_class: int) -> N
     assert np.bincount(labels[long_tail(labels, names(10), advised)], minlength=10).min() >= 1
 
 
-def test_a_data_set_too_small_for_any_tail_is_told_so() -> None:
+def test_data_set_too_small_for_any_imbalance() -> None:
     with pytest.raises(UserError, match=r"Leave data\.imbalance out"):
         long_tail(np.arange(5), names(5), 0.5)
 
 
-def test_a_class_without_images_stays_without() -> None:
+def test_class_without_images_stays_empty() -> None:
     labels = shuffled([90, 90, 90])
     kept = long_tail(labels, names(4), 0.1)
     assert np.bincount(labels[kept], minlength=4)[3] == 0
 
 
 @pytest.mark.parametrize(("classes", "starts"), [(10, (3, 7)), (100, (36, 71))])
-def test_the_published_groups(classes: int, starts: tuple[int, int]) -> None:
+def test_groups_are_the_published_ones(classes: int, starts: tuple[int, int]) -> None:
     groups = class_groups(np.full(classes, 500), 0.01)
     medium, tail = starts
     expected = ("head",) * medium + ("medium",) * (tail - medium) + ("tail",) * (classes - tail)
     assert groups == expected
 
 
-def test_other_class_counts_are_grouped_by_their_training_images() -> None:
+def test_other_numbers_of_classes_are_grouped_by_images() -> None:
     counts = np.array([500, 101, 100, 20, 19, 0])
     expected = ("head", "head", "medium", "medium", "tail", "tail")
     assert class_groups(counts, 0.01) == expected
@@ -160,6 +162,6 @@ def test_other_class_counts_are_grouped_by_their_training_images() -> None:
         ([0, 0], False),
     ],
 )
-def test_a_folder_has_groups_where_its_own_counts_have_a_tail(counts: list[int], has_tail: bool) -> None:
+def test_natural_split_has_groups_only_if_long_tailed(counts: list[int], has_tail: bool) -> None:
     groups = class_groups(np.array(counts), None)
     assert (groups is not None) == has_tail

@@ -1,4 +1,4 @@
-"""Work in several processes: everything comes back, and nobody outlives a parent that is killed."""
+"""Parallel map: results, errors, and no worker outlives its parent."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def root_of(square: int) -> float:
     return square**0.5
 
 
-def test_results_of_every_piece_and_errors_come_back() -> None:
+def test_results_and_errors_are_returned() -> None:
     assert list(in_parallel(root_of, (4, 9, 16), 1)) == [2.0, 3.0, 4.0]
     with pytest.raises(ValueError, match="-1 has no root"):
         list(in_parallel(root_of, [4, -1], 1))

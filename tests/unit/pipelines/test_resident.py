@@ -31,41 +31,39 @@ def arrays() -> ArrayDataset:
 
 
 def raw(pipeline: Pipeline, transforms: Transforms, epoch: int = 0) -> dict[int, torch.Tensor]:
-    """Sample to its pixels as uint8 [3, H, W], the normalization undone."""
+    """Pixels of each sample as uint8 [3, H, W], without normalization."""
     pipeline.start(epoch)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (transforms.mean, transforms.std))
     pairs = [(i, x) for b in pipeline for i, x in zip(b.indices.tolist(), b.images, strict=True)]
     return {i: ((x * std + mean) * 255).round().to(torch.uint8) for i, x in pairs}
 
 
-def test_crops_are_windows_of_the_image_bordered_by_zeros(arrays: ArrayDataset, pipeline_over: Build) -> None:
+def test_crops_are_windows_of_the_zero_padded_image(arrays: ArrayDataset, pipeline_over: Build) -> None:
     seen = raw(pipeline_over(arrays, "resident", CROPPED, TrainSampler(50, 10, 0)), CROPPED)
     assert len(seen) == 50
-    places: set[tuple[int, int, bool]] = set()
+    crops: set[tuple[int, int, bool]] = set()
     for sample, pixels in seen.items():
-        bordered = F.pad(torch.from_numpy(arrays.images[sample]).permute(2, 0, 1), (3, 3, 3, 3))
-        found = [
+        padded = F.pad(torch.from_numpy(arrays.images[sample]).permute(2, 0, 1), (3, 3, 3, 3))
+        matches = [
             (top, left, flip)
             for top in range(7)
             for left in range(7)
             for flip in (False, True)
             if torch.equal(
-                bordered[:, top : top + SIDE, left : left + SIDE].flip(2)
+                padded[:, top : top + SIDE, left : left + SIDE].flip(2)
                 if flip
-                else bordered[:, top : top + SIDE, left : left + SIDE],
+                else padded[:, top : top + SIDE, left : left + SIDE],
                 pixels,
             )
         ]
-        assert len(found) == 1
-        places.add(found[0])
-    assert len({p[0] for p in places}) == 7
-    assert len({p[1] for p in places}) == 7
-    assert {p[2] for p in places} == {False, True}
+        assert len(matches) == 1
+        crops.add(matches[0])
+    assert len({p[0] for p in crops}) == 7
+    assert len({p[1] for p in crops}) == 7
+    assert {p[2] for p in crops} == {False, True}
 
 
-def test_without_crop_and_flip_training_shows_the_images_themselves(
-    arrays: ArrayDataset, pipeline_over: Build
-) -> None:
+def test_images_are_unchanged_without_crop_and_flip(arrays: ArrayDataset, pipeline_over: Build) -> None:
     transforms = Transforms(SIDE, train=True, crop="none", flip=0.0)
     for sample, pixels in raw(
         pipeline_over(arrays, "resident", transforms, TrainSampler(50, 10, 0)), transforms
@@ -73,7 +71,7 @@ def test_without_crop_and_flip_training_shows_the_images_themselves(
         assert torch.equal(pixels, torch.from_numpy(arrays.images[sample]).permute(2, 0, 1))
 
 
-def test_validation_shows_every_image_once_unchanged(arrays: ArrayDataset, pipeline_over: Build) -> None:
+def test_validation_yields_every_image_once_unchanged(arrays: ArrayDataset, pipeline_over: Build) -> None:
     transforms = Transforms(SIDE, train=False, crop="pad", pad=3, flip=1.0)
     (batch, last) = pipeline_over(arrays, "resident", transforms, EvalSampler(50, 32))
     assert (batch.valid, last.valid, len(last.images)) == (32, 18, 32)
@@ -84,33 +82,33 @@ def test_validation_shows_every_image_once_unchanged(arrays: ArrayDataset, pipel
 
 
 @pytest.mark.parametrize("world", [2, 5])
-def test_every_world_size_and_start_sees_the_same_batches(
+def test_every_world_size_and_start_gives_the_same_batches(
     arrays: ArrayDataset, pipeline_over: Build, world: int
 ) -> None:
     transforms = Transforms(SIDE, train=True, crop="pad", pad=3, trivial_augment=True, erasing=0.5)
     alone = pipeline_over(arrays, "resident", transforms, TrainSampler(50, 10, 0))
     alone.start(3)
-    whole = list(alone)
+    batches = list(alone)
     ranks = [
         pipeline_over(arrays, "resident", transforms, TrainSampler(50, 10, 0, rank, world))
         for rank in range(world)
     ]
     for rank in ranks:
         rank.start(3, 2)
-    for batch, *parts in zip(whole[2:], *ranks, strict=True):
+    for batch, *parts in zip(batches[2:], *ranks, strict=True):
         assert torch.equal(torch.cat([p.images for p in parts]), batch.images)
         assert torch.equal(torch.cat([p.targets for p in parts]), batch.targets)
     alone.start(3, 5)
     assert list(alone) == []
 
 
-def test_epochs_are_augmented_anew(arrays: ArrayDataset, pipeline_over: Build) -> None:
+def test_augmentation_differs_per_epoch(arrays: ArrayDataset, pipeline_over: Build) -> None:
     pipeline = pipeline_over(arrays, "resident", CROPPED, TrainSampler(50, 10, 0))
     first, second = raw(pipeline, CROPPED, 0), raw(pipeline, CROPPED, 1)
     assert sum(torch.equal(first[i], second[i]) for i in first.keys() & second.keys()) < 10
 
 
-def test_a_folder_of_images_can_be_held_in_memory(
+def test_image_folder_can_be_resident(
     drawn: Any, folder: Callable[..., ImageTable], pipeline_over: Build
 ) -> None:
     transforms = Transforms(20, train=False)
@@ -123,7 +121,9 @@ def test_a_folder_of_images_can_be_held_in_memory(
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", b"\xff\xd8cut"])
-def test_a_bad_file_is_named(folder: Callable[..., ImageTable], pipeline_over: Build, content: bytes) -> None:
+def test_unreadable_image_is_reported(
+    folder: Callable[..., ImageTable], pipeline_over: Build, content: bytes
+) -> None:
     dataset = folder(5, {3: content})
     with pytest.raises(UserError) as caught:
         pipeline_over(dataset, "resident", Transforms(20, train=True), TrainSampler(5, 5, 0))
@@ -131,7 +131,7 @@ def test_a_bad_file_is_named(folder: Callable[..., ImageTable], pipeline_over: B
     assert caught.value.value == str(dataset.path(3))
 
 
-def test_arrays_cannot_go_through_a_file_loader(arrays: ArrayDataset, pipeline_over: Build) -> None:
+def test_file_loader_refuses_arrays(arrays: ArrayDataset, pipeline_over: Build) -> None:
     with pytest.raises(UserError) as caught:
         pipeline_over(arrays, "dali", CROPPED, TrainSampler(50, 10, 0))
     assert caught.value.field == "data.loader"

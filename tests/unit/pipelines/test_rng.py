@@ -8,7 +8,7 @@ from pipelines.rng import Stream, randint, random_bits, uniform
 MANY = np.arange(50_000)
 
 
-def test_the_same_key_gives_the_same_bits_for_ever() -> None:
+def test_bits_of_a_key_never_change() -> None:
     """Frozen values: a change here changes every batch of every earlier run."""
     assert random_bits(0).item() == 16294208416658607535
     assert random_bits(1, Stream.CROP, 3, np.array([5, 6])).tolist() == [
@@ -17,7 +17,7 @@ def test_the_same_key_gives_the_same_bits_for_ever() -> None:
     ]
 
 
-def test_every_word_of_a_key_and_its_place_matter() -> None:
+def test_bits_depend_on_every_word_and_its_position() -> None:
     keys = [(0,), (0, 0), (0, 1), (1, 0), (1,), (0, 0, 0), (-1,), (2**62,), (1, 2, 3), (3, 2, 1)]
     assert len({int(random_bits(*key)) for key in keys}) == len(keys)
 
@@ -41,7 +41,7 @@ def test_uniform_numbers_are_uniform_and_independent_between_streams() -> None:
 
 
 @pytest.mark.parametrize("bound", [1, 2, 7, 1000])
-def test_integers_below_a_bound_are_equally_likely(bound: int) -> None:
+def test_integers_are_uniform(bound: int) -> None:
     values = randint(bound, 3, MANY)
     assert values.dtype == np.int64
     assert values.min() >= 0
@@ -50,7 +50,7 @@ def test_integers_below_a_bound_are_equally_likely(bound: int) -> None:
     assert np.abs(counts - len(MANY) / bound).max() < 6 * np.sqrt(len(MANY) / bound)
 
 
-def test_bounds_may_differ_from_key_to_key() -> None:
+def test_bounds_may_differ_per_key() -> None:
     bounds = MANY % 9 + 1
     values = randint(bounds, 1, MANY)
     assert (values < bounds).all()

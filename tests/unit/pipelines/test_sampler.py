@@ -12,19 +12,19 @@ from pipelines.sampler import EvalSampler, TrainSampler, permute
 SIZES = [*range(1, 40), 63, 64, 65, 255, 256, 257, 1000, 4095, 4097, 65_537]
 
 
-def test_a_permutation_visits_every_place_once() -> None:
+def test_permutation_is_a_bijection() -> None:
     for size, key in itertools.product(SIZES, ((0, 1, 0), (7, 1, 3), (-5, 1, 2**40))):
         image = permute(np.arange(size), size, *key)
         assert np.array_equal(np.sort(image), np.arange(size)), (size, key)
 
 
-def test_a_place_is_permuted_alone_as_among_others() -> None:
-    whole = permute(np.arange(1000), 1000, 3, 1, 4)
+def test_permutation_of_a_position_is_independent_of_others() -> None:
+    full = permute(np.arange(1000), 1000, 3, 1, 4)
     for part in (np.array([17]), np.arange(990, 1000), np.array([999, 0, 500])):
-        assert np.array_equal(permute(part, 1000, 3, 1, 4), whole[part])
+        assert np.array_equal(permute(part, 1000, 3, 1, 4), full[part])
 
 
-def test_permutations_of_the_size_of_imagenet_are_cheap_to_ask() -> None:
+def test_permutation_of_the_size_of_imagenet() -> None:
     positions = np.arange(0, 1_281_167, 13_001)
     image = permute(positions, 1_281_167, 0, 1, 0)
     assert len(set(image.tolist())) == len(positions)
@@ -33,7 +33,7 @@ def test_permutations_of_the_size_of_imagenet_are_cheap_to_ask() -> None:
 
 
 def test_permutations_look_random() -> None:
-    """Neighbors are torn apart, keys disagree, every place is as likely first as last."""
+    """Neighbors are uncorrelated, keys differ, and every position is equally likely."""
     size = 5_000
     image = permute(np.arange(size), size, 0, 1, 0)
     assert abs(np.corrcoef(np.arange(size), image)[0, 1]) < 0.06
@@ -55,9 +55,7 @@ def global_batches(samples: int, batch: int, epoch: int, world: int, seed: int =
 
 @pytest.mark.parametrize(("samples", "batch"), [(100, 12), (60, 60), (1001, 24), (25, 12)])
 @pytest.mark.parametrize("epoch", [0, 3])
-def test_every_world_sees_the_same_batches_each_sample_at_most_once(
-    samples: int, batch: int, epoch: int
-) -> None:
+def test_every_world_size_gives_the_same_batches(samples: int, batch: int, epoch: int) -> None:
     alone = global_batches(samples, batch, epoch, 1)
     flat = [i for step in alone for i in step]
     assert len(flat) == len(set(flat)) == samples // batch * batch
@@ -66,7 +64,7 @@ def test_every_world_sees_the_same_batches_each_sample_at_most_once(
         assert global_batches(samples, batch, epoch, world) == alone
 
 
-def test_the_left_over_samples_are_others_each_epoch() -> None:
+def test_dropped_samples_differ_per_epoch() -> None:
     dropped = []
     for epoch in range(30):
         seen = {i for step in global_batches(103, 20, epoch, 2) for i in step}
@@ -76,16 +74,14 @@ def test_the_left_over_samples_are_others_each_epoch() -> None:
     assert len(frozenset().union(*dropped)) > 40
 
 
-def test_epochs_and_seeds_have_orders_of_their_own() -> None:
+def test_order_depends_on_epoch_and_seed() -> None:
     orders = {str(global_batches(50, 10, e, 1, seed=s)) for e, s in ((0, 0), (1, 0), (0, 1), (1, 1))}
     assert len(orders) == 4
 
 
 @settings(deadline=None)
 @given(samples=st.integers(1, 120), world=st.integers(1, 8), batch=st.integers(1, 200))
-def test_evaluation_meets_each_sample_once_in_equally_many_steps(
-    samples: int, world: int, batch: int
-) -> None:
+def test_evaluation_has_each_sample_once_in_equal_steps(samples: int, world: int, batch: int) -> None:
     ranks = [EvalSampler(samples, batch, rank, world) for rank in range(world)]
     assert len({(sampler.steps_per_epoch, sampler.local_batch) for sampler in ranks}) == 1
     seen: list[int] = []

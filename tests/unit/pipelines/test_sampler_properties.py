@@ -1,4 +1,4 @@
-"""What holds of the order for every size, number of processes and batch: searched for counterexamples."""
+"""Property-based tests of the samplers for random sizes, world sizes and batches."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def epoch_of(samples: int, batch: int, seed: int, epoch: int, world: int) -> lis
 
 @settings(max_examples=60, deadline=None)
 @given(SIZES, WORLDS, st.integers(1, 12), KEYS, st.integers(0, 90))
-def test_an_epoch_holds_no_sample_twice_and_drops_exactly_the_remainder(
+def test_epoch_has_no_sample_twice_and_drops_the_remainder(
     samples: int, world: int, per_rank: int, seed: int, epoch: int
 ) -> None:
     batch = world * per_rank
@@ -41,9 +41,7 @@ def test_an_epoch_holds_no_sample_twice_and_drops_exactly_the_remainder(
 
 @settings(max_examples=60, deadline=None)
 @given(SIZES, WORLDS, st.integers(1, 64))
-def test_validation_meets_every_sample_once_in_equal_step_counts(
-    samples: int, world: int, batch: int
-) -> None:
+def test_validation_has_every_sample_once_in_equal_steps(samples: int, world: int, batch: int) -> None:
     ranks = [EvalSampler(samples, batch, rank, world) for rank in range(world)]
     assert len({sampler.steps_per_epoch for sampler in ranks}) == 1
     seen = [sampler.indices(0, step) for sampler in ranks for step in range(sampler.steps_per_epoch)]
@@ -51,13 +49,13 @@ def test_validation_meets_every_sample_once_in_equal_step_counts(
 
 
 @pytest.mark.parametrize("batch", [1000, 1536])
-def test_imagenet_whole_epochs(batch: int) -> None:
-    """Every sample once but the remainder, which is another each epoch; any rank's part is that of the whole."""
+def test_imagenet_epochs(batch: int) -> None:
+    """Every sample once except the remainder, which differs per epoch; ranks have parts of the same batches."""
     left_over = []
     for epoch in (0, 1):
         sampler = TrainSampler(IMAGENET, batch, 0)
-        whole = TrainSampler(IMAGENET, sampler.steps_per_epoch * batch, 0).indices(epoch, 0)
-        seen = np.bincount(whole, minlength=IMAGENET)
+        epoch_samples = TrainSampler(IMAGENET, sampler.steps_per_epoch * batch, 0).indices(epoch, 0)
+        seen = np.bincount(epoch_samples, minlength=IMAGENET)
         assert seen.max() == 1
         left_over.append(np.flatnonzero(seen == 0))
         assert len(left_over[-1]) == IMAGENET % batch
@@ -66,7 +64,7 @@ def test_imagenet_whole_epochs(batch: int) -> None:
                 parts = [
                     TrainSampler(IMAGENET, batch, 0, r, world).indices(epoch, step) for r in range(world)
                 ]
-                assert np.array_equal(np.concatenate(parts), whole[step * batch : (step + 1) * batch])
+                assert np.array_equal(np.concatenate(parts), epoch_samples[step * batch : (step + 1) * batch])
     assert len(np.intersect1d(*left_over)) < len(left_over[0]) // 10
 
 

@@ -23,7 +23,7 @@ def load(path: Path, resize: int = 256, size: int = 224) -> torch.Tensor:
     return load_image(path, resize_shorter_side=resize, image_size=size, mean=MEAN, std=STD)
 
 
-def test_an_image_is_prepared_as_torchvision_prepares_it(photographs: list[Path]) -> None:
+def test_preparation_matches_torchvision(photographs: list[Path]) -> None:
     transform = v2.Compose(
         [
             v2.Resize(256),
@@ -37,7 +37,7 @@ def test_an_image_is_prepared_as_torchvision_prepares_it(photographs: list[Path]
         assert torch.allclose(load(path), transform(Image.open(path).convert("RGB")), atol=1e-5)
 
 
-def test_prediction_sees_what_validation_saw(
+def test_prediction_and_validation_have_the_same_pixels(
     folder: Callable[..., ImageTable], pipeline_over: Callable[..., Pipeline]
 ) -> None:
     dataset = folder(3)
@@ -48,7 +48,9 @@ def test_prediction_sees_what_validation_saw(
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no image", "cut"])
-def test_a_file_that_is_no_image_is_named(tmp_path: Path, drawn: Any, content: bytes | str | None) -> None:
+def test_file_that_is_not_an_image_raises_an_error(
+    tmp_path: Path, drawn: Any, content: bytes | str | None
+) -> None:
     path = tmp_path / "image.jpeg"
     if content is not None:
         path.write_bytes(drawn.encoded(0)[:-200] if isinstance(content, str) else content)
@@ -59,6 +61,6 @@ def test_a_file_that_is_no_image_is_named(tmp_path: Path, drawn: Any, content: b
     assert " at 0x" not in str(caught.value)
 
 
-def test_a_folder_is_no_image(tmp_path: Path) -> None:
+def test_folder_raises_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError):
         load(tmp_path)

@@ -15,7 +15,7 @@ TRANSFORMS = Transforms(8, train=True)
 DATASET = SyntheticDataset(100, tuple("abcde"))
 
 
-def test_batches_look_like_those_of_images(pipeline_over: Build) -> None:
+def test_batches_have_the_form_of_image_batches(pipeline_over: Build) -> None:
     batches = list(pipeline_over(DATASET, "synthetic", TRANSFORMS, TrainSampler(100, 12, 0)))
     assert len(batches) == 8
     images = torch.cat([b.images for b in batches])
@@ -27,7 +27,7 @@ def test_batches_look_like_those_of_images(pipeline_over: Build) -> None:
 
 
 @pytest.mark.parametrize("world", [2, 4])
-def test_every_world_size_and_start_sees_the_same_batches(pipeline_over: Build, world: int) -> None:
+def test_every_world_size_and_start_gives_the_same_batches(pipeline_over: Build, world: int) -> None:
     alone = pipeline_over(DATASET, "synthetic", TRANSFORMS, TrainSampler(100, 12, 0))
     ranks = [
         pipeline_over(DATASET, "synthetic", TRANSFORMS, TrainSampler(100, 12, 0, rank, world))
@@ -40,7 +40,7 @@ def test_every_world_size_and_start_sees_the_same_batches(pipeline_over: Build, 
         assert torch.equal(torch.cat([p.targets for p in parts]), batch.targets)
 
 
-def test_a_sample_keeps_image_and_label_and_a_seed_changes_them(pipeline_over: Build) -> None:
+def test_image_and_label_depend_on_seed_and_sample(pipeline_over: Build) -> None:
     def samples(seed: int, epoch: int) -> dict[int, tuple[int, float]]:
         pipeline = pipeline_over(DATASET, "synthetic", TRANSFORMS, TrainSampler(100, 10, 0), seed=seed)
         pipeline.start(epoch)
@@ -54,7 +54,7 @@ def test_a_sample_keeps_image_and_label_and_a_seed_changes_them(pipeline_over: B
     assert samples(0, 0) != samples(1, 0)
 
 
-def test_validation_pads(pipeline_over: Build) -> None:
+def test_validation_pads_the_last_batch(pipeline_over: Build) -> None:
     batches = list(pipeline_over(DATASET, "synthetic", Transforms(8, train=False), EvalSampler(100, 32)))
     assert [b.valid for b in batches] == [32, 32, 32, 4]
     assert [len(b.images) for b in batches] == [32] * 4

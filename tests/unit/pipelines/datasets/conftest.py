@@ -1,4 +1,4 @@
-"""Real data, where the machine has it, and small files in the official formats."""
+"""Fixtures: real data, if the machine has it, and trees of small files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SHARED = Path(__file__).resolve().parents[4] / "../shared/data"
 
 @pytest.fixture(scope="session")
 def shared_data() -> Callable[[str], Path]:
-    """The path of a shared file or folder; the test is skipped where it is absent."""
+    """Path of a shared file or folder; skip the test if it is missing."""
 
     def find(name: str) -> Path:
         if not (SHARED / name).exists():
@@ -27,22 +27,24 @@ def shared_data() -> Callable[[str], Path]:
 
 @pytest.fixture(scope="session")
 def cifar100_root(shared_data: Callable[[str], Path], pytestconfig: pytest.Config) -> Path:
-    """The published CIFAR-100 files, kept in pytest's cache since unpacking them takes most of the time."""
+    """The published CIFAR-100 files, unpacked once into pytest's cache."""
     script = shared_data("unpack.py")
     pytest.importorskip("pillow_jxl", reason="unpacking CIFAR-100 needs pillow-jxl-plugin")
     root = pytestconfig.rootpath / ".pytest_cache" / "d" / "cifar100"
     if not root.exists():
         root.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=root.parent) as scratch:
-            subprocess.run([sys.executable, script, Path(scratch) / "whole"], check=True, capture_output=True)
+            subprocess.run(
+                [sys.executable, script, Path(scratch) / "complete"], check=True, capture_output=True
+            )
             if not root.exists():
-                (Path(scratch) / "whole").rename(root)
+                (Path(scratch) / "complete").rename(root)
     return root
 
 
 @pytest.fixture
 def image_tree(tmp_path: Path) -> Callable[..., Path]:
-    """Write files holding their own names: ``image_tree("data", "cat/1.jpeg", "dog/2.png")``."""
+    """Write files that contain their names: ``image_tree("data", "cat/1.jpeg", "dog/2.png")``."""
 
     def write(name: str, *paths: str) -> Path:
         for path in paths:

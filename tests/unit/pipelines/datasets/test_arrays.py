@@ -12,7 +12,7 @@ CLASSES = ("a", "b", "c")
 SOURCE = Path("somewhere")
 
 
-def test_fingerprint_follows_pixels_labels_and_shapes_but_not_memory_order() -> None:
+def test_fingerprint_depends_on_pixels_labels_and_shapes() -> None:
     def fingerprint(images: np.ndarray, labels: np.ndarray = LABELS) -> str:
         return array_dataset(images, labels, CLASSES, SOURCE).fingerprint
 
@@ -47,7 +47,7 @@ def test_images_are_contiguous_and_labels_int64() -> None:
         (IMAGES, LABELS - 1, "from -1 to 1"),
     ],
 )
-def test_contradictions_are_refused(images: np.ndarray, labels: np.ndarray, words: str) -> None:
+def test_inconsistent_arrays_are_refused(images: np.ndarray, labels: np.ndarray, words: str) -> None:
     with pytest.raises(UserError, match=words) as caught:
         array_dataset(images, labels, CLASSES, SOURCE)
     assert (caught.value.field, caught.value.value) == ("data.root", "somewhere")

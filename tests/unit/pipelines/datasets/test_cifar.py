@@ -13,7 +13,7 @@ from pipelines.datasets.cifar import load_cifar10, load_cifar100
 
 
 def rows(count: int, first: int = 0) -> np.ndarray:
-    """Images whose red, green and blue planes are told apart, one value a row of pixels."""
+    """Images with different red, green and blue planes and one value per row of pixels."""
     planes = np.arange(32, dtype=np.uint8).repeat(32)
     return np.stack([np.concatenate([planes, planes + 50, planes + 100]) + first + i for i in range(count)])
 
@@ -48,7 +48,7 @@ def test_cifar10_joins_its_batches_in_order(cifar10: Path) -> None:
     assert dataset.classes == tuple(f"class{i}" for i in range(10))
 
 
-def test_the_validation_half_is_the_test_batch(cifar10: Path) -> None:
+def test_validation_split_is_the_test_batch(cifar10: Path) -> None:
     dataset = load_cifar10(cifar10, "val")
     assert dataset.labels.tolist() == [5, 9]
 
@@ -61,7 +61,7 @@ class Malicious:
         return os.system, (self.command,)
 
 
-def test_a_pickle_that_runs_a_command_is_refused_before_it_runs(cifar10: Path, tmp_path: Path) -> None:
+def test_pickle_that_runs_a_command_is_refused(cifar10: Path, tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     save(cifar10 / "data_batch_3", {"data": Malicious(f"touch '{trace}'"), "labels": [0]})
     error = refused(cifar10, r"it loads (posix|nt)\.system")
@@ -72,13 +72,13 @@ def test_a_pickle_that_runs_a_command_is_refused_before_it_runs(cifar10: Path, t
 @pytest.mark.parametrize(
     "name", ["builtins eval", "numpy load", "numpy.core.multiarray frombuffer", "_codecs decode"]
 )
-def test_what_the_files_do_not_need_is_refused(cifar10: Path, name: str) -> None:
+def test_other_globals_are_refused(cifar10: Path, name: str) -> None:
     module, function = name.split()
     (cifar10 / "batches.meta").write_bytes(f"c{module}\n{function}\n(S'1'\ntR.".encode())
     refused(cifar10, f"it loads {module}.{function}")
 
 
-def test_files_saved_again_by_python_3_and_numpy_1_can_be_read(cifar10: Path) -> None:
+def test_files_of_python_3_and_numpy_1_can_be_read(cifar10: Path) -> None:
     path = cifar10 / "test_batch"
     content = path.read_bytes()
     assert b"_codecs" in content
@@ -88,8 +88,7 @@ def test_files_saved_again_by_python_3_and_numpy_1_can_be_read(cifar10: Path) ->
 
 def test_damaged_files(cifar10: Path) -> None:
     path = cifar10 / "data_batch_2"
-    whole = path.read_bytes()
-    path.write_bytes(whole[:1000])
+    path.write_bytes(path.read_bytes()[:1000])
     assert "Download" in refused(cifar10, "cannot be used").remedy
     path.write_bytes(b"<html>404</html>")
     refused(cifar10, "cannot be used")
@@ -119,7 +118,7 @@ def test_missing_files(cifar10: Path, tmp_path: Path) -> None:
     assert "cifar-100-python.tar.gz" in refused(tmp_path, "no file .*train", load_cifar100).remedy
 
 
-def test_the_whole_of_cifar100(cifar100_root: Path, shared_data: Callable[[str], Path]) -> None:
+def test_published_cifar100(cifar100_root: Path, shared_data: Callable[[str], Path]) -> None:
     train = load_cifar100(cifar100_root, "train")
     val = load_cifar100(cifar100_root / "cifar-100-python", "val")
     assert (train.images.shape, val.images.shape) == ((50_000, 32, 32, 3), (10_000, 32, 32, 3))
@@ -127,13 +126,13 @@ def test_the_whole_of_cifar100(cifar100_root: Path, shared_data: Callable[[str],
     assert np.bincount(val.labels).tolist() == [100] * 100
     assert train.classes == val.classes == tuple(shared_data("cifar100/classes.txt").read_text().split())
     assert train.fingerprint != val.fingerprint
-    # The mean color in every public recipe, which mixed-up planes would not give.
+    # The published mean color; swapped planes would give another one.
     mean = train.images.reshape(-1, 3).mean(axis=0) / 255
     assert mean.round(4).tolist() == [0.5071, 0.4865, 0.4409]
 
 
 @pytest.mark.parametrize(("imbalance", "total"), [(0.005, 9_502), (0.01, 10_847), (0.02, 12_608)])
-def test_cifar100_lt_has_its_published_total_and_the_whole_test_set(
+def test_cifar100_lt_has_the_published_total_and_full_test_set(
     cifar100_root: Path, imbalance: float, total: int
 ) -> None:
     train, val = (

@@ -10,16 +10,16 @@ from pipelines.datasets import ArrayDataset, check_num_classes, load_classes
 FIVE = ArrayDataset(np.zeros((1, 2, 2, 3), np.uint8), np.zeros(1, np.int64), tuple("abcde"), "0" * 16)
 
 
-def test_none_leaves_the_classes_to_the_data_set() -> None:
+def test_none_uses_the_classes_of_the_data_set() -> None:
     assert load_classes(None) is None
 
 
-def test_a_list_keeps_its_order() -> None:
+def test_list_keeps_its_order() -> None:
     assert load_classes(["zebra", "polar bear", "ant"]) == ("zebra", "polar bear", "ant")
 
 
 @pytest.mark.parametrize("as_type", [str, Path])
-def test_a_file_has_a_class_a_line(tmp_path: Path, as_type: Callable[[Path], str | Path]) -> None:
+def test_file_has_one_class_per_line(tmp_path: Path, as_type: Callable[[Path], str | Path]) -> None:
     file = tmp_path / "classes.txt"
     file.write_text(
         "\ufeff# order of the paper\nn02 tench, Tinca tinca\n\n  n01\r\n#n09\nn03\tgoldfish\n", "utf-8"
@@ -27,13 +27,13 @@ def test_a_file_has_a_class_a_line(tmp_path: Path, as_type: Callable[[Path], str
     assert load_classes(as_type(file)) == ("n02", "n01", "n03")
 
 
-def test_the_synsets_of_imagenet(shared_data: Callable[[str], Path]) -> None:
+def test_imagenet_synsets(shared_data: Callable[[str], Path]) -> None:
     classes = load_classes(shared_data("semantic/imagenet_synsets.txt"))
     assert classes is not None
     assert (len(classes), classes[0], classes[-1]) == (1000, "n01440764", "n15075141")
 
 
-def test_a_class_named_twice_is_refused() -> None:
+def test_repeated_class_is_refused() -> None:
     with pytest.raises(UserError, match="more than once") as caught:
         load_classes(["a", "b", "c", "b"])
     assert (caught.value.field, caught.value.value) == ("data.classes", "b")
@@ -43,7 +43,7 @@ def test_a_class_named_twice_is_refused() -> None:
     ("content", "words"),
     [(None, "No such file"), (b"# nothing\n\n", "contains no class names"), (b"\xff\xfe\x00", "not UTF-8")],
 )
-def test_an_unusable_file_is_refused(tmp_path: Path, content: bytes | None, words: str) -> None:
+def test_invalid_file_is_refused(tmp_path: Path, content: bytes | None, words: str) -> None:
     file = tmp_path / "classes.txt"
     if content is not None:
         file.write_bytes(content)
@@ -52,17 +52,17 @@ def test_an_unusable_file_is_refused(tmp_path: Path, content: bytes | None, word
     assert (caught.value.field, caught.value.value) == ("data.classes", str(file))
 
 
-def test_an_empty_list_is_refused() -> None:
+def test_empty_list_is_refused() -> None:
     with pytest.raises(UserError, match="contains no class names"):
         load_classes([])
 
 
 @pytest.mark.parametrize("num_classes", [None, 5])
-def test_the_right_number_of_classes_passes(num_classes: int | None) -> None:
+def test_correct_number_of_classes_is_accepted(num_classes: int | None) -> None:
     check_num_classes(FIVE, num_classes)
 
 
-def test_a_wrong_number_of_classes_is_refused() -> None:
+def test_wrong_number_of_classes_is_refused() -> None:
     with pytest.raises(UserError, match="has 5 classes") as caught:
         check_num_classes(FIVE, 10)
     assert (caught.value.field, caught.value.value) == ("data.num_classes", 10)

@@ -20,20 +20,20 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first thirty scans, for tests that write often."""
+    """Only the first thirty scans, for fast tests."""
     import sklearn.datasets
 
-    whole = sklearn.datasets.load_digits()
-    whole.images, whole.target = whole.images[:30], whole.target[:30]
-    monkeypatch.setattr(sklearn.datasets, "load_digits", lambda: whole)
+    scans = sklearn.datasets.load_digits()
+    scans.images, scans.target = scans.images[:30], scans.target[:30]
+    monkeypatch.setattr(sklearn.datasets, "load_digits", lambda: scans)
 
 
-def both(root: Path) -> tuple[ImageTable, ImageTable]:
+def splits(root: Path) -> tuple[ImageTable, ImageTable]:
     return index_folder(root / "train", None, "data.root"), index_folder(root / "val", None, "data.root")
 
 
-def test_every_scan_is_in_one_half_and_a_fifth_of_each_class_in_val(digits: Path) -> None:
-    train, val = both(digits)
+def test_a_fifth_of_each_class_is_for_validation(digits: Path) -> None:
+    train, val = splits(digits)
     assert train.classes == val.classes == tuple("0123456789")
     names = [Path(path).name for path in (*train.files, *val.files)]
     assert sorted(names) == [f"{i:04d}.jpeg" for i in range(1797)]
@@ -41,11 +41,11 @@ def test_every_scan_is_in_one_half_and_a_fifth_of_each_class_in_val(digits: Path
     assert (np.abs(np.bincount(val.labels) - 0.2 * per_class) <= 0.5).all()
 
 
-def test_the_images_are_the_scans_enlarged(digits: Path) -> None:
+def test_images_are_the_enlarged_scans(digits: Path) -> None:
     from sklearn.datasets import load_digits
 
     scans = load_digits()
-    _, val = both(digits)
+    _, val = splits(digits)
     for i in range(0, len(val), 20):
         number = int(val.path(i).stem)
         image = Image.open(io.BytesIO(val.read(i)))
@@ -55,14 +55,14 @@ def test_the_images_are_the_scans_enlarged(digits: Path) -> None:
         assert np.corrcoef(small, scans.images[number].ravel())[0, 1] > 0.97
 
 
-def test_the_split_is_fixed_for_ever() -> None:
+def test_split_never_changes() -> None:
     labels = np.arange(50) % 5
     assert np.flatnonzero(held_out(labels, seed=0)).tolist() == [1, 2, 4, 9, 17, 18, 35, 36, 43, 45]
     assert held_out(labels, seed=1).sum() == 10
     assert (held_out(labels, seed=0) != held_out(labels, seed=1)).any()
 
 
-def test_a_complete_folder_is_left_alone(digits: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_complete_folder_is_left_unchanged(digits: Path, caplog: pytest.LogCaptureFixture) -> None:
     removed = next((digits / "val" / "3").iterdir())
     content = removed.read_bytes()
     removed.unlink()
@@ -76,27 +76,25 @@ def test_a_complete_folder_is_left_alone(digits: Path, caplog: pytest.LogCapture
         removed.write_bytes(content)
 
 
-def test_two_sizes_and_seeds(few: None, tmp_path: Path) -> None:
+def test_size_and_seed(few: None, tmp_path: Path) -> None:
     large, other = write_digits(tmp_path / "large", size=48), write_digits(tmp_path / "other", seed=1)
     assert Image.open(next((large / "train" / "0").iterdir())).size == (48, 48)
-    assert list(both(large)[1].files) != list(both(other)[1].files)
+    assert list(splits(large)[1].files) != list(splits(other)[1].files)
 
 
-def test_callers_at_the_same_time_get_one_whole_folder(few: None, tmp_path: Path) -> None:
+def test_concurrent_callers_get_one_complete_folder(few: None, tmp_path: Path) -> None:
     start = threading.Barrier(4)
 
     def write(_: int) -> int:
         start.wait()
-        return sum(len(half) for half in both(write_digits(tmp_path / "digits")))
+        return sum(len(split) for split in splits(write_digits(tmp_path / "digits")))
 
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(write, range(4))) == [30] * 4
     assert [path.name for path in tmp_path.iterdir()] == ["digits"]
 
 
-def test_a_failure_half_way_leaves_nothing(
-    few: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failure_leaves_no_files(few: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_space(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -106,12 +104,12 @@ def test_a_failure_half_way_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_empty_folder_is_filled(few: None, tmp_path: Path) -> None:
+def test_empty_folder_is_filled(few: None, tmp_path: Path) -> None:
     (tmp_path / "digits").mkdir()
     assert has_digits(write_digits(tmp_path / "digits"))
 
 
-def test_other_files_are_never_overwritten(tmp_path: Path) -> None:
+def test_other_files_are_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     for root, words in [
         (tmp_path, "contains files that are not"),

@@ -1,4 +1,4 @@
-"""An index says of a folder and of tar shards what listing and opening every file would say."""
+"""An index of a folder or of tar shards is equivalent to listing and opening every file."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def jpeg(
 
 @pytest.fixture
 def pets(tmp_path: Path) -> Path:
-    """Two halves; each image is as wide as its number says."""
+    """Two splits; image i is 20 + i pixels wide."""
     root = tmp_path / "pets"
     names = (
         "train/ant/1.jpeg",
@@ -73,7 +73,7 @@ def build(root: Path, out: Path | None = None, workers: int = 1) -> Index:
     return build_index.build_index(root, out or root / INDEX_NAME, workers)
 
 
-def test_training_opens_the_same_from_the_index_as_from_the_folders(pets: Path) -> None:
+def test_index_and_folders_give_the_same_tables(pets: Path) -> None:
     listed = {split: opened(pets, split) for split in ("train", "val")}
     build(pets)
     for split, expected in listed.items():
@@ -87,10 +87,10 @@ def test_training_opens_the_same_from_the_index_as_from_the_folders(pets: Path) 
     assert not list(pets.glob(".*.parts"))
 
 
-def test_no_folder_is_listed_with_an_index_from_elsewhere(
+def test_no_folder_is_listed_with_an_external_index(
     pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As where the data cannot be written to."""
+    """For read-only data."""
     before = sorted(pets.rglob("*"))
     build(pets, tmp_path / "pets.index")
     assert sorted(pets.rglob("*")) == before
@@ -104,19 +104,18 @@ def test_no_folder_is_listed_with_an_index_from_elsewhere(
         assert len(opened(pets, split, index=tmp_path / "pets.index")) == count
 
 
-@pytest.mark.parametrize("indexed", [("here",), ("there",), ("here", "there")])
-def test_halves_in_two_places_indexed_or_not(pets: Path, indexed: tuple[str, ...]) -> None:
-    """A validation folder of its own has fewer classes than training: its labels are training's."""
-    places = {"here": pets / "train", "there": pets / "val"}
-    listed = {s: opened(places["here"], s, val_root=places["there"]) for s in ("train", "val")}
+@pytest.mark.parametrize("indexed", [("train",), ("val",), ("train", "val")])
+def test_separate_split_folders_with_and_without_index(pets: Path, indexed: tuple[str, ...]) -> None:
+    """The validation folder has fewer classes; its labels are those of training."""
+    listed = {s: opened(pets / "train", s, val_root=pets / "val") for s in ("train", "val")}
     assert listed["val"].labels.tolist() == [1, 2]
     for name in indexed:
-        build(places[name])
+        build(pets / name)
     for split, expected in listed.items():
-        same(opened(places["here"], split, val_root=places["there"]), expected)
+        same(opened(pets / "train", split, val_root=pets / "val"), expected)
 
 
-def test_classes_fix_the_labels_with_an_index_too(pets: Path) -> None:
+def test_class_list_sets_the_labels_of_an_index(pets: Path) -> None:
     order = ["dog", "unseen", "cat", "ant"]
     listed = {split: opened(pets, split, classes=order) for split in ("train", "val")}
     build(pets)
@@ -137,60 +136,62 @@ KINDS: dict[str, tuple[str, bytes]] = {
     "wrong_extension": ("x.jpg", jpeg(1, "PNG")),
     "rotated": ("x.jpg", jpeg(1, exif=(lambda e: (e.__setitem__(0x0112, 6), e)[1])(Image.Exif()))),
     "": ("x.jpg", jpeg(1, progressive=True)),
-    " but padded": ("x.jpg", jpeg(1) + b"\0" * 500),
-    " but long in the head": ("x.jpg", jpeg(1, comment=b"c" * 60_000, icc_profile=b"i" * 50_000)),
+    " with trailing bytes": ("x.jpg", jpeg(1) + b"\0" * 500),
+    " with a long header": ("x.jpg", jpeg(1, comment=b"c" * 60_000, icc_profile=b"i" * 50_000)),
 }
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_remarkable_is_listed(pets: Path, kind: str) -> None:
+def test_problems_are_listed(pets: Path, kind: str) -> None:
     name, content = KINDS[kind]
     (pets / "train/cat" / name).write_bytes(content)
     expected = {"half": "train", "path": f"train/cat/{name}", "kinds": kind.split(" ")[0]}
     assert list(problems_of(build(pets), pets)) == ([expected] if expected["kinds"] else [])
 
 
-def test_a_pipe_does_not_hold_the_indexing_up(pets: Path) -> None:
+def test_pipe_does_not_block_indexing(pets: Path) -> None:
     os.mkfifo(pets / "train/cat/pipe.jpg")
     assert [p["kinds"] for p in problems_of(build(pets), pets)] == ["empty"]
 
 
-def test_a_killed_indexing_goes_on_and_ends_the_same(
+def test_interrupted_indexing_continues_with_the_same_result(
     pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build_index, "_PIECE", 1)
-    out, whole = tmp_path / "cut.index", tmp_path / "whole.index"
-    build(pets, whole)
+    monkeypatch.setattr(build_index, "_PIECE_SIZE", 1)
+    out, expected = tmp_path / "resumed.index", tmp_path / "expected.index"
+    build(pets, expected)
 
-    def killed(done: int, total: int) -> None:
+    def interrupt(done: int, total: int) -> None:
         assert total == 6
         if done == 4:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        build_index.build_index(pets, out, 1, killed)
+        build_index.build_index(pets, out, 1, interrupt)
     assert not out.exists()
-    told: list[int] = []
-    build_index.build_index(pets, out, 1, lambda done, total: told.append(done))
-    assert told == [4, 5, 6]
-    assert out.read_bytes() == whole.read_bytes()
+    progress: list[int] = []
+    build_index.build_index(pets, out, 1, lambda done, total: progress.append(done))
+    assert progress == [4, 5, 6]
+    assert out.read_bytes() == expected.read_bytes()
     assert sorted(p.name for p in tmp_path.glob(".*.parts")) == []
 
 
-def test_several_processes_index_as_one(pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build_index, "_PIECE", 2)
+def test_number_of_workers_does_not_matter(
+    pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build_index, "_PIECE_SIZE", 2)
     build(pets, tmp_path / "one")
     build(pets, tmp_path / "two", workers=2)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
 
 
-def test_words_of_the_classes_are_kept(pets: Path) -> None:
+def test_readable_class_names_are_stored(pets: Path) -> None:
     (pets / "LOC_synset_mapping.txt").write_text("ant ant, emmet\ndog dog, domestic dog\nemu a bird\n")
     build(pets)
     assert open_index(pets / INDEX_NAME, pets).words == {"ant": "ant, emmet", "dog": "dog, domestic dog"}
 
 
-def test_any_safetensors_reader_opens_it(pets: Path) -> None:
+def test_index_is_a_safetensors_file(pets: Path) -> None:
     from safetensors.numpy import load_file
 
     build(pets)
@@ -200,7 +201,7 @@ def test_any_safetensors_reader_opens_it(pets: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "words"),
+    ("damage", "words"),
     [
         (lambda file: file.unlink(), "No such file"),
         (lambda file: file.write_bytes(file.read_bytes()[:-9]), "is truncated"),
@@ -209,18 +210,18 @@ def test_any_safetensors_reader_opens_it(pets: Path) -> None:
         (lambda file: (file.parent / "pets").rename(file.parent / "gone"), "not in data.root"),
     ],
 )
-def test_an_index_that_cannot_be_used(
-    pets: Path, tmp_path: Path, spoil: Callable[[Path], Any], words: str
+def test_invalid_index_is_refused(
+    pets: Path, tmp_path: Path, damage: Callable[[Path], Any], words: str
 ) -> None:
     file = tmp_path / "pets.index"
     build(pets, file)
-    spoil(file)
+    damage(file)
     with pytest.raises(UserError, match=words) as caught:
         opened(pets, "train", index=file)
     assert caught.value.field == "data.index"
 
 
-def test_an_index_of_other_images_has_another_fingerprint(pets: Path) -> None:
+def test_index_of_other_images_has_another_fingerprint(pets: Path) -> None:
     build(pets)
     first = opened(pets, "train").fingerprint
     (pets / "train/cat/2.JPG").write_bytes(jpeg(2) + b"\0")
@@ -228,7 +229,7 @@ def test_an_index_of_other_images_has_another_fingerprint(pets: Path) -> None:
     assert opened(pets, "train").fingerprint != first
 
 
-def test_an_index_is_refused_where_nothing_reads_it(tmp_path: Path) -> None:
+def test_index_is_refused_for_other_data_sets(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"not used by data\.dataset=cifar10") as caught:
         open_dataset("cifar10", tmp_path, None, None, "train", index=tmp_path / "x")
     assert caught.value.field == "data.index"
@@ -255,8 +256,8 @@ def sample(key: str, i: int, label: bytes, form: str = "cls") -> dict[str, bytes
     return {f"{key}.jpg": jpeg(i, size=(20 + i, 12)), f"{key}.{form}": label}
 
 
-def test_webdataset_shards_as_others_write_them(shards: Make) -> None:
-    """Labels before or behind their image, as numbers or names, other members among them, long names."""
+def test_webdataset_shards_of_other_tools(shards: Make) -> None:
+    """Labels before or after the image, as numbers or names; other members; long names."""
     long = "n01/" + "x" * 140
     root = shards(
         "imagenet-train-000.tar", {"__meta__.txt": b"", **sample("a/1", 1, b"1\n"), **sample(long, 2, b"0")}
@@ -283,7 +284,7 @@ def test_webdataset_shards_as_others_write_them(shards: Make) -> None:
     assert train.subset(np.array([2, 0])).read(0) == jpeg(3)
 
 
-def test_shards_in_folders_of_the_halves(shards: Make) -> None:
+def test_shards_in_split_folders(shards: Make) -> None:
     root = shards("train/0.tar", sample("a", 1, b"4")).parents[1]
     shards("val/0.tar", sample("b", 2, b"2"))
     build(root)
@@ -302,21 +303,21 @@ def test_shards_in_folders_of_the_halves(shards: Make) -> None:
         ({"a.cls": b"1"}, "contain no images"),
     ],
 )
-def test_shards_that_contradict_themselves(shards: Make, members: dict[str, bytes], words: str) -> None:
+def test_inconsistent_shards_are_refused(shards: Make, members: dict[str, bytes], words: str) -> None:
     root = shards("train-0.tar", members).parent
     with pytest.raises(UserError, match=words) as caught:
         build(root)
     assert caught.value.field == "ROOT"
 
 
-def test_a_shard_cut_short_or_compressed(shards: Make) -> None:
+def test_truncated_or_compressed_shard_is_refused(shards: Make) -> None:
     path = shards("train-0.tar", {**sample("a", 1, b"1"), "b.cls": b"1", "b.jpg": jpeg(5, size=(90, 90))})
-    whole = path.read_bytes()
-    path.write_bytes(whole[: whole.index(b"b.jpg") + 2000])
+    complete = path.read_bytes()
+    path.write_bytes(complete[: complete.index(b"b.jpg") + 2000])
     with pytest.raises(UserError, match="not a complete, uncompressed tar"):
         build(path.parent)
     import gzip
 
-    path.write_bytes(gzip.compress(whole))
+    path.write_bytes(gzip.compress(complete))
     with pytest.raises(UserError, match="not a complete, uncompressed tar"):
         build(path.parent)

@@ -31,26 +31,26 @@ def pets(image_tree: Tree) -> Path:
     )
 
 
-def test_one_root_holds_both_halves(pets: Path) -> None:
+def test_one_root_contains_both_splits(pets: Path) -> None:
     train, val = (folder(open_dataset("imagefolder", pets, None, None, split)) for split in ("train", "val"))
     assert (train.root, val.root) == (pets / "train", pets / "val")
     assert train.classes == val.classes == ("ant", "cat", "dog")
     assert val.labels.tolist() == [1, 2]
 
 
-@pytest.mark.parametrize("below", [("", ""), ("train", ""), ("", "val"), ("train", "val")])
-def test_halves_in_two_places(image_tree: Tree, tmp_path: Path, below: tuple[str, str]) -> None:
-    image_tree(f"here/{below[0]}", "a/1.png", "b/2.png")
-    image_tree(f"there/{below[1]}", "b/3.png")
+@pytest.mark.parametrize("subfolders", [("", ""), ("train", ""), ("", "val"), ("train", "val")])
+def test_splits_in_separate_folders(image_tree: Tree, tmp_path: Path, subfolders: tuple[str, str]) -> None:
+    image_tree(f"here/{subfolders[0]}", "a/1.png", "b/2.png")
+    image_tree(f"there/{subfolders[1]}", "b/3.png")
     root, val_root = tmp_path / "here", tmp_path / "there"
     train, val = (
         folder(open_dataset("imagefolder", root, val_root, None, split)) for split in ("train", "val")
     )
-    assert (train.root, val.root) == (root / below[0], val_root / below[1])
+    assert (train.root, val.root) == (root / subfolders[0], val_root / subfolders[1])
     assert (train.labels.tolist(), val.labels.tolist()) == ([0, 1], [1])
 
 
-def test_classes_fix_the_labels_of_both_halves(pets: Path, tmp_path: Path) -> None:
+def test_class_list_sets_the_labels_of_both_splits(pets: Path, tmp_path: Path) -> None:
     file = tmp_path / "order.txt"
     file.write_text("dog\nunseen\ncat\nant\n")
     train, val = (folder(open_dataset("imagefolder", pets, None, file, split)) for split in ("train", "val"))
@@ -59,13 +59,13 @@ def test_classes_fix_the_labels_of_both_halves(pets: Path, tmp_path: Path) -> No
     check_num_classes(train, 4)
 
 
-def test_validation_alone_can_be_opened_where_the_classes_are_given(image_tree: Tree) -> None:
+def test_validation_opens_alone_with_a_class_list(image_tree: Tree) -> None:
     root = image_tree("only", "val/b/1.png")
     assert open_dataset("imagefolder", root, None, ["a", "b"], "val").labels.tolist() == [1]
     assert refused("no folder 'train'", root=root, split="val").field == "data.root"
 
 
-def test_a_validation_class_unknown_in_training(image_tree: Tree) -> None:
+def test_unknown_validation_class_is_refused(image_tree: Tree) -> None:
     root, val_root = image_tree("here", "cat/1.png", "dog/2.png"), image_tree("there", "cats/3.png")
     error = refused(
         "'cats' in .*not among the 2 classes; the nearest is 'cat'", root=root, val_root=val_root, split="val"
@@ -73,7 +73,7 @@ def test_a_validation_class_unknown_in_training(image_tree: Tree) -> None:
     assert (error.field, error.value) == ("data.val_root", str(val_root))
 
 
-def test_what_is_missing_is_named(pets: Path, tmp_path: Path) -> None:
+def test_missing_folders_are_reported(pets: Path, tmp_path: Path) -> None:
     error = refused("is not set")
     assert (error.field, error.value) == ("data.root", None)
     assert "DL2PA_DATA" in error.remedy
@@ -85,7 +85,7 @@ def test_what_is_missing_is_named(pets: Path, tmp_path: Path) -> None:
     assert (error.field, error.value) == ("data.val_root", str(tmp_path / "absent"))
 
 
-def test_an_unknown_data_set() -> None:
+def test_unknown_data_set_is_refused() -> None:
     error = refused("nearest is 'cifar100'", name="cifar-100")
     assert (error.field, error.value) == ("data.dataset", "cifar-100")
     assert "tiny_imagenet" in error.remedy
@@ -103,12 +103,12 @@ def test_only_image_folders_have_a_second_root(name: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("name", ["tiny_imagenet", "cifar10", "cifar100", "svhn", "stl10"])
-def test_an_empty_root_says_which_file_is_missing(name: str, tmp_path: Path) -> None:
+def test_missing_file_of_an_empty_root_is_reported(name: str, tmp_path: Path) -> None:
     remedy = refused("there is no file", name=name, root=tmp_path).remedy
     assert "official" in remedy or "authors'" in remedy
 
 
-def test_a_folder_closed_to_the_user(pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_folder_is_reported(pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def deny(self: Path) -> bool:
         raise PermissionError(13, "Permission denied", os.fspath(self))
 
@@ -117,7 +117,7 @@ def test_a_folder_closed_to_the_user(pets: Path, monkeypatch: pytest.MonkeyPatch
     assert (error.field, error.value) == ("data.root", str(pets))
 
 
-def test_digits_are_written_where_absent(tmp_path: Path) -> None:
+def test_digits_are_written_if_missing(tmp_path: Path) -> None:
     train, val = (
         folder(open_dataset("digits", tmp_path / "digits", None, None, split)) for split in ("train", "val")
     )
@@ -125,7 +125,7 @@ def test_digits_are_written_where_absent(tmp_path: Path) -> None:
     assert train.classes == val.classes == tuple("0123456789")
 
 
-def test_stl10_has_its_own_class_list(tmp_path: Path) -> None:
+def test_class_list_of_stl10_is_fixed(tmp_path: Path) -> None:
     (tmp_path / "class_names.txt").write_text("cat dog")
     (tmp_path / "train_X.bin").write_bytes(bytes(3 * 96 * 96))
     (tmp_path / "train_y.bin").write_bytes(bytes([2]))
@@ -145,9 +145,9 @@ def test_imagenette_mini(shared_data: Callable[[str], Path]) -> None:
     assert np.bincount(train.labels).tolist() == [60] * 10
     assert np.bincount(val.labels).tolist() == [20] * 10
     assert train.classes == val.classes
-    whole = folder(open_dataset("imagefolder", root, None, synsets, "val"))
-    assert list(whole.files) == list(val.files)
-    assert [whole.classes[label] for label in whole.labels] == [val.classes[label] for label in val.labels]
+    full = folder(open_dataset("imagefolder", root, None, synsets, "val"))
+    assert list(full.files) == list(val.files)
+    assert [full.classes[label] for label in full.labels] == [val.classes[label] for label in val.labels]
 
 
 @pytest.fixture
@@ -159,21 +159,21 @@ def many(image_tree: Tree) -> Path:
     )
 
 
-def test_a_folder_is_made_long_tailed_in_training_alone(many: Path) -> None:
-    whole = folder(open_dataset("imagefolder", many, None, None, "train"))
+def test_only_the_training_split_becomes_long_tailed(many: Path) -> None:
+    full = folder(open_dataset("imagefolder", many, None, None, "train"))
     train = folder(open_dataset("imagefolder", many, None, None, "train", 0.1))
     assert np.bincount(train.labels).tolist() == [20, 6, 2]
     assert [train.files[i].split("/")[0] for i in range(len(train))] == [
         train.classes[k] for k in train.labels
     ]
-    assert set(train.files) < set(whole.files)
+    assert set(train.files) < set(full.files)
     assert train.read(3).decode() == f"train/{train.files[3]}"
-    val, full = (open_dataset("imagefolder", many, None, None, "val", i) for i in (0.1, None))
+    val, unchanged = (open_dataset("imagefolder", many, None, None, "val", i) for i in (0.1, None))
     assert len(val) == 9
-    assert val.fingerprint == full.fingerprint
+    assert val.fingerprint == unchanged.fingerprint
 
 
-def test_the_fingerprint_tells_long_tails_apart_and_is_theirs_alone(many: Path) -> None:
+def test_fingerprint_depends_on_the_imbalance(many: Path) -> None:
     def fingerprint(imbalance: float | None) -> str:
         return open_dataset("imagefolder", many, None, None, "train", imbalance).fingerprint
 
@@ -181,12 +181,12 @@ def test_the_fingerprint_tells_long_tails_apart_and_is_theirs_alone(many: Path) 
     assert fingerprint(0.1) == fingerprint(0.1)
 
 
-def test_a_folder_too_small_for_the_imbalance(many: Path) -> None:
+def test_folder_too_small_for_the_imbalance(many: Path) -> None:
     error = refused("the class 'dog' would keep no training image", root=many, imbalance=0.04)
     assert (error.field, error.value, error.remedy) == ("data.imbalance", 0.04, "Choose at least 0.05.")
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_the_authors_long_tail_has_no_balanced_form(split: str, tmp_path: Path) -> None:
+def test_svhn_lt_legacy_requires_an_imbalance(split: str, tmp_path: Path) -> None:
     error = refused("is a long-tailed data set", name="svhn_lt_legacy", root=tmp_path, split=split)
     assert error.field == "data.imbalance"

@@ -25,7 +25,7 @@ def stl10(tmp_path: Path) -> Path:
     return folder
 
 
-def test_columns_become_rows_and_labels_start_at_zero(stl10: Path) -> None:
+def test_images_are_transposed_and_labels_start_at_zero(stl10: Path) -> None:
     train = load_stl10(stl10.parent, "train")
     np.testing.assert_array_equal(train.images, IMAGES[:2])
     assert train.labels.tolist() == [0, 9]

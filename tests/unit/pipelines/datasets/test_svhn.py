@@ -15,7 +15,7 @@ def write(path: Path, count: int = 3, first_label: int = 9) -> np.ndarray:
     return images
 
 
-def test_reads_both_halves_and_calls_ten_zero(tmp_path: Path) -> None:
+def test_both_splits_and_label_10_as_0(tmp_path: Path) -> None:
     train = write(tmp_path / "train_32x32.mat", count=2)
     val = write(tmp_path / "test_32x32.mat", count=3, first_label=1)
     dataset = load_svhn(tmp_path, "train")
@@ -47,7 +47,7 @@ def test_missing_and_damaged_files(tmp_path: Path, content: dict | bytes | None,
     assert caught.value.field == "data.root"
 
 
-def test_a_truncated_file(tmp_path: Path) -> None:
+def test_truncated_file(tmp_path: Path) -> None:
     path = tmp_path / "train_32x32.mat"
     write(path)
     path.write_bytes(path.read_bytes()[:5000])
@@ -56,30 +56,30 @@ def test_a_truncated_file(tmp_path: Path) -> None:
 
 
 def write_counts(path: Path, counts: list[int]) -> np.ndarray:
-    """Images that all show the digit they are of, in digit order."""
+    """Images whose pixel values are their digit, in digit order."""
     digits = np.repeat(np.arange(10), counts)
     images = np.broadcast_to(digits.astype(np.uint8), (32, 32, 3, len(digits)))
     savemat(path, {"X": images, "y": np.where(digits == 0, 10, digits)[:, None]})
     return digits
 
 
-def test_the_authors_long_tail_labels_the_images_after_a_short_digit_wrongly(tmp_path: Path) -> None:
-    # 20 images a digit on average, the digit 0 has 15 and 20: what follows is out of place in the first part only.
+def test_legacy_labels_are_wrong_after_a_short_digit(tmp_path: Path) -> None:
+    # 20 images per digit on average. Digit 0 has 15 and 20 images, so only the first part has wrong labels.
     write_counts(tmp_path / "train_32x32.mat", [15, 25, *[20] * 8])
     write_counts(tmp_path / "extra_32x32.mat", [20] * 10)
     dataset = load_svhn_lt_legacy(tmp_path, 0.1)
     shares = [int(20 * 0.1 ** (k / 9)) for k in range(10)]
     first = sum(shares) - 5
     assert len(dataset) == 2 * sum(shares) - 5
-    shown = dataset.images[:, 0, 0, 0]
-    whole = np.repeat(np.arange(10), shares)
-    np.testing.assert_array_equal(shown[:first], np.repeat(np.arange(10), [15, *shares[1:]]))
-    np.testing.assert_array_equal(dataset.labels[:first], whole[:first])
-    np.testing.assert_array_equal(shown[first:], whole)
-    np.testing.assert_array_equal(dataset.labels[first:], whole)
+    digits = dataset.images[:, 0, 0, 0]
+    labels = np.repeat(np.arange(10), shares)
+    np.testing.assert_array_equal(digits[:first], np.repeat(np.arange(10), [15, *shares[1:]]))
+    np.testing.assert_array_equal(dataset.labels[:first], labels[:first])
+    np.testing.assert_array_equal(digits[first:], labels)
+    np.testing.assert_array_equal(dataset.labels[first:], labels)
 
 
-def test_the_authors_long_tail_needs_the_extra_images(tmp_path: Path) -> None:
+def test_svhn_lt_legacy_needs_the_extra_images(tmp_path: Path) -> None:
     write_counts(tmp_path / "train_32x32.mat", [20] * 10)
     with pytest.raises(UserError, match=r"no file .*extra_32x32\.mat") as caught:
         load_svhn_lt_legacy(tmp_path, 0.1)

@@ -31,7 +31,7 @@ def refused(root: Path, split: Split, words: str) -> UserError:
     return caught.value
 
 
-def test_train_is_the_image_folder(tiny: Path) -> None:
+def test_training_split_is_an_image_folder(tiny: Path) -> None:
     dataset = index_tiny_imagenet(tiny.parent, "train")
     assert dataset.classes == ("n01", "n02", "n03")
     assert dataset.labels.tolist() == [0, 0, 1, 1, 2, 2]
@@ -39,7 +39,7 @@ def test_train_is_the_image_folder(tiny: Path) -> None:
     assert dataset.fingerprint == index_folder(tiny / "train", None, "data.root").fingerprint
 
 
-def test_val_takes_its_labels_from_the_annotations(tiny: Path) -> None:
+def test_validation_labels_are_the_annotations(tiny: Path) -> None:
     dataset = index_tiny_imagenet(tiny, "val")
     assert list(dataset.files) == ["images/val_0.JPEG", "images/val_10.JPEG", "images/val_2.JPEG"]
     assert dataset.labels.tolist() == [2, 0, 2]
@@ -47,13 +47,13 @@ def test_val_takes_its_labels_from_the_annotations(tiny: Path) -> None:
     assert dataset.read(1) == b"val/images/val_10.JPEG"
 
 
-def test_given_classes_fix_the_labels_of_both_halves(tiny: Path) -> None:
+def test_class_list_sets_the_labels_of_both_splits(tiny: Path) -> None:
     order = ["n03", "n02", "n01"]
     assert index_tiny_imagenet(tiny, "train", order).labels.tolist() == [2, 2, 1, 1, 0, 0]
     assert index_tiny_imagenet(tiny, "val", order).labels.tolist() == [0, 2, 0]
 
 
-def test_images_and_annotations_must_agree(tiny: Path) -> None:
+def test_images_and_annotations_must_match(tiny: Path) -> None:
     annotate(tiny, {**ANNOTATIONS, "val_3.JPEG": "n01"})
     assert refused(tiny, "val", "val_3.JPEG does not exist").field == "data.root"
     annotate(tiny, {"val_0.JPEG": "n03"})

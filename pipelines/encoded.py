@@ -27,6 +27,7 @@ _PREFETCH_STEPS = 3
 _JOBS_PER_THREAD = 4
 _MAX_SUBSTITUTES = 100
 _SLACK = 10
+"""Unreadable images that one process may have before their rate is checked."""
 
 Fetched = tuple[int, NDArray[np.uint8], tuple[int, int]]
 """Number of the sample used, its bytes and its (height, width)."""
@@ -143,7 +144,7 @@ class ImageReader:
         if count > self.allowed:
             problem = f"exceed the {self.allowed} allowed"
         elif train and count > _SLACK + 2 * self.limits.max_bad_fraction * self._num_requested:
-            # Extrapolated to the data set, this is far above the limit, which one of many processes reaches late.
+            # At this rate, the data set far exceeds the limit, but one of many processes would reach it late.
             problem = f"are too many of the {self._num_requested} read so far"
         else:
             return

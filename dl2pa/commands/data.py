@@ -51,12 +51,7 @@ def _pack(args: argparse.Namespace, workers: int) -> int:
     from pipelines.datasets.pack import PackOptions, pack
 
     if args.short_side is not None and args.short_side < 1:
-        raise UserError(
-            "--short-side",
-            args.short_side,
-            "must be at least 1",
-            "Set the shorter side in pixels, for example 256.",
-        )
+        raise UserError("--short-side", args.short_side, "must be at least 1", "Set for example 256 pixels.")
     if not 1 <= args.quality <= 100:
         raise UserError("--quality", args.quality, "is not a JPEG quality", "Set 1 to 100.")
     options = PackOptions(args.short_side, args.quality, _bytes("--shard-size", args.shard_size))

@@ -184,7 +184,7 @@ class ImageTable:
         return self.root / self.files[int(self.members.shards[i])]
 
     def _member_name(self, i: int) -> str:
-        """Member name from the tar header before the image, which stores up to 100 to 255 bytes of it."""
+        """Member name from the tar header before the image, which may store only its first 100 to 255 bytes."""
         assert self.members is not None
         shard, offset = int(self.members.shards[i]), int(self.members.offsets[i])
         try:

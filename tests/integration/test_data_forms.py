@@ -102,8 +102,8 @@ def test_damaged_files_and_a_read_only_root_are_reported(digits: Path, tmp_path:
     path = str(first.relative_to(copy))
     assert result.result["problems"] == [{"half": "all", "path": path, "kinds": "empty"}]
     assert result.result["problem_counts"] == {"empty": 1}
-    text = run_here("data", "index", copy, "--workers", "1")
-    assert f"{path}: empty" in text.error
+    plain = run_here("data", "index", copy, "--workers", "1")
+    assert f"{path}: empty" in plain.error
     refused = run_here("data", "index", copy, "--out", "/proc/x.index", "--json")
     assert refused.code == 2
     assert refused.result["error"]["field"] == "--out"

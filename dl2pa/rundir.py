@@ -52,6 +52,12 @@ class RunDirectory:
         self.submitted_config = self.submission / "config.yaml"
         self.submitted_diff = self.submission / "code.diff"
         self.sweep_log = self.logs / "sweep.log"
+        self.summary_page = root / "summary.html"
+        self.confusion_page = root / "confusion.html"
+        self.confusion_pairs = root / "confusion_pairs.csv"
+        self.per_class_page = root / "per_class.html"
+        self.per_class_csv = root / "per_class.csv"
+        self.per_class_json = root / "per_class.json"
 
     def check_place(self) -> None:
         """Look whether the folders can be made, and make none.
@@ -107,6 +113,10 @@ class RunDirectory:
         """Merge fields into the status."""
         status = {**self.status(), **fields, "updated": time.time()}
         write_json(self.status_file, status, indent=1)
+
+    def picture(self, name: str) -> Path:
+        """Figure of the run, for example `curves`."""
+        return self.pictures / f"{name}.png"
 
     def rank_log(self, rank: int) -> Path:
         """Log of one training process."""

@@ -1,4 +1,4 @@
-"""The artifacts of a finished run, drawn by rank 0 after its last validation. A run never fails for them."""
+"""Artifacts of a finished run, made by rank 0 after the last validation. A failure only logs a warning."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from dl2pa.config import Config
 from dl2pa.osutil import read_json, write_atomically
 from dl2pa.reporting import pages, run_plots
 from dl2pa.reporting.class_metrics import class_rows, neighbors_together, reliability
-from dl2pa.reporting.run_data import RunData, findings, published_beside
-from dl2pa.reporting.samples import Chosen, choose
+from dl2pa.reporting.run_data import RunData, check_run, published_results
+from dl2pa.reporting.runs import CHANGED_TAG
+from dl2pa.reporting.samples import select_samples
 from dl2pa.reporting.summary import summary_page
 from dl2pa.rundir import RunDirectory
 from dl2pa.tracking.spool import events_file, read_events
@@ -35,14 +36,14 @@ log = logging.getLogger(__name__)
 
 _THUMBNAIL = 112
 """Longest side, pixels."""
-_CHANGED = "dl2pa.changed."
 
 
 class Artifacts:
-    """Makes files one by one; what cannot be made is left out with a warning.
+    """Writes artifacts one by one; a failure leaves that artifact out and logs a warning.
 
     Attributes:
-        made: files and the folder among the run's artifacts that each belongs to.
+        made: files with their folder among the artifacts of the run.
+        pictures: PNG by name.
     """
 
     def __init__(self, run: RunDirectory) -> None:
@@ -51,79 +52,88 @@ class Artifacts:
         self._run = run
 
     def picture(self, name: str, draw: Callable[[], bytes | None]) -> None:
-        """One PNG in `pictures/`."""
+        """Write one PNG to the pictures folder; None draws nothing."""
 
         def write() -> None:
             png = draw()
             if png is not None:
-                self._run.pictures.mkdir(exist_ok=True)
-                path = self._run.pictures / f"{name}.png"
+                path = self._run.picture(name)
+                path.parent.mkdir(exist_ok=True)
                 path.write_bytes(png)
                 self.pictures[name] = png
                 self.made.append((path, "pictures"))
 
         self.attempt(name, write)
 
-    def text(self, name: str, compose: Callable[[], str]) -> None:
-        """One file in the run directory."""
+    def add_drawn(self, path: Path) -> None:
+        """Add a PNG that has already been written."""
+        self.made.append((path, "pictures"))
+        self.attempt(path.name, lambda: self.pictures.update({path.stem: path.read_bytes()}))
+
+    def text(self, path: Path, compose: Callable[[], str]) -> None:
+        """Write one text file of the run directory."""
 
         def write() -> None:
-            write_atomically(self._run.root / name, compose())
-            self.made.append((self._run.root / name, ""))
+            write_atomically(path, compose())
+            self.made.append((path, ""))
 
-        self.attempt(name, write)
+        self.attempt(path.name, write)
 
     def attempt(self, name: str, action: Callable[[], Any]) -> Any:
-        """The action's value; None where it failed."""
+        """Return the value of the action, or None if it fails."""
         try:
             return action()
         except Exception as error:
-            log.warning("%s could not be made (%s: %s); the run goes on", name, type(error).__name__, error)
+            log.warning("could not create %s (%s: %s); the run continues", name, type(error).__name__, error)
             return None
 
 
 def make_artifacts(
     run: RunDirectory, run_data: RunData, config: Config, data: DataSplits, drawn: Sequence[Path]
 ) -> list[tuple[Path, str]]:
-    """Everything that is made of numbers and samples; the summary last, with the pictures `drawn` before."""
+    """Write all figures, tables and pages.
+
+    Args:
+        drawn: figures that have already been written; the summary includes them.
+    """
     logging.getLogger("matplotlib").setLevel(logging.WARNING)
     began = time.perf_counter()
     art = Artifacts(run)
     for path in drawn:
-        art.attempt(path.name, lambda path=path: art.pictures.update({path.stem: path.read_bytes()}))
-        art.made.append((path, "pictures"))
-    beside = art.attempt("the published figures", lambda: published_beside(run_data)) or []
-    confusion = run_data.confusion
-    order = art.attempt("the order of the classes", lambda: neighbors_together(confusion))
-    order = np.arange(len(run_data.classes)) if order is None else order
-    bins, error = reliability(run_data.targets == run_data.predicted, run_data.confidence, BINS)
-    figure = next((b.cell.top1 for b in beside if b.length == "full"), None)
+        art.add_drawn(path)
+    published = art.attempt("the published results", lambda: published_results(run_data)) or []
+    figure = next((p.cell.top1 for p in published if p.length == "full"), None)
     art.picture("curves", lambda: run_plots.curves(run_data.points, run_data.steps_per_epoch, figure))
+    bins, error = reliability(run_data.targets == run_data.predicted, run_data.confidence, BINS)
     art.picture("reliability", lambda: run_plots.reliability_diagram(bins, error))
-    art.picture("confusion", lambda: run_plots.confusion_picture(confusion, order, run_data.classes))
+    _make_tables(art, run, run_data)
+    selection = select_samples(run_data.targets, run_data.predicted, run_data.confidence)
+    samples = {i: int(run_data.samples[i]) for i in selection.all}
+    images = art.attempt("samples", lambda: make_thumbnails(config, data.val, list(samples.values()))) or {}
+    thumbnails = {i: images[sample] for i, sample in samples.items() if sample in images}
+    shown = (published, art.pictures, selection, thumbnails)
+    art.text(run.summary_page, lambda: summary_page(run_data, check_run(run_data), *shown))
+    log.info("%d artifacts in %.1f s", len(art.made), time.perf_counter() - began)
+    return art.made
+
+
+def _make_tables(art: Artifacts, run: RunDirectory, run_data: RunData) -> None:
+    """Write the confusion matrix and the per-class results."""
+    confusion, names = run_data.confusion, run_data.classes
+    order = art.attempt("the order of the classes", lambda: neighbors_together(confusion))
+    order = np.arange(len(names)) if order is None else order
     title = (
         f"{run_data.name}: {{}}, {run_data.config.data.dataset}, top-1 {run_data.result['top1_last']:.2f} %"
     )
-    art.text(
-        "confusion.html",
-        lambda: pages.confusion_page(confusion, order, run_data.classes, title.format("confusions")),
-    )
-    art.text("confusion_pairs.csv", lambda: pages.pairs_csv(confusion, run_data.classes))
+    heading = title.format("confusion matrix")
+    art.picture("confusion", lambda: run_plots.confusion_picture(confusion, order, names))
+    art.text(run.confusion_page, lambda: pages.confusion_page(confusion, order, names, heading))
+    art.text(run.confusion_pairs, lambda: pages.pairs_csv(confusion, names))
     arrays = (run_data.targets, run_data.predicted, run_data.confidence, run_data.in_top5)
-    rows = class_rows(*arrays, run_data.classes, run_data.trained, run_data.groups)
-    art.text("per_class.html", lambda: pages.classes_page(rows, title.format("classes")))
-    art.text("per_class.csv", lambda: pages.classes_csv(rows))
-    art.text("per_class.json", lambda: pages.classes_json(rows))
-    chosen: Chosen = choose(run_data.targets, run_data.predicted, run_data.confidence)
-    places = {i: int(run_data.samples[i]) for i in chosen.all}
-    made = art.attempt("samples", lambda: make_thumbnails(config, data.val, list(places.values()))) or {}
-    thumbnails = {i: made[place] for i, place in places.items() if place in made}
-    art.text(
-        "summary.html",
-        lambda: summary_page(run_data, findings(run_data), beside, art.pictures, chosen, thumbnails),
-    )
-    log.info("%d artifacts in %.1f s", len(art.made), time.perf_counter() - began)
-    return art.made
+    rows = class_rows(*arrays, names, run_data.trained, run_data.groups)
+    art.text(run.per_class_page, lambda: pages.classes_page(rows, title.format("classes")))
+    art.text(run.per_class_csv, lambda: pages.classes_csv(rows))
+    art.text(run.per_class_json, lambda: pages.classes_json(rows))
 
 
 def load_run_data(
@@ -135,20 +145,19 @@ def load_run_data(
     steps_per_epoch: int,
     ids: tuple[str | None, str | None],
 ) -> RunData:
-    """What the run directory holds, read once.
+    """Read the predictions, the metrics and the environment of a run.
 
     Args:
-        ids: the run's uuid and MLflow's id.
+        ids: UUID and MLflow id of the run.
 
     Raises:
-        OSError: no predictions were kept.
+        OSError: there is no predictions file.
     """
-    said = Predictions.load(run.predictions)
+    predictions = Predictions.load(run.predictions)
     points, started, changed = _read_spool(run.root)
-    train = data.train
     trained = None
-    if not isinstance(train, SyntheticDataset):
-        trained = np.bincount(train.labels, minlength=len(data.classes)).tolist()
+    if not isinstance(data.train, SyntheticDataset):
+        trained = np.bincount(data.train.labels, minlength=len(data.classes)).tolist()
     return RunData(
         name=name,
         run_dir=run.root,
@@ -159,11 +168,11 @@ def load_run_data(
         classes=data.classes,
         groups=data.groups,
         trained=trained,
-        samples=said.samples,
-        targets=said.targets,
-        predicted=said.predicted,
-        confidence=said.confidence,
-        in_top5=said.in_top5,
+        samples=predictions.samples,
+        targets=predictions.targets,
+        predicted=predictions.predicted,
+        confidence=predictions.confidence,
+        in_top5=predictions.in_top5,
         steps_per_epoch=steps_per_epoch,
         images=(num_samples(data.train), num_samples(data.val)),
         fingerprint=data.fingerprint,
@@ -176,7 +185,7 @@ def load_run_data(
 
 
 def _read_spool(root: Path) -> tuple[dict[str, list[tuple[float, float]]], float, tuple[str, ...]]:
-    """Every point, when the first event was (seconds since 1970), and the keys that attempts changed."""
+    """Return the points per metric, the time of the first event (seconds since 1970) and the changed keys."""
     points: dict[str, list[tuple[float, float]]] = {}
     changed: set[str] = set()
     started = math.inf
@@ -188,22 +197,22 @@ def _read_spool(root: Path) -> tuple[dict[str, list[tuple[float, float]]], float
             for name, value in event["v"].items():
                 points.setdefault(name, []).append((event["step"], float(value)))
         elif event["e"] == "start":
-            changed |= {tag.removeprefix(_CHANGED) for tag in event["tags"] if tag.startswith(_CHANGED)}
+            changed |= {tag.removeprefix(CHANGED_TAG) for tag in event["tags"] if tag.startswith(CHANGED_TAG)}
     for curve in points.values():
         curve.sort()
     return points, min(started, time.time()), tuple(sorted(changed))
 
 
 def make_thumbnails(config: Config, dataset: Dataset, samples: Sequence[int]) -> dict[int, bytes]:
-    """Samples as the validation's own pipeline prepares them, as JPEG (PNG where they are small), by sample."""
+    """Encode samples, as validation preprocesses them, as JPEG (PNG if small); returns images by sample."""
     if not samples:
         return {}
     transforms = build_transforms(config, train=False)
     loader = config.loader
     if isinstance(dataset, ImageTable):
-        if loader == "resident":  # a folder held in memory is resized straight to the crop
+        if loader == "resident":  # a data set in memory is resized to the crop size directly
             transforms = replace(transforms, eval_resize=config.data.image_size)
-        loader = "torchvision"  # the same crop without starting DALI for a few images
+        loader = "torchvision"  # same crop; starting DALI for a few images is slow
     pipeline = build_pipeline(
         dataset,
         transforms,
@@ -214,20 +223,20 @@ def make_thumbnails(config: Config, dataset: Dataset, samples: Sequence[int]) ->
         threads=1,
         limits=FaultLimits(max_bad_fraction=1.0, max_bad_val_fraction=1.0),
     )
-    found: dict[int, bytes] = {}
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (transforms.mean, transforms.std))
+    thumbnails: dict[int, bytes] = {}
     try:
         pipeline.start(0)
         for batch in pipeline:
             images = batch.images[: batch.valid]
-            mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (transforms.mean, transforms.std))
             pixels = ((images * std + mean).clamp(0, 1) * 255).round().to(torch.uint8)
             for sample, image in zip(
                 batch.indices.tolist(), pixels.permute(0, 2, 3, 1).numpy(), strict=False
             ):
-                found[sample] = _encode(image)
+                thumbnails[sample] = _encode(image)
     finally:
         pipeline.close()
-    return found
+    return thumbnails
 
 
 def _encode(image_hwc: NDArray[np.uint8]) -> bytes:
@@ -236,8 +245,8 @@ def _encode(image_hwc: NDArray[np.uint8]) -> bytes:
     picture = Image.fromarray(np.ascontiguousarray(image_hwc))
     target = io.BytesIO()
     if max(picture.size) <= 64:
-        small = 2 * _THUMBNAIL // (2 * max(picture.size)) or 1
-        enlarged = (picture.width * small, picture.height * small)
+        factor = 2 * _THUMBNAIL // (2 * max(picture.size)) or 1
+        enlarged = (picture.width * factor, picture.height * factor)
         picture.resize(enlarged, Image.Resampling.NEAREST).save(target, "PNG", optimize=True)
     else:
         picture.thumbnail((_THUMBNAIL, _THUMBNAIL))

@@ -9,7 +9,8 @@ from dl2pa.reporting import report_plots
 from dl2pa.reporting.compare import Compared, Comparison, Entry, Line, Other
 from dl2pa.reporting.document import Block, Bullets, Grid, Heading, Paragraph, Picture, code
 from dl2pa.reporting.groups import Group, Summary
-from dl2pa.reporting.runs import GROUPS, Run, Unfinished
+from dl2pa.reporting.runs import Run, Unfinished
+from pipelines.longtail import GROUPS
 
 _DASH = "–"
 _HOW_TO_READ = (

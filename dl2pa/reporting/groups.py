@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from dl2pa.config.identity import Identity, identity_of
-from dl2pa.reporting.runs import GROUPS, Run
+from dl2pa.reporting.runs import Run
+from pipelines.longtail import GROUPS
 
 
 @dataclass(frozen=True)

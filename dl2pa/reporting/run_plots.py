@@ -99,10 +99,15 @@ def _draw_curve(axes: Any, curve: Curve, steps_per_epoch: int, label: str, color
     axes.plot(x, y, color=color, label=label, linewidth=1.3, **few)
 
 
+def best_point(curve: Curve) -> tuple[float, float]:
+    """Return the point of the highest value, the first of equal ones."""
+    return max(curve, key=lambda point: (point[1], -point[0]))
+
+
 def _mark_best(axes: Any, curve: Curve, steps_per_epoch: int) -> None:
     if not curve:
         return
-    step, best = max(curve, key=lambda point: (point[1], -point[0]))
+    step, best = best_point(curve)
     axes.plot([step / steps_per_epoch], [best], "o", markersize=8, markerfacecolor="none", color=INK)
     late = step > 0.6 * max(s for s, _ in curve)
     axes.annotate(

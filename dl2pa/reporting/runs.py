@@ -1,4 +1,4 @@
-"""Run directories as they lie on disk: those that are finished, with what they measured, and the others."""
+"""Find and read run directories: finished runs with their results, and unfinished ones with their state."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from dl2pa.config import Config, load_config
 from dl2pa.config.identity import NEUTRAL
 from dl2pa.config.load import PLACES
 from dl2pa.errors import UserError
+from dl2pa.osutil import read_json
+from dl2pa.rundir import RunDirectory
+from pipelines.longtail import GROUPS
 
-GROUPS = ("head", "medium", "tail")
-"""Classes of long-tailed data by their number of training images."""
-_CHANGED = "dl2pa.changed."
-"""Beginning of the tags by which an attempt says what it changed; ``dl2pa.tracking`` writes them."""
-_NO_RUNS_BELOW = {"mlartifacts", "mlruns"}
+CHANGED_TAG = "dl2pa.changed."
+"""Prefix of the tags that name a configuration key changed by an attempt; written by `dl2pa.tracking.spool`."""
+_SKIPPED_FOLDERS = {"mlartifacts", "mlruns"}
 
 Percent = Annotated[float, Field(ge=0, le=100)]
 
 
 class Result(BaseModel):
-    """What of `result.json` is compared."""
+    """The fields of `result.json` that are compared."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -43,7 +44,7 @@ class Result(BaseModel):
     world_size: int = 1
 
     def of_group(self, group: str) -> float | None:
-        """Accuracy over the head, medium or tail classes, at the end."""
+        """Last accuracy over the head, medium or tail classes."""
         return getattr(self, f"top1_{group}")
 
 
@@ -52,9 +53,9 @@ class Run:
     """A finished run.
 
     Attributes:
-        finished: when, in seconds since 1970.
-        environment: of its last attempt.
-        changed: keys of the configuration that an attempt changed midway, so that no one recipe made the result.
+        finished: seconds since 1970.
+        environment: environment of the last attempt.
+        changed: configuration keys that changed between attempts, so that the result has no single recipe.
     """
 
     path: Path
@@ -70,13 +71,13 @@ class Run:
 
     @property
     def is_cut(self) -> bool:
-        """Whether `train.max_steps` ended it before its last epoch."""
+        """Whether `train.max_steps` ended the run before its last epoch."""
         return self.result.epochs < self.config.train.epochs
 
 
 @dataclass(frozen=True)
 class Unfinished:
-    """A run directory that does not count, and why."""
+    """A run that is not compared, with its state and the reason."""
 
     path: Path
     state: str
@@ -84,82 +85,81 @@ class Unfinished:
 
 
 def find_runs(named: Iterable[Path], below: Path | None) -> list[Path]:
-    """The run directories named and those in a folder at any depth, each once.
+    """List the named run directories and those in a folder at any depth, each once.
 
     Raises:
-        UserError: a name that is no run directory, or a folder without any.
+        UserError: a named path is not a run directory, the folder contains none, or nothing was given.
     """
-    found: dict[Path, Path] = {}
+    runs: dict[Path, Path] = {}
     for path in named:
         if not _is_run(path):
-            remedy = "Give the folder `dl2pa train` wrote, or --all DIR for those in a folder."
+            remedy = "Give a folder written by `dl2pa train`, or --all DIR for all runs in a folder."
             raise UserError("run", str(path), "is not a run directory", remedy)
-        found.setdefault(path.resolve(), path)
+        runs.setdefault(path.resolve(), path)
     if below is not None:
         inside = list(_walk(below))
         if not inside:
-            message = "holds no run directory" if below.is_dir() else "is no folder"
-            raise UserError(
-                "--all", str(below), message, "Give the folder that holds the runs, often `runs`."
-            )
+            message = "contains no run directory" if below.is_dir() else "is not a folder"
+            raise UserError("--all", str(below), message, "Give the folder of the runs, usually `runs`.")
         for path in inside:
-            found.setdefault(path.resolve(), path)
-    if not found:
-        raise UserError("run", None, "nothing to report on", "Name run directories, or give --all DIR.")
-    return list(found.values())
+            runs.setdefault(path.resolve(), path)
+    if not runs:
+        raise UserError("run", None, "no run directory was given", "Name run directories, or give --all DIR.")
+    return list(runs.values())
 
 
 def read_run(path: Path) -> Run | Unfinished:
-    """A run as it stands."""
-    status = _read_json(path / "status.json")
+    """Read a run directory."""
+    run_dir = RunDirectory(path)
+    status = run_dir.status()
     state = str(status.get("state") or "not started")
     if state != "finished":
         total = f" of {status['total_steps']:,}" if status.get("total_steps") else ""
-        at = f"at step {status['step']:,}{total}" if "step" in status else "has done no step"
-        said = f"; {status['error']}" if status.get("error") else ""
-        return Unfinished(path, state, at + said)
+        at = f"at step {status['step']:,}{total}" if "step" in status else "no step done"
+        error = f"; {status['error']}" if status.get("error") else ""
+        return Unfinished(path, state, at + error)
     try:
-        config = load_config(path / "config.yaml")
-        result = Result.model_validate(_with_groups(path))
+        config = load_config(run_dir.config)
+        result = Result.model_validate(_with_groups(run_dir))
     except UserError as error:
-        return Unfinished(path, "unreadable", f"config.yaml: {error}")
+        return Unfinished(path, "unreadable", f"{run_dir.config.name}: {error}")
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        return Unfinished(path, "unreadable", f"result.json is missing or damaged ({where}: {first['msg']})")
-    attempts = _read_json(path / "environment.json").get("attempts") or [{}]
-    changed = _changed_between_attempts(path / "events/events.jsonl", config)
+        message = f"{run_dir.result.name} is missing or damaged ({where}: {first['msg']})"
+        return Unfinished(path, "unreadable", message)
+    attempts = read_json(run_dir.environment).get("attempts") or [{}]
+    changed = _changed_between_attempts(run_dir.spool, config)
     return Run(path, config, result, float(status.get("updated", 0.0)), attempts[-1], changed)
 
 
-def _with_groups(path: Path) -> dict[str, Any]:
-    """`result.json`, with the groups' accuracies from `validation.json` where it has none."""
-    result, validation = _read_json(path / "result.json"), _read_json(path / "validation.json")
+def _with_groups(run_dir: RunDirectory) -> dict[str, Any]:
+    """Read the result, with missing group accuracies taken from the last validation."""
+    result, validation = read_json(run_dir.result), read_json(run_dir.validation)
     if validation.get("num_validated") == result.get("num_validated"):
         result = {**{f"top1_{k}": validation.get(f"top1_{k}") for k in GROUPS}, **result}
     return result
 
 
 def _changed_between_attempts(spool: Path, config: Config) -> tuple[str, ...]:
-    """Keys that a later attempt began with another value of, those left out that change no result.
+    """List the keys that affect the result and that a later attempt changed, according to the tags in the spool.
 
-    The spool marks them with tags. `train.max_steps` only ends a run; `train.epochs` does no more where the
-    schedule does not depend on it.
+    `train.max_steps` only ends a run; so does `train.epochs` unless the schedule depends on it.
     """
-    harmless = [*PLACES, *NEUTRAL, "train.max_steps"]
+    neutral = [*PLACES, *NEUTRAL, "train.max_steps"]
     if config.optim.schedule != "cosine":
-        harmless.append("train.epochs")
+        neutral.append("train.epochs")
     names = {name for tags in _tags_of_attempts(spool) for name in tags}
-    changed = {name.removeprefix(_CHANGED) for name in names if name.startswith(_CHANGED)}
-    return tuple(sorted(key for key in changed if not key.startswith(tuple(harmless))))
+    changed = {name.removeprefix(CHANGED_TAG) for name in names if name.startswith(CHANGED_TAG)}
+    return tuple(sorted(key for key in changed if not key.startswith(tuple(neutral))))
 
 
 def tags_of(run: Path) -> dict[str, str]:
-    """The tags that a run's attempts recorded when they began, the last attempt's where they differ."""
-    found: dict[str, str] = {}
-    for tags in _tags_of_attempts(run / "events/events.jsonl"):
-        found.update(tags)
-    return found
+    """Return the tags of a run; a later attempt overrides an earlier one."""
+    merged: dict[str, str] = {}
+    for tags in _tags_of_attempts(RunDirectory(run).spool):
+        merged.update(tags)
+    return merged
 
 
 def _tags_of_attempts(spool: Path) -> Iterator[dict[str, str]]:
@@ -179,7 +179,7 @@ def _tags_of_attempts(spool: Path) -> Iterator[dict[str, str]]:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """Run directories in a folder, in the order of their names; nothing is looked for inside a run."""
+    """Yield the run directories in a folder, ordered by name; run directories are not searched."""
     if _is_run(folder):
         yield folder
         return
@@ -188,18 +188,11 @@ def _walk(folder: Path) -> Iterator[Path]:
     except OSError:
         return
     for entry in sorted(inside, key=lambda e: e.name):
-        if not entry.name.startswith(".") and entry.name not in _NO_RUNS_BELOW:
+        if not entry.name.startswith(".") and entry.name not in _SKIPPED_FOLDERS:
             yield from _walk(Path(entry.path))
 
 
 def _is_run(path: Path) -> bool:
-    """Whether a training wrote here, or was submitted to."""
-    return (path / "status.json").is_file() or (path / "slurm/job.json").is_file()
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
+    """Whether a run was started in this folder or submitted with it."""
+    run = RunDirectory(path)
+    return run.status_file.is_file() or run.job.is_file()

@@ -296,7 +296,7 @@ def _show(trainer: Trainer, config: Config, data: DataSplits, result: dict[str, 
     """Draw what people look at. Whatever fails is said and costs the run nothing."""
     run, tracker = trainer.run_dir, trainer.tracker
     drawn = draw_assignment_figures(
-        run.pictures, trainer.train_state.model.method, trainer.matchings.records(), data.classes
+        run, trainer.train_state.model.method, trainer.matchings.records(), data.classes
     )
     try:
         ids = tracker.run_uuid, tracker.mlflow_run_id

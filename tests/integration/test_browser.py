@@ -301,8 +301,8 @@ def test_the_summary_and_the_confusions_stand_alone(
     import mlflow
 
     pages = {
-        "summary.html": ("Did it go well?", "Curves", "Which classes, and taken for which?"),
-        "confusion.html": ("359 images", "kinds of mistakes"),
+        "summary.html": ("Run checks", "Curves", "Accuracy and confusions per class"),
+        "confusion.html": ("359 images", "confused pairs"),
     }
     loaded = (
         "return performance.getEntriesByType('resource').map(e => e.name).filter(n => !n.startsWith('data:'))"

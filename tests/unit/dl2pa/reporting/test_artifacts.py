@@ -8,19 +8,20 @@ from dl2pa.reporting.artifacts import Artifacts
 from dl2pa.rundir import RunDirectory
 
 
-def test_what_cannot_be_drawn_or_written_is_left_out(
+def test_a_failing_artifact_is_left_out_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    art = Artifacts(RunDirectory(tmp_path))
+    run = RunDirectory(tmp_path)
+    art = Artifacts(run)
 
     def fails() -> bytes:
         raise ValueError("no such color")
 
     art.picture("curves", fails)
     art.picture("nothing", lambda: None)
-    (tmp_path / "per_class.csv").mkdir()
-    art.text("per_class.csv", lambda: "a folder is in the way")
+    run.per_class_csv.mkdir()
+    art.text(run.per_class_csv, lambda: "text")
     art.picture("reliability", lambda: b"png")
-    assert art.made == [(tmp_path / "pictures" / "reliability.png", "pictures")]
-    assert "curves could not be made (ValueError: no such color)" in caplog.text
-    assert "per_class.csv could not be made" in caplog.text
+    assert art.made == [(run.picture("reliability"), "pictures")]
+    assert "could not create curves (ValueError: no such color)" in caplog.text
+    assert "could not create per_class.csv" in caplog.text

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dl2pa.reporting.class_metrics import class_rows, confuse, neighbors_together, reliability, worst_pairs
-from dl2pa.reporting.samples import choose
+from dl2pa.reporting.samples import select_samples
 
 NAMES = ("ant", "bee", "cow", "<dog>")
 RNG = np.random.default_rng(3)
@@ -86,15 +86,15 @@ def test_classes_confused_lie_side_by_side() -> None:
 
 
 def test_samples_are_the_most_confident_and_not_all_of_one_kind() -> None:
-    chosen = choose(TARGETS, PREDICTED, CONFIDENCE)
+    selection = select_samples(TARGETS, PREDICTED, CONFIDENCE)
     wrong = [i for i in np.argsort(-CONFIDENCE, kind="stable") if TARGETS[i] != PREDICTED[i]]
-    assert chosen.mistakes[0] == wrong[0]
-    assert len(set(chosen.mistakes)) == len(chosen.mistakes) == min(24, len(wrong))
-    assert all(TARGETS[i] == PREDICTED[i] for i in chosen.hits)
-    assert {int(TARGETS[i]) for i in chosen.hits[:3]} == {0, 1, 2}, "one of each class first"
+    assert selection.errors[0] == wrong[0]
+    assert len(set(selection.errors)) == len(selection.errors) == min(24, len(wrong))
+    assert all(TARGETS[i] == PREDICTED[i] for i in selection.hits)
+    assert {int(TARGETS[i]) for i in selection.hits[:3]} == {0, 1, 2}, "one of each class first"
     counted = matrix()
     rates = [counted[c, c] / counted[c].sum() for c in range(3)]
-    assert list(chosen.by_class) == sorted(range(3), key=lambda c: rates[c]), "the lowest accuracy first"
-    for c, samples in chosen.by_class.items():
+    assert list(selection.by_class) == sorted(range(3), key=lambda c: rates[c]), "the lowest accuracy first"
+    for c, samples in selection.by_class.items():
         assert {int(TARGETS[i]) for i in samples} == {c}
         assert samples[0] == next(i for i in wrong if TARGETS[i] == c)

@@ -30,7 +30,7 @@ def test_a_finished_run_is_read(make_run: MakeRun) -> None:
     assert not run.is_cut
 
 
-def test_a_run_ended_by_max_steps_is_cut_and_one_whose_limit_was_never_met_is_not(make_run: MakeRun) -> None:
+def test_only_a_run_ended_by_max_steps_is_cut(make_run: MakeRun) -> None:
     assert finished(make_run({"train.max_steps": 250})).is_cut
     assert not finished(make_run({"train.max_steps": 5000})).is_cut
 
@@ -44,7 +44,7 @@ def test_a_run_ended_by_max_steps_is_cut_and_one_whose_limit_was_never_met_is_no
         ("stopping", {}, "at step"),
     ],
 )
-def test_a_run_in_any_other_state_does_not_count_even_where_an_earlier_end_left_a_result(
+def test_an_unfinished_run_is_not_compared_even_with_a_result_file(
     state: str, status: dict[str, Any], words: str, make_run: MakeRun
 ) -> None:
     run = read_run(make_run(state=state, status=status))
@@ -59,13 +59,13 @@ def test_a_run_that_was_only_submitted_has_not_started(tmp_path: Path) -> None:
     assert find_runs([], tmp_path) == [tmp_path / "run"]
     run = read_run(tmp_path / "run")
     assert isinstance(run, Unfinished)
-    assert (run.state, run.reason) == ("not started", "has done no step")
+    assert (run.state, run.reason) == ("not started", "no step done")
 
 
 @pytest.mark.parametrize(
     "content", [None, "{", "[]", '{"top1_last": 3}', '{"num_validated": 200, "top1_last": "high"}']
 )
-def test_a_result_that_cannot_be_read_does_not_count(content: str | None, make_run: MakeRun) -> None:
+def test_a_damaged_result_is_unreadable(content: str | None, make_run: MakeRun) -> None:
     path = make_run()
     if content is None:
         (path / "result.json").unlink()
@@ -76,12 +76,12 @@ def test_a_result_that_cannot_be_read_does_not_count(content: str | None, make_r
     assert (run.state, "result.json" in run.reason) == ("unreadable", True)
 
 
-def test_an_accuracy_that_is_none_does_not_count(make_run: MakeRun) -> None:
+def test_an_accuracy_out_of_range_is_unreadable(make_run: MakeRun) -> None:
     for value in (100.5, -1.0, float("nan")):
         assert isinstance(read_run(make_run(last=value)), Unfinished)
 
 
-def test_a_method_of_another_version_is_named(make_run: MakeRun) -> None:
+def test_an_unknown_method_is_named_in_the_reason(make_run: MakeRun) -> None:
     path = make_run()
     text = (path / "config.yaml").read_text(encoding="utf-8")
     (path / "config.yaml").write_text(text.replace("name: dl2pa", "name: later"), encoding="utf-8")
@@ -91,13 +91,13 @@ def test_a_method_of_another_version_is_named(make_run: MakeRun) -> None:
     assert "method.name = 'later'" in run.reason
 
 
-def test_groups_come_from_the_validation_where_the_result_has_none(make_run: MakeRun) -> None:
+def test_missing_group_accuracies_come_from_the_validation(make_run: MakeRun) -> None:
     path = make_run()
     validation = {"num_validated": 200, "top1_head": 80.0, "top1_medium": 50.0, "top1_tail": 20.0}
     (path / "validation.json").write_text(json.dumps(validation), encoding="utf-8")
     assert finished(path).result.of_group("medium") == 50.0
     (path / "validation.json").write_text(json.dumps({**validation, "num_validated": 7}), encoding="utf-8")
-    assert finished(path).result.of_group("medium") is None, "another validation than the result's"
+    assert finished(path).result.of_group("medium") is None, "a different validation"
 
 
 @pytest.mark.parametrize(
@@ -112,14 +112,14 @@ def test_groups_come_from_the_validation_where_the_result_has_none(make_run: Mak
         ({}, ()),
     ],
 )
-def test_a_recipe_that_an_attempt_changed_midway_is_noticed(
+def test_changes_of_the_recipe_between_attempts_are_listed(
     before: dict[str, Any], changed: tuple[str, ...], make_run: MakeRun, config_with: Callable[..., Any]
 ) -> None:
     run = finished(make_run(attempts=[config_with(before), config_with()]))
     assert run.changed == changed
 
 
-def test_a_change_that_was_taken_back_is_noticed(make_run: MakeRun, config_with: Callable[..., Any]) -> None:
+def test_a_reverted_change_is_listed(make_run: MakeRun, config_with: Callable[..., Any]) -> None:
     attempts = [config_with(), config_with({"optim.lr": 0.3}), config_with()]
     assert finished(make_run(attempts=attempts)).changed == ("optim.lr",)
 
@@ -157,14 +157,14 @@ def test_runs_are_found_at_any_depth_each_once_and_not_inside_a_run(
 @pytest.mark.parametrize(
     ("named", "below", "field", "words"),
     [
-        ([], None, "run", "nothing to report on"),
+        ([], None, "run", "no run directory was given"),
         (["gone"], None, "run", "is not a run directory"),
         (["empty"], None, "run", "is not a run directory"),
-        ([], "empty", "--all", "holds no run directory"),
-        ([], "gone", "--all", "is no folder"),
+        ([], "empty", "--all", "contains no run directory"),
+        ([], "gone", "--all", "is not a folder"),
     ],
 )
-def test_what_is_no_run_is_told(
+def test_missing_runs_are_a_user_error(
     named: list[str], below: str | None, field: str, words: str, tmp_path: Path
 ) -> None:
     (tmp_path / "empty").mkdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 import time
 from pathlib import Path
@@ -12,8 +13,32 @@ from dl2pa.container import in_container
 from dl2pa.errors import UserError
 from dl2pa.osutil import read_json, write_json
 
+CHECKPOINT_STATE = "state.pt"
+"""File of a checkpoint that contains the state."""
+
+CHECKPOINT_MARKER = "COMPLETE"
+"""File that is written last: a checkpoint without it is incomplete."""
+
+CHECKPOINT_BEST = "best.json"
+"""File among the checkpoints with the step of the best one."""
+
+CHECKPOINT_LATEST = "latest"
+"""File in the run directory with the folder name of the latest checkpoint."""
+
+_CHECKPOINT_NAME = re.compile(r"step-(\d{9,})")
 _EARLY = {"cancelled", "checkpoints", "logs", "slurm", "stop"}
 """Names that a run directory can contain before any process has owned it."""
+
+
+def checkpoint_name(step: int) -> str:
+    """Folder name of the checkpoint at a global step."""
+    return f"step-{step:09d}"
+
+
+def checkpoint_step(name: str) -> int | None:
+    """Global step of a checkpoint's folder name; None for any other name."""
+    match = _CHECKPOINT_NAME.fullmatch(name)
+    return int(match[1]) if match else None
 
 
 class RunDirectory:
@@ -117,6 +142,18 @@ class RunDirectory:
     def picture(self, name: str) -> Path:
         """Figure of the run, for example `curves`."""
         return self.pictures / f"{name}.png"
+
+    def example_file(self, suffix: str) -> Path:
+        """Input example of the logged model: an encoded image."""
+        return self.root / f"example.{suffix}"
+
+    def find_example(self) -> Path | None:
+        """The input example that was written; None without one."""
+        return next(iter(sorted(self.root.glob("example.*"))), None)
+
+    def checkpoint_model(self, which: str) -> Path:
+        """Model file written from the `latest` or `best` checkpoint."""
+        return self.root / f"model-{which}.safetensors"
 
     def rank_log(self, rank: int) -> Path:
         """Log of one training process."""

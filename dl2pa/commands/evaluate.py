@@ -24,8 +24,8 @@ def run(args: argparse.Namespace) -> int:
     from dl2pa.training.data import build_eval_pipeline, open_split
     from dl2pa.training.distributed import join_world
     from dl2pa.training.evaluate import evaluate
-    from dl2pa.training.saved import load_run_config, load_weights
     from dl2pa.training.train_state import autocast
+    from dl2pa.training.weights import load_run_config, load_weights
 
     _check_overrides(args.overrides)
     config = load_run_config(args.run, args.overrides)
@@ -63,8 +63,8 @@ def _embedding(args: argparse.Namespace, config: Config, world: World) -> int:
     """The classes need not be those of the training: on another data set this measures transfer."""
     from dl2pa.training.data import build_eval_pipeline, open_split
     from dl2pa.training.embedding import embed, judge
-    from dl2pa.training.saved import load_run_config, load_weights
     from dl2pa.training.train_state import autocast
+    from dl2pa.training.weights import load_run_config, load_weights
 
     weights = load_weights(args.run, load_run_config(args.run, []), args.checkpoint).to(world.device)
 

@@ -26,7 +26,7 @@ _CHECKED = 64
 def run(args: argparse.Namespace) -> int:
     from dl2pa.model.inference import load_classifier
     from dl2pa.model.onnx_export import check_installed
-    from dl2pa.training.saved import load_run_config, model_file
+    from dl2pa.training.weights import load_run_config, model_file
 
     config = load_run_config(args.run, ())
     if args.onnx:
@@ -76,8 +76,8 @@ def _images(classifier: Classifier, config: Config) -> tuple[Tensor, str]:
     import numpy as np
     import torch
 
+    from dl2pa.model.example import encoded_image
     from dl2pa.training.data import open_split
-    from dl2pa.training.mlmodel import encoded_image
     from pipelines.build import num_samples
     from pipelines.images import BadImage
     from pipelines.single import prepare_image
@@ -99,16 +99,17 @@ def _images(classifier: Classifier, config: Config) -> tuple[Tensor, str]:
 
 def _mlflow(folder: Path, weights: Path, run: Path, config: Config) -> dict[str, Any]:
     """The folder in place of an earlier export's, with its own copy of the weights."""
+    from dl2pa.rundir import RunDirectory
     from dl2pa.tracking.model import write_model
+    from dl2pa.tracking.payloads import serving_requirements
     from dl2pa.tracking.server import set_client_defaults
-    from dl2pa.training.mlmodel import find_example, requirements
 
     set_client_defaults()
     aside = folder.with_name(f".{folder.name}.{os.getpid()}.aside")
-    example = find_example(run)
+    example = RunDirectory(run).find_example()
     try:
         data = None if example is None else example.read_bytes()
-        write_model(aside, weights, requirements(config.model.backbone), data)
+        write_model(aside, weights, serving_requirements(config.model.backbone), data)
         shutil.rmtree(folder, ignore_errors=True)
         aside.replace(folder)
     finally:

@@ -18,10 +18,10 @@ def run(args: argparse.Namespace) -> int:
     from dl2pa.redaction import has_hidden_credentials
     from dl2pa.rundir import RunDirectory
     from dl2pa.tracking import check_uri, choose_uri, sync
+    from dl2pa.tracking.payloads import model_payload
     from dl2pa.tracking.spool import load_identity
     from dl2pa.tracking.sync import resolve_uri
-    from dl2pa.training.mlmodel import describe_model, find_example
-    from dl2pa.training.saved import load_run_config, model_file
+    from dl2pa.training.weights import load_run_config, model_file
 
     if args.uri is not None:
         check_uri("--uri", args.uri)
@@ -41,8 +41,8 @@ def run(args: argparse.Namespace) -> int:
     sent = sync(args.run, args.uri, recorded=recorded)
     if sent.run_id is None or sent.error is not None:
         raise UserError("--uri", sent.uri, f"did not take the run: {sent.error}", "See whether it answers.")
-    model = describe_model(directory, config, read_json(directory.result))
-    example = find_example(args.run)
+    model = model_payload(directory, config, read_json(directory.result))
+    example = directory.find_example()
     fields = {**model, "example": None if example is None else example.name}
     registered = register_model(uri, sent.run_id, args.run, fields, args.name, args.alias)
     for alias, version in registered.moved_from.items():

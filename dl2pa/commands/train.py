@@ -32,7 +32,10 @@ if TYPE_CHECKING:
     from dl2pa.training.data import DataSplits
 
 
-_RANK_MODULES = ("dl2pa.cli", "dl2pa.commands.train", "dl2pa.training.run", "torch._dynamo")
+_RANK_MODULES = (
+    *("dl2pa.cli", "dl2pa.commands.train", "dl2pa.training.run", "dl2pa.reporting.finished_run"),
+    "torch._dynamo",
+)
 """Modules that the agent imports before it forks. The first has `main`; torch's optimizers need torch._dynamo."""
 
 
@@ -100,10 +103,11 @@ def _leave_word(run_dir: Path, error: Exception) -> None:
 
 def _train_as_rank(config: Config, run_dir: Path, name: str) -> int:
     """Train; what goes wrong under our own launcher is left in the run directory for it to tell."""
+    from dl2pa.reporting.finished_run import report_run
     from dl2pa.training.run import train
 
     try:
-        return train(config, run_dir, name)
+        return train(config, run_dir, name, on_finished=report_run)
     except Exception as error:
         if not os.environ.get(envvars.LAUNCH):
             raise
@@ -172,6 +176,7 @@ def _check_scratch() -> None:
 
 def _train_here(config: Config, run_dir: Path, name: str, data: DataSplits | None) -> int:
     """Train in this process; a stop signal before the loop listens, or after it has ended, does no harm."""
+    from dl2pa.reporting.finished_run import report_run
     from dl2pa.training.run import train
 
     def leave(number: int, frame: FrameType | None) -> NoReturn:
@@ -182,7 +187,7 @@ def _train_here(config: Config, run_dir: Path, name: str, data: DataSplits | Non
         signal.signal(number, leave)
     listen_again()
     try:
-        return train(config, run_dir, name, data)
+        return train(config, run_dir, name, data, report_run)
     except SystemExit:
         return EXIT_STOPPED
     finally:

@@ -1,7 +1,7 @@
 """The model as MLflow runs it: encoded images in, classes out. Models-from-code: MLflow executes a copy of this file.
 
 Serving needs this file, ``dl2pa.model.inference`` and ``pipelines.single``, which the model carries, and the packages
-that ``dl2pa.training.mlmodel.requirements`` pins.
+that ``dl2pa.tracking.payloads.serving_requirements`` pins.
 """
 
 from __future__ import annotations

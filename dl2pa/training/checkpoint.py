@@ -1,4 +1,4 @@
-"""Checkpoints on disk: written aside, synced, renamed, a completeness marker last; a damaged one is passed over."""
+"""Checkpoints on disk, written atomically and verified by checksum; a damaged one is skipped."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import pickle
-import re
 import shutil
 import threading
 from pathlib import Path
@@ -17,35 +16,44 @@ import torch
 
 from dl2pa.errors import UserError
 from dl2pa.osutil import read_json, write_atomically
+from dl2pa.rundir import (
+    CHECKPOINT_BEST,
+    CHECKPOINT_LATEST,
+    CHECKPOINT_MARKER,
+    CHECKPOINT_STATE,
+    checkpoint_name,
+    checkpoint_step,
+)
 
 log = logging.getLogger(__name__)
 
-_MARKER = "COMPLETE"
-_NAME = re.compile(r"step-(\d{9,})")
 _CHUNK = 1 << 22
 
 
 class CheckpointStore:
     """`checkpoints/step-N/` of one run; rank 0 writes, every rank reads.
 
+    A checkpoint is written to a temporary folder, synced to disk, marked complete and renamed.
+
     Args:
         folder: the run's checkpoints folder.
-        keep: how many of the latest stay.
-        keep_best: whether the best one stays too.
+        keep: number of latest checkpoints to keep.
+        keep_best: whether to keep the best checkpoint too.
     """
 
     def __init__(self, folder: Path, keep: int, keep_best: bool) -> None:
         self.folder = folder
+        self._best_file = folder / CHECKPOINT_BEST
         self._keep = keep
         self._keep_best = keep_best
         self._writer: threading.Thread | None = None
         self._failure: BaseException | None = None
 
     def save(self, step: int, state: dict[str, Any], *, best: bool = False, wait: bool = False) -> None:
-        """Copy the state to host memory now and write it in the background.
+        """Copy the state to host memory and write it in the background.
 
         Raises:
-            OSError: an earlier write failed (disk full, say).
+            OSError: the previous write failed, for example on a full disk.
         """
         self.wait()
         snapshot = _to_host(state)
@@ -57,7 +65,7 @@ class CheckpointStore:
             self.wait()
 
     def wait(self) -> None:
-        """Wait for the write under way and raise what it met."""
+        """Wait for the current write and raise its error, if any."""
         if self._writer is not None:
             self._writer.join()
             self._writer = None
@@ -66,41 +74,46 @@ class CheckpointStore:
             raise failure
 
     def steps(self) -> list[int]:
-        """Steps with a complete checkpoint, ascending."""
-        found = (_NAME.fullmatch(p.parent.name) for p in self.folder.glob(f"step-*/{_MARKER}"))
-        return sorted(int(match[1]) for match in found if match)
+        """Steps of the complete checkpoints, ascending."""
+        markers = self.folder.glob(f"step-*/{CHECKPOINT_MARKER}")
+        return sorted(step for m in markers if (step := checkpoint_step(m.parent.name)) is not None)
 
     def path(self, step: int) -> Path:
-        return self.folder / f"step-{step:09d}"
+        """Folder of the checkpoint at a step."""
+        return self.folder / checkpoint_name(step)
+
+    def state_file(self, step: int) -> Path:
+        """State file of the checkpoint at a step."""
+        return self.path(step) / CHECKPOINT_STATE
 
     def latest_name(self) -> str:
-        """The last complete checkpoint, for messages."""
+        """Path of the latest complete checkpoint, for messages; `none` without one."""
         steps = self.steps()
         return str(self.path(steps[-1])) if steps else "none"
 
     def load(self, which: str = "latest", *, discard: bool = False) -> dict[str, Any] | None:
-        """State of the latest (or `best`) checkpoint, on the host; None where none was ever written.
+        """Load the `latest` or `best` state to the host; None if there is no checkpoint.
 
-        A damaged one is passed over with a warning in favor of the one before.
+        If the latest checkpoint is damaged, the one before it is loaded with a warning.
 
         Args:
-            discard: unmark the damaged ones that are newer than the one loaded, so that they displace no good one.
+            discard: unmark damaged checkpoints, so that they do not count when old ones are deleted.
 
         Raises:
-            UserError: there are checkpoints, and none can be read; or the best one was not kept.
+            UserError: no checkpoint can be read, or the best one was not kept.
         """
         steps = self.steps()
         if which == "best" and steps:
             best = self.best_step()
             if best not in steps:
-                message, remedy = "was not kept", "Use --checkpoint latest; checkpoint.keep_best keeps it."
-                raise UserError("--checkpoint", which, message, remedy)
+                remedy = "Use --checkpoint latest, or train with checkpoint.keep_best=true."
+                raise UserError("--checkpoint", which, "was not kept", remedy)
             steps = [best]
         for step in reversed(steps):
             try:
                 state = self._read(step)
                 for damaged in [s for s in steps if s > step] if discard else []:
-                    (self.path(damaged) / _MARKER).unlink(missing_ok=True)
+                    self._unmark(damaged)
                 return state
             except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
                 log.warning("checkpoint %s is damaged (%s): trying the one before", self.path(step), error)
@@ -108,30 +121,35 @@ class CheckpointStore:
             raise UserError(
                 "checkpoint",
                 self.path(steps[-1]),
-                "damaged, and so is every other in the folder",
-                "Restore one from a copy, or start afresh with another --run-dir.",
+                "is damaged, like every other checkpoint of this run",
+                "Restore one from a backup, or start a new run with another --run-dir.",
             )
         return None
 
     def best_step(self) -> int | None:
-        value = read_json(self.folder / "best.json").get("step")
+        """Step of the best checkpoint; None if none is recorded."""
+        value = read_json(self._best_file).get("step")
         return int(value) if value is not None else None
 
     def clean(self) -> None:
-        """Finish or remove what an interrupted save left."""
+        """Complete or remove what an interrupted write left."""
         for path in sorted(self.folder.glob(".aside-*")):
-            step = read_json(path / _MARKER).get("step")
+            step = read_json(path / CHECKPOINT_MARKER).get("step")
             if isinstance(step, int) and not self.path(step).exists():
                 path.replace(self.path(step))  # killed between the two renames of a rewrite
             shutil.rmtree(path, ignore_errors=True)
         for path in self.folder.glob("step-*"):
-            if _NAME.fullmatch(path.name) and path.is_dir() and not (path / _MARKER).exists():
+            is_checkpoint = checkpoint_step(path.name) is not None and path.is_dir()
+            if is_checkpoint and not (path / CHECKPOINT_MARKER).exists():
                 shutil.rmtree(path, ignore_errors=True)
 
+    def _unmark(self, step: int) -> None:
+        (self.path(step) / CHECKPOINT_MARKER).unlink(missing_ok=True)
+
     def _read(self, step: int) -> dict[str, Any]:
-        file = self.path(step) / "state.pt"
-        marker = read_json(self.path(step) / _MARKER)
-        if file.stat().st_size != marker.get("bytes") or _digest(file) != marker.get("sha256"):
+        file = self.state_file(step)
+        marker = read_json(self.path(step) / CHECKPOINT_MARKER)
+        if file.stat().st_size != marker.get("bytes") or _sha256(file) != marker.get("sha256"):
             raise ValueError("its contents do not match its checksum")
         return torch.load(file, map_location="cpu", weights_only=True)
 
@@ -142,25 +160,25 @@ class CheckpointStore:
             self._failure = error
 
     def _write(self, step: int, state: dict[str, Any], best: bool) -> None:
-        aside = self.folder / f".aside-{step}-{os.getpid()}"
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        file = aside / "state.pt"
+        temporary = self.folder / f".aside-{step}-{os.getpid()}"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        file = temporary / CHECKPOINT_STATE
         with file.open("wb") as out:
             torch.save(state, out)
             out.flush()
             os.fsync(out.fileno())
-        marker = {"step": step, "bytes": file.stat().st_size, "sha256": _digest(file)}
-        write_atomically(aside / _MARKER, json.dumps(marker) + "\n")
-        _sync_folder(aside)
+        marker = {"step": step, "bytes": file.stat().st_size, "sha256": _sha256(file)}
+        write_atomically(temporary / CHECKPOINT_MARKER, json.dumps(marker) + "\n")
+        _sync_folder(temporary)
         target = self.path(step)
         if target.exists():
             target.replace(self.folder / f".aside-{step}-old")
-        aside.replace(target)
+        temporary.replace(target)
         _sync_folder(self.folder)
-        write_atomically(self.folder.parent / "latest", target.name + "\n")
+        write_atomically(self.folder.parent / CHECKPOINT_LATEST, target.name + "\n")
         if best and self._keep_best:
-            write_atomically(self.folder / "best.json", json.dumps({"step": step}) + "\n")
+            write_atomically(self._best_file, json.dumps({"step": step}) + "\n")
         self._prune()
 
     def _prune(self) -> None:
@@ -170,13 +188,14 @@ class CheckpointStore:
             kept.add(self.best_step() or -1)
         for step in steps:
             if step not in kept:
-                (self.path(step) / _MARKER).unlink(missing_ok=True)
+                self._unmark(step)
                 shutil.rmtree(self.path(step), ignore_errors=True)
         for path in self.folder.glob(".aside-*-old"):
             shutil.rmtree(path, ignore_errors=True)
 
 
 def _to_host(node: Any) -> Any:
+    """Copy the tensors of a nested structure to host memory."""
     if isinstance(node, torch.Tensor):
         return node.detach().to("cpu", copy=True)
     if isinstance(node, dict):
@@ -186,7 +205,7 @@ def _to_host(node: Any) -> Any:
     return node
 
 
-def _digest(file: Path) -> str:
+def _sha256(file: Path) -> str:
     digest = hashlib.sha256()
     with file.open("rb") as data:
         while chunk := data.read(_CHUNK):
@@ -195,8 +214,8 @@ def _digest(file: Path) -> str:
 
 
 def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        os.fsync(descriptor)
     finally:
-        os.close(handle)
+        os.close(descriptor)

@@ -41,7 +41,7 @@ class Display:
         if self._bar is not None:
             self._bar.set_postfix_str(f"validating {done}/{total}")
 
-    def matched(self, global_step: int, moved: int, own_cosine: float) -> None:
+    def assignment_updated(self, global_step: int, moved: int, own_cosine: float) -> None:
         self._say(
             f"step {global_step}: matching moved {moved} label(s), mean cosine to own prototype {own_cosine:.3f}"
         )

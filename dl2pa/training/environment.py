@@ -59,13 +59,13 @@ def describe_environment(world: World, hosts: Sequence[str] = ()) -> dict[str, A
     }
 
 
-def peak_memory(device: torch.device) -> dict[str, int]:
+def memory_usage(device: torch.device) -> dict[str, int]:
     """Bytes: the most this process's tensors took on its GPU since the last call, and what it holds of the
     machine's memory now."""
     found: dict[str, int] = {}
     if device.type == "cuda":
         found["gpu_peak"] = torch.cuda.max_memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
+        torch.cuda.reset_memory_usage_stats(device)
     try:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
         found["host"] = pages * os.sysconf("SC_PAGE_SIZE")

@@ -41,10 +41,14 @@ class Progress:
             return True
         return False
 
+    @property
+    def validated(self) -> bool:
+        """Whether a validation at the current step is recorded."""
+        return bool(self.history) and self.history[-1]["step"] == self.global_step
+
     def over(self, epochs: int, max_steps: int | None) -> bool:
         """Whether the run has reached its end, last validation included."""
         if self.phase != "train":
             return False
         at_limit = max_steps is not None and self.global_step >= max_steps
-        validated = bool(self.history) and self.history[-1]["step"] == self.global_step
-        return self.epoch >= epochs or (at_limit and validated)
+        return self.epoch >= epochs or (at_limit and self.validated)

@@ -14,8 +14,8 @@ from dl2pa.config import Config, parse_config
 from dl2pa.errors import UserError
 from dl2pa.model.inference import load_classifier
 from dl2pa.model.model import build_model
+from dl2pa.model.saved import save_classifier
 from dl2pa.specs import METHODS
-from dl2pa.training.saved import save_classifier
 
 CLASSES = tuple("abcde")
 IMAGES = torch.randn(9, 3, 8, 8, generator=torch.Generator().manual_seed(1))

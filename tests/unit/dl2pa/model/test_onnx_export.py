@@ -16,7 +16,7 @@ from dl2pa.errors import UserError
 from dl2pa.model import onnx_export
 from dl2pa.model.inference import Classifier, load_classifier
 from dl2pa.model.model import build_model
-from dl2pa.training.saved import save_classifier
+from dl2pa.model.saved import save_classifier
 
 IMAGES = torch.randn(7, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 

@@ -1,4 +1,4 @@
-"""A run's description in MLflow: what it is, how it went, beside which published figure, and where its siblings are."""
+"""Description of a run in MLflow: settings, results, published accuracy of the same configuration, related runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dl2pa.escaping import markdown_text
 from dl2pa.tracking.server import EXPERIMENT_ID
 
 NOTE_TAG = "mlflow.note.content"
-_FIGURES = {
+_COLUMNS = {
     "top1_last": "top-1, last",
     "top1_best": "top-1, best",
     "top5_last": "top-5",
@@ -29,39 +29,40 @@ def describe_run(config: Config, name: str, command: str, result: Mapping[str, A
     """Markdown for the tag that MLflow shows as the run's description.
 
     Args:
-        name: of the configuration.
-        command: that started the attempt, without secrets.
-        result: what ``result.json`` holds; None while the run is under way.
+        name: name of the configuration.
+        command: command that started the attempt, without secrets.
+        result: content of ``result.json``; None before the run is finished.
     """
     data, model, train = config.data, config.model, config.train
-    what = f"**{config.method.name}** ({config.loss}, {config.assignment}) on **{data.dataset}**"
+    subject = f"**{config.method.name}** ({config.loss}, {config.assignment}) on **{data.dataset}**"
     if data.imbalance is not None:
-        what += f", imbalance {data.imbalance:g}"
-    facts = f"{model.backbone}, d = {model.embedding_dim}, seed {train.seed}, "
-    facts += f"{train.epochs} epochs of batch {train.batch_size}"
-    parts = [f"{what}: {facts}. Configuration `{name}`, group `{group_name(config)}`."]
+        subject += f", imbalance {data.imbalance:g}"
+    settings = f"{model.backbone}, d = {model.embedding_dim}, seed {train.seed}, "
+    settings += f"{train.epochs} epochs of batch {train.batch_size}"
+    parts = [f"{subject}: {settings}. Configuration `{name}`, group `{group_name(config)}`."]
     if result is not None:
-        parts += [_figures(result), *_published(config, result)]
+        parts += [_results_table(result), *_published_sentences(config, result)]
     parts.append(_links(config))
-    parts.append(f"Made by `{command.replace('`', '')}`. Compare two runs: `dl2pa report --compare RUN RUN`.")
+    parts.append(
+        f"Command: `{command.replace('`', '')}`. Compare two runs: `dl2pa report --compare RUN RUN`."
+    )
     return "\n\n".join(parts)
 
 
-def _figures(result: Mapping[str, Any]) -> str:
-    shown = {text: result[key] for key, text in _FIGURES.items() if result.get(key) is not None}
+def _results_table(result: Mapping[str, Any]) -> str:
+    shown = {text: result[key] for key, text in _COLUMNS.items() if result.get(key) is not None}
     rows = [shown.keys(), ["--:"] * len(shown), [f"{value:.2f}" for value in shown.values()]]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    done = (
-        f"{result['epochs']} epochs, {result['steps']:,} steps, {result['num_validated']:,} images validated"
-    )
-    return f"{table}\n\nPer cent. {done}; {result['world_size']} processes."
+    length = f"{result['epochs']} epochs, {result['steps']:,} steps"
+    images = f"{result['num_validated']:,} validation images"
+    return f"{table}\n\nPercentages. {length}, {images}, {result['world_size']} processes."
 
 
-def _published(config: Config, result: Mapping[str, Any]) -> list[str]:
-    """A sentence for each published figure whose configuration this run follows."""
+def _published_sentences(config: Config, result: Mapping[str, Any]) -> list[str]:
+    """One sentence per published accuracy of the run's configuration."""
     try:
         return [
-            _beside(cell, length, float(result["top1_best"]), title)
+            _published_sentence(cell, length, float(result["top1_best"]), title)
             for cell, length, title in cells_of(config, int(result["epochs"]), int(result["num_validated"]))
         ]
     except UserError:  # an installation without the tables
@@ -69,34 +70,37 @@ def _published(config: Config, result: Mapping[str, Any]) -> list[str]:
 
 
 def cells_of(config: Config, epochs: int, num_validated: int) -> list[tuple[Cell, Length, str]]:
-    """The published figures whose configuration a run follows, how long it is beside them, and their table's title.
+    """Published accuracies of a run's configuration.
+
+    Returns:
+        For each: the table cell, the run's length compared with the published one, and the table's title.
 
     Raises:
-        UserError: there is no file of published tables.
+        UserError: the file of published tables does not exist.
     """
     published, cells = load_published(published_file())
-    own = identity_of(config)
-    found: list[tuple[Cell, Length, str]] = []
+    identity = identity_of(config)
+    matches: list[tuple[Cell, Length, str]] = []
     for cell in cells:
         table = published.tables[cell.table]
         if table.num_validated not in (None, num_validated):
             continue
         try:
-            length = length_beside(own, epochs, identity_of(cell.load()), cell.needs)
+            length = length_beside(identity, epochs, identity_of(cell.load()), cell.needs)
         except UserError:  # a method or file that this version lacks
             continue
         if length is not None:
-            found.append((cell, length, table.title))
-    return found
+            matches.append((cell, length, table.title))
+    return matches
 
 
-def _beside(cell: Cell, length: Length, best: float, title: str) -> str:
-    said = f"Published: {cell.top1} % ({title}, {cell.row}, {cell.column}; best epoch)"
+def _published_sentence(cell: Cell, length: Length, best: float, title: str) -> str:
+    text = f"Published: {cell.top1} % ({title}, {cell.row}, {cell.column}; best epoch)"
     if cell.suspect:
-        said += f", suspect: {cell.suspect}"
+        text += f", suspect: {cell.suspect}"
     if length == "full":
-        return f"{said}. This run's best is {best - cell.top1:+.2f} from it."
-    return f"{said}. This run is {'shorter' if length == 'short' else 'of another length'}: no comparison."
+        return f"{text}. This run's best epoch differs by {best - cell.top1:+.2f}."
+    return f"{text}. Not compared: this run {'is shorter' if length == 'short' else 'has another length'}."
 
 
 def _links(config: Config) -> str:

@@ -1,0 +1,37 @@
+"""Encoded images of a data set: the input example of a logged model, and images for checking an export."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+from dl2pa.rundir import RunDirectory
+from pipelines.build import Dataset, num_samples
+from pipelines.datasets import ArrayDataset, ImageTable
+
+_MAX_BYTES = 1 << 20
+_MAX_TRIES = 16
+
+
+def write_example(run: RunDirectory, val: Dataset) -> Path | None:
+    """Write the first validation image of at most 1 MiB to the run directory; None if the set has no such image."""
+    for sample in range(min(_MAX_TRIES, num_samples(val))):
+        image = encoded_image(val, sample)
+        if image is not None and len(image[0]) <= _MAX_BYTES:
+            path = run.example_file(image[1])
+            path.write_bytes(image[0])
+            return path
+    return None
+
+
+def encoded_image(dataset: Dataset, sample: int) -> tuple[bytes, str] | None:
+    """Encoded bytes and file suffix of one image; None for a synthetic data set."""
+    if isinstance(dataset, ImageTable):
+        return dataset.read(sample), dataset.path(sample).suffix.lstrip(".").lower()
+    if isinstance(dataset, ArrayDataset):
+        from PIL import Image
+
+        file = io.BytesIO()
+        Image.fromarray(dataset.images[sample]).save(file, "PNG")
+        return file.getvalue(), "png"
+    return None

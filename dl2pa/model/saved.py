@@ -1,0 +1,65 @@
+"""Write a trained model as one safetensors file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dl2pa.config import Config
+from dl2pa.methods import PrototypeMethod
+from dl2pa.model.inference import tensors_of
+from dl2pa.model.model import Model
+from dl2pa.osutil import replacing
+from pipelines.longtail import Group
+
+_FORMAT = "dl2pa-model-1"
+
+
+@torch.no_grad()
+def save_classifier(
+    path: Path,
+    model: Model,
+    config: Config,
+    classes: tuple[str, ...],
+    groups: tuple[Group, ...] | None = None,
+) -> None:
+    """Write weights, class vectors, P, σ, class names and preprocessing to one safetensors file, atomically.
+
+    The file contains no time and no path: equal models give equal bytes.
+    """
+    from safetensors.torch import save_file
+
+    method = model.method
+    tensors = {f"embedder.{k}": v for k, v in model.embedder.state_dict().items()}
+    head = method.head()
+    tensors |= tensors_of(head)
+    if isinstance(method, PrototypeMethod):
+        tensors |= {"prototypes": method.prototypes, "assignment": method.assignment}
+    description = {
+        "format": _FORMAT,
+        "classes": list(classes),
+        "scale": float(head.scale),
+        "normalize": head.normalize,
+        "vectors_per_class": head.per_class,
+        "method": config.method.name,
+        "model": config.model.model_dump(mode="json"),
+        "preprocessing": preprocessing_of(config),
+        "groups": None if groups is None else list(groups),
+    }
+    contiguous = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    with replacing(path) as temporary:
+        save_file(contiguous, temporary, metadata={"dl2pa": json.dumps(description, sort_keys=True)})
+
+
+def preprocessing_of(config: Config) -> dict[str, Any]:
+    """Resize, crop and normalization that validation applies."""
+    in_memory = config.loader in ("resident", "synthetic")
+    return {
+        "resize_shorter_side": config.data.image_size if in_memory else config.data.eval_resize,
+        "image_size": config.data.image_size,
+        "mean": list(config.data.mean),
+        "std": list(config.data.std),
+    }

@@ -62,7 +62,7 @@ def _check_overrides(overrides: Sequence[str]) -> None:
 def _embedding(args: argparse.Namespace, config: Config, world: World) -> int:
     """The classes need not be those of the training: on another data set this measures transfer."""
     from dl2pa.training.data import build_eval_pipeline, open_split
-    from dl2pa.training.embedding import embed, judge
+    from dl2pa.training.embedding import embed, measure_quality
     from dl2pa.training.train_state import autocast
     from dl2pa.training.weights import load_run_config, load_weights
 
@@ -76,6 +76,6 @@ def _embedding(args: argparse.Namespace, config: Config, world: World) -> int:
         return found
 
     train, val = open_split(config, "train"), open_split(config, "val")
-    quality = judge(*embedded(train), *embedded(val), len(train.classes))
+    quality = measure_quality(*embedded(train), *embedded(val), len(train.classes))
     say(quality.metrics(), args.json, f"{args.run}, embedding:")
     return 0

@@ -1,4 +1,4 @@
-"""Whether a checkpoint may be continued under the configuration at hand."""
+"""Check that a checkpoint can be resumed with the current configuration."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dl2pa.errors import UserError
 
 log = logging.getLogger(__name__)
 
-# What may change between attempts: said, and then in force. Everything else is another run.
+# Keys that may change between attempts, with a warning. Every other change requires a new run.
 _MAY_CHANGE = (
     "optim.",
     "train.epochs",
@@ -33,31 +33,28 @@ _FIXED_EXCEPTIONS = ("optim.name", "optim.decay_all", "method.match.warmup_epoch
 
 
 def identity_of(config: Config) -> dict[str, Any]:
-    """Flat values that belong to the run's identity or may change with a word said."""
+    """Flat configuration values that a checkpoint is compared on."""
     return {k: v for k, v in flatten(config).items() if not k.startswith(PLACES)}
 
 
 def check_resumable(before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Compare a checkpoint's identity with today's.
+    """Compare a checkpoint's identity with the current one and warn about permitted changes.
 
     Raises:
-        UserError: a change that makes it another run, naming the key and both values.
+        UserError: a change that requires a new run; names the key and both values.
     """
-    before = {**identity_of(Config()), **before}  # an option that came later was at its default
-    # The data's fingerprint last: what the user changed has a key of its own, which says more.
+    before = {**identity_of(Config()), **before}  # a key added since the checkpoint had its default value
+    # The data fingerprint comes last: if another key changed too, that key explains the difference better.
     for key in sorted(before.keys() | now.keys(), key=lambda key: (key == "data.fingerprint", key)):
         old, new = before.get(key), now.get(key)
         if old == new:
             continue
         if key.startswith(_MAY_CHANGE) and key not in _FIXED_EXCEPTIONS:
-            log.warning("%s changed from %s to %s: the new value holds from here on", key, old, new)
+            log.warning("%s changed from %s to %s; training continues with the new value", key, old, new)
             continue
-        what = (
-            "the images differ from those" if key == "data.fingerprint" else f"was {old!r} in the checkpoint"
-        )
-        raise UserError(
-            "data.root" if key == "data.fingerprint" else key,
-            new,
-            f"{what} this run directory was started with",
-            "Use another --run-dir for another run, or give the old value.",
-        )
+        remedy = "Use another --run-dir for a new run, or restore the old value."
+        if key == "data.fingerprint":
+            raise UserError(
+                "data.root", new, "the images differ from those this run was started with", remedy
+            )
+        raise UserError(key, new, f"this run was started with {old!r}", remedy)

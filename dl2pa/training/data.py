@@ -1,4 +1,4 @@
-"""The configuration's data set, recipes and pipelines."""
+"""Data set, transforms and pipelines of a configuration."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from pipelines.transforms import Transforms
 T = TypeVar("T", Transforms, FaultLimits)
 
 DIGITS_ROOTS = (Path("data/digits"), Path("runs/digits"))
-"""Where the digits go without `data.root`: beside the runs where data/ cannot be written, as in the image."""
+"""Folders for the digits without `data.root`; the second is for places where data/ is not writable, as in the image."""
 
 
 @dataclass(frozen=True)
 class DataSplits:
-    """Both halves of the data set; the same classes in the same order.
+    """Training and validation split, with the same classes in the same order.
 
     Attributes:
-        groups: head, medium or tail for each class; None where the training half is not long-tailed.
+        groups: head, medium or tail per class; None if the training split is not long-tailed.
     """
 
     train: Dataset
@@ -50,10 +50,10 @@ class DataSplits:
 
 
 def open_split(config: Config, split: Literal["train", "val"]) -> Dataset:
-    """One half of the configured data set.
+    """Open one split of the configured data set.
 
     Raises:
-        UserError: missing or broken data, or a class count that differs from the configured one.
+        UserError: the data is missing or damaged, or the class count differs from the configured one.
     """
     data = config.data
     if data.dataset == "synthetic":
@@ -73,26 +73,26 @@ def open_split(config: Config, split: Literal["train", "val"]) -> Dataset:
 def _is_empty(folder: Path) -> bool:
     try:
         return next(os.scandir(folder), None) is None
-    except OSError:  # what is wrong with it `open_dataset` says
+    except OSError:  # `open_dataset` reports the problem
         return False
 
 
 def _digits_root() -> Path:
-    """Where the digits are, else the first place where they can be written, else the usual one."""
-    there = next((root for root in DIGITS_ROOTS if has_digits(root)), None)
-    return there or next((root for root in DIGITS_ROOTS if _can_be_made(root)), DIGITS_ROOTS[0])
+    """Folder that contains the digits, else the first writable one, else the default."""
+    existing = next((root for root in DIGITS_ROOTS if has_digits(root)), None)
+    return existing or next((root for root in DIGITS_ROOTS if _can_be_created(root)), DIGITS_ROOTS[0])
 
 
-def _can_be_made(folder: Path) -> bool:
-    above = next(parent for parent in folder.absolute().parents if parent.exists())
-    return os.access(above, os.W_OK | os.X_OK)
+def _can_be_created(folder: Path) -> bool:
+    parent = next(parent for parent in folder.absolute().parents if parent.exists())
+    return os.access(parent, os.W_OK | os.X_OK)
 
 
 def open_data(config: Config, world_size: int) -> DataSplits:
-    """Both halves, with every check that needs their sizes.
+    """Open both splits and run every check that needs their sizes.
 
     Raises:
-        UserError: naming the field at fault.
+        UserError: names the invalid field.
     """
     check_loader(config)
     check_batches(config, world_size)
@@ -103,13 +103,13 @@ def open_data(config: Config, world_size: int) -> DataSplits:
 
 
 def check_fits(config: Config, splits: DataSplits) -> None:
-    """The checks of ``open_data`` that need the data's sizes.
+    """Check the configuration against the sizes of the splits.
 
     Raises:
-        UserError: naming the field at fault.
+        UserError: names the invalid field.
     """
     if num_samples(splits.val) == 0:
-        raise UserError("data.val_root", config.data.val_root, "holds no images", "Give a validation set.")
+        raise UserError("data.val_root", config.data.val_root, "contains no images", "Give a validation set.")
     check_lengths(config, num_samples(splits.train))
     check_method(config, len(splits.classes))
     if isinstance(splits.train, ArrayDataset) and splits.train.images.shape[1] != config.data.image_size:
@@ -117,19 +117,19 @@ def check_fits(config: Config, splits: DataSplits) -> None:
         raise UserError(
             "data.image_size",
             config.data.image_size,
-            f"the images of {config.data.dataset} measure {side} x {side}",
+            f"the images of {config.data.dataset} have {side} x {side} pixels",
             f"Set data.image_size={side}.",
         )
 
 
 def groups_of(config: Config, train: Dataset) -> tuple[Group, ...] | None:
-    """Head, medium or tail for each class of the training half; None where it has no long tail."""
+    """Head, medium or tail per class of the training split; None if it is not long-tailed."""
     counts = class_counts(train)
     return None if counts is None else class_groups(counts, config.data.imbalance)
 
 
 def class_counts(dataset: Dataset) -> NDArray[np.int64] | None:
-    """Images of each class, [C]; None where they are drawn, all classes alike."""
+    """Images per class, shape [C], int64; None for synthetic data."""
     if isinstance(dataset, SyntheticDataset):
         return None
     return np.bincount(dataset.labels, minlength=len(dataset.classes))
@@ -147,7 +147,7 @@ def _from_section(dataclass_type: type[T], section: DataConfig, **others: Any) -
 
 
 def build_train_pipeline(config: Config, dataset: Dataset, world: World) -> Pipeline:
-    """Training batches of this rank."""
+    """Pipeline of this rank's training batches."""
     sampler = TrainSampler(
         num_samples(dataset), config.train.batch_size, config.train.seed, world.rank, world.size
     )
@@ -155,7 +155,7 @@ def build_train_pipeline(config: Config, dataset: Dataset, world: World) -> Pipe
 
 
 def build_eval_pipeline(config: Config, dataset: Dataset, world: World) -> Pipeline:
-    """Validation batches of this rank."""
+    """Pipeline of this rank's validation batches."""
     batch = config.train.eval_batch_size or config.train.batch_size
     sampler = EvalSampler(num_samples(dataset), batch, world.rank, world.size)
     return _build(config, dataset, sampler, False, world.device, world.threads)

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a bar on a terminal, lines in a log."""
+"""Progress display: a progress bar on a terminal, lines in the log."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ log = logging.getLogger(__name__)
 
 
 class Display:
-    """Rank 0's progress on standard error; silent on the other ranks.
+    """Rank 0's progress on standard error.
 
     Args:
-        enabled: whether this rank shows anything.
-        steps_per_epoch, epochs: for the bar.
+        enabled: whether this rank displays progress.
     """
 
     def __init__(self, enabled: bool, steps_per_epoch: int, epochs: int) -> None:
@@ -42,15 +41,16 @@ class Display:
             self._bar.set_postfix_str(f"validating {done}/{total}")
 
     def assignment_updated(self, global_step: int, moved: int, own_cosine: float) -> None:
-        self._say(
-            f"step {global_step}: matching moved {moved} label(s), mean cosine to own prototype {own_cosine:.3f}"
+        self._info(
+            f"step {global_step}: assignment update moved {moved} label(s), mean cosine to own prototype "
+            f"{own_cosine:.3f}"
         )
 
     def validated(self, entry: dict[str, Any]) -> None:
-        self._say(
+        self._info(
             f"epoch {entry['epoch']}/{self._epochs}, step {entry['step']}: top-1 {entry['top1']:.2f} %, "
             f"top-5 {entry['top5']:.2f} %, ECE {entry['ece']:.2f} % on {entry['num_validated']} images"
-            + (f" ({missing} unreadable left out)" if (missing := entry.get("num_missing")) else "")
+            + (f" ({missing} unreadable images skipped)" if (missing := entry.get("num_missing")) else "")
             + "".join(
                 f", {k.removeprefix('top1_')} {v:.2f} %" for k, v in entry.items() if k.startswith("top1_")
             )
@@ -61,6 +61,6 @@ class Display:
             self._bar.close()
             self._bar = None
 
-    def _say(self, text: str) -> None:
+    def _info(self, text: str) -> None:
         if self._enabled:
             log.info(text)

@@ -1,4 +1,4 @@
-"""What an embedding is worth without its class vectors: neighbors, class means, how tight and how far apart."""
+"""Evaluate an embedding without its class vectors: k-NN, nearest class mean, compactness, separation."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from dl2pa.model.inference import Classifier
 from pipelines.batch import Pipeline
 
 NEIGHBORS, TEMPERATURE = 20, 0.07
-"""Votes weigh exp(cos / 0.07), as Wu et al. weigh them (CVPR 2018)."""
+"""k-NN votes are weighted by exp(cos / 0.07), as in Wu et al. (CVPR 2018)."""
 _BLOCK = 512
 
 
 @dataclass(frozen=True)
 class EmbeddingQuality:
-    """The validation half judged by the training half; accuracies in per cent.
+    """Quality of validation features, with training features as the reference; accuracies in percent.
 
     Attributes:
-        knn_top1: accuracy of the weighted vote of the nearest 20 training images by cosine.
+        knn_top1: accuracy of the weighted vote of the 20 nearest training images by cosine.
         class_mean_top1: accuracy of the nearest class mean of the training images.
         compactness: mean over classes of the mean cosine of validation features to their class's mean direction.
-        mean_class_cosine, largest_class_cosine: between the mean directions of two classes of the validation half:
-            over all pairs, and of the closest two; NaN with one class.
-        num_reference, num_validated: images of either half.
+        mean_class_cosine, largest_class_cosine: mean and maximum cosine between the mean directions of two
+            validation classes; NaN with one class.
+        num_reference, num_validated: images in the training and validation split.
     """
 
     knn_top1: float
@@ -44,26 +44,26 @@ class EmbeddingQuality:
 
 @torch.inference_mode()
 def embed(classifier: Classifier, pipeline: Pipeline) -> tuple[Tensor, Tensor]:
-    """Unit features [N, d] float32 and labels [N] int64 of every image, in the data set's order."""
+    """Compute unit features [N, d] float32 and labels [N] int64 of every image, in the data set's order."""
     features: list[Tensor] = []
     labels: list[Tensor] = []
     pipeline.start(0)
     for batch in pipeline:
-        found = F.normalize(classifier.embedder(batch.images).float(), dim=1)
-        features.append(found[: batch.valid])
+        unit = F.normalize(classifier.embedder(batch.images).float(), dim=1)
+        features.append(unit[: batch.valid])
         labels.append(batch.targets[: batch.valid].clone())
     return torch.cat(features), torch.cat(labels)
 
 
-def judge(
+def measure_quality(
     reference_nd: Tensor, reference_n: Tensor, features_md: Tensor, labels_m: Tensor, num_classes: int
 ) -> EmbeddingQuality:
-    """Judge unit features by those of a reference set.
+    """Measure the quality of unit features against those of a reference set.
 
     Args:
-        reference_nd, reference_n: unit features [N, d] and labels [N] of the reference (training) half.
-        features_md, labels_m: the same of the half that is judged [M, d], [M].
-        num_classes: C; classes without images count nowhere.
+        reference_nd, reference_n: unit features [N, d] and labels [N] of the reference (training) split.
+        features_md, labels_m: unit features [M, d] and labels [M] of the validation split.
+        num_classes: C; classes without images are ignored.
     """
     neighbors = class_means = 0
     anchors, seen = _means(reference_nd, reference_n, num_classes)
@@ -92,7 +92,7 @@ def judge(
 
 
 def _means(features_nd: Tensor, labels_n: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Mean feature of each class [C, d] and which classes have any [C]."""
+    """Mean feature per class, [C, d], and whether a class has any features, bool [C]."""
     sums = features_nd.new_zeros(num_classes, features_nd.shape[1]).index_add_(0, labels_n, features_nd)
     counts = torch.bincount(labels_n, minlength=num_classes)
     return sums / counts.clamp(min=1)[:, None], counts > 0

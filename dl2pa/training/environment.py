@@ -1,4 +1,4 @@
-"""What the run ran on: versions, processor, code; enough to say whether two attempts must agree bit for bit."""
+"""Environment of a run: versions, hardware, code. Shows whether two attempts give bit-identical results."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ _SLURM = (
     *("SLURM_JOB_ID", "SLURM_JOB_NAME", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT"),
     *("SLURM_JOB_NODELIST", "SLURM_JOB_NUM_NODES", "SLURM_JOB_PARTITION", "SLURM_CLUSTER_NAME"),
 )
-_LONGEST_DIFF = 1_000_000
+_MAX_DIFF_CHARS = 1_000_000
 _PACKAGES = ("torch", "torchvision", "nvidia-dali-cuda130", "numpy", "scipy", "pillow", "mlflow")
 _BITWISE = ("dl2pa", *_PACKAGES[:-1], "processor", "world_size", "threads", "device")
 
 
 def describe_environment(world: World, hosts: Sequence[str] = ()) -> dict[str, Any]:
-    """Versions, hardware, code and job of this attempt.
+    """Describe versions, hardware, code and job of this attempt.
 
     Args:
-        hosts: of all ranks, in their order; by default this one's.
+        hosts: host names of all ranks in rank order; default: this host.
     """
     gpu = world.device.type == "cuda"
     return {
@@ -60,39 +60,40 @@ def describe_environment(world: World, hosts: Sequence[str] = ()) -> dict[str, A
 
 
 def memory_usage(device: torch.device) -> dict[str, int]:
-    """Bytes: the most this process's tensors took on its GPU since the last call, and what it holds of the
-    machine's memory now."""
-    found: dict[str, int] = {}
+    """Memory use in bytes: the GPU peak since the last call and the process's current resident size."""
+    usage: dict[str, int] = {}
     if device.type == "cuda":
-        found["gpu_peak"] = torch.cuda.max_memory_allocated(device)
-        torch.cuda.reset_memory_usage_stats(device)
+        usage["gpu_peak"] = torch.cuda.max_memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
     try:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-        found["host"] = pages * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, IndexError):  # no Linux
-        found["host"] = 0
-    return found
+        usage["host"] = pages * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):  # not Linux
+        usage["host"] = 0
+    return usage
 
 
 def bitwise_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What changed between attempts among the things that floating-point results depend on."""
+    """List the changes between two environments that floating-point results depend on."""
     return [f"{k}: {before.get(k)} -> {now.get(k)}" for k in _BITWISE if before.get(k) != now.get(k)]
 
 
 def code_version() -> dict[str, Any]:
-    """Commit and uncommitted changes of the program, where it runs from a repository or an image of one."""
+    """Version, commit and uncommitted changes of dl2pa; the last two are None outside a repository."""
     return {"version": __version__, "git_commit": _commit(), "diff": _git("diff", "HEAD")}
 
 
 def write_code(folder: Path, attempt: int) -> list[Path]:
-    """Leave what it takes to have this program again: every installed package with its version, and the changes
-    that no commit holds, without secrets. The files written; never raises for the disk's sake.
+    """Write the installed packages and the uncommitted changes, without secrets, to reproduce this program.
+
+    Returns:
+        The files that were written. Failing to write one only logs a warning.
     """
     texts = {"requirements.txt": "\n".join(installed_packages()) + "\n"}
     changes = _git("diff", "HEAD")
     if changes:
-        cut = "\n[the rest is left out]" if len(changes) > _LONGEST_DIFF else ""
-        texts[f"attempt-{attempt}.diff"] = redact(changes[:_LONGEST_DIFF]) + cut + "\n"
+        cut = "\n[truncated]" if len(changes) > _MAX_DIFF_CHARS else ""
+        texts[f"attempt-{attempt}.diff"] = redact(changes[:_MAX_DIFF_CHARS]) + cut + "\n"
     written: list[Path] = []
     for name, text in texts.items():
         try:
@@ -107,7 +108,7 @@ def write_code(folder: Path, attempt: int) -> list[Path]:
 
 @functools.cache
 def installed_packages() -> tuple[str, ...]:
-    """Every installed package as ``name==version``, sorted; read once per process."""
+    """Installed packages as ``name==version``, sorted; read once per process."""
     headers = [distribution.metadata for distribution in metadata.distributions()]
     return tuple(sorted({f"{h['Name']}=={h['Version']}" for h in headers if h["Name"]}, key=str.lower))
 
@@ -128,16 +129,16 @@ def _processor() -> str:
 
 
 def _commit() -> str | None:
-    """The repository's commit, else the one the image was built from; None where neither is known."""
+    """Commit of the repository or of the image; None if neither is known."""
     return _git("rev-parse", "HEAD") or image_revision()
 
 
 def _git(*arguments: str) -> str | None:
     folder = Path(__file__).resolve().parent
     try:
-        done = subprocess.run(
+        result = subprocess.run(
             ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    return result.stdout.strip() if result.returncode == 0 else None

@@ -1,4 +1,4 @@
-"""Exact evaluation over all ranks: integers only, padding masked, every image once."""
+"""Exact evaluation over all ranks: integer sums, padding masked, every image counted once."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from dl2pa.errors import TrainingFailure
+from dl2pa.osutil import replacing
 from dl2pa.specs import MAX_LOGITS
 from pipelines.batch import Batch, Pipeline
 from pipelines.encoded import too_many
@@ -22,8 +23,9 @@ from pipelines.longtail import GROUPS, Group
 log = logging.getLogger(__name__)
 
 BINS = 15
-"""Of equal width, of the calibration error."""
+"""Number of equal-width bins of the calibration error."""
 _ONE = 2**32
+"""Fixed-point scale of confidences."""
 
 Scorer = Callable[[Tensor], Tensor]
 """Images [B, 3, H, W] to logits [B, C]."""
@@ -31,13 +33,13 @@ Scorer = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Predictions:
-    """What the model said of each of N images, in the order of the set.
+    """Predictions for N validation images, in the data set's order.
 
     Attributes:
-        samples: int64 [N], places in the set; all of them, but for images left out as unreadable.
-        targets, predicted: int64 [N].
-        confidence: float64 [N], the softmax's share of the class predicted.
-        in_top5: bool [N], whether the target is among the first min(5, C) guesses.
+        samples: int64 [N], indices in the data set; unreadable images are missing.
+        targets, predicted: int64 [N], class indices.
+        confidence: float64 [N], softmax probability of the predicted class.
+        in_top5: bool [N], whether the target is among the first min(5, C) predictions.
     """
 
     samples: NDArray[np.int64]
@@ -47,25 +49,24 @@ class Predictions:
     in_top5: NDArray[np.bool_]
 
     def save(self, path: Path) -> None:
-        """Write an ``.npz`` of the five arrays, atomically.
+        """Write the five arrays to an ``.npz`` file, atomically.
 
         Raises:
-            OSError: nothing was replaced.
+            OSError: the file cannot be written; an existing one is unchanged.
         """
-        aside = path.with_name(f".{path.name}.aside.npz")
-        np.savez(
-            aside,
-            samples=self.samples.astype(np.int32),
-            targets=self.targets.astype(np.int32),
-            predicted=self.predicted.astype(np.int32),
-            confidence=self.confidence,
-            in_top5=self.in_top5,
-        )
-        aside.replace(path)
+        with replacing(path) as temporary:
+            np.savez(
+                temporary,
+                samples=self.samples.astype(np.int32),
+                targets=self.targets.astype(np.int32),
+                predicted=self.predicted.astype(np.int32),
+                confidence=self.confidence,
+                in_top5=self.in_top5,
+            )
 
     @classmethod
     def load(cls, path: Path) -> Predictions:
-        """Read what ``save`` wrote."""
+        """Read a file written by ``save``."""
         with np.load(path, allow_pickle=False) as stored:
             samples, targets, predicted = (
                 stored[name].astype(np.int64) for name in ("samples", "targets", "predicted")
@@ -75,18 +76,17 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Results over the whole set; accuracies and calibration error in per cent.
+    """Results on the validation set; accuracies and calibration error in percent.
 
     Attributes:
-        top1, top5: accuracy (top5 over min(5, C) guesses).
+        top1, top5: accuracy (top5 over min(5, C) predictions).
         ece: expected calibration error, 15 equal-width bins (Naeini et al., AAAI 2015).
-        num_validated: images counted.
-        num_missing: unreadable images left out, where data.max_bad_val_fraction allows it.
-        class_correct, class_total: top-1 hits and images of each class.
-        top1_by_group: ``top1_head``, ``top1_medium`` and ``top1_tail`` where the training data is long-tailed:
-            the mean of the classes' accuracies, as the field reports it, so that on an uneven validation set
-            every class weighs the same.
-        predictions: image by image.
+        num_validated: number of images counted.
+        num_missing: unreadable images skipped, if data.max_bad_val_fraction allows it.
+        class_correct, class_total: correct top-1 predictions and images per class.
+        top1_by_group: ``top1_head``, ``top1_medium`` and ``top1_tail`` if the training data is long-tailed: mean
+            of the class accuracies, so that on an imbalanced validation set every class has the same weight.
+        predictions: predictions per image.
     """
 
     top1: float
@@ -100,52 +100,57 @@ class Evaluation:
     num_missing: int = 0
 
     def metrics(self) -> dict[str, float | int]:
-        """What is reported by name: everything but the counts of each class."""
+        """Results by name, without the counts per class."""
         overall = {"top1": self.top1, "top5": self.top5, "ece": self.ece}
         missing = {"num_missing": self.num_missing} if self.num_missing else {}
         return {**overall, "num_validated": self.num_validated, **missing, **self.top1_by_group}
 
     def record(self) -> dict[str, object]:
-        """Everything but the predictions, as it is written to validation.json."""
+        """Content of validation.json: everything except the predictions."""
         return {**self.metrics(), "class_correct": self.class_correct, "class_total": self.class_total}
 
 
-def _judge(logits_bc: Tensor, batch: Batch) -> Tensor:
-    """The images of one batch as rows (sample, target, predicted, confidence, in top 5), int64 [B, 5], on the
-    device; padding has sample -1. Integers, so that no sum depends on its order."""
+def _score_rows(logits_bc: Tensor, batch: Batch) -> Tensor:
+    """Rows (sample, target, predicted, confidence, in top 5) of one batch, int64 [B, 5], on the device.
+
+    Padding has sample -1. Integer values make every sum independent of its order.
+    """
     logits = logits_bc.float()
-    place = torch.arange(len(batch.targets), device=logits.device)
+    position = torch.arange(len(batch.targets), device=logits.device)
     best = logits.topk(min(5, logits.shape[1]), dim=1).indices
     confidence = (logits.softmax(dim=1).amax(dim=1).double() * _ONE).round().long()
     in_top5 = (best == batch.targets[:, None]).any(dim=1).long()
-    sample = torch.where(place < batch.valid, batch.indices, -1)
+    sample = torch.where(position < batch.valid, batch.indices, -1)
     return torch.stack([sample, batch.targets, best[:, 0], confidence, in_top5], dim=1)
 
 
 def _gather(rows_n5: Tensor, missing: int, num_samples: int) -> tuple[NDArray[np.int64], int]:
-    """The rows of all ranks in the order of the set, without padding, and how many images were left out; a collective.
+    """Gather the rows of all ranks in the data set's order, without padding; a collective.
 
     Args:
-        missing: images that this rank left out.
+        missing: number of images that this rank skipped.
+
+    Returns:
+        The rows, and the number of images that were skipped on all ranks.
 
     Raises:
-        TrainingFailure: they are not the set's images, each once.
+        TrainingFailure: an image of the set is missing or counted twice.
     """
-    parts, left_out = [rows_n5], torch.tensor(missing, device=rows_n5.device)
+    parts, skipped = [rows_n5], torch.tensor(missing, device=rows_n5.device)
     if dist.is_initialized():
         parts = [torch.empty_like(rows_n5) for _ in range(dist.get_world_size())]
         dist.all_gather(parts, rows_n5)
-        dist.all_reduce(left_out)
+        dist.all_reduce(skipped)
     rows = torch.cat(parts).cpu().numpy()
     rows = rows[rows[:, 0] >= 0]
     rows = rows[np.argsort(rows[:, 0], kind="stable")]
-    seen, count = len(np.unique(rows[:, 0])), int(left_out)
+    seen, count = len(np.unique(rows[:, 0])), int(skipped)
     if not seen == len(rows) == num_samples - count:
         raise TrainingFailure(
-            f"validated {seen} of {num_samples} images, {len(rows)} in all, {count} left out"
+            f"validated {seen} of {num_samples} images, {len(rows)} in total, {count} skipped"
         )
     if not seen:
-        raise TrainingFailure("validated no image: none could be read")
+        raise TrainingFailure("validated no image: no image could be read")
     return rows, count
 
 
@@ -178,14 +183,14 @@ def _evaluation(
 def _group_accuracies(
     correct: list[int], total: list[int], groups: Sequence[Group] | None
 ) -> dict[str, float]:
-    """Mean accuracy over the classes of each group that has validation images."""
-    found: dict[str, float] = {}
+    """Mean class accuracy per group, over classes with validation images."""
+    accuracies: dict[str, float] = {}
     for group in GROUPS if groups is not None else ():
         counted = zip(correct, total, groups or (), strict=True)
-        rates = [hits / images for hits, images, of in counted if of == group and images]
+        rates = [hits / images for hits, images, name in counted if name == group and images]
         if rates:
-            found[f"top1_{group}"] = 100.0 * sum(rates) / len(rates)
-    return found
+            accuracies[f"top1_{group}"] = 100.0 * sum(rates) / len(rates)
+    return accuracies
 
 
 @torch.inference_mode()
@@ -198,31 +203,31 @@ def evaluate(
     groups: Sequence[Group] | None = None,
     max_logits: int = MAX_LOGITS,
 ) -> Evaluation | None:
-    """Run the whole set through `score`; None where a stop was agreed on the way. A collective.
+    """Evaluate every image of the pipeline; a collective. None if `should_stop` returned true.
 
     Args:
-        groups: head, medium or tail for each class, for their accuracies.
-        max_logits: images times classes scored at a time.
+        groups: head, medium or tail per class, for the accuracies of the groups.
+        max_logits: maximum number of images times classes scored at once.
 
     Raises:
-        TrainingFailure: the images counted are not the images in the set.
-        UserError: more unreadable images were left out than allowed.
+        TrainingFailure: an image of the set is missing or counted twice.
+        UserError: more unreadable images were skipped than allowed.
     """
     rows: list[Tensor] = []
-    left_out = 0
+    skipped = 0
     pipeline.start(0)
     for step, batch in enumerate(pipeline):
         if should_stop():
             return None
         for part in batch.split(max(1, max_logits // num_classes)):
-            rows.append(_judge(score(part.images), part))
-        left_out += batch.missing
+            rows.append(_score_rows(score(part.images), part))
+        skipped += batch.missing
         progress(step + 1)
-    found, missing = _gather(torch.cat(rows), left_out, pipeline.num_samples)
+    gathered, missing = _gather(torch.cat(rows), skipped, pipeline.num_samples)
     if missing:
         if missing > pipeline.max_bad_images:
             raise too_many(
                 False, missing, f"exceed the {pipeline.max_bad_images} allowed, over all processes"
             )
-        log.warning("%d unreadable image(s) of %d were left out", missing, pipeline.num_samples)
-    return _evaluation(found, missing, num_classes, groups)
+        log.warning("%d unreadable image(s) of %d were skipped", missing, pipeline.num_samples)
+    return _evaluation(gathered, missing, num_classes, groups)

@@ -1,4 +1,4 @@
-"""Training metrics kept on the device between log points, in fixed point so that a resume changes no bit."""
+"""Mean training loss, summed on the device in fixed point so that resumed runs are bit-identical."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from dl2pa.training.distributed import World
 
 _ONE = 2.0**24
 _NEVER = 2**62
-_LARGEST = 2.0**24  # a finite loss beyond counts as this, so that 2^14 of them do not overflow
+_MAX_LOSS = 2.0**24  # larger finite losses are clamped, so that 2^14 of them do not overflow
 
 
 class TrainMeter:
-    """Mean loss since the last reading, and the first step whose loss was not finite."""
+    """Mean loss since the last reading, and the first step with a non-finite loss."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -28,35 +28,36 @@ class TrainMeter:
     def add(self, loss: Tensor, step: int) -> None:
         """Add one step's loss; no host sync."""
         finite = torch.isfinite(loss)
-        fixed = (torch.where(finite, loss, 0.0).double().clamp(-_LARGEST, _LARGEST) * _ONE).round().long()
+        fixed = (torch.where(finite, loss, 0.0).double().clamp(-_MAX_LOSS, _MAX_LOSS) * _ONE).round().long()
         self._sums += torch.stack([fixed, torch.ones_like(fixed)])
         bad = torch.where(finite, _NEVER, step)
         self._first_bad = torch.minimum(self._first_bad, bad)
 
     @torch.no_grad()
     def add_bad(self, bad: Tensor, step: int) -> None:
-        """Note a step at which something else than the loss was not finite; no host sync."""
+        """Record whether something other than the loss was not finite at a step; no host sync."""
         self._first_bad = torch.minimum(self._first_bad, torch.where(bad, step, _NEVER))
 
     def check(self, last_good: str, figures: Sequence[int] = ()) -> list[int]:
-        """Fail if any rank met a loss that is not finite; a collective and a host sync.
+        """Check that no rank had a non-finite loss; a collective and a host sync.
 
         Args:
-            figures: of this rank, as many on each: they travel with the question.
+            figures: integers of this rank, equally many on each, gathered in the same collective.
 
         Returns:
-            The largest of each figure over the ranks.
+            The maximum of each figure over the ranks.
 
         Raises:
-            TrainingFailure: naming the step, the rank and the last good checkpoint.
+            TrainingFailure: names the step, the rank and the last good checkpoint.
         """
-        told = torch.tensor(figures, dtype=torch.int64).to(self._first_bad.device)
-        mine = torch.cat([self._first_bad, told])
-        everyone = [mine]
+        local = torch.cat(
+            [self._first_bad, torch.tensor(figures, dtype=torch.int64).to(self._first_bad.device)]
+        )
+        gathered = [local]
         if self._world.size > 1:
-            everyone = [torch.empty_like(mine) for _ in range(self._world.size)]
-            dist.all_gather(everyone, mine)
-        rows = torch.stack(everyone).tolist()
+            gathered = [torch.empty_like(local) for _ in range(self._world.size)]
+            dist.all_gather(gathered, local)
+        rows = torch.stack(gathered).tolist()
         steps = [row[0] for row in rows]
         if min(steps) < _NEVER:
             rank = steps.index(min(steps))
@@ -68,16 +69,17 @@ class TrainMeter:
         return [max(column) for column in zip(*(row[1:] for row in rows), strict=True)]
 
     def gather(self) -> None:
-        """Sum the ranks' parts on every rank; a collective."""
+        """All-reduce the sums over the ranks; a collective."""
         if self._world.size > 1:
             dist.all_reduce(self._sums)
 
     def keep_on_rank_zero(self) -> None:
+        """Set the sums to zero on the other ranks, after ``gather``."""
         if not self._world.is_main:
             self._sums.zero_()
 
     def read(self) -> float:
-        """Mean loss over ranks and steps since the last reading, then start anew; a collective."""
+        """Mean loss over ranks and steps since the last reading; resets the sums; a collective."""
         self.gather()
         total, count = self._sums.tolist()
         self._sums.zero_()
@@ -88,5 +90,5 @@ class TrainMeter:
         return self._sums.tolist()
 
     def load(self, sums: list[int]) -> None:
-        """Rank 0 takes the sums, the others start from zero."""
+        """Restore the sums on rank 0; the other ranks start from zero."""
         self._sums.copy_(torch.tensor(sums if self._world.is_main else [0, 0]))

@@ -1,4 +1,4 @@
-"""Optimizer and learning rate; the rate is a function of the step, so there is no scheduler state to lose."""
+"""Optimizer and learning rate. The rate is a function of the step, so there is no scheduler state to save."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ from dl2pa.config.schema import OptimConfig
 
 
 def build_optimizer(module: nn.Module, config: OptimConfig, fused: bool) -> torch.optim.Optimizer:
-    """SGD or AdamW over the trainable parameters, weight decay on matrices and kernels only."""
+    """SGD or AdamW over the trainable parameters; weight decay applies to matrices and kernels only."""
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-    # Swin's table of relative position biases is a matrix by shape alone.
-    is_spared = [not config.decay_all and (p.ndim < 2 or "bias" in name) for name, p in named]
-    spared = [p for (_, p), spare in zip(named, is_spared, strict=True) if spare]
-    decayed = [p for (_, p), spare in zip(named, is_spared, strict=True) if not spare]
-    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": spared}]
-    hyper = group_settings(config)
-    for group, settings in zip(groups, hyper, strict=True):
+    # Swin's relative position bias table has the shape of a matrix, but is a bias.
+    no_decay_flags = [not config.decay_all and (p.ndim < 2 or "bias" in name) for name, p in named]
+    undecayed = [p for (_, p), skip in zip(named, no_decay_flags, strict=True) if skip]
+    decayed = [p for (_, p), skip in zip(named, no_decay_flags, strict=True) if not skip]
+    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": undecayed}]
+    for group, settings in zip(groups, group_settings(config), strict=True):
         group.update(settings)
     if config.name == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, fused=fused or None)
@@ -29,7 +28,7 @@ def build_optimizer(module: nn.Module, config: OptimConfig, fused: bool) -> torc
 
 
 def group_settings(config: OptimConfig) -> list[dict[str, object]]:
-    """Hyperparameters of the two groups: with weight decay, and without."""
+    """Hyperparameters of the two parameter groups: with and without weight decay."""
     common: dict[str, object] = (
         {"momentum": config.momentum, "nesterov": config.nesterov and config.momentum > 0}
         if config.name == "sgd"
@@ -39,13 +38,13 @@ def group_settings(config: OptimConfig) -> list[dict[str, object]]:
 
 
 def apply_settings(optimizer: torch.optim.Optimizer, config: OptimConfig) -> None:
-    """Put the configuration's hyperparameters back after a load, which brings those of the checkpoint."""
+    """Set the configured hyperparameters again after a load, which restores those of the checkpoint."""
     for group, settings in zip(optimizer.param_groups, group_settings(config), strict=True):
         group.update(settings)
 
 
 def learning_rate(config: OptimConfig, step: int, steps_per_epoch: int, epochs: int) -> float:
-    """Rate for global step `step` (0-based): linear warm-up, then cosine, steps or a constant."""
+    """Learning rate of a 0-based global step: linear warm-up, then cosine, step or constant schedule."""
     warmup = round(config.warmup_epochs * steps_per_epoch)
     if step < warmup:
         return config.lr * (config.warmup_start + (1.0 - config.warmup_start) * step / warmup)

@@ -1,4 +1,4 @@
-"""A look into some steps of a real run: where their time goes, as a trace and as a table."""
+"""Profile some steps of a run with torch.profiler: a trace and a table."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from dl2pa.training.distributed import World
 log = logging.getLogger(__name__)
 
 _SKIPPED = 10
-"""Steps of an attempt that are let pass first: libraries choose their kernels, memory settles."""
+"""Steps before profiling starts, in which libraries choose kernels and memory is allocated."""
 _ROWS = 40
 
 
 class StepProfile:
-    """Profiles `steps` steps of an attempt on rank 0, from its eleventh on; no-op where `steps` is 0.
+    """Profiles `steps` steps of an attempt on rank 0, from the eleventh on; does nothing if `steps` is 0.
 
-    `folder` then holds ``trace.json`` (chrome://tracing, Perfetto) and ``table.txt``. Whatever fails is said and
-    costs the run nothing.
+    Writes ``trace.json`` (for chrome://tracing or Perfetto) and ``table.txt`` to `folder`. A failure only logs a
+    warning.
     """
 
     def __init__(self, steps: int, folder: Path, world: World) -> None:
@@ -33,25 +33,25 @@ class StepProfile:
         self._profiler: Any = None
 
     def before_step(self) -> None:
-        """The next batch is about to be asked for."""
+        """Call before the next batch is requested."""
         if self._left == 0:
             return
         if self._left == self._steps:
             activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self._gpu else [])]
             self._profiler = profile(activities=activities, record_shapes=True)
-            self._attempt(self._profiler.start)
+            self._guard(self._profiler.start)
         self._left -= 1
 
     def after_step(self) -> list[Path]:
-        """A step is done; the files, once they are written."""
+        """Call after a step; returns the files if this was the last profiled step."""
         if self._left or self._profiler is None:
             return []
         return self.finish()
 
     def finish(self) -> list[Path]:
-        """End it early or in time, and write what was seen."""
+        """End profiling, also before all steps are done, and write the files."""
         profiler, self._profiler, self._left = self._profiler, None, 0
-        return [] if profiler is None else self._attempt(lambda: self._write(profiler)) or []
+        return [] if profiler is None else self._guard(lambda: self._write(profiler)) or []
 
     def _write(self, profiler: Any) -> list[Path]:
         if self._gpu:
@@ -66,10 +66,10 @@ class StepProfile:
         log.info("profile of %d steps: %s", self._steps, self._folder)
         return [trace, table]
 
-    def _attempt(self, act: Any) -> Any:
+    def _guard(self, action: Any) -> Any:
         try:
-            return act()
+            return action()
         except Exception as error:
-            log.warning("no profile (%s: %s); training goes on", type(error).__name__, error)
+            log.warning("no profile (%s: %s); training continues", type(error).__name__, error)
             self._profiler, self._left = None, 0
             return None

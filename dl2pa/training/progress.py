@@ -1,4 +1,4 @@
-"""Where a run is, and what it has measured: the part of its state that is plain numbers."""
+"""Position and history of a run: the part of its state that is plain numbers."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 
 @dataclass
 class Progress:
-    """Position and history.
+    """Position and history of a run.
 
     Attributes:
-        epoch, step: 0-based epoch and steps done in it.
-        global_step: steps done in all.
-        phase: `train`, or `evaluate` once the epoch's matching is done and its validation is not.
-        history: one entry a validation.
-        labels_moved: one number a matching.
-        best: highest top-1 so far and its global step.
-        bad_images: unreadable training images met so far on any rank, sorted.
+        epoch, step: 0-based epoch, and steps done in it.
+        global_step: steps done in the run.
+        phase: `train`, or `evaluate` between the epoch's assignment update and the end of its validation.
+        history: one entry per validation.
+        labels_moved: one number per assignment update.
+        best: highest top-1 accuracy so far and its global step.
+        bad_images: unreadable training images found so far on any rank, sorted.
     """
 
     epoch: int = 0
@@ -33,7 +33,7 @@ class Progress:
         return asdict(self)
 
     def record(self, entry: dict[str, Any]) -> bool:
-        """Add a validation; whether it is the best so far. A repeated one replaces its first version."""
+        """Add a validation; True if it is the best so far. An entry of the same step is replaced."""
         self.history = [h for h in self.history if h["step"] != entry["step"]]
         self.history.append(entry)
         if not self.best or entry["top1"] > self.best["top1"]:
@@ -47,7 +47,7 @@ class Progress:
         return bool(self.history) and self.history[-1]["step"] == self.global_step
 
     def over(self, epochs: int, max_steps: int | None) -> bool:
-        """Whether the run has reached its end, last validation included."""
+        """Whether the run has ended, including its last validation."""
         if self.phase != "train":
             return False
         at_limit = max_steps is not None and self.global_step >= max_steps

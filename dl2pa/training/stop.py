@@ -1,4 +1,4 @@
-"""Stopping on request: signals and a stop file set a flag, and all ranks agree on the step at which to stop."""
+"""Stop on request: signals and a stop file set a flag, and all ranks agree on the step at which to stop."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _FILE_POLL_S = 0.2
 
 
 class StopMonitor:
-    """Agreement on stopping without a host sync a step.
+    """Lets all ranks agree on stopping without a host sync per step.
 
-    The handler only sets a flag. ``poll`` starts an asynchronous all-reduce of the flags on the side group and
-    returns the outcome of the one started a step earlier: every rank sees the same answer at the same step.
+    The signal handler only sets a flag. ``poll`` starts an asynchronous all-reduce of the flags on the side group
+    and returns the result of the one started a step earlier, so that every rank gets the same answer.
     """
 
     def __init__(self, world: World, stop_file: Path) -> None:
@@ -39,7 +39,7 @@ class StopMonitor:
         self._watcher: threading.Thread | None = None
 
     def install(self) -> None:
-        """Take over the stop signals, then look for a stop file that came before."""
+        """Install the signal handlers and watch for the stop file."""
         for number in _SIGNALS:
             self._previous[number] = signal.signal(number, self._on_signal)
         if self._world.local_rank == 0:
@@ -48,11 +48,11 @@ class StopMonitor:
 
     @property
     def requested(self) -> bool:
-        """Whether this process was asked to stop (the others may not know yet)."""
+        """Whether this process was asked to stop; the other ranks may not have been."""
         return self._requested.is_set()
 
     def poll(self) -> bool:
-        """Whether all ranks have agreed to stop; a collective, called at the same points by every rank."""
+        """Whether all ranks have agreed to stop; a collective."""
         if self._agreed:
             return True
         if self._world.size == 1:
@@ -70,7 +70,7 @@ class StopMonitor:
         return self._agreed
 
     def close(self) -> None:
-        """Finish the agreement under way and give the signals back."""
+        """Wait for the pending all-reduce and restore the previous signal handlers."""
         if self._pending is not None:
             self._pending[0].wait()
             self._pending = None
@@ -81,10 +81,10 @@ class StopMonitor:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self._requested.is_set():
-            signal.signal(signal.SIGINT, signal.default_int_handler)  # a third Ctrl-C does not wait
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # the third Ctrl-C interrupts at once
         self._requested.set()
         with suppress(OSError):
-            self._stop_file.touch()  # whoever starts next sees that this run is leaving
+            self._stop_file.touch()  # a process that waits for this run directory sees that the run is stopping
 
     def _watch_file(self) -> None:
         while not self._closing.wait(_FILE_POLL_S if not self._requested.is_set() else 1.0):

@@ -1,10 +1,11 @@
-"""One optimization step, and everything that has to be the same for it on every rank and after every restart."""
+"""Model, optimizer and the other state of training, and one training step."""
 
 from __future__ import annotations
 
 import warnings
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
@@ -38,27 +39,27 @@ PARTS = tuple(
         "average",
     )
 )
-"""Ranges of a step in a profile; `data` is the loop's, `to_device` the pipeline's, `loss` lies within `forward`."""
+"""Profiler ranges of a step. The trainer records `data`, the pipeline `to_device`; `loss` is part of `forward`."""
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class TrainState:
-    """Model, optimizer, scaler and moving average, moved one step at a time.
+    """Model, optimizer, gradient scaler and moving average.
 
     Args:
-        trainee: the model on the host; it moves to the world's device.
-        steps_per_epoch: of the training pipeline.
+        model: the model on the host; it is moved to the world's device.
+        steps_per_epoch: steps per epoch of the training pipeline.
     """
 
     def __init__(self, config: Config, model: Model, world: World, steps_per_epoch: int) -> None:
         self._config = config
         self._world = world
         self._steps_per_epoch = steps_per_epoch
-        layout = config.train.channels_last
-        if layout is None:
-            layout = likes_channels_last(config.model.backbone)
-        self._format = torch.channels_last if layout else torch.contiguous_format
+        channels_last = config.train.channels_last
+        if channels_last is None:
+            channels_last = likes_channels_last(config.model.backbone)
+        self._format = torch.channels_last if channels_last else torch.contiguous_format
         self.model = model.to(world.device)
         self.model.embedder.to(memory_format=self._format)
         if config.train.sync_bn and world.size > 1:
@@ -73,22 +74,23 @@ class TrainState:
 
     @property
     def evaluated(self) -> Model:
-        """The model that validation and export see: the moving average where there is one."""
+        """The model for validation and export: the moving average if enabled."""
         return self.average.module if self.average is not None else self.model
 
     def wrap(self) -> None:
-        """Compile and hand to DDP; called once the state to start from is in place.
+        """Compile the model and wrap it with DDP; call once, after the state was loaded.
 
-        DDP lays its buckets out anew after the first backward pass, and the order of a sum over ranks follows
-        the layout: a discarded backward pass settles it before the first real step, in every attempt alike.
+        DDP rebuilds its buckets after the first backward pass, and the bucket layout determines the order of sums
+        over ranks. A discarded backward pass before the first step makes the layout equal in every attempt.
         """
         if self._config.train.compile:
             self.model.compile(mode=compile_mode(self._config.train.compile))
         if self._world.size > 1:
             names = [f"method.{name}" for name in self.model.method.unsynced_buffers()]
+            # torch has no public function that excludes single buffers from DDP.
             DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.model, names)  # pyright: ignore[reportPrivateUsage]
             with warnings.catch_warnings():
-                # From torch 2.15 on the option has another name; up to 2.14 only this one exists.
+                # torch 2.15 renames `broadcast_buffers`; earlier versions have only this name.
                 warnings.simplefilter("ignore", FutureWarning)
                 self._wrapped = DistributedDataParallel(
                     self.model,
@@ -96,10 +98,10 @@ class TrainState:
                     broadcast_buffers=False,
                     gradient_as_bucket_view=True,
                 )
-            self._settle_buckets()
+            self._build_buckets()
 
     def begin_epoch(self, epoch: int) -> None:
-        """Tell the method, and its averaged twin, which epoch begins."""
+        """Notify the method, and its averaged copy, of the epoch that begins."""
         self.model.method.begin_epoch(epoch)
         if self.average is not None:
             self.average.module.method.begin_epoch(epoch)
@@ -110,7 +112,7 @@ class TrainState:
         return learning_rate(optim, global_step, self._steps_per_epoch, epochs)
 
     def step(self, batch: Batch, global_step: int, want_norm: bool = False) -> Tensor | None:
-        """Learn from one batch; no host sync. Returns the gradient norm (a scalar tensor) where wanted."""
+        """Train on one batch without a host sync; returns the gradient norm (a scalar tensor) if computed."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate(global_step)
         if self._stochastic:
@@ -135,19 +137,19 @@ class TrainState:
         return norm
 
     def score(self, images: Tensor) -> Tensor:
-        """Logits of the evaluated model; the caller sets evaluation mode."""
+        """Logits [B, C] of the evaluated model; the caller sets evaluation mode."""
         with self._autocast():
             return self.evaluated.score(images.contiguous(memory_format=self._format))
 
     def rematch(self) -> Matching | None:
-        """Assign labels to prototypes anew; a collective."""
+        """Update the assignment of labels to prototypes; a collective."""
         result = self.model.method.rematch()
         if self.average is not None:
             self.average.copy_buffers(self.model)
         return result
 
     def sync_buffers(self) -> None:
-        """Give every rank rank 0's BatchNorm statistics; a collective, before validation and saving."""
+        """Broadcast rank 0's BatchNorm statistics, before validation and saving; a collective."""
         if self._world.size > 1:
             for buffer in embedder_buffers(self.model):
                 dist.broadcast(buffer, src=0)
@@ -155,44 +157,42 @@ class TrainState:
             self.average.copy_buffers(self.model)
 
     def check_finite(self, step: int, last_good: str) -> None:
-        """Fail if the loss or the weights are not finite: nothing of that may be saved or validated; a collective.
+        """Check that loss and weights are finite, before validation and saving; a collective.
 
         Raises:
-            TrainingFailure: naming the step, the rank and the last good checkpoint.
+            TrainingFailure: names the step, the rank and the last good checkpoint.
         """
         norm = nn.utils.get_total_norm([p.detach() for p in self.model.parameters()])
         self.meter.add_bad(~torch.isfinite(norm), step)
         self.meter.check(last_good)
 
     def state(self) -> dict[str, Any]:
-        """Everything a later step depends on, independent of the world size; a collective."""
+        """State dict on rank 0, independent of the world size; empty on other ranks; a collective."""
         self.sync_buffers()
         self.model.method.gather_state()
         self.meter.gather()
-        state = {
+        if not self._world.is_main:
+            return {}
+        return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "average": self.average.state_dict() if self.average is not None else None,
             "meter": self.meter.state(),
         }
-        if not self._world.is_main:
-            state = {}
-        # On the host rank 0's copy is taken by the store before training goes on.
-        return state
 
     def release_gathered(self) -> None:
-        """After the state was copied: parts gathered on every rank stay with rank 0 alone."""
+        """Keep the gathered sums on rank 0 only; call after the state was copied."""
         self.model.method.keep_on_rank_zero()
         self.meter.keep_on_rank_zero()
 
     def load(self, state: dict[str, Any]) -> None:
-        """Restore what ``state`` returned; hyperparameters stay the configuration's."""
+        """Restore a state dict; hyperparameters are taken from the configuration."""
         self.model.load_state_dict(state["model"])
         fused = [group.get("fused") for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
         for group, value in zip(self.optimizer.param_groups, fused, strict=True):
-            group["fused"] = value  # what this device can do, not the one the checkpoint comes from
+            group["fused"] = value  # depends on this device, not on the checkpoint's
         apply_settings(self.optimizer, self._config.optim)
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
@@ -210,7 +210,7 @@ class TrainState:
         draw = draw_mix(
             train.seed,
             global_step,
-            _positions(start, local),
+            start + np.arange(local, dtype=np.int64),
             train.batch_size // self._config.virtual_shards,
             train.mixup,
             train.cutmix,
@@ -240,10 +240,10 @@ class TrainState:
         key = random_bits(self._config.train.seed, Stream.STEP_SEED, global_step, self._world.rank)
         return int(key) >> 1
 
-    def _settle_buckets(self) -> None:
-        saved = [
-            (b, b.clone()) for b in self.model.embedder.buffers()
-        ]  # a method changes its own in `observe`
+    def _build_buckets(self) -> None:
+        """Run a forward and backward pass on noise and discard the gradients and buffer updates."""
+        # Methods change their buffers in `observe` only.
+        saved = [(b, b.clone()) for b in self.model.embedder.buffers()]
         local = self._config.train.batch_size // self._world.size
         side = self._config.data.image_size
         torch.manual_seed(self._config.train.seed)
@@ -262,20 +262,14 @@ class TrainState:
 
 
 def compile_mode(choice: bool | str) -> str | None:
-    """`train.compile` in torch.compile's words: `graphs` replays the kernels of a pass as one CUDA graph."""
+    """torch.compile mode for `train.compile`; `graphs` replays the kernels of a pass as one CUDA graph."""
     return "reduce-overhead" if choice == "graphs" else None
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """Mixed precision as `train.precision` names it; fp32 leaves it off."""
+    """Autocast context for `train.precision`; disabled for fp32."""
     dtype = _DTYPES.get(precision)
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
-
-
-def _positions(start: int, count: int) -> Any:
-    import numpy as np
-
-    return start + np.arange(count, dtype=np.int64)
 
 
 def _draws_random_numbers(module: nn.Module) -> bool:

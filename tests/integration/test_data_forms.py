@@ -90,7 +90,7 @@ def test_unreadable_validation_images_need_a_limit(
     assert "data.max_bad_val_fraction" in refused.result["error"]["remedy"]
     finished = train(1, "two", changes).finish("data.max_bad_val_fraction=0.03")
     assert (finished.result["num_validated"], finished.result["num_missing"]) == (88, 2)
-    assert "(2 unreadable left out)" in finished.error
+    assert "(2 unreadable images skipped)" in finished.error
 
 
 def test_damaged_files_and_a_read_only_root_are_reported(digits: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from dl2pa.training.embedding import judge
+from dl2pa.training.embedding import measure_quality
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def halves() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
 
 def test_against_loops(halves: tuple[torch.Tensor, ...]) -> None:
     reference, of_reference, features, labels = halves
-    found = judge(reference, of_reference, features, labels, 5)
+    found = measure_quality(reference, of_reference, features, labels, 5)
     hits = mean_hits = 0
     means = [reference[of_reference == c].mean(dim=0) for c in range(4)]
     for row, label in zip(features, labels, strict=True):
@@ -49,6 +49,6 @@ def test_against_loops(halves: tuple[torch.Tensor, ...]) -> None:
 
 def test_fewer_references_than_neighbors() -> None:
     features = torch.eye(3)
-    found = judge(features, torch.arange(3), features, torch.arange(3), 3)
+    found = measure_quality(features, torch.arange(3), features, torch.arange(3), 3)
     assert (found.knn_top1, found.class_mean_top1, found.compactness) == (100, 100, 1)
     assert (found.mean_class_cosine, found.largest_class_cosine) == (0, 0)

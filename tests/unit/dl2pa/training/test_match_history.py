@@ -99,4 +99,4 @@ def test_a_place_that_cannot_be_written_is_said_once(
     log.add(10, 1.0, matching())
     log.add(20, 2.0, matching())
     assert len(caplog.records) == 1
-    assert "matchings go unrecorded" in caplog.text
+    assert "assignment updates are not recorded" in caplog.text

@@ -21,6 +21,12 @@ COMMAND_START = "DL2PA_COMMAND_AT"
 SUPERVISED = "DL2PA_SUPERVISED"
 """Set by the SLURM batch script, which restarts and requeues the training."""
 
+HEAD = "DL2PA_HEAD"
+"""Address of the first node of a SLURM job, where the ranks meet; set by the batch script or the user."""
+
+PORT = "DL2PA_PORT"
+"""Port at which the ranks of a SLURM job meet; set by the batch script."""
+
 TRACKING_URI = "MLFLOW_TRACKING_URI"
 """MLflow's own variable for the tracking server."""
 

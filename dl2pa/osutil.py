@@ -15,6 +15,7 @@ from typing import IO, Any
 from dl2pa.redaction import redact_tree
 
 _PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None)  # loaded here because a forked child must not load libraries
 
 
 def usable_cores() -> int:
@@ -23,8 +24,8 @@ def usable_cores() -> int:
 
 
 def set_parent_death_signal(signal_number: int) -> None:
-    """Ask Linux to send this process a signal when its parent ends."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal_number)
+    """Ask Linux to send this process a signal when its parent ends; usable between fork and exec."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal_number)
 
 
 def process_runs(pid: int) -> bool:
@@ -72,18 +73,25 @@ def replacing(path: Path) -> Generator[Path]:
         raise
 
 
-def write_atomically(path: Path, text: str, *, private: bool = False) -> None:
-    """Replace a text file so that a reader sees the old text or the new text, also after a power failure.
+def write_atomically(path: Path, text: str, *, private: bool = False, durable: bool = True) -> None:
+    """Replace a text file so that a reader sees the old text or the new text.
 
     Args:
         private: only the owner may read the file.
+        durable: wait for the disk, so that this also holds after a power failure.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-    with open_private(temporary, "w") if private else temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with open_private(temporary, "w") if private else temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: Path, content: Any, *, indent: int | None = None) -> None:

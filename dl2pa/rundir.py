@@ -71,7 +71,10 @@ class RunDirectory:
         self.owner_lock = root / "owner.lock"
         self.events = root / "events"
         self.spool = self.events / "events.jsonl"
+        self.identity = self.events / "run.json"
         self.sync_state = self.events / "mlflow.json"
+        self.sync_lock = self.events / "mlflow.json.lock"
+        self.mlflow_model = self.events / "mlflow-model"
         self.submission = root / "slurm"
         self.job = self.submission / "job.json"
         self.submitted_config = self.submission / "config.yaml"
@@ -154,6 +157,10 @@ class RunDirectory:
     def checkpoint_model(self, which: str) -> Path:
         """Model file written from the `latest` or `best` checkpoint."""
         return self.root / f"model-{which}.safetensors"
+
+    def node_metrics(self, node: int | str) -> Path:
+        """System metrics of a node other than the first; `*` gives the pattern of all of them."""
+        return self.events / f"system-{node}.jsonl"
 
     def rank_log(self, rank: int) -> Path:
         """Log of one training process."""

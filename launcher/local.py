@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import json
 import os
@@ -15,10 +14,9 @@ from pathlib import Path
 from types import FrameType
 
 from dl2pa import envvars
-from dl2pa.osutil import usable_cores
+from dl2pa.osutil import set_parent_death_signal, usable_cores
 from launcher.node import Node, listen_again
 
-_PR_SET_PDEATHSIG = 1
 _IMPATIENT = 3
 """Ctrl-C so often does not wait for a save."""
 _STOP_SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
@@ -89,11 +87,7 @@ def _run_agent(command: list[str], env: Mapping[str, str], stop_file: Path) -> i
     previous = {number: signal.signal(number, on_signal) for number in _STOP_SIGNALS}
     listen_again()
     try:
-        process = subprocess.Popen(
-            command,
-            env=env,
-            preexec_fn=_prepare_child(os.getpid()),
-        )
+        process = subprocess.Popen(command, env=env, preexec_fn=_prepare_child(os.getpid()))
         return process.wait()
     finally:
         if process is not None and process.poll() is None:
@@ -104,10 +98,8 @@ def _run_agent(command: list[str], env: Mapping[str, str], stop_file: Path) -> i
 
 
 def _prepare_child(parent: int) -> Callable[[], None]:
-    libc = ctypes.CDLL(None)
-
     def prepare() -> None:
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        set_parent_death_signal(signal.SIGKILL)
         if os.getppid() != parent:
             os._exit(1)
         for number in _STOP_SIGNALS:

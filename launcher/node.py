@@ -15,8 +15,6 @@ from typing import NoReturn
 from dl2pa import envvars
 from dl2pa.errors import UserError
 
-SUPERVISED = "DL2PA_SUPERVISED"
-"""Environment variable: the batch shell decides what follows, and reads it from the run directory."""
 _STOP_SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
 _SIOCGIFADDR = 0x8915
 _PORTS = (10000, 30000)
@@ -53,8 +51,8 @@ def this_node(env: Mapping[str, str] = os.environ) -> Node:
         raise UserError("srun --ntasks", tasks, message, "Use srun --ntasks-per-node=1.")
     job = int(env["SLURM_JOB_ID"])
     attempt = int(env.get("SLURM_RESTART_COUNT", "0"))
-    head = env.get("DL2PA_HEAD") or _first_host(env)
-    port = int(env.get("DL2PA_PORT") or _PORTS[0] + (job * 13 + attempt * 211) % (_PORTS[1] - _PORTS[0]))
+    head = env.get(envvars.HEAD) or _first_host(env)
+    port = int(env.get(envvars.PORT) or _PORTS[0] + (job * 13 + attempt * 211) % (_PORTS[1] - _PORTS[0]))
     _check_resolves(head)
     return Node(int(env.get("SLURM_NODEID", "0")), count, head, port, f"{job}.{attempt}")
 
@@ -102,7 +100,7 @@ def _first_host(env: Mapping[str, str]) -> str:
     from submitit.slurm.slurm import SlurmJobEnvironment
 
     names = SlurmJobEnvironment().hostnames
-    return names[0] if names else env.get("SLURMD_NODENAME", socket.gethostname())
+    return names[0] if names else env.get(envvars.NODE_NAME, socket.gethostname())
 
 
 def _check_resolves(host: str) -> None:
@@ -111,5 +109,5 @@ def _check_resolves(host: str) -> None:
     except OSError as error:
         here = os.environ.get(envvars.NODE_NAME, socket.gethostname())
         message = f"the first node's name does not resolve on {here} ({error.strerror})"
-        remedy = "Ask the cluster for name resolution between nodes, or set DL2PA_HEAD to its address."
+        remedy = f"Ask the cluster for name resolution between nodes, or set {envvars.HEAD} to its address."
         raise UserError("node name", host, message, remedy) from None

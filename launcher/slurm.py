@@ -14,10 +14,11 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from dl2pa import envvars
 from dl2pa.errors import UserError
 from launcher.containers import Container
 from launcher.jobs import COMMENT, states
-from launcher.node import SUPERVISED, run_task
+from launcher.node import run_task
 
 SUPERVISE = Path(__file__).with_name("supervise.sh")
 _TIME = re.compile(r"(?:(\d{1,6})-)?(\d{1,9})(?::(\d{1,6}))?(?::(\d{1,6}))?")
@@ -220,10 +221,8 @@ def log_of(job_id: str, folder: Path) -> Path:
 def _own_environment() -> Generator[None]:
     """Without variables that sbatch would prefer to the script, or hand on from the job this may run in."""
     foreign: tuple[str, ...] = ("SLURM_", "SBATCH_", "SRUN_", "SALLOC_")
-    if (
-        SUPERVISED in os.environ
-    ):  # set by supervise.sh for that job; elsewhere the user may have set DL2PA_HEAD
-        foreign += (SUPERVISED, "DL2PA_LAUNCHED", "DL2PA_HEAD", "DL2PA_PORT")
+    if envvars.SUPERVISED in os.environ:  # otherwise it was the user who set DL2PA_HEAD
+        foreign += (envvars.SUPERVISED, envvars.LAUNCH, envvars.HEAD, envvars.PORT)
     inherited = {k: v for k, v in os.environ.items() if k.startswith(foreign) and k != "SLURM_CONF"}
     for name in inherited:
         del os.environ[name]

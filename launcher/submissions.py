@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from dl2pa.errors import UserError
-from dl2pa.redaction import redact_tree
+from dl2pa.osutil import read_json, write_json
+from dl2pa.rundir import RunDirectory
 
-JOB_FILE = "slurm/job.json"
-"""In a run directory: its last submission."""
+JOB_FILE = str(RunDirectory(Path()).job)
+"""A run's last submission, relative to the run directory."""
 _NUMBER = re.compile(r"\d+(_\d+)?")
 
 
@@ -42,11 +43,8 @@ class Submission:
 
 def read(run_dir: Path) -> Submission | None:
     """The run's last submission; None where there was none, or its note is damaged."""
-    try:
-        value = json.loads((run_dir / JOB_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    if not isinstance(value, dict) or not isinstance(value.get("job_id"), str):
+    value = read_json(RunDirectory(run_dir).job)
+    if not isinstance(value.get("job_id"), str):
         return None
     texts = {k: v for k in ("log", "name", "cwd") if isinstance(v := value.get(k), str)}
     request = value.get("request")
@@ -66,7 +64,7 @@ def write(submission: Submission, **more: Any) -> None:
     Args:
         more: what else is worth knowing of it.
     """
-    path = submission.run_dir / JOB_FILE
+    path = RunDirectory(submission.run_dir).job
     path.parent.mkdir(parents=True, exist_ok=True)
     fields = {
         "job_id": submission.job_id,
@@ -78,9 +76,7 @@ def write(submission: Submission, **more: Any) -> None:
         "submitted": time.time(),
         **more,
     }
-    aside = path.with_suffix(f".{os.getpid()}")
-    aside.write_text(json.dumps(redact_tree(fields), indent=1) + "\n", encoding="utf-8")
-    aside.replace(path)
+    write_json(path, fields, indent=1)
     line = json.dumps({"job_id": submission.job_id, "run_dir": str(submission.run_dir)})
     try:
         _list_file().parent.mkdir(parents=True, exist_ok=True)

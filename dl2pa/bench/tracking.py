@@ -16,9 +16,9 @@ from typing import Any
 
 from dl2pa.config import parse_config
 from dl2pa.model.model import build_model, init_prototypes
+from dl2pa.rundir import RunDirectory
 from dl2pa.tracking import Tracker, local_uri
 from dl2pa.tracking.local import LocalServer, free_port
-from dl2pa.tracking.spool import events_file
 from dl2pa.training.data import build_train_pipeline, open_data
 from dl2pa.training.distributed import World
 from dl2pa.training.train_state import TrainState
@@ -186,7 +186,7 @@ def _volume(server: LocalServer, folder: Path, points: int, runs: int) -> dict[s
         "delivered_s": max(sent),
         "points_per_s": runs * points / max(sent),
         "runs_left": left,
-        "spool_mib": sum(events_file(folder / f"run-{n}").stat().st_size for n in range(runs)) / 2**20,
+        "spool_mib": sum(RunDirectory(folder / f"run-{n}").spool.stat().st_size for n in range(runs)) / 2**20,
         "database_mib": sum(p.stat().st_size for p in (folder / "store").glob("mlflow.db*")) / 2**20,
         "memory_grown_mib": after - before,
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,

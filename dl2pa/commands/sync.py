@@ -13,8 +13,8 @@ from dl2pa.errors import EXIT_DONE, EXIT_FAILURE, UserError
 
 def run(args: argparse.Namespace) -> int:
     from dl2pa.reporting.runs import find_runs
+    from dl2pa.rundir import RunDirectory
     from dl2pa.tracking import check_uri
-    from dl2pa.tracking.spool import events_file
 
     if args.uri is not None:
         check_uri("--uri", args.uri)
@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
     if args.all is not None:
         named = {path.resolve() for path in paths}
         found = [path for path in find_runs([], args.all) if path.resolve() not in named]
-        paths += [path for path in found if events_file(path).exists()]
+        paths += [path for path in found if RunDirectory(path).spool.exists()]
     told = [_sync(path, args.uri, keep_going=args.all is not None) for path in paths]
     failed = [fields for fields in told if fields.get("error")]
     if args.json and (len(told) > 1 or args.all is not None):

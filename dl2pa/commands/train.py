@@ -25,7 +25,7 @@ from dl2pa.config import Config, fingerprint, load_config, merge, parse_config
 from dl2pa.container import in_container
 from dl2pa.errors import EXIT_DONE, EXIT_FAILURE, EXIT_STOPPED, EXIT_USER_ERROR, TrainingFailure, UserError
 from dl2pa.process import die_with_parent, inside_torchrun, note_command
-from launcher.node import SUPERVISED, Node, listen_again, this_node
+from launcher.node import Node, listen_again, this_node
 
 if TYPE_CHECKING:
     from dl2pa.rundir import RunDirectory
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
             _leave_at_once(code)
         return EXIT_DONE if code == EXIT_STOPPED else code
     note_command()
-    if not os.environ.get(SUPERVISED):
+    if not os.environ.get(envvars.SUPERVISED):
         return _run_here(args, *_plan(args))
     try:
         code = _run_here(args, *_plan(args))
@@ -128,7 +128,7 @@ def _launch(args: argparse.Namespace, config: Config, run_dir: Path, name: str, 
     from dl2pa.rundir import RunDirectory
 
     world_size = node.count * config.launch.nproc
-    supervised = bool(os.environ.get(SUPERVISED))
+    supervised = bool(os.environ.get(envvars.SUPERVISED))
     data = None
     RunDirectory(run_dir).check_place()
     _check_scratch()

@@ -24,7 +24,7 @@ from dl2pa.reporting.runs import CHANGED_TAG
 from dl2pa.reporting.samples import select_samples
 from dl2pa.reporting.summary import summary_page
 from dl2pa.rundir import RunDirectory
-from dl2pa.tracking.spool import events_file, read_events
+from dl2pa.tracking.spool import read_events
 from dl2pa.training.data import DataSplits, build_transforms
 from dl2pa.training.evaluate import BINS, Predictions
 from pipelines.build import Dataset, SyntheticDataset, build_pipeline, num_samples
@@ -189,7 +189,7 @@ def _read_spool(root: Path) -> tuple[dict[str, list[tuple[float, float]]], float
     points: dict[str, list[tuple[float, float]]] = {}
     changed: set[str] = set()
     started = math.inf
-    for event, _ in read_events(events_file(root)):
+    for event, _ in read_events(RunDirectory(root).spool):
         if event is None:
             continue
         started = min(started, event["t"] / 1000.0)

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dl2pa.redaction import redact
-from dl2pa.tracking.files import exclusive
+from dl2pa.rundir import RunDirectory
+from dl2pa.tracking.filelock import exclusive_lock
 from dl2pa.tracking.server import MAX_METRICS, Point, Server
-from dl2pa.tracking.spool import Entry, Event, Identity, events_file, load_identity, parse_line, read_events
-from dl2pa.tracking.sync_state import SyncState, load_sync_state, notes_file, save_sync_state
+from dl2pa.tracking.spool import Entry, Event, Identity, load_identity, parse_line, read_events
+from dl2pa.tracking.sync_state import SyncState, load_sync_state, save_sync_state
 
 _log = logging.getLogger(__name__)
 _MIN_METRICS = 50
@@ -46,6 +47,7 @@ class Delivery:
         self, run_dir: Path, uri: str, experiment: str | None = None, *, trusted: bool = True
     ) -> None:
         self.run_dir = run_dir
+        self._spool = RunDirectory(run_dir).spool
         self.uri = uri
         self.identity: Identity | None = None
         """The run's, where the disk may not have taken it."""
@@ -82,7 +84,7 @@ class Delivery:
 
     def left(self) -> int:
         """Events the server does not have."""
-        spooled = count_events(events_file(self.run_dir), self._state.cursor)
+        spooled = count_events(self._spool, self._state.cursor)
         return spooled + len(self._state.pending_artifacts) + len(self.unspooled)
 
     def send(self, *, with_pending: bool, halt: Callable[[], bool] = lambda: False) -> None:
@@ -99,7 +101,7 @@ class Delivery:
         """
         if self.is_done(with_pending=with_pending):
             return
-        with exclusive(notes_file(self.run_dir).with_name("mlflow.json.lock")):
+        with exclusive_lock(RunDirectory(self.run_dir).sync_lock):
             try:
                 self._send(self._connect(), with_pending, halt)
             except Exception as error:
@@ -128,7 +130,7 @@ class Delivery:
 
     def _spool_size(self) -> int:
         try:
-            return events_file(self.run_dir).stat().st_size
+            return self._spool.stat().st_size
         except OSError:
             return 0
 
@@ -142,8 +144,7 @@ class Delivery:
         state = self._state
         if with_pending:
             self._retry_owed(server)
-        spool = events_file(self.run_dir)
-        while not halt() and (batch := next(read_batches(spool, state.cursor, self._limit), None)):
+        while not halt() and (batch := next(read_batches(self._spool, state.cursor, self._limit), None)):
             self._make_durable(batch.end)
             if not self._send_batch(server, batch):
                 state.pending_artifacts.append(batch.start)
@@ -177,7 +178,7 @@ class Delivery:
         if end <= self._durable:
             return
         size = self._spool_size()
-        with contextlib.suppress(OSError), events_file(self.run_dir).open("rb") as file:
+        with contextlib.suppress(OSError), self._spool.open("rb") as file:
             os.fdatasync(file.fileno())
         self._durable = size
 
@@ -227,7 +228,7 @@ class Delivery:
     def _retry_owed(self, server: Server) -> None:
         state = self._state
         for offset in list(state.pending_artifacts):
-            entry = next(read_events(events_file(self.run_dir), offset), None)
+            entry = next(read_events(self._spool, offset), None)
             if entry is None or entry.event is None or self._send_event(server, entry.event):
                 state.pending_artifacts.remove(offset)
                 state.refused += server.take_refused()

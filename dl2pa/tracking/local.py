@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
+import functools
 import os
 import signal
 import socket
@@ -15,9 +15,10 @@ import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
+from dl2pa import envvars
+from dl2pa.osutil import set_parent_death_signal
 from dl2pa.redaction import redact
 
-_PR_SET_PDEATHSIG = 1
 _START_SECONDS = 120
 _STOP_SECONDS = 10
 
@@ -52,18 +53,8 @@ class LocalServer:
         allowed = dict.fromkeys([*own, *(form for name in names for form in (name, f"{name}:*"))])
         self._log = log
         self._command = [
-            *(
-                sys.executable,
-                "-m",
-                "mlflow",
-                "server",
-                "--host",
-                host,
-                "--port",
-                str(port),
-                "--workers",
-                "1",
-            ),
+            *(sys.executable, "-m", "mlflow", "server"),
+            *("--host", host, "--port", str(port), "--workers", "1"),
             *("--artifacts-destination", str(artifacts)),
             *("--allowed-hosts", ",".join(allowed)),
             *("--cors-allowed-origins", ",".join(f"http://{name}" for name in allowed)),
@@ -74,7 +65,7 @@ class LocalServer:
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             "MLFLOW_DISABLE_TELEMETRY": "true",
         }
-        self._environment.pop("MLFLOW_TRACKING_URI", None)
+        self._environment.pop(envvars.TRACKING_URI, None)
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -91,7 +82,7 @@ class LocalServer:
                 stderr=log,
                 env=self._environment,
                 start_new_session=True,
-                preexec_fn=_die_with_parent,
+                preexec_fn=functools.partial(set_parent_death_signal, signal.SIGTERM),
             )
         deadline = time.monotonic() + _START_SECONDS
         while not self._answers():
@@ -132,7 +123,3 @@ class LocalServer:
         lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
         said = [line.strip() for line in lines if line.strip()]
         return redact(" ".join(said[-3:]))[-500:] or "it said nothing"
-
-
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -11,8 +11,9 @@ from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
+from dl2pa.rundir import RunDirectory
 from dl2pa.tracking.imports import importing
-from dl2pa.tracking.spool import Event, events_folder
+from dl2pa.tracking.spool import Event
 
 DIGEST_TAG = "dl2pa.sha256"
 MODEL_NAME = "model"
@@ -142,7 +143,7 @@ def _create(client: Any, experiment: str, run_id: str, event: Event) -> Any:
 @contextlib.contextmanager
 def _scratch(run_dir: Path) -> Generator[Path]:
     """A folder that does not exist yet, in the run directory, and is gone afterward, also after a kill."""
-    place = events_folder(run_dir) / "mlflow-model"
+    place = RunDirectory(run_dir).mlflow_model
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir()
     try:

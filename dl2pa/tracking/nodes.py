@@ -17,7 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from dl2pa.tracking.spool import events_folder, now_ms, read_events
+from dl2pa.rundir import RunDirectory
+from dl2pa.tracking.spool import now_ms, read_events
 
 log = logging.getLogger(__name__)
 
@@ -33,21 +34,16 @@ class Write(Protocol):
     def __call__(self, step: int, values: Mapping[str, Any], time_ms: int) -> None: ...
 
 
-def node_file(run_dir: Path, node: int) -> Path:
-    """Where a node other than the first leaves its points."""
-    return events_folder(run_dir) / f"system-{node}.jsonl"
-
-
 class OtherNodes:
     """Takes over what other nodes have left, each line once."""
 
     def __init__(self, run_dir: Path) -> None:
-        self._folder = events_folder(run_dir)
+        self._pattern = RunDirectory(run_dir).node_metrics("*")
         self._offsets: dict[Path, int] = {}
 
     def collect(self, write: Write) -> None:
         """Hand on the lines that are new since the last call."""
-        for path in sorted(self._folder.glob("system-*.jsonl")):
+        for path in sorted(self._pattern.parent.glob(self._pattern.name)):
             for event, end in read_events(path, self._offsets.get(path, 0)):
                 self._offsets[path] = end
                 if event is not None and event["e"] == "metrics":
@@ -58,7 +54,7 @@ class NodeFile:
     """Appends one node's points; a disk that refuses them is said once."""
 
     def __init__(self, run_dir: Path, node: int, attempt: int) -> None:
-        self._path = node_file(run_dir, node)
+        self._path = RunDirectory(run_dir).node_metrics(node)
         self._attempt = attempt
         self._refused = False
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from dl2pa.errors import UserError
 from dl2pa.redaction import redact
-from dl2pa.tracking.files import exclusive
+from dl2pa.rundir import RunDirectory
+from dl2pa.tracking.filelock import exclusive_lock
 from dl2pa.tracking.model import log_model
 from dl2pa.tracking.server import connect
-from dl2pa.tracking.sync_state import notes_file
 
 _NO_REGISTRY = ("ENDPOINT_NOT_FOUND", "FEATURE_DISABLED", "NOT_IMPLEMENTED")
 _MOST = 255
@@ -67,7 +67,7 @@ def register_model(
     check_names(name, aliases)
     client, error_class = connect(uri)
     try:
-        with exclusive(notes_file(run_dir).with_name("mlflow.json.lock")):  # as whoever sends the spool
+        with exclusive_lock(RunDirectory(run_dir).sync_lock):  # as whoever sends the spool
             model_id = log_model(client, run_id, run_dir, dict(model))
         return _register(client, error_class, run_id, model_id, name, aliases)
     except Exception as error:  # whatever MLflow and its transports raise

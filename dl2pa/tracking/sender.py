@@ -8,7 +8,7 @@ import threading
 
 from dl2pa.redaction import redact
 from dl2pa.tracking.delivery import Delivery
-from dl2pa.tracking.files import Busy
+from dl2pa.tracking.filelock import Busy
 from dl2pa.tracking.server import RunDeleted
 
 _log = logging.getLogger(__name__)

@@ -23,7 +23,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dl2pa.tracking.files import read_json, write_json
+from dl2pa.osutil import read_json, write_atomically
+from dl2pa.rundir import RunDirectory
 from dl2pa.tracking.sanitize import clean_name, clean_params, clean_tags, encode_number
 
 Event = dict[str, Any]
@@ -51,16 +52,6 @@ _FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "end": {"status": str},
 }
 """What each kind of event must have, as JSON gives it; an event without is a damaged line."""
-
-
-def events_folder(run_dir: Path) -> Path:
-    """The folder of a run's spool and of what its sender noted."""
-    return run_dir / "events"
-
-
-def events_file(run_dir: Path) -> Path:
-    """The spool itself."""
-    return events_folder(run_dir) / "events.jsonl"
 
 
 def now_ms() -> int:
@@ -124,10 +115,11 @@ class Identity:
 
 def load_identity(run_dir: Path) -> Identity | None:
     """The identity of the run in ``run_dir``: from ``run.json``, or from the spool should that be damaged."""
-    content = read_json(events_folder(run_dir) / "run.json")
-    if content is None:
-        starts = (e.event for e in read_events(events_file(run_dir)) if e.event and e.event["e"] == "start")
-        content = next((start.get("run") for start in starts), None)
+    run = RunDirectory(run_dir)
+    content = read_json(run.identity)
+    if not content:
+        starts = (e.event for e in read_events(run.spool) if e.event and e.event["e"] == "start")
+        content = next((start["run"] for start in starts), {})
     try:
         identity = Identity(**content) if content else None
     except TypeError:
@@ -144,11 +136,11 @@ def ensure_identity(run_dir: Path, experiment: str, run_name: str) -> Identity:
     A disk that refuses it is no obstacle: each attempt's start event carries it too.
     """
     identity = load_identity(run_dir) or Identity(uuid.uuid4().hex, experiment, run_name, now_ms())
-    file = events_folder(run_dir) / "run.json"
-    if read_json(file) is None:
+    file = RunDirectory(run_dir).identity
+    if not read_json(file):
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            write_json(file, asdict(identity), durable=True)
+            write_atomically(file, json.dumps(asdict(identity)))
         except OSError as error:
             _log.warning("could not write %s: %s", file, error)
     return identity
@@ -186,7 +178,7 @@ class Spool:
     """
 
     def __init__(self, run_dir: Path, attempt: int) -> None:
-        self.path = events_file(run_dir)
+        self.path = RunDirectory(run_dir).spool
         self.attempt = attempt
         self.dropped = 0
         self._lock = threading.Lock()

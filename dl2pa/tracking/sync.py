@@ -11,12 +11,13 @@ from pathlib import Path
 from dl2pa import envvars
 from dl2pa.errors import UserError
 from dl2pa.redaction import has_hidden_credentials, redact
+from dl2pa.rundir import RunDirectory
 from dl2pa.tracking.delivery import Delivery, count_events
-from dl2pa.tracking.files import Busy, exclusive
+from dl2pa.tracking.filelock import Busy, exclusive_lock
 from dl2pa.tracking.nodes import OtherNodes
 from dl2pa.tracking.server import RunDeleted, set_client_defaults, sqlite_file
-from dl2pa.tracking.spool import Spool, events_file, load_identity
-from dl2pa.tracking.sync_state import last_server, notes_file
+from dl2pa.tracking.spool import Spool, load_identity
+from dl2pa.tracking.sync_state import last_server
 
 _log = logging.getLogger(__name__)
 
@@ -76,7 +77,7 @@ def sync(
     Raises:
         UserError: the folder holds no spool, or no server is known.
     """
-    spool = events_file(run_dir)
+    spool = RunDirectory(run_dir).spool
     if not spool.exists():
         raise UserError(
             "run", str(run_dir), "holds no tracking events", "Name a run directory of dl2pa train."
@@ -126,7 +127,7 @@ def close_killed(run_dir: Path) -> bool:
     Only for a run that is known to be dead. A later attempt reopens it.
     """
     try:
-        with exclusive(notes_file(run_dir).with_name("mlflow.json.lock")):
+        with exclusive_lock(RunDirectory(run_dir).sync_lock):
             spool = Spool(run_dir, 0)
             attempt = spool.unended()
             if attempt is not None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dl2pa.osutil import read_json, write_atomically
 from dl2pa.redaction import redact
-from dl2pa.tracking.files import read_json, write_json
-from dl2pa.tracking.spool import events_folder
+from dl2pa.rundir import RunDirectory
 
 _log = logging.getLogger(__name__)
 
@@ -27,11 +28,6 @@ class SyncState:
     """Entries the server will never take; left out."""
 
 
-def notes_file(run_dir: Path) -> Path:
-    """``RUN/events/mlflow.json``."""
-    return events_folder(run_dir) / "mlflow.json"
-
-
 def load_sync_state(run_dir: Path, uri: str) -> SyncState:
     """What was noted for the server ``uri``; an empty note where there is none."""
     try:
@@ -43,8 +39,9 @@ def load_sync_state(run_dir: Path, uri: str) -> SyncState:
 def save_sync_state(run_dir: Path, uri: str, state: SyncState) -> None:
     """Replace the note for ``uri``, keyed without its credentials. A full disk costs a resend, no more."""
     servers = {name: entry for name, entry in _servers(run_dir).items() if name != redact(uri)}
+    content = {"servers": {**servers, redact(uri): asdict(state)}}
     try:
-        write_json(notes_file(run_dir), {"servers": {**servers, redact(uri): asdict(state)}})
+        write_atomically(RunDirectory(run_dir).sync_state, json.dumps(content), durable=False)
     except OSError as error:
         _log.debug("could not note what was sent: %s", error)
 
@@ -55,5 +52,5 @@ def last_server(run_dir: Path) -> str | None:
 
 
 def _servers(run_dir: Path) -> dict[str, Any]:
-    servers = (read_json(notes_file(run_dir)) or {}).get("servers")
+    servers = read_json(RunDirectory(run_dir).sync_state).get("servers")
     return servers if isinstance(servers, dict) else {}

@@ -230,8 +230,9 @@ def test_a_disturbed_record_equals_an_undisturbed_one(
 def test_credentials_that_expire_midrun_are_replaced_by_sync(
     tracking_server: TrackingServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
+    from dl2pa.rundir import RunDirectory
     from dl2pa.tracking import Tracker, sync
-    from dl2pa.tracking.spool import events_file, read_events
+    from dl2pa.tracking.spool import read_events
 
     set_password(tracking_server, "guest", "valid for a while", new=True)
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "guest")
@@ -258,6 +259,8 @@ def test_credentials_that_expire_midrun_are_replaced_by_sync(
         f"/api/2.0/mlflow/metrics/get-history?run_id={tracker.mlflow_run_id}&metric_key=loss"
     )
     stored = sorted((p["step"], p["timestamp"], p["value"]) for p in answer["metrics"])
-    events = [event for event, _ in read_events(events_file(tmp_path)) if event and event["e"] == "metrics"]
+    events = [
+        event for event, _ in read_events(RunDirectory(tmp_path).spool) if event and event["e"] == "metrics"
+    ]
     assert stored == [(event["step"], event["t"], event["v"]["loss"]) for event in events]
     assert "valid" not in caplog.text

@@ -17,10 +17,11 @@ from typing import Any
 
 import pytest
 
+from dl2pa.rundir import RunDirectory
 from dl2pa.tracking import Tracker, local_uri, sync
 from dl2pa.tracking.server import RUN_TAG
-from dl2pa.tracking.spool import events_file, read_events
-from dl2pa.tracking.sync_state import load_note, save_note
+from dl2pa.tracking.spool import read_events
+from dl2pa.tracking.sync_state import load_sync_state, save_sync_state
 from support.paths import REPOSITORY
 from support.servers import MlflowServer
 from support.waiting import eventually
@@ -72,7 +73,7 @@ def lossy(mlflow_server: MlflowServer) -> Iterator[str]:
 def spooled_points(run: Path) -> dict[str, list[tuple[int, int, Any]]]:
     """Every point of the spool as (step, time, value), NaN and the infinities by name."""
     found: dict[str, list[tuple[int, int, Any]]] = {}
-    for event, _ in read_events(events_file(run)):
+    for event, _ in read_events(RunDirectory(run).spool):
         for name, value in ((event or {}).get("v") or {}).items():
             assert event is not None
             found.setdefault(name, []).append((event["step"], event["t"], value))
@@ -181,8 +182,8 @@ def test_nothing_doubles_when_answers_are_lost_or_everything_is_sent_again(
     assert (replay.events_sent, replay.points_sent, replay.left) == (255, 1800, 0)
     assert (replay.run_id, replay.error) == (stored.info.run_id, None)
     # A spool shorter than what was noted is another one: it is sent from its beginning.
-    note = load_note(tmp_path, mlflow_server.uri)
-    save_note(tmp_path, mlflow_server.uri, dataclasses.replace(note, cursor=note.cursor + 1))
+    note = load_sync_state(tmp_path, mlflow_server.uri)
+    save_sync_state(tmp_path, mlflow_server.uri, dataclasses.replace(note, cursor=note.cursor + 1))
     assert sync(tmp_path, mlflow_server.uri).events_sent == 255
     assert len(runs_with(client, "lossy", tracker.run_uuid)) == 1
     check()
@@ -211,13 +212,13 @@ def test_killed_run_is_closed_by_sync_and_reopened_by_the_next_attempt(
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
     )
-    eventually(lambda: load_note(tmp_path, mlflow_server.uri).cursor > 0, "the first points are sent")
+    eventually(lambda: load_sync_state(tmp_path, mlflow_server.uri).cursor > 0, "the first points are sent")
     attempt.kill()
     attempt.wait()
-    with events_file(tmp_path).open("ab") as file:
+    with RunDirectory(tmp_path).spool.open("ab") as file:
         file.write(b'{"e":"metrics","t":17')
     client = mlflow.MlflowClient(mlflow_server.uri)
-    run_id = load_note(tmp_path, mlflow_server.uri).run_id
+    run_id = load_sync_state(tmp_path, mlflow_server.uri).run_id
     assert run_id is not None
     assert client.get_run(run_id).info.status == "RUNNING"
 
@@ -322,10 +323,10 @@ def test_server_killed_midrun_and_restarted_misses_nothing(
 
     tracker.start({"lr": 0.1}, {})
     train(300)
-    eventually(lambda: load_note(tmp_path, mlflow_server.uri).cursor > 0, "the first points are sent")
-    before = load_note(tmp_path, mlflow_server.uri).cursor
+    eventually(lambda: load_sync_state(tmp_path, mlflow_server.uri).cursor > 0, "the first points are sent")
+    before = load_sync_state(tmp_path, mlflow_server.uri).cursor
     train(1000)
-    eventually(lambda: load_note(tmp_path, mlflow_server.uri).cursor > before, "more points are sent")
+    eventually(lambda: load_sync_state(tmp_path, mlflow_server.uri).cursor > before, "more points are sent")
     mlflow_server.kill()  # perhaps amid a batch
     train(600)
     (tmp_path / "result.json").write_text(json.dumps({"top1": 1.0}))

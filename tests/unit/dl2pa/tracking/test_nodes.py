@@ -6,15 +6,16 @@ from typing import Any
 
 import pytest
 
+from dl2pa.rundir import RunDirectory
 from dl2pa.tracking import Tracker
-from dl2pa.tracking.nodes import NodeFile, NodeWatch, OtherNodes, node_file
-from dl2pa.tracking.spool import events_file, now_ms, read_events
+from dl2pa.tracking.nodes import NodeFile, NodeWatch, OtherNodes
+from dl2pa.tracking.spool import now_ms, read_events
 
 pytest.importorskip("psutil")
 
 
 def spooled(run: Path) -> list[tuple[int, int, dict[str, Any]]]:
-    events = [e for e, _ in read_events(events_file(run)) if e and e["e"] == "metrics"]
+    events = [e for e, _ in read_events(RunDirectory(run).spool) if e and e["e"] == "metrics"]
     return [(e["t"], e["step"], e["v"]) for e in events]
 
 
@@ -43,7 +44,7 @@ def test_rank_zero_takes_over_other_nodes_points_once_and_with_their_times(tmp_p
     others = OtherNodes(tmp_path)
     node.write(0, {"system/node-1/cpu": 7.0}, 1000)
     others.collect(tracker.metrics)
-    with node_file(tmp_path, 1).open("a") as file:
+    with RunDirectory(tmp_path).node_metrics(1).open("a") as file:
         file.write('{"e":"metrics","t":1')  # cut short by a kill
     node.write(9, {"system/node-1/cpu": 8.0}, 2000)
     others.collect(tracker.metrics)

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
+from dl2pa.rundir import RunDirectory
 from dl2pa.tracking.delivery import read_batches
 from dl2pa.tracking.spool import (
     Identity,
     SeenPoints,
     Spool,
     ensure_identity,
-    events_file,
     load_identity,
     now_ms,
     read_events,
@@ -25,7 +25,7 @@ IDENTITY = Identity("a" * 32, "exp", "name", 1)
 
 
 def events(run: Path) -> list[dict[str, Any]]:
-    return [entry.event for entry in read_events(events_file(run)) if entry.event is not None]
+    return [entry.event for entry in read_events(RunDirectory(run).spool) if entry.event is not None]
 
 
 def points(run: Path) -> dict[tuple[str, int], Any]:
@@ -64,36 +64,36 @@ def test_line_torn_by_a_kill_is_cut_off(tmp_path: Path, cut: int) -> None:
     spool = Spool(tmp_path, 1)
     for step in range(3):
         spool.metrics(step, {"loss": step / 3})
-    content = events_file(tmp_path).read_bytes()
-    events_file(tmp_path).write_bytes(content[:-cut])
+    content = RunDirectory(tmp_path).spool.read_bytes()
+    RunDirectory(tmp_path).spool.write_bytes(content[:-cut])
 
     resumed = Spool(tmp_path, 2)
     for step in range(1, 4):
         resumed.metrics(step, {"loss": step / 3})
 
-    lines = events_file(tmp_path).read_text().splitlines()
+    lines = RunDirectory(tmp_path).spool.read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [0, 1, 2, 3]
     assert points(tmp_path) == {("loss", step): step / 3 for step in range(4)}
 
 
 def test_reader_leaves_a_line_still_being_written(tmp_path: Path) -> None:
     Spool(tmp_path, 1).metrics(0, {"loss": 1.0})
-    whole = events_file(tmp_path).stat().st_size
-    with events_file(tmp_path).open("ab") as file:
+    whole = RunDirectory(tmp_path).spool.stat().st_size
+    with RunDirectory(tmp_path).spool.open("ab") as file:
         file.write(b'{"e":"metrics","t":1')
-    assert [entry.end for entry in read_events(events_file(tmp_path))] == [whole]
+    assert [entry.end for entry in read_events(RunDirectory(tmp_path).spool)] == [whole]
 
 
 def test_damaged_line_is_passed_over(tmp_path: Path) -> None:
     spool = Spool(tmp_path, 1)
     spool.metrics(0, {"loss": 1.0})
-    with events_file(tmp_path).open("ab") as file:
+    with RunDirectory(tmp_path).spool.open("ab") as file:
         file.write(b'garbage\n{"e":"metrics","t":1,"a":1}\n[]\n')
     spool.metrics(1, {"loss": 2.0})
     Spool(tmp_path, 2).metrics(2, {"loss": 3.0})
     assert points(tmp_path) == {("loss", 0): 1.0, ("loss", 1): 2.0, ("loss", 2): 3.0}
-    (batch,) = read_batches(events_file(tmp_path), 0, 1000)
-    assert batch.end == events_file(tmp_path).stat().st_size
+    (batch,) = read_batches(RunDirectory(tmp_path).spool, 0, 1000)
+    assert batch.end == RunDirectory(tmp_path).spool.stat().st_size
     assert batch.events == 3
 
 
@@ -111,7 +111,7 @@ def test_damaged_line_is_passed_over(tmp_path: Path) -> None:
 def test_a_line_whose_fields_are_of_another_kind_is_a_damaged_one(tmp_path: Path, line: bytes) -> None:
     """It would end `sync`, or stand before all that follows for ever."""
     Spool(tmp_path, 1).metrics(0, {"loss": 1.0})
-    with events_file(tmp_path).open("ab") as file:
+    with RunDirectory(tmp_path).spool.open("ab") as file:
         file.write(line + b"\n")
     Spool(tmp_path, 2).metrics(1, {"loss": 2.0})
     assert points(tmp_path) == {("loss", 0): 1.0, ("loss", 1): 2.0}
@@ -120,7 +120,7 @@ def test_a_line_whose_fields_are_of_another_kind_is_a_damaged_one(tmp_path: Path
 def test_not_a_number_is_kept_as_strict_json(tmp_path: Path) -> None:
     values = {"nan": float("nan"), "up": float("inf"), "down": float("-inf")}
     Spool(tmp_path, 1).metrics(0, values)
-    line = events_file(tmp_path).read_text()
+    line = RunDirectory(tmp_path).spool.read_text()
     content = json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert content["v"] == {"nan": "nan", "up": "inf", "down": "-inf"}
 
@@ -141,13 +141,13 @@ def test_full_disk_keeps_everything_in_memory_with_one_warning_and_leaves_whole_
     spool.start(IDENTITY, {}, {})
     for step in range(5):
         spool.metrics(step, {"loss": 1.0})
-    size = events_file(tmp_path).stat().st_size
+    size = RunDirectory(tmp_path).spool.stat().st_size
     with full_at(size + 20):
         for step in range(5, 10):
             spool.metrics(step, {"loss": 1.0})
             spool.metrics(step, {"loss": 9.0})
         spool.event("tags", tags={"state": "kept until the disk takes it"})
-        assert events_file(tmp_path).stat().st_size == size
+        assert RunDirectory(tmp_path).spool.stat().st_size == size
         refused_until = now_ms()
     assert len([r for r in caplog.records if "takes no tracking events" in r.message]) == 1
 
@@ -166,14 +166,14 @@ def test_memory_and_disk_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(f"dl2pa.tracking.spool.{bound}", 1000)
     spool = Spool(tmp_path, 1)
     spool.start(IDENTITY, {}, {})
-    size = events_file(tmp_path).stat().st_size
+    size = RunDirectory(tmp_path).spool.stat().st_size
     with full_at(size if bound == "MAX_WAITING_BYTES" else 1 << 20):
         for step in range(100):
             spool.metrics(step, {"loss": 1.0})
         spool.event("end", status="finished")
         waiting = spool.take_waiting()
     assert sum(len(line) for line in waiting) < 1200
-    assert events_file(tmp_path).stat().st_size < 1200
+    assert RunDirectory(tmp_path).spool.stat().st_size < 1200
     kept = [*events(tmp_path), *(json.loads(line) for line in waiting)]
     assert kept[-1]["e"] == "end"
     steps = [event["step"] for event in kept if event["e"] == "metrics"]
@@ -238,12 +238,12 @@ def test_batches_hold_at_most_the_limit_and_end_where_events_end(tmp_path: Path)
         spool.metrics(step, {"a": 1.0, "b": 1.0, "c": 1.0})
     spool.metrics(10, {f"class{i}": 1.0 for i in range(25)})
     spool.event("tags", tags={})
-    batches = list(read_batches(events_file(tmp_path), 0, 10))
+    batches = list(read_batches(RunDirectory(tmp_path).spool, 0, 10))
     assert [len(batch.points) for batch in batches] == [0, 9, 9, 9, 3, 25, 0]
     assert [batch.events for batch in batches] == [1, 3, 3, 3, 1, 1, 1]
     for batch, after in itertools.pairwise(batches):
         assert batch.end == after.start
-        assert next(read_batches(events_file(tmp_path), batch.end, 10)).points == after.points
+        assert next(read_batches(RunDirectory(tmp_path).spool, batch.end, 10)).points == after.points
 
 
 def test_seen_points_take_steps_in_any_order() -> None:

@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 
 from dl2pa.errors import UserError
+from dl2pa.osutil import read_json, write_json
+from dl2pa.rundir import RunDirectory
 from dl2pa.tracking import Tracker, local_uri, sync
 from dl2pa.tracking.delivery import Delivery
-from dl2pa.tracking.files import Busy, exclusive, read_json, write_json
+from dl2pa.tracking.filelock import Busy, exclusive_lock
 from dl2pa.tracking.imports import importing
 from dl2pa.tracking.sender import Sender
-from dl2pa.tracking.spool import events_file
 from dl2pa.tracking.sync import close_killed
 from dl2pa.tracking.sync_state import SyncState, last_server, load_sync_state, save_sync_state
 
@@ -37,7 +38,7 @@ def tracker(run: Path, **changes: Any) -> Tracker:
 
 
 def kinds(run: Path) -> list[str]:
-    return [json.loads(line)["e"] for line in events_file(run).read_text().splitlines()]
+    return [json.loads(line)["e"] for line in RunDirectory(run).spool.read_text().splitlines()]
 
 
 def test_import_loads_neither_mlflow_nor_torch() -> None:
@@ -68,7 +69,7 @@ def test_spool_only_run_keeps_everything_and_says_how_to_send_it(
     on.artifact(tmp_path / "curves.png", "plots")
     on.finish("stopped")
     assert kinds(tmp_path) == ["start", "metrics", "artifact", "end"]
-    assert on.run_uuid == read_json(tmp_path / "events" / "run.json")["run_uuid"]  # type: ignore[index]
+    assert on.run_uuid == read_json(tmp_path / "events" / "run.json")["run_uuid"]
     assert on.mlflow_run_id is None
     assert f"dl2pa sync {tmp_path}" in caplog.text
 
@@ -97,7 +98,9 @@ def test_full_disk_never_reaches_training(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     on.finish("finished")
-    first, _, last = (json.loads(line) for line in events_file(tmp_path / "run").read_text().splitlines())
+    first, _, last = (
+        json.loads(line) for line in RunDirectory(tmp_path / "run").spool.read_text().splitlines()
+    )
     assert (first["e"], first["run"]["run_uuid"]) == ("start", on.run_uuid)
     assert (last["e"], last["dropped"]) == ("end", 0)
 
@@ -184,8 +187,8 @@ def test_sender_backs_off_to_a_minute_and_starts_over_after_success(
 def test_lock_excludes_others_and_is_not_kept_by_a_forked_child(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     ready, done = os.pipe(), os.pipe()
-    with exclusive(path):
-        with pytest.raises(Busy), exclusive(path):
+    with exclusive_lock(path):
+        with pytest.raises(Busy), exclusive_lock(path):
             pass
         child = os.fork()
         if child == 0:
@@ -193,7 +196,7 @@ def test_lock_excludes_others_and_is_not_kept_by_a_forked_child(tmp_path: Path) 
             os.read(done[0], 1)
             os._exit(0)
         os.read(ready[0], 1)
-    with exclusive(path):
+    with exclusive_lock(path):
         pass
     os.write(done[1], b".")
     assert os.waitpid(child, 0)[1] == 0
@@ -223,7 +226,7 @@ def test_delivery_waits_for_the_process_that_is_sending(tmp_path: Path) -> None:
     on = tracker(tmp_path)
     on.start({}, {})
     on.finish("finished")
-    with exclusive(tmp_path / "events" / "mlflow.json.lock"):
+    with exclusive_lock(tmp_path / "events" / "mlflow.json.lock"):
         with pytest.raises(Busy):
             Delivery(tmp_path, "http://127.0.0.1:1").send(with_pending=True)
         report = sync(tmp_path, "http://127.0.0.1:1", tries=1)
@@ -260,11 +263,11 @@ def test_write_json_leaves_the_old_file_when_the_disk_is_full(tmp_path: Path) ->
 
 def test_killed_run_gets_one_end_at_its_last_event(tmp_path: Path) -> None:
     tracker(tmp_path).start({}, {})
-    with events_file(tmp_path).open("ab") as file:
+    with RunDirectory(tmp_path).spool.open("ab") as file:
         file.write(b'{"e":"metrics","t":123,"a":1,"step":0,"v":{"loss":1.0}}\n{"e":"met')
     assert close_killed(tmp_path)
     assert not close_killed(tmp_path)
-    last = json.loads(events_file(tmp_path).read_text().splitlines()[-1])
+    last = json.loads(RunDirectory(tmp_path).spool.read_text().splitlines()[-1])
     assert (last["e"], last["status"], last["t"], last["a"]) == ("end", "killed", 123, 1)
 
 

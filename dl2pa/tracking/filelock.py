@@ -1,14 +1,12 @@
-"""Small files that survive a crash, and a lock between processes."""
+"""A lock file between processes."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 from collections.abc import Generator
 from pathlib import Path
-from typing import Any
 
 _held: set[int] = set()
 
@@ -17,37 +15,8 @@ class Busy(RuntimeError):
     """Another process holds the lock."""
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in ``path``, or None where there is none that can be read."""
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return None
-    return content if isinstance(content, dict) else None
-
-
-def write_json(path: Path, content: dict[str, Any], *, durable: bool = False) -> None:
-    """Replace ``path`` atomically; ``durable`` also waits for the disk.
-
-    Raises:
-        OSError: nothing was replaced.
-    """
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with aside.open("w", encoding="utf-8") as file:
-            json.dump(content, file)
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
-        aside.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            aside.unlink()
-        raise
-
-
 @contextlib.contextmanager
-def exclusive(path: Path) -> Generator[None]:
+def exclusive_lock(path: Path) -> Generator[None]:
     """Hold the lock file ``path``.
 
     A file system without locks, or one that cannot create the file, is no obstacle: what the lock guards is

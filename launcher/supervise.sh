@@ -1,16 +1,16 @@
 # shellcheck shell=bash
-# One attempt of a training under SLURM, and the decision whether the cluster starts another.
+# Run one attempt of a training under SLURM and decide whether to requeue the job.
 #
-# Sourced by slurm/train.sbatch and copied into every script that `dl2pa submit` writes, so that it runs in the
-# batch shell: outside any container, where scontrol is. Everything it knows it reads from the run directory.
+# slurm/train.sbatch sources this file; `dl2pa submit` copies it into the script it submits. It runs in the batch
+# shell, outside any container, because it needs scontrol. Its input is the run directory and the job's SLURM state.
 #
-#   guard "$@"                 first of all: the batch shell must not outlive SLURM's own daemon
-#   supervise RUN COMMAND...   run COMMAND (an srun) once, then finish, give up or requeue
+#   guard "$@"                 call first: end the batch shell when SLURM's daemon ends
+#   supervise RUN COMMAND...   run COMMAND (an srun) once, then finish, fail or requeue
 
-# Failures in a row without a new checkpoint after which the run gives up, and the same for requested stops.
+# Maximum number of failures in a row without a new checkpoint, and of requested stops.
 : "${DL2PA_MAX_FAILURES:=3}" "${DL2PA_MAX_STOPS:=20}"
 
-# A batch shell whose slurmstepd was killed with its node would go on as an orphan and requeue its successor.
+# If slurmstepd is killed with its node, an orphaned batch shell would requeue the job that replaces it.
 guard() {
   if [[ -z ${DL2PA_GUARDED-} ]] && command -v setpriv >/dev/null; then
     DL2PA_GUARDED=1 exec setpriv --pdeathsig KILL bash "$0" "$@"
@@ -23,21 +23,21 @@ supervise() {
   shift
   mkdir -p "$run/slurm" || return 1
   restarts=${SLURM_RESTART_COUNT:-0}
-  rm -f "$run/stop" # before the look at `cancelled`, which `dl2pa cancel` writes first
+  rm -f "$run/stop" # before the test of `cancelled`: `dl2pa cancel` writes `cancelled` first
   if [[ -e $run/cancelled ]]; then
-    _say "the run was cancelled: nothing is started; \`dl2pa resume\`, or removing $run/cancelled, undoes that"
+    _say "the run was cancelled: not started. Use \`dl2pa resume\` or remove $run/cancelled to start it"
     return 75
   fi
-  trap '_ask_to_stop "$run"' USR2 TERM
+  trap '_request_stop "$run"' USR2 TERM
   export DL2PA_SUPERVISED=1 DL2PA_LAUNCHED="$SLURM_JOB_ID.$restarts"
   export DL2PA_HEAD=${DL2PA_HEAD:-${SLURMD_NODENAME:-$(hostname)}} DL2PA_PORT
   DL2PA_PORT=$(_free_port)
   before_attempt=$(_attempt "$run")
   before_step=$(_saved_step "$run")
-  _say "start ${restarts} of job $(_job) on ${SLURM_JOB_NODELIST-this node}, from step ${before_step:-0}"
+  _say "job $(_job), restart ${restarts}, on ${SLURM_JOB_NODELIST-this node}, from step ${before_step:-0}"
   _child "$@" &
   child=$!
-  # A trapped signal ends `wait` early: ask again until the child is gone.
+  # A trapped signal ends `wait` early: repeat it until the child has ended.
   while :; do
     wait "$child"
     code=$?
@@ -46,28 +46,28 @@ supervise() {
   _decide "$run" "$code" "$before_attempt" "$before_step"
 }
 
-# srun does not outlive this shell, and the signals meant for this shell are not its business.
+# Run srun so that it ends with this shell and ignores the signals sent to this shell.
 _child() {
   trap '' USR2 TERM
   if command -v setpriv >/dev/null; then exec setpriv --pdeathsig KILL "$@"; fi
   exec "$@"
 }
 
-_ask_to_stop() {
-  _say "asked to stop: saving at the next step all processes agree on"
+_request_stop() {
+  _say "stop requested: saving at the next step that all processes agree on"
   touch "$1/stop"
 }
 
-# What to do after an attempt. Arguments: RUN, srun's exit code, attempt and saved step before.
+# Decide what follows an attempt. Arguments: RUN, exit code of srun, attempt and saved step before it.
 _decide() {
   local run=$1 code=$2 attempt state step
   attempt=$(_attempt "$run")
   state=$(_status "$run" state)
   step=$(_saved_step "$run")
-  # Without an attempt of its own the status is an old one; a finished run has none when nothing was left to do.
+  # If the attempt did not start, the status is from an earlier one. A finished run starts no new attempt.
   [[ ${attempt:-0} -gt ${3:-0} || $state == finished && $code == 0 && ! -e $run/stop ]] || state="never started"
-  if _is_final "$run"; then
-    _say "failed in a way that another attempt would repeat (code $code); see above and $run/logs"
+  if _has_final_error "$run"; then
+    _say "failed with an error that another attempt would repeat (exit code $code); see above and $run/logs"
     return $((code ? code : 1))
   fi
   if [[ $state == finished ]]; then
@@ -75,22 +75,22 @@ _decide() {
     return 0
   fi
   if [[ -e $run/cancelled ]]; then
-    _say "cancelled ($state, saved up to step ${step:-0}); \`dl2pa resume $run\` goes on"
+    _say "cancelled ($state, last checkpoint at step ${step:-0}); \`dl2pa resume $run\` continues"
     return 75
   fi
-  _is_ours || return 0
+  _may_requeue || return 0
   if [[ $state == stopped ]]; then
     _within_limit "$run" stops "${4:-0}" "${step:-0}" "$DL2PA_MAX_STOPS" || return 1
-    _say "stopped as asked, saved at step ${step:-0}: requeueing"
+    _say "stopped on request, saved at step ${step:-0}: requeueing"
   else
     _within_limit "$run" failures "${4:-0}" "${step:-0}" "$DL2PA_MAX_FAILURES" || return 1
-    _say "ended with code $code while $state, saved up to step ${step:-0}: requeueing"
+    _say "exit code $code, run $state, last checkpoint at step ${step:-0}: requeueing"
   fi
   _requeue "$run"
 }
 
-# Whether a rank or node reported an error of this launch that time does not heal.
-_is_final() {
+# True if a rank or node of this launch reported an error that another attempt would repeat.
+_has_final_error() {
   local file
   for file in "$1"/logs/*.error.json; do
     [[ -e $file ]] || continue
@@ -99,11 +99,10 @@ _is_final() {
   return 1
 }
 
-# Whether this is still the attempt that SLURM runs: it requeues by itself after a node failure, and a cancelled
-# job stays cancelled.
-_is_ours() {
+# True if the job may be requeued: not cancelled, and not requeued by SLURM itself, as after a node failure.
+_may_requeue() {
   local job now state
-  job=$(scontrol show job -o "$(_job)" 2>/dev/null) || return 0 # an array's own number would show all its elements
+  job=$(scontrol show job -o "$(_job)" 2>/dev/null) || return 0 # of an array, only this task
   now=$(sed -n 's/.* Restarts=\([0-9]*\).*/\1/p' <<<"$job")
   state=$(sed -n 's/.* JobState=\([A-Z_]*\).*/\1/p' <<<"$job")
   if [[ $state == CANCELLED ]]; then
@@ -116,7 +115,7 @@ _is_ours() {
   fi
 }
 
-# Count attempts of one kind that saved nothing new. Arguments: RUN, kind, step before and after, limit.
+# Count attempts of one kind without a new checkpoint. Arguments: RUN, kind, step before and after, limit.
 _within_limit() {
   local file=$1/slurm/without-progress.$2 count=0
   if (($4 > $3)); then
@@ -124,44 +123,44 @@ _within_limit() {
     return 0
   fi
   [[ -f $file ]] && read -r count <"$file"
-  # A file is only text: bash's arithmetic would run a command that it holds.
+  # Bash arithmetic would run a command in the file, so accept digits only.
   [[ $count =~ ^[0-9]{1,9}$ ]] || count=0
   count=$((10#$count + 1))
   echo "$count" >"$file"
   ((count < $5)) && return 0
-  _say "$count attempts in a row without progress beyond step $4: giving up; \`dl2pa resume $1\` tries again"
+  _say "$count attempts in a row without a checkpoint after step $4: not requeued. \`dl2pa resume $1\` tries again"
   return 1
 }
 
-# The controller may be away for a while; the run is worth some patience.
+# Requeue the job; retry because the controller may be unavailable for a while.
 _requeue() {
   local try
   trap '' USR2 TERM
   for try in 1 2 3 4 5 6 7 8 9 10; do
     scontrol requeue "$(_job)" && return 0
-    _is_ours || return 0
+    _may_requeue || return 0
     ((try < 10)) && sleep $((try * 3))
   done
-  _say "the cluster refuses to requeue; \`dl2pa resume $1\` goes on by hand"
+  _say "SLURM did not requeue the job; \`dl2pa resume $1\` continues the run"
   return 75
 }
 
-# As scontrol wants it: an element of an array is requeued by the array's number and its own.
+# Job id for scontrol; ARRAY_TASK for a task of an array.
 _job() { echo "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"; }
 
 _say() { printf '%(%F %T)T dl2pa: %s\n' -1 "$*"; }
 
-# One value of status.json, which has a line for each.
+# Print one value of status.json, which RunDirectory.write_status writes with one key per line.
 _status() { sed -n "s/^ \"$2\": \"\{0,1\}\([A-Za-z0-9_]*\)\"\{0,1\},\{0,1\}\$/\1/p" "$1/status.json" 2>/dev/null; }
 
-# How many attempts the run has counted; a file damaged by hand is none of bash's arithmetic.
+# Number of attempts of the run; digits only, because bash arithmetic would run a command in the file.
 _attempt() {
   local attempt
   attempt=$(_status "$1" attempt)
   [[ $attempt =~ ^[0-9]{1,9}$ ]] && echo $((10#$attempt))
 }
 
-# The newest complete checkpoint's step, without leading zeros.
+# Step of the newest complete checkpoint, without leading zeros.
 _saved_step() {
   local marker step=
   for marker in "$1"/checkpoints/step-*/COMPLETE; do
@@ -170,7 +169,7 @@ _saved_step() {
   echo "$step"
 }
 
-# A port for the processes to meet at: derived from the job, below the ephemeral range, free here on the head node.
+# Port for the rendezvous: derived from the job id, below the ephemeral range, free on this first node.
 _free_port() {
   local port=$((10000 + (SLURM_JOB_ID * 13 + restarts * 211) % 20000)) try
   for try in {1..50}; do

@@ -147,9 +147,9 @@ class Job:
         for pid in ranks:
             os.kill(pid, signal.SIGSTOP)
         command("scontrol", "update", f"jobid={self.job}", "TimeLimit=2")
-        warnings = self.log.count("asked to stop")
+        warnings = self.log.count("stop requested")
         try:
-            self.cluster.wait(lambda: self.log.count("asked to stop") > warnings, "SLURM warns of the limit")
+            self.cluster.wait(lambda: self.log.count("stop requested") > warnings, "SLURM warns of the limit")
         finally:
             for pid in ranks:
                 os.kill(pid, signal.SIGCONT)

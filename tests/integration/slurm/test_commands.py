@@ -227,7 +227,7 @@ def test_signals_reach_the_run_when_a_container_s_process_stands_between(
     # As SLURM does before the time limit; waiting for that takes half a minute and is part of test_survival.
     subprocess.run(["scancel", "--batch", "--signal=USR2", job.job], check=True)
     assert job.finish() == "COMPLETED", job.log
-    assert "stopped as asked" in job.log and job.status["attempt"] == 2
+    assert "stopped on request" in job.log and job.status["attempt"] == 2
     job.cluster.assert_tidy(job.job)
 
 
@@ -253,7 +253,7 @@ def test_a_script_written_by_hand_is_supervised_the_same_way(
     cluster.wait(lambda: read_status(run).get("step", 0) >= 20, "20 steps")
     subprocess.run(["scancel", "--batch", "--signal=USR2", job], check=True)
     assert cluster.finish(job) == "COMPLETED", log.read_text()
-    assert log.read_text().count("dl2pa: start ") == 2 and "stopped as asked" in log.read_text()
+    assert log.read_text().count("dl2pa: job ") == 2 and "stopped on request" in log.read_text()
     result = json.loads((run / "result.json").read_text())
     assert (result["steps"], result["world_size"]) == (232, 1)
     cluster.assert_tidy(job)

@@ -1,4 +1,4 @@
-"""supervise.sh in a real bash: what it does after an attempt, with SLURM's commands replaced by fakes."""
+"""Run supervise.sh in bash, with SLURM's commands replaced by fakes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ DEADLINE_S = 240
 DEATH_S = 30
 
 SCONTROL = """#!/usr/bin/env bash
-# Says what show-ID holds; refuses to requeue as often as there are files refuse-*, which may change what it says.
+# `show` prints the file show-ID. Each file refuse-N makes one `requeue` fail and may replace show-ID.
 cd "$(dirname "$0")/.."
 if [[ $1 == show ]]; then
   cat "show-${!#}" 2>/dev/null || { echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1; }
@@ -48,7 +48,7 @@ done
 SLEEP = """#!/usr/bin/env bash
 echo "$*" >>"$(dirname "$0")/../sleep.log"
 """
-# Reports what it was given, then leaves what the test has put aside in the run directory, as a training would.
+# Records its environment, then copies the files prepared by the test to the run directory.
 ATTEMPT = """
 after=$1 run=$2 code=$3
 env -0 >"$after/../env"
@@ -56,7 +56,7 @@ env -0 >"$after/../env"
 cp -r "$after/." "$run/"
 exit "$code"
 """
-# Saves when it sees the stop file, and ends when the test lets it.
+# Waits for the stop file, then for the test, then copies the prepared files to the run directory.
 SAVING = """
 after=$1 run=$2 gate=$3
 echo "child $$ ready"
@@ -69,7 +69,7 @@ echo "child ends"
 
 
 class Batch:
-    """One job's batch shell, its fakes and its run directory."""
+    """Batch shell of a job, with fake SLURM commands and a run directory."""
 
     def __init__(self, place: Path, name: str = ODD) -> None:
         self.place = place
@@ -89,17 +89,17 @@ class Batch:
         file.chmod(0o755)
 
     def show(self, job: str = str(JOB), state: str = "RUNNING", restarts: int = 0) -> None:
-        """What `scontrol show job` says from now on."""
+        """Set the output of `scontrol show job`."""
         (self.place / f"show-{job}").write_text(job_line(job, state, restarts), encoding="utf-8")
 
     def refuse(self, times: int, then_state: str = "") -> None:
-        """Let the next requests to requeue fail."""
+        """Make the next requeue requests fail."""
         for number in range(times):
             text = job_line(str(JOB), then_state, self.restarts) if then_state else ""
             (self.place / f"refuse-{number}").write_text(text, encoding="utf-8")
 
     def before(self, state: str = "running", attempt: int = 1, step: int | None = None) -> None:
-        """What earlier attempts left."""
+        """Write the state of earlier attempts to the run directory."""
         leave(self.run, state, attempt, step)
 
     def command(self, script: str, *arguments: object) -> list[str]:
@@ -112,7 +112,7 @@ class Batch:
         return {**self.env, **count}
 
     def attempt(self, code: int = 0, **env: str) -> subprocess.CompletedProcess[str]:
-        """Run one attempt that ends with `code` and leaves what is in `after`."""
+        """Run one attempt that copies `after` to the run directory and exits with `code`."""
         return subprocess.run(
             self.command(ATTEMPT, code),
             env={**self.environment(), **env},
@@ -123,12 +123,12 @@ class Batch:
         )
 
     def requeues(self) -> list[str]:
-        """What `scontrol requeue` was asked for."""
+        """The requeue requests so far."""
         log = self.place / "scontrol.log"
         return log.read_text(encoding="utf-8").splitlines() if log.exists() else []
 
     def seen(self) -> dict[str, str]:
-        """The environment of the last attempt's command; fails if it never ran."""
+        """The environment of the last attempt's command; raises if it did not run."""
         pairs = (self.place / "env").read_text(encoding="utf-8").split("\0")
         return dict(pair.split("=", 1) for pair in pairs if pair)
 
@@ -141,7 +141,7 @@ def job_line(job: str, state: str, restarts: int) -> str:
 
 
 def leave(place: Path, state: str, attempt: int, step: int | None = None) -> None:
-    """Status and checkpoint as a training writes them; the newest checkpoint is not complete."""
+    """Write a status and a complete checkpoint, and a newer incomplete checkpoint."""
     RunDirectory(place).write_status(state=state, attempt=attempt, step=99, error=None, top1=1.5, pid=1)
     if step is not None:
         (place / f"checkpoints/step-{step:09}").mkdir(parents=True)
@@ -150,7 +150,7 @@ def leave(place: Path, state: str, attempt: int, step: int | None = None) -> Non
 
 
 def report(place: Path, launch: str, final: bool, name: str = "rank-0") -> None:
-    """An error as a rank or node leaves it."""
+    """Write the error report of a rank or node."""
     fields = {
         "rank": 0,
         "time": 1.0,
@@ -190,15 +190,15 @@ def killed_before_the_first_save(batch: Batch) -> None:
 
 
 def nothing_started(batch: Batch) -> None:
-    """Whatever the attempt before left is no outcome of this one."""
+    """The status is from the attempt before."""
     batch.before("stopped", 1, 12)
 
 
-def a_finished_run_that_could_not_go_on(batch: Batch) -> None:
+def a_finished_run_that_did_not_start(batch: Batch) -> None:
     batch.before("finished", 1, 12)
 
 
-def a_finished_run_stopped_before_it_could_go_on(batch: Batch) -> None:
+def a_finished_run_stopped_before_it_started(batch: Batch) -> None:
     batch.before("finished", 1, 12)
     (batch.after / "stop").touch()
 
@@ -217,7 +217,7 @@ def a_final_error_of_a_node(batch: Batch) -> None:
     report(batch.after, f"{JOB}.0", True, "node-1")
 
 
-def an_error_that_time_heals(batch: Batch) -> None:
+def an_error_worth_a_retry(batch: Batch) -> None:
     leave(batch.after, "failed", 2, 12)
     report(batch.after, f"{JOB}.0", False)
 
@@ -235,7 +235,7 @@ def requeued_by_slurm_itself(batch: Batch) -> None:
     batch.show(restarts=1)
 
 
-def waiting_again(batch: Batch) -> None:
+def pending_after_a_requeue(batch: Batch) -> None:
     leave(batch.after, "running", 2, 12)
     batch.show(state="PENDING")
 
@@ -245,7 +245,7 @@ def cancelled_by_scancel(batch: Batch) -> None:
     batch.show(state="CANCELLED")
 
 
-def a_controller_that_is_away(batch: Batch) -> None:
+def an_unavailable_controller(batch: Batch) -> None:
     leave(batch.after, "running", 2, 12)
     (batch.place / f"show-{JOB}").unlink()
 
@@ -254,46 +254,46 @@ REQUEUE = [f"requeue {JOB}"]
 
 
 @pytest.mark.parametrize(
-    ("what", "code", "expected", "requeues", "says"),
+    ("state", "code", "expected", "requeues", "text"),
     [
         (a_finished_run, 0, 0, [], "finished"),
         (a_finished_run, 1, 0, [], "finished"),
-        (a_stopped_run, 0, 0, REQUEUE, "stopped as asked, saved at step 12: requeueing"),
-        (a_stop_that_saved_nothing_new, 0, 0, REQUEUE, "stopped as asked, saved at step 12: requeueing"),
-        (a_killed_run, 137, 0, REQUEUE, "code 137 while running, saved up to step 12: requeueing"),
-        (killed_before_the_first_save, 1, 0, REQUEUE, "while running, saved up to step 0: requeueing"),
-        (nothing_started, 1, 0, REQUEUE, "while never started, saved up to step 12: requeueing"),
-        (a_finished_run_that_could_not_go_on, 1, 0, REQUEUE, "while never started"),
-        (a_finished_run_stopped_before_it_could_go_on, 0, 0, REQUEUE, "while never started"),
-        (a_cancelled_run, 0, 75, [], "cancelled (stopped, saved up to step 12); `dl2pa resume"),
-        (a_final_error, 2, 2, [], "another attempt would repeat (code 2)"),
+        (a_stopped_run, 0, 0, REQUEUE, "stopped on request, saved at step 12: requeueing"),
+        (a_stop_that_saved_nothing_new, 0, 0, REQUEUE, "stopped on request, saved at step 12: requeueing"),
+        (a_killed_run, 137, 0, REQUEUE, "exit code 137, run running, last checkpoint at step 12: requeueing"),
+        (killed_before_the_first_save, 1, 0, REQUEUE, "run running, last checkpoint at step 0: requeueing"),
+        (nothing_started, 1, 0, REQUEUE, "run never started, last checkpoint at step 12: requeueing"),
+        (a_finished_run_that_did_not_start, 1, 0, REQUEUE, "run never started"),
+        (a_finished_run_stopped_before_it_started, 0, 0, REQUEUE, "run never started"),
+        (a_cancelled_run, 0, 75, [], "cancelled (stopped, last checkpoint at step 12); `dl2pa resume"),
+        (a_final_error, 2, 2, [], "another attempt would repeat (exit code 2)"),
         (a_final_error, 0, 1, [], "another attempt would repeat"),
         (a_final_error_of_a_node, 2, 2, [], "another attempt would repeat"),
-        (an_error_that_time_heals, 1, 0, REQUEUE, "code 1 while failed"),
-        (a_final_error_of_an_earlier_launch, 1, 0, REQUEUE, "code 1 while running"),
+        (an_error_worth_a_retry, 1, 0, REQUEUE, "exit code 1, run failed"),
+        (a_final_error_of_an_earlier_launch, 1, 0, REQUEUE, "exit code 1, run running"),
         (requeued_by_slurm_itself, 1, 0, [], "SLURM requeued the job itself"),
-        (waiting_again, 1, 0, [], "SLURM requeued the job itself"),
+        (pending_after_a_requeue, 1, 0, [], "SLURM requeued the job itself"),
         (cancelled_by_scancel, 0, 0, [], "the job was cancelled: not requeued"),
-        (a_controller_that_is_away, 1, 0, REQUEUE, "code 1 while running"),
+        (an_unavailable_controller, 1, 0, REQUEUE, "exit code 1, run running"),
     ],
     ids=lambda value: value.__name__ if callable(value) else None,
 )
-def test_what_follows_an_attempt(
+def test_decision_after_an_attempt(
     batch: Batch,
-    what: Callable[[Batch], None],
+    state: Callable[[Batch], None],
     code: int,
     expected: int,
     requeues: list[str],
-    says: str,
+    text: str,
 ) -> None:
-    what(batch)
+    state(batch)
     done = batch.attempt(code)
     assert (done.returncode, batch.requeues()) == (expected, requeues), done.stdout
-    assert says in done.stdout
+    assert text in done.stdout
 
 
-def test_a_run_that_was_finished_before_is_finished_again(batch: Batch) -> None:
-    """SLURM may requeue a job whose node failed after the end: the next attempt finds nothing left to do."""
+def test_a_finished_run_ends_the_job_again(batch: Batch) -> None:
+    """SLURM may requeue a job whose node failed after the run was finished; nothing is left to do."""
     batch.before("finished", 3, 12)
     done = batch.attempt(0)
     assert (done.returncode, batch.requeues()) == (0, [])
@@ -303,10 +303,9 @@ def test_a_run_that_was_finished_before_is_finished_again(batch: Batch) -> None:
 @pytest.mark.parametrize(
     "error", [UserError("data.root", "/x", "is gone", "Look."), TrainingFailure("loss is nan")]
 )
-def test_the_error_files_of_a_node_are_understood(
+def test_final_errors_written_by_a_node_end_the_job(
     batch: Batch, error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As `dl2pa train` itself writes them."""
     from dl2pa.training.run import report_node_error
 
     monkeypatch.setenv("DL2PA_LAUNCHED", f"{JOB}.0")
@@ -315,7 +314,7 @@ def test_the_error_files_of_a_node_are_understood(
     assert batch.requeues() == []
 
 
-def test_three_failures_without_progress_are_enough(batch: Batch) -> None:
+def test_three_failures_without_progress_end_the_job(batch: Batch) -> None:
     batch.before(step=12)
     for attempt in (2, 3):
         leave(batch.after, "running", attempt)
@@ -325,10 +324,12 @@ def test_three_failures_without_progress_are_enough(batch: Batch) -> None:
     done = batch.attempt(1)
     assert done.returncode == 1
     assert len(batch.requeues()) == 2
-    assert "3 attempts in a row without progress beyond step 12: giving up; `dl2pa resume" in done.stdout
+    assert (
+        "3 attempts in a row without a checkpoint after step 12: not requeued. `dl2pa resume" in done.stdout
+    )
 
 
-def test_a_new_checkpoint_forgives_earlier_failures(batch: Batch) -> None:
+def test_a_new_checkpoint_resets_the_failure_count(batch: Batch) -> None:
     for attempt in range(2, 8):
         # Every third attempt saves something new.
         leave(batch.after, "running", attempt, attempt if attempt % 3 == 0 else None)
@@ -336,14 +337,14 @@ def test_a_new_checkpoint_forgives_earlier_failures(batch: Batch) -> None:
     assert len(batch.requeues()) == 6
 
 
-def test_requested_stops_have_a_limit_of_their_own(batch: Batch) -> None:
+def test_requested_stops_have_a_separate_limit(batch: Batch) -> None:
     for attempt in range(2, 6):
         leave(batch.after, "stopped", attempt)
         assert batch.attempt(0, DL2PA_MAX_FAILURES="1", DL2PA_MAX_STOPS="5").returncode == 0
     leave(batch.after, "stopped", 6)
     done = batch.attempt(0, DL2PA_MAX_FAILURES="1", DL2PA_MAX_STOPS="5")
     assert done.returncode == 1
-    assert "giving up" in done.stdout
+    assert "without a checkpoint" in done.stdout
     assert len(batch.requeues()) == 4
 
 
@@ -351,8 +352,8 @@ def test_requested_stops_have_a_limit_of_their_own(batch: Batch) -> None:
     "content", ["x[$(touch TRACE)]", "a[`touch TRACE`]=1", "1+$(touch TRACE)", "", "9" * 40]
 )
 @pytest.mark.parametrize("kind", ["failures", "stops"])
-def test_a_counter_is_text_and_nothing_else(batch: Batch, kind: str, content: str) -> None:
-    """Bash's arithmetic runs a command that stands in a subscript."""
+def test_commands_in_a_counter_file_are_not_run(batch: Batch, kind: str, content: str) -> None:
+    """Bash arithmetic runs a command in a subscript."""
     trace = batch.place / "TRACE"
     (batch.run / "slurm").mkdir()
     counter = batch.run / f"slurm/without-progress.{kind}"
@@ -363,11 +364,11 @@ def test_a_counter_is_text_and_nothing_else(batch: Batch, kind: str, content: st
     assert counter.read_text(encoding="utf-8") == "1\n"
 
 
-def test_a_run_cancelled_before_its_start_starts_nothing(batch: Batch) -> None:
+def test_a_cancelled_run_is_not_started(batch: Batch) -> None:
     (batch.run / "cancelled").touch()
     done = batch.attempt()
     assert (done.returncode, batch.requeues()) == (75, [])
-    assert "nothing is started" in done.stdout
+    assert "the run was cancelled: not started" in done.stdout
     assert not (batch.place / "env").exists()
 
 
@@ -380,7 +381,7 @@ def test_a_stop_file_of_an_earlier_attempt_is_removed(batch: Batch) -> None:
     assert not (batch.run / "stop").exists()
 
 
-def test_a_run_directory_that_cannot_be_made_ends_the_job(batch: Batch) -> None:
+def test_failing_to_create_the_run_directory_ends_the_job(batch: Batch) -> None:
     batch.run.rmdir()
     batch.run.write_text("a file", encoding="utf-8")
     assert batch.attempt().returncode == 1
@@ -399,7 +400,7 @@ def test_run_directories_of_any_name(tmp_path: Path, name: str) -> None:
 # ---- requeueing ----
 
 
-def test_an_element_of_an_array_is_requeued_by_the_arrays_number_and_its_own(batch: Batch) -> None:
+def test_an_array_task_is_requeued_as_array_and_task_number(batch: Batch) -> None:
     batch.env |= {"SLURM_JOB_ID": "73", "SLURM_ARRAY_JOB_ID": "70", "SLURM_ARRAY_TASK_ID": "2"}
     batch.show("70_2")
     a_stopped_run(batch)
@@ -407,8 +408,8 @@ def test_an_element_of_an_array_is_requeued_by_the_arrays_number_and_its_own(bat
     assert batch.requeues() == ["requeue 70_2"]
 
 
-def test_the_element_that_has_the_arrays_own_number_is_not_taken_for_the_others(batch: Batch) -> None:
-    """`scontrol show job ARRAY` lists all of its elements."""
+def test_the_task_with_the_array_number_is_requeued_alone(batch: Batch) -> None:
+    """`scontrol show job ARRAY` lists all tasks of the array."""
     batch.env |= {"SLURM_JOB_ID": "70", "SLURM_ARRAY_JOB_ID": "70", "SLURM_ARRAY_TASK_ID": "2"}
     others = [job_line("71", "PENDING", 3), job_line("72", "CANCELLED", 1), job_line("70", "RUNNING", 0)]
     (batch.place / "show-70").write_text("".join(others), encoding="utf-8")
@@ -418,7 +419,7 @@ def test_the_element_that_has_the_arrays_own_number_is_not_taken_for_the_others(
     assert (done.returncode, batch.requeues()) == (0, ["requeue 70_2"]), done.stdout
 
 
-def test_a_controller_that_is_busy_is_asked_again_ever_more_patiently(batch: Batch) -> None:
+def test_a_failed_requeue_is_retried_after_growing_waits(batch: Batch) -> None:
     batch.refuse(3)
     a_stopped_run(batch)
     assert batch.attempt().returncode == 0
@@ -428,26 +429,26 @@ def test_a_controller_that_is_busy_is_asked_again_ever_more_patiently(batch: Bat
     assert waits == sorted(set(waits))
 
 
-def test_a_controller_that_never_agrees_leaves_the_run_to_be_resumed(batch: Batch) -> None:
+def test_a_requeue_that_keeps_failing_leaves_a_resumable_run(batch: Batch) -> None:
     batch.refuse(99)
     a_stopped_run(batch)
     done = batch.attempt()
     assert done.returncode == 75
-    assert f"refuses to requeue; `dl2pa resume {batch.run}`" in done.stdout
+    assert f"SLURM did not requeue the job; `dl2pa resume {batch.run}`" in done.stdout
 
 
 @pytest.mark.parametrize("state", ["PENDING", "CANCELLED"])
-def test_a_job_that_was_requeued_or_cancelled_meanwhile_is_left_alone(batch: Batch, state: str) -> None:
+def test_a_job_requeued_or_cancelled_meanwhile_is_not_retried(batch: Batch, state: str) -> None:
     batch.refuse(1, then_state=state)
     a_stopped_run(batch)
     assert batch.attempt().returncode == 0
     assert batch.requeues() == REQUEUE
 
 
-# ---- what the command is given ----
+# ---- environment of the command ----
 
 
-def test_the_command_knows_its_launch_and_where_to_meet(batch: Batch) -> None:
+def test_the_command_gets_launch_id_head_and_port(batch: Batch) -> None:
     batch.restarts = 3
     a_finished_run(batch)
     batch.attempt(SLURMD_NODENAME="node7")
@@ -458,13 +459,13 @@ def test_the_command_knows_its_launch_and_where_to_meet(batch: Batch) -> None:
     assert 10000 <= int(seen["DL2PA_PORT"]) < 30000
 
 
-def test_a_head_that_the_user_gives_stays(batch: Batch) -> None:
+def test_a_head_set_by_the_user_is_kept(batch: Batch) -> None:
     a_finished_run(batch)
     batch.attempt(SLURMD_NODENAME="node7", DL2PA_HEAD="10.1.2.3")
     assert batch.seen()["DL2PA_HEAD"] == "10.1.2.3"
 
 
-def test_without_slurms_name_for_it_the_head_is_this_host(batch: Batch) -> None:
+def test_the_head_defaults_to_the_host_name(batch: Batch) -> None:
     batch.fake("hostname", "#!/bin/sh\necho host-of-the-shell\n")
     batch.attempt()
     assert batch.seen()["DL2PA_HEAD"] == "host-of-the-shell"
@@ -476,7 +477,7 @@ def is_free(port: int) -> bool:
 
 
 def derived_port(job: int, restarts: int) -> int:
-    """As a node derives it that was told none."""
+    """The port that a node derives without DL2PA_PORT."""
     env = {
         "SLURM_STEP_ID": "0",
         "SLURM_STEP_NUM_NODES": "2",
@@ -516,13 +517,13 @@ def test_a_port_in_use_is_skipped(batch: Batch, port: int | None) -> None:
 
 @pytest.fixture
 def start(batch: Batch) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Start a command in a process group of its own; all of it is ended with the test, or when that hangs."""
+    """Start commands in new process groups, killed at the end of the test or at a deadline."""
     os.mkfifo(batch.place / "gate")
     started: list[subprocess.Popen[str]] = []
     watchdogs: list[threading.Timer] = []
 
     def end(process: subprocess.Popen[str]) -> None:
-        with suppress(ProcessLookupError):  # the group outlives the one who leads it
+        with suppress(ProcessLookupError):  # the leader may have ended before its group
             os.killpg(process.pid, signal.SIGKILL)
 
     def begin(command: list[str], **env: str) -> subprocess.Popen[str]:
@@ -547,7 +548,7 @@ def start(batch: Batch) -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
 
 def until(process: subprocess.Popen[str], word: str) -> str:
-    """The next line of its output that holds `word`."""
+    """The next output line that contains `word`."""
     assert process.stdout is not None
     for line in process.stdout:
         if word in line:
@@ -562,7 +563,7 @@ def assert_ends(pid_file: int) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM])
 @pytest.mark.parametrize("to_all", [False, True], ids=["the shell", "its whole group"])
-def test_a_stop_signal_asks_for_a_save_and_waits_for_it(
+def test_a_stop_signal_requests_a_save_and_waits_for_it(
     batch: Batch, start: Callable[..., subprocess.Popen[str]], number: int, to_all: bool
 ) -> None:
     gate = batch.place / "gate"
@@ -571,11 +572,11 @@ def test_a_stop_signal_asks_for_a_save_and_waits_for_it(
     (os.killpg if to_all else os.kill)(process.pid, number)
     until(process, "child saves")
     os.kill(process.pid, number)  # a second one, while it saves, changes nothing
-    until(process, "asked to stop")
+    until(process, "stop requested")
     leave(batch.after, "stopped", 1, 12)
     gate.write_text("go\n", encoding="utf-8")
     until(process, "child ends")
-    until(process, "stopped as asked, saved at step 12: requeueing")
+    until(process, "stopped on request, saved at step 12: requeueing")
     assert process.wait(DEADLINE_S) == 0
     assert batch.requeues() == REQUEUE
 
@@ -584,7 +585,7 @@ needs_setpriv = pytest.mark.skipif(shutil.which("setpriv") is None, reason="setp
 
 
 @needs_setpriv
-def test_the_command_dies_with_the_batch_shell(
+def test_the_command_ends_with_the_batch_shell(
     batch: Batch, start: Callable[..., subprocess.Popen[str]]
 ) -> None:
     process = start(batch.command(SAVING, batch.place / "gate"))
@@ -596,13 +597,13 @@ def test_the_command_dies_with_the_batch_shell(
 GUARDED = f"""
 source {shlex.quote(str(SUPERVISE))}
 guard "$@"
-printf '%s\\n' "$$" "${{DL2PA_GUARDED-not guarded any more}}" "$@"
+printf '%s\\n' "$$" "${{DL2PA_GUARDED-unset}}" "$@"
 read -r <"$GATE"
 """
 
 
 @needs_setpriv
-def test_the_batch_shell_dies_with_the_daemon_that_started_it(
+def test_the_batch_shell_ends_with_slurms_daemon(
     batch: Batch, start: Callable[..., subprocess.Popen[str]]
 ) -> None:
     script = batch.place / "the script.sh"
@@ -611,13 +612,13 @@ def test_the_batch_shell_dies_with_the_daemon_that_started_it(
     process = start(daemon, GATE=str(batch.place / "gate"))
     assert process.stdout is not None
     shell, *lines = (process.stdout.readline().rstrip("\n") for _ in range(5))
-    assert lines == ["not guarded any more", "a b", "it's", ""]
+    assert lines == ["unset", "a b", "it's", ""]
     alive = os.pidfd_open(int(shell))
     process.kill()
     assert_ends(alive)
 
 
-def test_without_setpriv_everything_else_works(batch: Batch) -> None:
+def test_supervision_works_without_setpriv(batch: Batch) -> None:
     tools = batch.place / "tools"
     tools.mkdir()
     for name in ("bash", "cat", "cp", "dirname", "env", "grep", "hostname", "mkdir", "rm", "sed", "touch"):
@@ -635,7 +636,7 @@ def test_without_setpriv_everything_else_works(batch: Batch) -> None:
     assert done.stdout == "here: a b\n"
 
 
-# ---- by hand ----
+# ---- slurm/train.sbatch ----
 
 SRUN = f"""#!{sys.executable}
 import json, os, sys
@@ -648,7 +649,7 @@ run = Path(sys.argv[-1])
 
 
 def by_hand(batch: Batch, *arguments: str, **env: str) -> tuple[int, str, Any]:
-    """Exit code and output of slurm/train.sbatch, and what it gave to srun."""
+    """Exit code and output of slurm/train.sbatch, and the arguments of srun."""
     batch.fake("srun", SRUN)
     done = subprocess.run(
         ["bash", ROOT / "slurm/train.sbatch", *arguments],
@@ -662,7 +663,7 @@ def by_hand(batch: Batch, *arguments: str, **env: str) -> tuple[int, str, Any]:
     return done.returncode, done.stdout, json.loads(log.read_text(encoding="utf-8")) if log.exists() else None
 
 
-def test_the_script_for_hand_use_trains_on_every_node_what_it_was_given(batch: Batch) -> None:
+def test_train_sbatch_passes_its_arguments_to_every_node(batch: Batch) -> None:
     arguments = ["my config.yaml", str(batch.run), "optim.lr=1", "tracking.run_name=it's; so"]
     code, output, srun = by_hand(batch, *arguments, SLURM_GPUS_ON_NODE="8")
     assert code == 0, output
@@ -674,13 +675,13 @@ def test_the_script_for_hand_use_trains_on_every_node_what_it_was_given(batch: B
     ]
 
 
-def test_the_script_for_hand_use_leaves_the_processes_to_the_configuration_without_gpus(batch: Batch) -> None:
+def test_train_sbatch_keeps_nproc_of_the_config_without_gpus(batch: Batch) -> None:
     code, output, srun = by_hand(batch, "c.yaml", str(batch.run))
     assert code == 0, output
     assert srun[srun.index("dl2pa") :] == ["dl2pa", "train", "c.yaml", "--run-dir", str(batch.run)]
 
 
-def test_the_script_for_hand_use_says_how(batch: Batch) -> None:
+def test_train_sbatch_without_a_run_directory_prints_usage(batch: Batch) -> None:
     code, output, srun = by_hand(batch, "only-a-config.yaml")
     assert code == 2
     assert "usage: sbatch" in output
@@ -688,7 +689,7 @@ def test_the_script_for_hand_use_says_how(batch: Batch) -> None:
 
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not on this machine")
-def test_shellcheck_finds_nothing() -> None:
+def test_shellcheck_passes() -> None:
     files = ["launcher/supervise.sh", "slurm/train.sbatch"]
     done = subprocess.run(["shellcheck", *files], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout

@@ -1,8 +1,8 @@
-"""torchrun's agent: imports the program once, forks this machine's ranks, and keeps its own report to itself.
+"""torchrun's agent: import the program once and fork the ranks of this machine.
 
-What went wrong in a rank is in the run directory. Ranks are forked, because importing torch takes seconds and
-hundreds of megabytes: once for each machine, not once for each rank. Nothing that is imported starts a thread or
-touches a GPU before the fork (tests/unit/launcher/test_local.py).
+Ranks are forked because importing torch takes seconds and hundreds of megabytes per process. No imported module may
+start a thread or use a GPU before the fork (tests/unit/launcher/test_local.py). torchrun's own error report is
+suppressed; ranks write theirs to the run directory.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ _PR_SET_NAME = 15
 
 
 def _rank(module: str, arguments: list[str]) -> None:
-    """One rank: `main(arguments)` of the module, named in the process list."""
+    """Run `main(arguments)` of the module as one rank, with the rank as process name."""
     for number in (signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)
     ctypes.CDLL(None).prctl(_PR_SET_NAME, f"dl2pa:rank {os.environ['RANK']}".encode())
-    sys.argv = ["dl2pa", *arguments]  # what the run records as its command
+    sys.argv = ["dl2pa", *arguments]  # the run records this as its command
     code = importlib.import_module(module).main(arguments)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the agent ends this rank by it where another failed
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the agent sends TERM when another rank failed
     if code:
         sys.exit(code)
 
 
 def main(node: Node, nproc: int, folder: Path, modules: list[str], arguments: list[str]) -> int:
-    """Run `main(arguments)` of the first module as `nproc` ranks; returns the exit code.
+    """Run `main(arguments)` of the first module as `nproc` ranks; return the exit code.
 
     Args:
         folder: private folder for the store and torchrun's files.
@@ -62,7 +62,7 @@ def main(node: Node, nproc: int, folder: Path, modules: list[str], arguments: li
         monitor_interval=0.1,
         start_method="fork",
         logs_specs=DefaultLogsSpecs(log_dir=str(folder)),
-        # Stop signals are ours: torchrun would end its workers, saved or not.
+        # dl2pa handles stop signals: torchrun would end its workers without a save.
         signals_to_handle="SIGHUP,SIGQUIT",
     )
     try:
@@ -73,5 +73,5 @@ def main(node: Node, nproc: int, folder: Path, modules: list[str], arguments: li
 
 
 if __name__ == "__main__":
-    _place, _count, _folder, _modules, *_arguments = sys.argv[1:]
-    sys.exit(main(Node(**json.loads(_place)), int(_count), Path(_folder), _modules.split(","), _arguments))
+    _node, _count, _folder, _modules, *_arguments = sys.argv[1:]
+    sys.exit(main(Node(**json.loads(_node)), int(_count), Path(_folder), _modules.split(","), _arguments))

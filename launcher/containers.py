@@ -1,4 +1,4 @@
-"""Running a node's task in an image: Pyxis where srun has it, else Apptainer; requeueing stays outside."""
+"""Run the task of a node in a container image, with Pyxis if srun supports it, otherwise with Apptainer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class _Run(Protocol):
 
 @dataclass(frozen=True)
 class Container:
-    """An image and the engine that runs it; the host's folders appear in it under their own names."""
+    """An image, its engine and the host folders that are mounted under the same paths."""
 
     image: str
     engine: str
@@ -30,13 +30,13 @@ class Container:
 
     @classmethod
     def find(cls, image: str, runs: Sequence[_Run], more: Iterable[str] = ()) -> Container:
-        """Choose the engine this cluster has.
+        """Select the engine that is available on this cluster.
 
         Args:
-            more: folders besides the working directory, the runs' and DL2PA_DATA.
+            more: folders to mount in addition to the working directory, the run directories and DL2PA_DATA.
 
         Raises:
-            UserError: it has none.
+            UserError: no engine is available, or a folder name cannot be mounted.
         """
         data = os.environ.get(envvars.DATA)
         folders = [str(Path.cwd()), *(str(r.run_dir.parent) for r in runs), *more, *([data] if data else [])]
@@ -44,21 +44,20 @@ class Container:
         for folder in mounts:
             bad = next((c for c in folder if c in ",:" or not c.isprintable()), None)
             if bad is not None:
-                message = f"holds {bad!r}, which would divide it into several mounts"
-                raise UserError(
-                    "--container", folder, message, "Choose folders without , and : in their names."
-                )
+                message = f"contains {bad!r}, which would split it into several mounts"
+                raise UserError("--container", folder, message, "Use folders without , and : in their names.")
         if _srun_has_pyxis():
             return cls(image, "pyxis", mounts)
         for name in ("apptainer", "singularity"):
-            found = shutil.which(name)
-            if found:
-                return cls(image, found, mounts)
-        message = "neither srun --container-image (Pyxis) nor apptainer is on this machine"
-        raise UserError("--container", image, message, "Submit without it, or ask the cluster.")
+            if engine := shutil.which(name):
+                return cls(image, engine, mounts)
+        message = "neither srun --container-image (Pyxis) nor apptainer is available"
+        raise UserError(
+            "--container", image, message, "Submit without --container, or ask your administrator."
+        )
 
     def srun_options(self) -> list[str]:
-        """What srun itself needs to know."""
+        """Container options of srun."""
         if self.engine != "pyxis":
             return []
         return [
@@ -69,10 +68,10 @@ class Container:
         ]
 
     def prefix(self) -> list[str]:
-        """What stands before the program.
+        """Command prefix that runs the program in the container.
 
-        Apptainer hands the environment on by itself, all of it: a PYTHONPATH of the host's would bring packages for
-        another Python in. Pyxis gives the image's own variables precedence.
+        Apptainer passes the whole host environment, so PYTHONPATH is unset: it could name packages for another Python
+        version. With Pyxis, variables of the image take precedence.
         """
         if self.engine == "pyxis":
             return []
@@ -90,7 +89,7 @@ def _srun_has_pyxis() -> bool:
 
 
 def _outermost(folders: Iterable[str]) -> list[str]:
-    """Without those inside another, in a fixed order."""
+    """Sort the folders and drop those inside another one."""
     kept: list[str] = []
     for folder in sorted({os.path.abspath(f) for f in folders}):  # noqa: PTH100
         if not any(folder == k or folder.startswith(k.rstrip("/") + "/") for k in kept):

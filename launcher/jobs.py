@@ -1,4 +1,4 @@
-"""What the cluster says about jobs, and how to stop them."""
+"""Query and cancel SLURM jobs."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from dataclasses import dataclass
 from dl2pa.errors import UserError
 
 COMMENT = "dl2pa"
-"""By which our jobs are told from others whose number was once one of ours."""
+"""Job comment that marks jobs of dl2pa, because SLURM reuses job numbers."""
 LIVE = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED", "STOPPED")
 _QUEUE_FORMAT = "%i|%F|%K|%T|%r|%N|%k"
 
 
 @dataclass(frozen=True)
 class JobState:
-    """A job as SLURM sees it.
+    """State of a job in SLURM.
 
     Args:
-        state: SLURM's word for it, or `UNKNOWN` where neither the queue nor accounting knows it.
-        reason: why it is pending; empty otherwise.
-        nodes: its node list, empty while it has none.
+        state: SLURM's job state, or `UNKNOWN` if neither the queue nor accounting lists the job.
+        reason: why a pending job waits; otherwise empty.
+        nodes: node list; empty if no nodes are allocated.
     """
 
     state: str
@@ -32,7 +32,7 @@ class JobState:
 
     @property
     def is_live(self) -> bool:
-        """Whether it runs, or will."""
+        """Whether the job runs or may run later."""
         return self.state in LIVE
 
 
@@ -40,40 +40,40 @@ UNKNOWN = JobState("UNKNOWN")
 
 
 def states(job_ids: Iterable[str]) -> dict[str, JobState]:
-    """The state of each job: from the queue, else from accounting, else `UNKNOWN`.
+    """Return the state of each job: from the queue, otherwise from accounting, otherwise `UNKNOWN`.
 
     Raises:
         ConnectionError: SLURM does not answer.
     """
-    wanted = set(job_ids)
-    found = {job: state for job, state in _queued().items() if job in wanted} if wanted else {}
-    missing = wanted - set(found)
-    found.update({job: state for job, state in _accounted(missing).items() if job in missing})
-    return {job: found.get(job, UNKNOWN) for job in wanted}
+    ids = set(job_ids)
+    result = {job: state for job, state in _queued().items() if job in ids} if ids else {}
+    missing = ids - set(result)
+    result.update({job: state for job, state in _accounted(missing).items() if job in missing})
+    return {job: result.get(job, UNKNOWN) for job in ids}
 
 
 def has_accounting() -> bool:
-    """Whether the cluster remembers jobs that have ended."""
+    """Whether the cluster keeps records of ended jobs."""
     return shutil.which("sacct") is not None and _output(["sacct", "-n", "-X", "-S", "now"]) is not None
 
 
 def cancel(job_ids: Sequence[str]) -> None:
-    """End jobs at once, waiting ones too.
+    """Cancel running and pending jobs at once.
 
     Raises:
-        UserError: SLURM refuses.
+        UserError: SLURM rejects the request.
     """
     done = subprocess.run(["scancel", *job_ids], capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        said = done.stderr.strip() or "cannot be cancelled"
-        raise UserError("job", ", ".join(job_ids), said, "See `squeue`.")
+        message = done.stderr.strip() or "cannot be cancelled"
+        raise UserError("job", ", ".join(job_ids), message, "See `squeue`.")
 
 
 def kill_steps(job_ids: Sequence[str], wait_s: float = 5.0) -> None:
-    """End the jobs' processes, so that a cancellation that follows finds none to warn; no error where none runs.
+    """End the job steps, so that a following cancellation does not send TERM to them; no error if none runs.
 
-    By HUP, which the launcher does not survive and nothing survives the launcher: SLURM takes a KILL for a
-    cancellation and sends TERM first.
+    Sends HUP, which ends the launcher and with it all processes. SLURM treats a KILL as a cancellation and sends
+    TERM first.
     """
     subprocess.run(["scancel", "--signal=HUP", *job_ids], capture_output=True, check=False)
     deadline = time.monotonic() + wait_s
@@ -87,17 +87,17 @@ def kill_steps(job_ids: Sequence[str], wait_s: float = 5.0) -> None:
 
 
 def _queued() -> dict[str, JobState]:
-    """This user's jobs of ours in the queue; an array's waiting elements under their own numbers."""
+    """Return this user's dl2pa jobs in the queue; pending array tasks are listed as `ARRAY_TASK`."""
     text = _output(["squeue", "--me", "--array", "--noheader", "--states=all", f"--format={_QUEUE_FORMAT}"])
     if text is None:
-        raise ConnectionError("SLURM does not answer (squeue): what became of the job is not known now")
-    found: dict[str, JobState] = {}
+        raise ConnectionError("SLURM does not answer (squeue): the state of the job is unknown")
+    result: dict[str, JobState] = {}
     for line in text.splitlines():
-        number, array, element, state, reason, nodes, comment = line.split("|", 6)
+        number, array, task, state, reason, nodes, comment = line.split("|", 6)
         if comment.strip() == COMMENT:
-            job = f"{array}_{element}" if element.isdigit() else number
-            found[job] = JobState(state, reason if state == "PENDING" else "", nodes)
-    return found
+            job = f"{array}_{task}" if task.isdigit() else number
+            result[job] = JobState(state, reason if state == "PENDING" else "", nodes)
+    return result
 
 
 def _accounted(job_ids: Iterable[str]) -> dict[str, JobState]:
@@ -105,14 +105,14 @@ def _accounted(job_ids: Iterable[str]) -> dict[str, JobState]:
     if not ids or shutil.which("sacct") is None:
         return {}
     command = ["sacct", "-n", "-X", "-P", "-o", "JobID,State,NodeList,JobName", "-j", ",".join(ids)]
-    found: dict[str, JobState] = {}
+    result: dict[str, JobState] = {}
     for line in (_output(command) or "").splitlines():
         job, state, nodes, name = line.split("|", 3)
         words = state.split()  # "CANCELLED by 0"
         if name.startswith(f"{COMMENT}-"):
-            known = "" if nodes == "None assigned" else nodes
-            found[job] = JobState(words[0] if words else "UNKNOWN", "", known)
-    return found
+            nodes = "" if nodes == "None assigned" else nodes
+            result[job] = JobState(words[0] if words else "UNKNOWN", "", nodes)
+    return result
 
 
 def _output(command: Sequence[str]) -> str | None:

@@ -1,4 +1,4 @@
-"""This machine's processes: torchrun, with signals and exit codes that survive it."""
+"""Run the ranks of this machine under torchrun, with stop signals and exit codes."""
 
 from __future__ import annotations
 
@@ -17,19 +17,18 @@ from dl2pa import envvars
 from dl2pa.osutil import set_parent_death_signal, usable_cores
 from launcher.node import Node, listen_again
 
-_IMPATIENT = 3
-"""Ctrl-C so often does not wait for a save."""
+_INTERRUPTS_TO_KILL = 3
+"""The Ctrl-C that ends the run without a save."""
 _STOP_SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 
 
 def agent_command(
     nproc: int, modules: Sequence[str], arguments: Sequence[str], node: Node, folder: Path
 ) -> list[str]:
-    """The command line of the agent that forks `nproc` ranks on this machine, one of several or alone."""
-    place = json.dumps(dataclasses.asdict(node))
+    """Command line of the agent that forks `nproc` ranks on this machine."""
     return [
         *(sys.executable, "-P", "-m", "launcher.agent"),
-        *(place, str(nproc), str(folder), ",".join(modules), *arguments),
+        *(json.dumps(dataclasses.asdict(node)), str(nproc), str(folder), ",".join(modules), *arguments),
     ]
 
 
@@ -41,13 +40,13 @@ def run_local(
     extra: Mapping[str, str],
     node: Node,
 ) -> int:
-    """Run `main(arguments)` of the first module as ranks under torchrun's agent; returns the agent's exit code.
+    """Run `main(arguments)` of the first module as ranks under torchrun's agent; return the agent's exit code.
 
-    A stop signal to this process writes the stop file, which the ranks watch; the agent itself ignores stop
-    signals. If this process is killed, the agent dies with it, and the ranks with the agent.
+    On a stop signal, this process writes the stop file, which the ranks poll; the agent ignores stop signals. If
+    this process is killed, the agent is killed too, and the ranks with it.
 
     Args:
-        modules: imported once, by the agent, before it forks the ranks.
+        modules: imported once by the agent, before it forks the ranks.
         extra: environment variables of the ranks.
     """
     with tempfile.TemporaryDirectory(prefix="dl2pa-") as folder:
@@ -62,11 +61,11 @@ def _environment(nproc: int, extra: Mapping[str, str], node: Node, folder: Path)
         env[envvars.STORE] = str(folder / "ranks")
         env["GLOO_SOCKET_IFNAME"] = env["NCCL_SOCKET_IFNAME"] = "lo"
     else:
-        # Gloo would take whatever address this machine's own name resolves to, often one nobody else can reach.
+        # By default, gloo uses the address of this host's name, which other nodes often cannot reach.
         interface = node.interface()
         if interface is not None:
             env.setdefault("GLOO_SOCKET_IFNAME", interface)
-    # Once a rank has failed the others cannot save: no reason to wait longer for them.
+    # After a rank has failed, the others cannot save, so end them soon.
     env.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "5")
     env.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // nproc)))
     return env
@@ -81,7 +80,7 @@ def _run_agent(command: list[str], env: Mapping[str, str], stop_file: Path) -> i
         nonlocal interrupts
         stop_file.touch()
         interrupts += number == signal.SIGINT
-        if interrupts >= _IMPATIENT and process is not None:
+        if interrupts >= _INTERRUPTS_TO_KILL and process is not None:
             process.kill()
 
     previous = {number: signal.signal(number, on_signal) for number in _STOP_SIGNALS}

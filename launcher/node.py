@@ -1,4 +1,4 @@
-"""A machine's place in a SLURM step of one task a node: which one it is, where the processes meet, over what."""
+"""The position of this machine in a SLURM step with one task per node, and the rendezvous address."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ class Node:
     head: str
     port: int
     rendezvous: str
-    """Name of this meeting, the same on all nodes and different at every attempt."""
+    """Rendezvous id, the same on all nodes and different for every attempt."""
 
     def interface(self) -> str | None:
-        """Network interface by which this node reaches the head; None where that cannot be told."""
+        """Network interface through which this node reaches the head; None if unknown."""
         return "lo" if self.count == 1 else interface_toward(self.head)
 
 
 def this_node(env: Mapping[str, str] = os.environ) -> Node:
-    """This process's place in its SLURM step; the only node where it is in none.
+    """Return the node of this process in its SLURM step; a single local node outside SLURM.
 
     Raises:
-        UserError: several tasks a node, or a head node whose name does not resolve here.
+        UserError: several tasks per node, or the name of the head node does not resolve here.
     """
     count = int(env.get("SLURM_STEP_NUM_NODES", "1"))
     if "SLURM_STEP_ID" not in env or (count == 1 and int(env.get("SLURM_STEP_NUM_TASKS", "1")) == 1):
@@ -58,10 +58,10 @@ def this_node(env: Mapping[str, str] = os.environ) -> Node:
 
 
 def run_task(arguments: Sequence[str]) -> NoReturn:
-    """What submitit starts on every node: `dl2pa train` in place of this process, its state in the run directory.
+    """Replace this process with `dl2pa train`; submitit calls this on every node.
 
-    submitit's own handlers, which would requeue from here, go with the program they belong to; the signals they
-    were for wait until the new program listens.
+    This removes submitit's signal handlers, which would requeue the job. Stop signals are blocked until the new
+    program has installed its handlers.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
     for number in (*_STOP_SIGNALS, signal.SIGCONT):
@@ -72,15 +72,15 @@ def run_task(arguments: Sequence[str]) -> NoReturn:
 
 
 def listen_again() -> None:
-    """Let through the stop signals that `run_task` held back; their handlers are in place."""
+    """Unblock the stop signals that `run_task` blocked; call after installing their handlers."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
 
 
 def interface_toward(host: str) -> str | None:
-    """The network interface whose address this machine uses to reach `host`."""
+    """Return the network interface whose address this machine uses to reach `host`."""
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect((host, 9))  # sends nothing: it only chooses a route
+            probe.connect((host, 9))  # sends nothing, only selects a route
             address = probe.getsockname()[0]
             names = [name for _, name in socket.if_nameindex()]
             return next((n for n in names if _address_of(probe, n) == address), None)

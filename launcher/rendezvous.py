@@ -1,8 +1,8 @@
-"""Where the agents and the ranks of a training meet: a private file on one machine, a bound port on several.
+"""Rendezvous of agents and ranks: a private file on one machine, a TCP port on several.
 
-On one machine nothing listens: the stores of the agent and of the ranks are files in a folder that only this user
-can enter. On several machines the first one's store listens on the address of its node name alone, not on every
-network. Nothing that is read from a store is unpickled: agents exchange JSON, ranks exchange addresses.
+On one machine, no port is opened: the stores of the agent and the ranks are files in a folder that only this user
+can enter. On several machines, the store of the first one listens only on the address of its node name. Values from
+a store are never unpickled: agents exchange JSON, ranks exchange addresses.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from torch.distributed.elastic.rendezvous.api import RendezvousStoreInfo
 from launcher.node import Node
 
 _TIMEOUT = datetime.timedelta(seconds=600)
-"""How long a machine waits for the others."""
+"""Time that a machine waits for the others."""
 
 
 class NodeRendezvous(RendezvousHandler):
-    """The meeting of a node with the others, whose number and order are known beforehand."""
+    """Rendezvous of a fixed number of nodes in a known order."""
 
     def __init__(self, node: Node, folder: Path) -> None:
         self._node = node
@@ -38,7 +38,7 @@ class NodeRendezvous(RendezvousHandler):
 
     @property
     def use_agent_store(self) -> bool:
-        """Whether the ranks of several machines are clients of this store too."""
+        """Whether the ranks also use this store; on one machine they use a file."""
         return self._node.count > 1
 
     def get_backend(self) -> str:
@@ -51,7 +51,7 @@ class NodeRendezvous(RendezvousHandler):
         return False
 
     def set_closed(self) -> None:
-        """Nothing to close: whoever is missing at the start is an error, and nobody comes later."""
+        """Do nothing: nodes never join later."""
 
     def num_nodes_waiting(self) -> int:
         return 0
@@ -68,7 +68,7 @@ def _tcp_store(node: Node) -> TCPStore:
 
 
 def listen_at(host: str, port: int) -> socket.socket:
-    """A listening socket on the address that `host` resolves to, and on no other."""
+    """Return a socket that listens only on the address that `host` resolves to."""
     family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     listener = socket.socket(family, kind, protocol)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

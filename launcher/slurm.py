@@ -1,4 +1,4 @@
-"""Submission to SLURM through submitit: the request, its checks, the script, and the job's number."""
+"""Submit runs to SLURM through submitit: request, checks, script and job numbers."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ _PLAIN = re.compile(r"[\w.,:@+\[\]*&|()/=-]{1,500}", re.ASCII)
 _NO_LIMIT = ("0", "UNLIMITED", "INFINITE")
 _LINGER_S = 120
 _START_UP_S = 60
-"""What a start and a first step take at the least: a time limit without room for them never gets anywhere."""
+"""Minimum time for the start and the first step; a shorter time limit would never make progress."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a job asks of the cluster; None leaves the cluster's default.
+    """Resources requested for a job; None keeps the default of the cluster.
 
     Args:
-        gpus_per_node: also the processes a node; 0 asks for none and starts `processes_per_node` on processors.
-        time: limit as SLURM writes it: minutes, or [days-]hours:minutes:seconds.
-        cpus_per_gpu: cores of each process.
-        after: job that must have ended well before.
+        gpus_per_node: also the number of processes per node; 0 trains on CPUs.
+        time: time limit in SLURM's format: minutes, or [days-]hours:minutes:seconds.
+        cpus_per_gpu: cores per process.
+        after: job that must have succeeded before.
         stop_before: seconds before the time limit at which the run saves and requeues.
     """
 
@@ -57,14 +57,14 @@ class Request:
 
     @classmethod
     def of(cls, stored: Mapping[str, Any]) -> Request:
-        """What an earlier submission asked for, as far as it can be read."""
+        """Read the request of an earlier submission; invalid fields are dropped."""
         kinds = {f.name: int if f.type.startswith("int") else str for f in fields(cls)}
         kept: dict[str, Any] = {k: v for k, v in stored.items() if k in kinds and type(v) is kinds[k]}
         return cls(**kept)
 
-    def merged(self, given: Mapping[str, Any]) -> Request:
-        """This request with what was given changed; for a run submitted again."""
-        return replace(self, **{k: v for k, v in given.items() if v is not None})
+    def merged(self, changes: Mapping[str, Any]) -> Request:
+        """Return this request with the values of `changes` that are not None."""
+        return replace(self, **{k: v for k, v in changes.items() if v is not None})
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -72,7 +72,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Planned:
-    """A run about to be submitted: its directory and its snapshot of the configuration."""
+    """A run to submit: its directory, its copy of the configuration, its processes per node."""
 
     run_dir: Path
     config: Path
@@ -80,13 +80,13 @@ class Planned:
 
 
 def check_request(request: Request) -> None:
-    """Refuse what no cluster could run.
+    """Refuse a request that the cluster cannot run.
 
     Raises:
-        UserError: naming the option at fault.
+        UserError: naming the invalid option.
     """
     if shutil.which("sbatch") is None:
-        remedy = "Submit on a host that has them (--container there, not in the image), or train here: `dl2pa train`."
+        remedy = "Submit from a SLURM host, outside the image, or train here with `dl2pa train`."
         raise UserError("sbatch", None, "SLURM's commands are not on this machine", remedy)
     check_texts(request)
     for name, value, least in (
@@ -101,12 +101,16 @@ def check_request(request: Request) -> None:
         _check_after(request.after)
     limit = None if request.time is None or request.time.upper() in _NO_LIMIT else seconds_of(request.time)
     if request.time is not None and limit is None and request.time.upper() not in _NO_LIMIT:
-        raise UserError("--time", request.time, "is no time limit", "Write minutes, H:MM:SS or D-HH:MM:SS.")
+        raise UserError(
+            "--time", request.time, "is not a valid time limit", "Write minutes, H:MM:SS or D-HH:MM:SS."
+        )
     default, longest = _partition_limits(request.partition)
     if limit is not None and longest is not None and limit > longest:
-        message = f"longer than the partition allows ({longest // 60} minutes): it would wait for ever"
+        message = (
+            f"exceeds the limit of the partition ({longest // 60} minutes), so the job would never start"
+        )
         raise UserError(
-            "--time", request.time, message, "Give less: the job requeues itself until it is done."
+            "--time", request.time, message, "Give a shorter time: the job requeues itself until it is done."
         )
     allowed = limit if request.time is not None else default or longest
     if allowed is not None and allowed < request.stop_before + _START_UP_S:
@@ -116,32 +120,34 @@ def check_request(request: Request) -> None:
 
 
 def check_texts(request: Request) -> None:
-    """Refuse a text that the script would not keep as it is, or that would add a line to it.
+    """Refuse texts that are unsafe in the sbatch script.
 
     Raises:
-        UserError: naming the option at fault.
+        UserError: naming the invalid option.
     """
     for name in ("time", "partition", "account", "qos", "constraint", "exclude", "mem", "after"):
         text = getattr(request, name)
         if text is not None and not _PLAIN.fullmatch(text):
             remedy = "Use letters, digits and . _ , : @ + - [ ] * & | ( ) / = only."
-            raise UserError(f"--{name}", text, "is nothing that SLURM could mean", remedy)
+            raise UserError(f"--{name}", text, "contains characters that SLURM does not accept", remedy)
     image = request.container
     if image is not None and (not image.isprintable() or image.startswith("-")):
-        raise UserError("--container", image, "is no image's name", "Give a file or REGISTRY/IMAGE:TAG.")
+        raise UserError(
+            "--container", image, "is not a valid image name", "Give a file or REGISTRY/IMAGE:TAG."
+        )
 
 
 def _check_after(job: str) -> None:
-    """A job that is not there would be no condition at all, as SLURM takes it."""
+    """Refuse an unknown job, because SLURM ignores a dependency on one."""
     if not re.fullmatch(r"\d{1,10}(_\d{1,10})?", job):
-        raise UserError("--after", job, "is no job's number", "Give N, or N_K of an array.")
-    found = subprocess.run(["scontrol", "show", "job", job], capture_output=True, check=False).returncode == 0
-    if not found and states([job])[job].state != "COMPLETED":
-        raise UserError("--after", job, "is no job that SLURM knows", "See `squeue` or `sacct`.")
+        raise UserError("--after", job, "is not a job number", "Give N, or N_K for a task of an array.")
+    known = subprocess.run(["scontrol", "show", "job", job], capture_output=True, check=False).returncode == 0
+    if not known and states([job])[job].state != "COMPLETED":
+        raise UserError("--after", job, "is not known to SLURM", "See `squeue` or `sacct`.")
 
 
 def _partition_limits(name: str | None) -> tuple[int | None, int | None]:
-    """Seconds of a partition's default and longest time limit; None where there is none or it is not known."""
+    """Default and maximum time limit of a partition in seconds; None if unlimited or unknown."""
     done = subprocess.run(
         ["scontrol", "show", "partition", "-o"], capture_output=True, text=True, check=False
     )
@@ -153,7 +159,7 @@ def _partition_limits(name: str | None) -> tuple[int | None, int | None]:
 
 
 def seconds_of(time: str) -> int | None:
-    """A SLURM time limit in seconds: minutes[:seconds], hours:minutes:seconds or days-hours[:minutes[:seconds]]."""
+    """Seconds of a SLURM time limit: minutes[:seconds], hours:minutes:seconds or days-hours[:minutes[:seconds]]."""
     match = _TIME.fullmatch(time)
     if match is None:
         return None
@@ -167,7 +173,7 @@ def seconds_of(time: str) -> int | None:
 
 
 def script(request: Request, runs: Sequence[Planned], folder: Path, name: str) -> str:
-    """The exact text given to sbatch."""
+    """Return the exact script that `submit` gives to sbatch."""
     executor = _executor(request, runs, folder, name)
     if len(runs) > 1:
         executor.parameters["map_count"] = len(runs)
@@ -175,51 +181,51 @@ def script(request: Request, runs: Sequence[Planned], folder: Path, name: str) -
 
 
 def check_with_cluster(text: str) -> None:
-    """Let SLURM itself say whether it could ever run the script; queues nothing.
+    """Ask SLURM whether it can ever run the script, without queueing it.
 
     Raises:
-        UserError: with SLURM's words.
+        UserError: SLURM rejects the script; the message contains SLURM's reason.
         ConnectionError: SLURM does not answer.
     """
     command = ["sbatch", "--test-only"]
-    with _own_environment():
+    with _clean_environment():
         done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         if "Unable to contact" in done.stderr:
             raise ConnectionError("SLURM does not answer (sbatch): nothing was queued")
         lines = [line.partition("error: ")[2] or line for line in done.stderr.splitlines() if line.strip()]
-        said = "; ".join(line.removeprefix("allocation failure: ") for line in lines)
-        raise UserError("resources", _summary(text), f"SLURM refuses it: {said}", "See `sinfo`.")
+        reason = "; ".join(line.removeprefix("allocation failure: ") for line in lines)
+        raise UserError("resources", _summary(text), f"SLURM rejects the request: {reason}", "See `sinfo`.")
 
 
 def submit(request: Request, runs: Sequence[Planned], folder: Path, name: str) -> list[str]:
-    """Queue the runs, several as one array; returns the jobs' numbers, `N` or `N_K`.
+    """Queue the runs, several as one array; return the job numbers, `N` or `N_K`.
 
     Raises:
-        UserError: sbatch refuses.
+        UserError: sbatch fails.
     """
     from submitit.core.utils import FailedJobError
 
     executor = _executor(request, runs, folder, name)
     try:
-        with _own_environment():
+        with _clean_environment():
             if len(runs) == 1:
                 return [executor.submit(run_task, _arguments(runs[0])).job_id]
             with executor.batch():
                 jobs = [executor.submit(run_task, _arguments(run)) for run in runs]
             return [job.job_id for job in jobs]
     except (FailedJobError, subprocess.CalledProcessError, OSError, RuntimeError) as error:
-        raise UserError("sbatch", name, f"failed: {error}", "Ask the cluster, or try again.") from None
+        raise UserError("sbatch", name, f"failed: {error}", "Try again, or ask your administrator.") from None
 
 
 def log_of(job_id: str, folder: Path) -> Path:
-    """Where the job's log goes: the batch shell's words, rank 0's and whatever a node met."""
+    """Path of the job log: output of the batch shell, of rank 0, and errors of the nodes."""
     return folder / f"job-{job_id}.log"
 
 
 @contextmanager
-def _own_environment() -> Generator[None]:
-    """Without variables that sbatch would prefer to the script, or hand on from the job this may run in."""
+def _clean_environment() -> Generator[None]:
+    """Remove environment variables that override options of the script or belong to an enclosing job."""
     foreign: tuple[str, ...] = ("SLURM_", "SBATCH_", "SRUN_", "SALLOC_")
     if envvars.SUPERVISED in os.environ:  # otherwise it was the user who set DL2PA_HEAD
         foreign += (envvars.SUPERVISED, envvars.LAUNCH, envvars.HEAD, envvars.PORT)
@@ -242,9 +248,9 @@ def _executor(request: Request, runs: Sequence[Planned], folder: Path, name: str
     container = Container.find(request.container, runs) if request.container else None
     processes = max(1, request.gpus_per_node or runs[0].processes)
     executor = SlurmExecutor(folder=folder, python=_task_command(request, container, processes))
-    # SLURM expands % in the name of a log.
+    # SLURM expands % in log names.
     log = log_of("%A_%a" if len(runs) > 1 else "%j", Path(str(folder).replace("%", "%%")))
-    given: dict[str, Any] = {
+    options: dict[str, Any] = {
         "partition": request.partition,
         "account": request.account,
         "qos": request.qos,
@@ -257,7 +263,7 @@ def _executor(request: Request, runs: Sequence[Planned], folder: Path, name: str
     }
     extra: dict[str, Any] = {
         "requeue": True,
-        # To the batch shell only: it leaves the stop file in the run directory, which no container can hide.
+        # B: signal only the batch shell, which writes the stop file to the run directory.
         "signal": f"B:USR2@{request.stop_before}",
         "output": str(log),
         "error": str(log),
@@ -271,12 +277,12 @@ def _executor(request: Request, runs: Sequence[Planned], folder: Path, name: str
         ntasks_per_node=1,
         comment=COMMENT,
         setup=_setup(runs),
-        use_srun=False,  # ours stands in the command
+        use_srun=False,  # the command contains srun
         additional_parameters=extra,
-        # submitit's own defaults, which are not this cluster's.
+        # Override submitit's defaults, so that those of the cluster apply.
         time=None,
         wckey=None,
-        **{k: v for k, v in given.items() if v is not None},
+        **{k: v for k, v in options.items() if v is not None},
     )
     return executor
 
@@ -292,7 +298,7 @@ def _setup(runs: Sequence[Planned]) -> list[str]:
 
 
 def _task_command(request: Request, container: Container | None, processes: int) -> str:
-    """What stands before `-u -m submitit.core._submit FOLDER`: the supervisor, srun, the container, Python."""
+    """Command before `-u -m submitit.core._submit FOLDER`: supervisor, srun, container and Python."""
     srun = [
         "srun",
         "--kill-on-bad-exit=1",
@@ -303,19 +309,19 @@ def _task_command(request: Request, container: Container | None, processes: int)
         "--unbuffered",
     ]
     if request.gpus_per_node:
-        srun.append("--gpu-bind=none")  # every process of a node may reach every GPU of the node
+        srun.append("--gpu-bind=none")  # every process of a node needs all its GPUs visible
     if request.cpus_per_gpu:
-        # Since 22.05 srun does not take this over from sbatch.
+        # Since SLURM 22.05, srun does not inherit this from sbatch.
         srun.append(f"--cpus-per-task={request.cpus_per_gpu * processes}")
-    python = [sys.executable, "-P"]  # a module of the working directory is not ours
+    python = [sys.executable, "-P"]  # do not import from the working directory
     if container is not None:
         srun, python = [*srun, *container.srun_options()], [*container.prefix(), "python", "-P"]
     return f'supervise "$run" {shlex.join([*srun, *python])}'
 
 
 def _summary(text: str) -> str:
-    """The request in the script's own words."""
-    wanted = (
+    """The resource options of the script, for messages."""
+    shown = [
         "nodes",
         "gpus-per-node",
         "partition",
@@ -325,6 +331,6 @@ def _summary(text: str) -> str:
         "qos",
         "account",
         "constraint",
-    )
-    found = re.findall(r"^#SBATCH --([a-z-]+)=(.*)$", text, re.MULTILINE)
-    return " ".join(f"--{key}={value}" for key, value in found if key in wanted)
+    ]
+    options = re.findall(r"^#SBATCH --([a-z-]+)=(.*)$", text, re.MULTILINE)
+    return " ".join(f"--{key}={value}" for key, value in options if key in shown)

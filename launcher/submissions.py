@@ -1,4 +1,4 @@
-"""Which run a job is of: noted in the run directory, and in a list in the user's home that finds runs by their jobs."""
+"""Records of submissions: one in each run directory, and a list in the user's home to find runs by job number."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ _NUMBER = re.compile(r"\d+(_\d+)?")
 
 @dataclass(frozen=True)
 class Submission:
-    """A run's last submission.
+    """The last submission of a run.
 
     Args:
-        job_id: `N`, or `N_K` of an array.
-        run_dir: the run's directory, which may be gone.
-        log: the job's log; None where the note in the run directory is gone or damaged.
-        request: what it asked of the cluster, as `Request` has it.
-        name: of the run.
-        cwd: where it was submitted from.
+        job_id: `N`, or `N_K` for a task of an array.
+        run_dir: the run directory, which may no longer exist.
+        log: log of the job; None if the record in the run directory is missing or damaged.
+        request: requested resources, the fields of `Request`.
+        name: name of the run.
+        cwd: working directory of the submission.
     """
 
     job_id: str
@@ -42,7 +42,7 @@ class Submission:
 
 
 def read(run_dir: Path) -> Submission | None:
-    """The run's last submission; None where there was none, or its note is damaged."""
+    """Return the last submission of a run; None if there is none or its record is damaged."""
     value = read_json(RunDirectory(run_dir).job)
     if not isinstance(value.get("job_id"), str):
         return None
@@ -59,10 +59,10 @@ def read(run_dir: Path) -> Submission | None:
 
 
 def write(submission: Submission, **more: Any) -> None:
-    """Note a submission in the run directory and in this user's list.
+    """Record a submission in the run directory and in this user's list.
 
     Args:
-        more: what else is worth knowing of it.
+        more: additional fields of the record.
     """
     path = RunDirectory(submission.run_dir).job
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,28 +81,28 @@ def write(submission: Submission, **more: Any) -> None:
     try:
         _list_file().parent.mkdir(parents=True, exist_ok=True)
         with _list_file().open("a", encoding="utf-8") as file:
-            file.write(f"\n{line}\n")  # on a line of its own, even behind one that was cut short
+            file.write(f"\n{line}\n")  # starts a new line, because the last one may be truncated
     except OSError:
-        return  # a home that cannot be written: the run directory still knows
+        return  # the home cannot be written; the record in the run directory is enough
 
 
 def known() -> list[Submission]:
-    """Every run this user submitted, the oldest first; of a directory that is gone what the list says."""
-    found: dict[Path, Submission] = {}
+    """Return all submissions of this user, oldest first; from the list alone if the run directory is gone."""
+    latest: dict[Path, Submission] = {}
     for entry in _listed():
-        found.pop(entry.run_dir, None)
-        found[entry.run_dir] = read(entry.run_dir) or entry
-    return list(found.values())
+        latest.pop(entry.run_dir, None)
+        latest[entry.run_dir] = read(entry.run_dir) or entry
+    return list(latest.values())
 
 
 def find(job: str) -> list[Submission]:
-    """The submissions that a job's number, an array's number or a run directory's path names.
+    """Return the submissions named by a job number, an array number or a run directory.
 
     Raises:
-        UserError: none is known, or the number is of a submission that a later one has replaced.
+        UserError: there is none, or a later submission of the run has replaced it.
     """
     if not job:
-        raise UserError("job", job, "an empty name (an unset variable?)", "Name a job of `dl2pa jobs`.")
+        raise UserError("job", job, "is empty (an unset variable?)", "Name a job of `dl2pa jobs`.")
     if _NUMBER.fullmatch(job):
         entries = [e for e in _listed() if e.job_id == job or e.job_id.startswith(f"{job}_")]
         latest = {e.run_dir: read(e.run_dir) or e for e in entries}
@@ -112,34 +112,34 @@ def find(job: str) -> list[Submission]:
         if latest:
             newer = next(iter(latest.values()))
             message = f"was replaced: {newer.run_dir} is now job {newer.job_id}"
-            raise UserError("job", job, message, "Name that, or the run directory.")
+            raise UserError("job", job, message, "Name the new job or the run directory.")
     submission = read(Path(job).absolute())
     if submission is not None:
         return [submission]
     if _exists(Path(job)):
         remedy = "Name a job of `dl2pa jobs`, or submit it with `dl2pa submit CONFIG --run-dir`."
-        raise UserError("job", job, f"holds no readable {JOB_FILE}", remedy)
-    remedy = "Give its run directory instead."
-    raise UserError("job", job, "is no job of dl2pa's that this user submitted here", remedy)
+        raise UserError("job", job, f"has no readable {JOB_FILE}", remedy)
+    message = "is not a dl2pa job that this user submitted from this home directory"
+    raise UserError("job", job, message, "Give its run directory instead.")
 
 
 def find_one(job: str) -> Submission:
-    """The submission of one run.
+    """Return the submission of one run.
 
     Raises:
-        UserError: none is known, or the number is that of an array.
+        UserError: there is none, or the number names an array.
     """
-    found = find(job)
-    if len(found) > 1:
-        remedy = f"Name one of them, for example {found[0].job_id}."
-        raise UserError("job", job, f"names {len(found)} runs", remedy)
-    return found[0]
+    submissions = find(job)
+    if len(submissions) > 1:
+        remedy = f"Name one of them, for example {submissions[0].job_id}."
+        raise UserError("job", job, f"names {len(submissions)} runs", remedy)
+    return submissions[0]
 
 
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except OSError:  # a name too long to be one
+    except OSError:  # the name is too long
         return False
 
 
@@ -149,7 +149,7 @@ def _list_file() -> Path:
 
 
 def _listed() -> list[Submission]:
-    """The list's entries; lines that are none are passed over."""
+    """Return the entries of the user's list; damaged lines are skipped."""
     try:
         lines = _list_file().read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

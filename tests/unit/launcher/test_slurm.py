@@ -106,7 +106,7 @@ def test_requests_that_can_be_met_are_let_through(request_: Request) -> None:
         (Request(gpus_per_node=-1), r"--gpus-per-node = -1: must be at least 0"),
         (Request(cpus_per_gpu=0), r"--cpus-per-gpu = 0: must be at least 1"),
         (Request(stop_before=9), r"--stop-before = 9: must be at least 10"),
-        (Request(time="2h"), r"--time = '2h': is no time limit.*D-HH:MM:SS"),
+        (Request(time="2h"), r"--time = '2h': is not a valid time limit.*D-HH:MM:SS"),
         (Request(time="3:59"), r"--time = '3:59': leaves no time to train: the run saves 180 s before"),
         (Request(time="5", stop_before=300), r"--time = '5': leaves no time.*300 s.*shorter --stop-before"),
     ],
@@ -328,7 +328,9 @@ def test_what_the_cluster_cannot_run_is_refused_in_its_own_words(place: Path, tm
     said = "allocation failure: Requested node configuration is not available"
     make_fake(tmp_path, "sbatch", f"cat >/dev/null; echo 'sbatch: error: {said}' >&2; exit 1")
     text = script(Request(nodes=9, partition="gpu"), planned(place, "run"), place / "slurm", "x")
-    with pytest.raises(UserError, match=r"SLURM refuses it: Requested node configuration is not") as caught:
+    with pytest.raises(
+        UserError, match=r"SLURM rejects the request: Requested node configuration is not"
+    ) as caught:
         slurm.check_with_cluster(text)
     assert caught.value.value == "--gpus-per-node=1 --nodes=9 --partition=gpu"
 
@@ -362,5 +364,5 @@ def test_a_folder_that_would_be_several_mounts_is_refused(
     make_fake(tmp_path, "apptainer", "")
     (place / folder).mkdir()
     monkeypatch.chdir(place / folder)
-    with pytest.raises(UserError, match="would divide it into several mounts"):
+    with pytest.raises(UserError, match="would split it into several mounts"):
         script(Request(container="image.sif"), planned(place / folder, "run"), place, "name")

@@ -48,7 +48,7 @@ def test_a_note_that_is_absent_or_damaged_is_none(tmp_path: Path, text: str | No
         (tmp_path / "slurm").mkdir()
         (tmp_path / JOB_FILE).write_text(text, encoding="utf-8")
     assert submissions.read(tmp_path) is None
-    with pytest.raises(UserError, match=f"holds no readable {JOB_FILE}"):
+    with pytest.raises(UserError, match=f"has no readable {JOB_FILE}"):
         submissions.find(str(tmp_path))
 
 
@@ -131,12 +131,12 @@ def test_a_job_that_a_later_one_replaced_is_not_taken_for_it(tmp_path: Path) -> 
 @pytest.mark.parametrize("job", ["9", "7_0", "9_1", "nonsense", "7;8", "no/such/folder", "x" * 5000])
 def test_a_job_that_nobody_submitted_here_is_refused(job: str, tmp_path: Path) -> None:
     submitted(tmp_path / "a", "7")
-    with pytest.raises(UserError, match="is no job of dl2pa's that this user submitted here") as caught:
+    with pytest.raises(UserError, match="is not a dl2pa job that this user submitted") as caught:
         submissions.find(job)
     assert caught.value.value == job
 
 
 def test_an_empty_name_is_not_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(submitted(tmp_path / "a", "7"))
-    with pytest.raises(UserError, match="an empty name"):
+    with pytest.raises(UserError, match="is empty"):
         submissions.find("")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from dl2pa import __version__
+from dl2pa.commands import config
 from dl2pa.console import safe_output
 from dl2pa.errors import EXIT_DONE, EXIT_FAILURE, EXIT_USER_ERROR, TrainingFailure, UserError
 
@@ -135,7 +136,7 @@ def build_parser() -> argparse.ArgumentParser:
     prototypes.add_argument("--batch_size", type=int, help=argparse.SUPPRESS)
     prototypes.add_argument("--num_epoch", type=int, help=argparse.SUPPRESS)
 
-    _add_config(add("config", "Print a configuration with everything resolved."))
+    config.add_arguments(add("config", "Print a resolved configuration, or explain the configuration keys."))
     estimate = add("estimate", "Hours, memory and cost of a configuration, from a short probe of it here.")
     _add_config(estimate)
     estimate.add_argument("--devices", type=int, default=1, metavar="N", help="GPUs like this one (1)")

@@ -1,4 +1,7 @@
-"""The typed configuration: one frozen object a concern, each default written here and nowhere else."""
+"""Typed configuration: one frozen model per section. Every default is defined here.
+
+The docstrings of the fields are the reference that `dl2pa config --explain` and docs/configuration.md print.
+"""
 
 from __future__ import annotations
 
@@ -33,22 +36,22 @@ BACKBONES = (
 
 
 class Section(BaseModel):
-    """A part of the configuration: immutable, unknown keys rejected."""
+    """Base of all sections: immutable; unknown keys are rejected."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     @field_validator("*", mode="before")
     @classmethod
-    def _truth_is_no_number(cls, value: object, info: ValidationInfo) -> object:
-        """YAML reads `yes` as true, which would pass for the number 1."""
+    def _reject_boolean(cls, value: object, info: ValidationInfo) -> object:
+        """Reject true and false for other types: YAML reads `yes` as true, which converts to the number 1."""
         annotation = cls.model_fields[info.field_name or ""].annotation
         if isinstance(value, bool) and annotation is not bool and bool not in get_args(annotation):
-            raise ValueError("is true or false where another value is needed")
+            raise ValueError("must not be true or false")
         return value
 
 
 class DataConfig(Section):
-    """Which images, how they are read, cropped and augmented."""
+    """Data set, image loading, cropping and augmentation."""
 
     dataset: Literal[
         "imagefolder",
@@ -61,54 +64,62 @@ class DataConfig(Section):
         "digits",
         "synthetic",
     ] = "imagefolder"
-    """On-disk layout of the data set; `synthetic` needs no files. `svhn_lt_legacy`: the authors' long-tailed SVHN, a
-    third of its training labels wrong."""
+    """Data set, or layout of its files. `synthetic` needs no files. `svhn_lt_legacy` is the long-tailed SVHN of the
+    DL2PA authors' code, in which a third of the training labels are wrong."""
     root: str | None = None
-    """Folder of the data set; defaults to the environment variable DL2PA_DATA."""
+    """Folder of the data set. Default: the environment variable DL2PA_DATA."""
     index: str | None = None
-    """Index of `root` (`dl2pa data index`); default: `root`/dl2pa.index where there is one, else the folders are
-    listed."""
+    """Index file of `root`, written by `dl2pa data index`. Default: `root`/dl2pa.index if it exists; otherwise the
+    folders are listed."""
     val_root: str | None = None
-    """Validation folder where it is not `root`/val (imagefolder only)."""
+    """Validation folder (imagefolder only). Default: `root`/val."""
     num_classes: Annotated[int, Field(ge=2)] | None = None
-    """Expected number of classes; checked against the data, required for `synthetic`."""
+    """Expected number of classes, checked against the data. Required for `synthetic`. Default: not checked."""
     imbalance: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
-    """Makes the training split long-tailed: images of the last class over those of the first. Validation stays whole.
-    Which images are kept does not depend on `train.seed`."""
+    """Make the training split long-tailed: number of images of the last class divided by that of the first. The
+    validation split is not changed, and the selection does not depend on `train.seed`. Default: use all images."""
     classes: str | tuple[str, ...] | None = None
-    """File with one class a line, or a list: fixes the label order and may name classes without images."""
+    """Class names in label order: a list, or a file with one name per line. May include classes without images.
+    Default: the classes of the training split."""
     loader: Literal["auto", "dali", "torchvision", "resident", "synthetic"] = "auto"
-    """`auto`: arrays stay resident on the device, image files go through DALI."""
+    """Data loader. `auto`: `resident` (all images in device memory) for array data sets, `dali` for image files,
+    `synthetic` for synthetic data."""
     image_size: PositiveInt = 224
-    """Side of the training and evaluation crop, pixels."""
+    """Side length of the training and validation crops, in pixels."""
     eval_resize: PositiveInt = 256
-    """Shorter side before the center crop of evaluation, pixels (image files only)."""
+    """Length of the shorter side before the center crop in validation, in pixels (image files only)."""
     crop: Literal["random_resized", "pad", "none"] = "random_resized"
+    """Random crop in training: `random_resized` for image files, `pad` (zero padding, then a crop) for resident
+    arrays, or `none`."""
     crop_scale: tuple[Fraction, Fraction] = (0.08, 1.0)
-    """Share of the area that a random resized crop takes."""
+    """Smallest and largest fraction of the image area in a random resized crop."""
     crop_ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
+    """Smallest and largest aspect ratio (width / height) of a random resized crop."""
     pad: NonNegativeInt = 4
-    """Border of zeros around a resident image before its random crop, pixels."""
+    """Zero padding on each side of a resident image before its random crop, in pixels."""
     flip: Fraction = 0.5
-    """Probability of a horizontal flip."""
+    """Probability of a horizontal flip in training."""
     trivial_augment: bool = False
+    """Apply TrivialAugment Wide to training images."""
     erasing: Fraction = 0.0
-    """Probability of RandomErasing."""
+    """Probability of RandomErasing in training."""
     mean: Triple = (0.485, 0.456, 0.406)
+    """Mean per RGB channel, subtracted from pixel values in [0, 1]. Default: ImageNet."""
     std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
+    """Standard deviation per RGB channel, by which pixel values are divided. Default: ImageNet."""
     threads: PositiveInt | None = None
-    """Threads a process decodes with; default: its share of the processor's cores."""
+    """Decoding threads per process. Default: the CPU cores divided by the local processes."""
     max_bad_fraction: Fraction = 0.01
-    """Share of unreadable training images beyond which the run stops."""
+    """Largest fraction of unreadable training images; the run fails above it."""
     max_bad_val_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """Share of unreadable validation images that may be left out, and told in `num_missing`; 0: the first is an
-    error."""
+    """Largest fraction of unreadable validation images. They are skipped and counted in `num_missing`. 0: the first
+    unreadable image is an error."""
     read_warn_s: Positive = 30.0
-    """Seconds after which an image whose reading has not come back is named in the log."""
+    """Time after which a pending image read is logged, in seconds."""
     read_timeout_s: Positive = 300.0
-    """Seconds after which such a reading ends the run."""
+    """Time after which a pending image read fails the run, in seconds."""
     synthetic_samples: tuple[PositiveInt, PositiveInt] = (4096, 512)
-    """Training and validation images of the synthetic data set."""
+    """Number of training and validation images of the synthetic data set."""
 
     @field_validator("root")
     @classmethod
@@ -126,200 +137,229 @@ class DataConfig(Section):
 
 
 class ModelConfig(Section):
-    """The backbone and how its features become the embedding."""
+    """Backbone and embedding head."""
 
     backbone: Literal[BACKBONES] = "resnet50"  # pyright: ignore[reportInvalidTypeForm]
+    """Network that computes the features. resnet8 to resnet56 are CIFAR ResNets for images of 32 pixels."""
     embedding_dim: PositiveInt = 512
-    """Dimension d of the hypersphere's ambient space."""
+    """Dimension d of the embedding and of the prototypes."""
     head: Literal["linear", "batchnorm"] = "linear"
-    """`linear`: a projection to d; `batchnorm`: BN(d) on the backbone's own d features (long-tail recipe)."""
+    """`linear`: linear projection to d. `batchnorm`: batch normalization of the backbone features, whose dimension
+    must be d (used for long-tailed data)."""
     shortcut: Literal["conv", "pad"] = "conv"
-    """CIFAR ResNets: 3x3 convolution, or option A's subsampling with zero channels."""
+    """Downsampling shortcut of CIFAR ResNets: `conv` (3x3 convolution) or `pad` (subsampling with zero-padded
+    channels, option A of the ResNet paper)."""
     widths: tuple[PositiveInt, PositiveInt, PositiveInt] = (16, 32, 64)
-    """CIFAR ResNets: channels of the three stages."""
+    """Channels of the three stages of CIFAR ResNets."""
 
 
 class MatchConfig(Section):
-    """When labels are matched to prototypes anew."""
+    """Updates of the label-to-prototype assignment (dynamic assignment only)."""
 
     every_epochs: NonNegativeInt = 1
-    """Match after every N epochs, before validation; 0: never by epoch."""
+    """Update the assignment after every N epochs, before validation. 0: no updates by epoch."""
     every_steps: NonNegativeInt = 0
-    """Match after every N steps as well; 0: never by step."""
+    """Update the assignment after every N steps as well. 0: no updates by step."""
     early_steps: NonNegativeInt = 0
-    """Match after every N steps during the first `early_epochs`; 0: never."""
+    """Update the assignment after every N steps during the first `early_epochs`. 0: no early updates."""
     early_epochs: NonNegativeInt = 0
+    """Number of epochs after the warm-up in which `early_steps` applies."""
     warmup_epochs: NonNegativeInt = 0
-    """Epochs with a learned cosine classifier before the first matching."""
+    """Number of epochs trained with a learned cosine classifier before the first assignment update."""
     warmup_scale: Positive = 14.0
-    """Scale of the learned classifier's cosines in its cross-entropy."""
+    """Scale of the logits of that learned classifier."""
     last_epoch: PositiveInt | None = None
-    """No matching after this many epochs; default: never stops."""
+    """Number of epochs after which the assignment is fixed. Default: update until the end."""
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """Weight of the previous statistic at a matching."""
+    """Weight of the previous class statistics in an assignment update."""
     refit_cosine: Annotated[float, Field(gt=-1.0, le=1.0)] | None = None
-    """Let the prototypes follow their classes at each matching, no two closer than this cosine; default: they stay."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_former_keys(cls, values: object) -> object:
-        """Accept configurations recorded while `lag_steps` existed and was off."""
-        if isinstance(values, dict) and values.get("lag_steps") == 0:
-            return {key: value for key, value in values.items() if key != "lag_steps"}  # pyright: ignore[reportUnknownVariableType]
-        return values  # pyright: ignore[reportUnknownVariableType]
+    """Move the prototypes toward their class means at each assignment update, keeping the cosine between any two
+    prototypes at or below this value. Default: fixed prototypes."""
 
 
 class MethodConfig(Section):
-    """The classifier over the embedding."""
+    """Classifier on the embedding: prototypes, loss and assignment.
+
+    Each method has defaults (`dl2pa/specs.py`) for the keys whose default is null.
+    """
 
     name: Literal[METHOD_NAMES] = "dl2pa"  # pyright: ignore[reportInvalidTypeForm]
-    """The method; its own choices for all that is left open here are in `dl2pa/specs.py`."""
+    """Classification method."""
     loss: Literal["squared_cosine", "dot_regression", "cross_entropy"] | None = None
-    """Default: the method's own."""
+    """Training loss. Default: that of the method."""
     assignment: Literal["static", "dynamic"] | None = None
-    """Default: the method's own (dynamic for dl2pa, static otherwise)."""
+    """Label-to-prototype assignment: fixed (`static`) or learned (`dynamic`). Default: dynamic for dl2pa, static for
+    the other methods."""
     prototypes: str = "auto"
-    """A construction (simplex, blocks, max_cosine, uniformity, hpn, ...) or a file of prototypes; auto: the method's
-    own construction, for dl2pa the best one for C and d."""
+    """Prototype construction (simplex, blocks, max_cosine, uniformity, hpn, ...) or a prototype file. `auto`: the
+    construction of the method; for dl2pa, the best one for the number of classes C and dimension d."""
     prototype_seed: NonNegativeInt = 0
+    """Seed of the prototype construction."""
     class_vectors: str | None = None
-    """File of class vectors [C, k]: word2vec's prototypes; for the others they choose the first assignment (default:
-    label c gets prototype c)."""
+    """File of class vectors, shape [C, k]. They are the prototypes of word2vec and set the initial assignment of other
+    methods. Default: label c is assigned to prototype c."""
     scale: Positive | None = None
-    """Factor of the scores in cross_entropy; default: the method's own."""
+    """Scale of the logits in cross_entropy. Default: that of the method."""
     learn_scale: bool = False
-    """Learn that factor, starting from `scale`."""
+    """Learn the scale, starting from `scale`."""
     margin: NonNegative = 0.0
-    """Subtracted from the cosine to a sample's own class in the cross_entropy of training."""
+    """Margin subtracted from the cosine of the target class in cross_entropy, in training only."""
     logit_adjustment: NonNegative = 0.0
-    """Factor of the logarithm of each class's share of the training images, added to the logits in the cross_entropy of
-    training: for long tails; 1 is the balanced softmax."""
+    """Factor of the log class frequency added to the logits in cross_entropy, in training only, for long-tailed data.
+    1: balanced softmax."""
     max_logits: PositiveInt = MAX_LOGITS
-    """Logits (images of a process times classes) that exist at a time in cross_entropy and in validation; where there
-    would be more, classes or images are processed in blocks."""
+    """Largest number of logits (images of one process times classes) in memory at a time, in cross_entropy and in
+    validation. Larger problems are computed in blocks of classes or images."""
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
-    """Of cross_entropy; default: the method's own."""
+    """Label smoothing of cross_entropy. Default: that of the method."""
     normalize: bool | None = None
-    """cross_entropy over cosines (true) or over dot products with the features as they are (false; with psc the linear
-    classifier W f + b); default: the method's own (false for kasarla)."""
+    """Compute cross_entropy from cosines (true) or from dot products with unnormalized features (false; for psc, the
+    linear classifier W f + b). Default: false for kasarla, true for the other methods."""
     sub_prototypes: PositiveInt | None = None
-    """dnc, goto: vectors a class; default: the method's own."""
+    """Number of vectors per class (dnc and goto). Default: that of the method."""
     centroid_momentum: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
-    """dnc: weight of the old sub-centroid at an update; default: the method's own."""
+    """Weight of the previous sub-centroid in an update (dnc). Default: that of the method."""
     match: MatchConfig = MatchConfig()
 
 
 class OptimConfig(Section):
-    """The optimizer and its schedule, which is a function of the step alone."""
+    """Optimizer and learning rate schedule."""
 
     name: Literal["sgd", "adamw"] = "sgd"
+    """Optimizer."""
     lr: Positive = 0.5
+    """Peak learning rate, for the global batch."""
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    """Momentum of sgd."""
     nesterov: bool = False
+    """Use Nesterov momentum (sgd)."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    """Decay rates of the moment estimates of adamw."""
     weight_decay: NonNegative = 2e-5
-    """Not applied to norms, biases and one-dimensional parameters unless `decay_all`."""
+    """Weight decay. Not applied to normalization layers, biases and other one-dimensional parameters unless
+    `decay_all`."""
     decay_all: bool = False
-    """Apply weight decay to every parameter, as the authors' CIFAR code does."""
+    """Apply weight decay to every parameter, as in the CIFAR code of the DL2PA authors."""
     clip_norm: NonNegative = 0.0
-    """Largest gradient norm; 0: no clipping."""
+    """Maximum gradient norm. 0: no clipping."""
     schedule: Literal["cosine", "step", "constant"] = "cosine"
+    """Learning rate schedule after the warm-up."""
     warmup_epochs: NonNegative = 0.0
+    """Length of the linear learning rate warm-up, in epochs (may be fractional). 0: no warm-up."""
     warmup_start: Fraction = 0.01
-    """Share of `lr` at the first step of the warm-up."""
+    """Learning rate at the first step of the warm-up, as a fraction of `lr`."""
     milestones: tuple[PositiveInt, ...] = ()
-    """Epochs after which the step schedule multiplies the rate by `gamma`."""
+    """Epochs after which the step schedule multiplies the learning rate by `gamma`."""
     gamma: Positive = 0.1
+    """Learning rate factor at each milestone."""
     min_lr: NonNegative = 0.0
-    """Where the cosine ends."""
+    """Final learning rate of the cosine schedule."""
 
 
 class TrainConfig(Section):
-    """The run: length, batch, precision, mixing, what is measured when."""
+    """Length, batch size, precision, mixing and logging intervals of a run."""
 
     seed: NonNegativeInt = 0
+    """Seed of weights, sample order, augmentation and mixing."""
     epochs: PositiveInt = 100
+    """Number of training epochs."""
     max_steps: PositiveInt | None = None
-    """Stop after this many steps in all, with a last validation (and a matching where an epoch's end has one).
-    The schedule stays that of `epochs`."""
+    """Stop after this many steps in total, with a final validation (and a final assignment update if one is made at
+    the end of an epoch). The learning rate schedule is still that of `epochs`. Default: no limit."""
     batch_size: PositiveInt = 1024
-    """Global batch: over all processes."""
+    """Global batch size, over all processes."""
     virtual_shards: PositiveInt | None = None
-    """Equal parts of the global batch; the number of processes must divide it. Default: parts of at least 4."""
+    """Number of equal parts of the global batch. The number of processes must divide it. Default: the largest number
+    with at least 4 samples per part."""
     eval_batch_size: PositiveInt | None = None
-    """Global batch of validation; default `batch_size`."""
+    """Global batch size of validation. Default: `batch_size`."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Precision of the forward and backward pass; `bf16` and `fp16` use automatic mixed precision."""
     compile: bool | Literal["graphs"] = False
-    """Compile the network and the loss; `graphs`: and replay each pass as one CUDA graph, for small networks."""
+    """Compile the network and the loss with torch.compile. `graphs`: also run each pass as one CUDA graph, which
+    suits small networks."""
     deterministic: bool | None = None
-    """Deterministic algorithms; default: on the CPU."""
+    """Use deterministic algorithms. Default: true on the CPU, false on GPUs."""
     channels_last: bool | None = None
-    """Memory format of the backbone; default: where it pays (ResNets)."""
+    """Use the channels_last memory format in the backbone. Default: where it is faster (ResNets)."""
     sync_bn: bool = False
+    """Synchronize batch normalization statistics over all processes."""
     mixup: NonNegative = 0.0
-    """Alpha of mixup's Beta distribution; 0: off."""
+    """Alpha of the Beta distribution of mixup. 0: off."""
     cutmix: NonNegative = 0.0
-    """Alpha of cutmix's Beta distribution; 0: off. With mixup on too, one of the two is drawn each step."""
+    """Alpha of the Beta distribution of cutmix. 0: off. If mixup is also on, one of the two is chosen at random per
+    step."""
     ema: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """Decay of the weights' moving average, which is then the model evaluated and exported; 0: off."""
+    """Decay of the exponential moving average of the weights, which is then the model evaluated and exported. 0:
+    off."""
     log_every_steps: PositiveInt = 50
-    """Steps between two readings of the training metrics."""
+    """Number of steps between two logged training metrics."""
     eval_every_epochs: PositiveInt = 1
-    """Epochs between validations; the last epoch always validates."""
+    """Number of epochs between validations. The last epoch is always validated."""
     profile: Annotated[int, Field(ge=0, le=1000)] = 0
-    """Steps of each attempt, from its eleventh on, whose trace and table go to RUN/profile; 0: none."""
+    """Number of steps to profile in each attempt, from its 11th step on. Trace and table are written to RUN/profile.
+    0: off."""
 
 
 class CheckpointConfig(Section):
-    """When state is written and how much of it is kept."""
+    """Checkpoint intervals and retention."""
 
     every_epochs: NonNegativeInt = 1
+    """Number of epochs between checkpoints. 0: no checkpoints by epoch."""
     every_steps: NonNegativeInt = 0
-    """Steps between checkpoints besides those by epoch; 0: none."""
+    """Number of steps between additional checkpoints. 0: no checkpoints by step."""
     keep: PositiveInt = 2
-    """Latest checkpoints kept."""
+    """Number of latest checkpoints to keep."""
     keep_best: bool = True
-    """Keep the checkpoint of the best validation as well."""
+    """Also keep the checkpoint with the best validation accuracy."""
 
 
 class TrackingConfig(Section):
-    """MLflow."""
+    """Experiment tracking with MLflow."""
 
     enabled: bool = True
+    """Record the run in MLflow."""
     uri: str | None = None
-    """Tracking server or store; default: SQLite beside the run directory. `none`: spool only."""
+    """Address of the tracking server or store. `none`: write only the local spool. Default: an SQLite file in the
+    parent folder of the run directory."""
     experiment: str = "dl2pa"
+    """Name of the MLflow experiment."""
     run_name: str | None = None
+    """Name of the MLflow run. Default: configuration file, method and seed."""
     tags: dict[str, str] = {}
+    """Additional tags of the MLflow run."""
     figures: bool = True
-    """Draw the figures and write the HTML and CSV pages of a finished run. False saves a few seconds per run."""
+    """Write the figures and the HTML and CSV pages of a finished run. False saves a few seconds per run."""
     system_every_s: NonNegative = 30.0
-    """Seconds between two measurements of each node (processor, memory, disk, network, GPUs); 0: none. Doubles every
-    1,000 measurements."""
+    """Time between two measurements of the system metrics of each node (CPU, memory, disk, network, GPUs), in
+    seconds. Doubles after every 1,000 measurements. 0: off."""
 
 
 class LaunchConfig(Section):
-    """Processes and devices; never changes the batches."""
+    """Processes and devices. These keys do not change the batches."""
 
     nproc: PositiveInt = 1
-    """Processes on this machine."""
+    """Number of processes per machine."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Device. `auto`: GPUs if available, otherwise the CPU."""
     threads: PositiveInt | None = None
-    """CPU threads of each process; default: the cores divided by the local processes."""
+    """CPU threads per process. Default: the CPU cores divided by the local processes."""
     backend: Literal["auto", "nccl", "gloo"] = "auto"
-    """What gradients travel over; `auto`: nccl between GPUs, gloo between CPUs."""
+    """Backend of torch.distributed. `auto`: nccl on GPUs, gloo on CPUs."""
     interface: str | None = None
-    """Network interface of nccl and gloo, such as ib0; default: nccl chooses, gloo takes the one toward node 0."""
+    """Network interface of nccl and gloo, such as ib0. Default: nccl selects one; gloo uses the interface that routes
+    to node 0."""
     timeout_s: PositiveInt = 1800
-    """Longest wait of one process for the others until the first step is done (compilation, cold data), seconds."""
+    """Longest time a process waits for the others until the first step is done (compilation, uncached data), in
+    seconds."""
     step_timeout_s: PositiveInt = 600
-    """The same from then on: how long a process that is stuck keeps the others."""
+    """Longest time a process waits for the others after the first step, in seconds."""
 
 
 class Config(Section):
-    """Everything a run is made of."""
+    """Configuration of a run."""
 
-    data: DataConfig = Field(default_factory=DataConfig)  # not a constant: it reads the environment
+    data: DataConfig = Field(default_factory=DataConfig)  # a factory, because it reads DL2PA_DATA
     model: ModelConfig = ModelConfig()
     method: MethodConfig = MethodConfig()
     optim: OptimConfig = OptimConfig()
@@ -330,28 +370,28 @@ class Config(Section):
 
     @property
     def method_defaults(self) -> MethodDefaults:
-        """The method's own choices."""
+        """Defaults of the configured method."""
         return METHODS[self.method.name]
 
     @property
     def loss(self) -> str:
-        """The loss in force: the one given, else the method's own."""
+        """Effective loss."""
         return self.method.loss or self.method_defaults.loss
 
     @property
     def assignment(self) -> str:
-        """The assignment in force: the one given, else the method's own."""
+        """Effective assignment."""
         return self.method.assignment or self.method_defaults.assignment
 
     @property
     def normalize(self) -> bool:
-        """Whether cross_entropy sees cosines: as given, else as the method has it."""
-        given = self.method.normalize
-        return self.method_defaults.normalize if given is None else given
+        """Effective `method.normalize`."""
+        value = self.method.normalize
+        return self.method_defaults.normalize if value is None else value
 
     @property
     def loader(self) -> str:
-        """The loader in force."""
+        """Effective loader."""
         if self.data.dataset == "synthetic":
             return "synthetic"
         if self.data.loader != "auto":
@@ -361,7 +401,7 @@ class Config(Section):
 
     @property
     def virtual_shards(self) -> int:
-        """Virtual shards of the global batch: those given, else the most that leave each at least 4 samples."""
+        """Effective number of virtual shards of the global batch."""
         if self.train.virtual_shards:
             return self.train.virtual_shards
         batch = self.train.batch_size

@@ -70,13 +70,13 @@ def describe(submission: Submission, state: jobs.JobState) -> dict[str, Any]:
 
 def seconds_left(status: Mapping[str, Any], run_dir: Path) -> float | None:
     """Time that the run's remaining steps take at its last speed; None where that is not known."""
-    from dl2pa.config import load_config
+    from dl2pa.config import load_recorded_config
 
     speed, step, total = (_number(status, k) for k in ("images_per_second", "step", "total_steps"))
     if not speed or step is None or not total:
         return None
     try:
-        batch = load_config(run_dir / "slurm/config.yaml").train.batch_size
+        batch = load_recorded_config(run_dir / "slurm/config.yaml").train.batch_size
     except UserError:
         return None
     return (total - step) * batch / speed

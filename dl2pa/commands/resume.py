@@ -7,7 +7,7 @@ import os
 
 from dl2pa.commands.output import say
 from dl2pa.commands.submit import OPTIONS, Job, check_runs, is_finished, note_duration, queue
-from dl2pa.config import load_config, merge, parse_config
+from dl2pa.config import load_recorded_config, merge, parse_config
 from dl2pa.errors import EXIT_DONE, UserError
 from launcher import slurm, submissions
 
@@ -20,7 +20,7 @@ def run(args: argparse.Namespace) -> int:
     given = {k: getattr(args, k) for k in OPTIONS}
     # What the first submission waited for is over.
     request = slurm.Request.of({k: v for k, v in last.request.items() if k != "after"}).merged(given)
-    config = load_config(snapshot, args.overrides)
+    config = load_recorded_config(snapshot, args.overrides)
     nproc = request.gpus_per_node or config.launch.nproc
     config = parse_config(merge(config.model_dump(mode="json"), {"launch": {"nproc": nproc}}))
     job = Job(config, last.run_dir, last.name)

@@ -17,7 +17,15 @@ from dl2pa import envvars
 from dl2pa.commands.check import check_trainings
 from dl2pa.commands.expand import Element, check_distinct, expand, run_name
 from dl2pa.commands.output import note, say
-from dl2pa.config import Config, dump_config, fingerprint, load_config, merge, parse_config
+from dl2pa.config import (
+    Config,
+    dump_config,
+    fingerprint,
+    load_config,
+    load_recorded_config,
+    merge,
+    parse_config,
+)
 from dl2pa.config.identity import run_title
 from dl2pa.errors import EXIT_DONE, UserError
 from dl2pa.osutil import open_private
@@ -187,7 +195,7 @@ def _check_continues(job: Job) -> None:
     steps = CheckpointStore(run.checkpoints, 1, False).steps()
     if not run.config.is_file() or not steps:
         return
-    check_resumable(identity_of(load_config(run.config)), identity_of(job.config))
+    check_resumable(identity_of(load_recorded_config(run.config)), identity_of(job.config))
     limit = job.config.train.max_steps
     if limit is not None and limit < steps[-1]:
         remedy = f"Give at least {steps[-1]}."

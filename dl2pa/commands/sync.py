@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _sync(path: Path, uri: str | None, *, keep_going: bool) -> dict[str, Any]:
     """Send one run; what was wrong with it is told in place of the outcome where others are to follow."""
-    from dl2pa.config import load_config
+    from dl2pa.config import load_recorded_config
     from dl2pa.ownership import is_owned
     from dl2pa.redaction import has_hidden_credentials
     from dl2pa.rundir import RunDirectory
@@ -50,7 +50,7 @@ def _sync(path: Path, uri: str | None, *, keep_going: bool) -> dict[str, Any]:
     try:
         if not directory.config.is_file():
             raise UserError("run", str(path), "is not a run directory", "Give the folder a run wrote.")
-        recorded = choose_uri(load_config(directory.config).tracking.uri, path.absolute().parent)
+        recorded = choose_uri(load_recorded_config(directory.config).tracking.uri, path.absolute().parent)
         if recorded is not None and has_hidden_credentials(recorded):
             recorded = None  # the stored copy: the full address comes from --uri or the environment
         report = sync(path, uri, recorded=recorded, alive=is_owned(directory))

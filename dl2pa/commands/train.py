@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from dl2pa import envvars
 from dl2pa.commands.output import note, say
-from dl2pa.config import Config, fingerprint, load_config, merge, parse_config
+from dl2pa.config import Config, fingerprint, load_config, load_recorded_config, merge, parse_config
 from dl2pa.container import in_container
 from dl2pa.errors import EXIT_DONE, EXIT_FAILURE, EXIT_STOPPED, EXIT_USER_ERROR, TrainingFailure, UserError
 from dl2pa.process import die_with_parent, inside_torchrun, note_command
@@ -63,7 +63,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _plan(args: argparse.Namespace) -> tuple[Config, Path]:
     """The configuration and the run directory that the command line means."""
-    config = load_config(args.config, args.overrides)
+    recorded = args.run_dir is not None and args.config.absolute().is_relative_to(args.run_dir.absolute())
+    load = load_recorded_config if recorded else load_config
+    config = load(args.config, args.overrides)
     if args.nproc is not None:
         config = parse_config(merge(config.model_dump(mode="json"), {"launch": {"nproc": args.nproc}}))
     run_dir: Path = args.run_dir or Path("runs") / f"{args.config.stem}-{fingerprint(config)}"

@@ -1,4 +1,4 @@
-"""YAML files with `base:` inheritance and `key=value` overrides to one ``Config``."""
+"""Load a ``Config`` from YAML files with `base:` inheritance and `key=value` overrides."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from dl2pa.config.schema import Config
 from dl2pa.errors import UserError
 from dl2pa.redaction import redact_tree
 
-_SEEN_LIMIT = 16
-# Where things lie and who watches them, not what is learned. The data set has a fingerprint of its own.
+_MAX_DEPTH = 16
 PLACES = (
     "tracking.",
     "launch.",
@@ -33,21 +32,30 @@ PLACES = (
     "data.read_timeout_s",
     "train.profile",
 )
+"""Prefixes of keys that do not affect the result: paths, resources, tracking. The data set has its own fingerprint."""
+
+RENAMED_KEYS = {
+    "train.log_every": "train.log_every_steps",
+    "train.eval_every": "train.eval_every_epochs",
+    "data.slow_read_s": "data.read_warn_s",
+}
+"""Former name of a key to its name; both in the same section."""
 
 REMOVED_KEYS = {
     "method.match.lag_steps": "Remove it: assignments of many classes are now solved within seconds."
 }
+"""Removed key to what to do. Configurations recorded by older versions may contain the key with value 0."""
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a configuration file, its bases and the command line's overrides.
 
     Args:
-        path: YAML file; its `base:` names one or several files it builds on, relative to itself.
-        overrides: `section.key=value`, the value written as in YAML.
+        path: YAML file; its `base:` names one or several files that it extends, relative to itself.
+        overrides: `section.key=value`, with the value in YAML syntax.
 
     Raises:
-        UserError: a missing file, broken YAML, an unknown key (with the nearest name) or a bad value.
+        UserError: a missing file, invalid YAML, an unknown key (with the nearest name) or an invalid value.
     """
     tree = _read_with_bases(Path(path), ())
     for text in overrides:
@@ -55,8 +63,33 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     return parse_config(tree)
 
 
+def load_recorded_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a configuration recorded in a run directory, possibly by an older version; see ``load_config``."""
+    tree = with_current_names(read_yaml(path))
+    for text in overrides:
+        tree = merge(tree, _parse_override(text))
+    return parse_config(tree)
+
+
+def with_current_names(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Replace the former names of keys and drop removed keys whose value is 0.
+
+    Args:
+        tree: recorded configuration, nested or with dotted keys.
+        prefix: section of the tree, with a trailing dot.
+    """
+    result: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if name in REMOVED_KEYS and value == 0:
+            continue
+        current = RENAMED_KEYS.get(name, name).removeprefix(prefix)
+        result[current] = with_current_names(value, f"{name}.") if isinstance(value, dict) else value
+    return result
+
+
 def parse_config(tree: Mapping[str, Any]) -> Config:
-    """Validate a nested mapping; ``UserError`` names the first field at fault."""
+    """Validate a nested mapping; ``UserError`` names the first invalid field."""
     try:
         return Config.model_validate(dict(tree))
     except ValidationError as error:
@@ -64,13 +97,13 @@ def parse_config(tree: Mapping[str, Any]) -> Config:
 
 
 def dump_config(config: Config, *, redacted: bool = False) -> str:
-    """The resolved configuration as YAML, on request without secrets."""
+    """Resolved configuration as YAML, optionally without secrets."""
     tree = config.model_dump(mode="json")
     return yaml.safe_dump(redact_tree(tree) if redacted else tree, sort_keys=False, default_flow_style=None)
 
 
 def flatten(config: Config) -> dict[str, Any]:
-    """Dotted key to value, for comparisons and for MLflow's parameters."""
+    """Dotted key to value, for comparisons and for the MLflow parameters."""
     flat: dict[str, Any] = {}
 
     def walk(prefix: str, node: Any) -> None:
@@ -85,13 +118,13 @@ def flatten(config: Config) -> dict[str, Any]:
 
 
 def fingerprint(config: Config) -> str:
-    """Ten hexadecimal digits over everything that can change a run's result."""
+    """Hash (ten hexadecimal digits) of all keys that can change the result of a run."""
     tree = {k: v for k, v in flatten(config).items() if not k.startswith(PLACES)}
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:10]
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested mappings merge key by key; anything else in `above` replaces what is below."""
+    """Merge nested mappings key by key; other values of `above` replace those of `below`."""
     merged = dict(below)
     for key, value in above.items():
         old = merged.get(key)
@@ -104,42 +137,41 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     path = path.resolve()
-    if path in seen or len(seen) >= _SEEN_LIMIT:
-        raise UserError("base", str(path), "the configuration inherits from itself", "Remove the circle.")
+    if path in seen or len(seen) >= _MAX_DEPTH:
+        raise UserError("base", str(path), "the configuration extends itself", "Remove the circular `base:`.")
     tree = read_yaml(path)
-    given = tree.pop("base", None) or []
-    bases: list[Any] = given if isinstance(given, list) else [given]
+    base_names = tree.pop("base", None) or []
+    bases: list[Any] = base_names if isinstance(base_names, list) else [base_names]
     result: dict[str, Any] = {}
     for base in bases:
         if not isinstance(base, str):
-            raise UserError("base", base, "is not the name of a file", "Write a path or a list of paths.")
+            raise UserError("base", base, "not a file name", "Write a path or a list of paths.")
         result = merge(result, _read_with_bases(path.parent / base, (*seen, path)))
     return merge(result, tree)
 
 
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""The safe loader, in C where PyYAML was built with libyaml."""
-
-
+"""Safe loader, in C if PyYAML was built with libyaml."""
 _YAML_ERRORS = (yaml.YAMLError, OSError, ValueError, RecursionError)
-"""ValueError: a date or a number that is none."""
-_MOST_VALUES = 100_000
+"""ValueError: an invalid date or number."""
+_MAX_VALUES = 100_000
 
 
-def _is_larger_than(tree: object, most: int) -> bool:
-    """Whether a tree has more than so many nodes; a node that several aliases name counts for each."""
+def _is_larger_than(tree: object, limit: int) -> bool:
+    """Whether a tree has more than `limit` nodes; a node with several aliases is counted once per alias."""
     waiting, count = [tree], 0
-    while waiting and count <= most:
+    while waiting and count <= limit:
         node = waiting.pop()
         count += 1
         if isinstance(node, dict):
             waiting += node.values()
         elif isinstance(node, list):
             waiting += node
-    return count > most
+    return count > limit
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping; an empty file is an empty mapping."""
     if not path.is_file():
         raise UserError("config", str(path), "no such file", "Give the path of a YAML configuration file.")
     try:
@@ -147,16 +179,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except _YAML_ERRORS as error:
         where = getattr(error, "problem_mark", None)
         at = f" (line {where.line + 1})" if where is not None else ""
-        raise UserError("config", str(path), f"not readable as YAML{at}", "Correct the file.") from None
+        raise UserError("config", str(path), f"not valid YAML{at}", "Correct the file.") from None
     if tree is None:
         return {}
-    if _is_larger_than(tree, _MOST_VALUES):
-        message = f"holds more than {_MOST_VALUES:,} values, aliases written out"
+    if _is_larger_than(tree, _MAX_VALUES):
+        message = f"more than {_MAX_VALUES:,} values after expanding aliases"
         raise UserError("config", str(path), message, "Remove the aliases (`*name`).")
     if not isinstance(tree, dict):
-        raise UserError(
-            "config", str(path), "holds no sections", "Write `section:` with indented `key: value` lines."
-        )
+        remedy = "Write `section:` with indented `key: value` lines."
+        raise UserError("config", str(path), "no sections found", remedy)
     return tree
 
 
@@ -164,7 +195,7 @@ def _parse_override(text: str) -> dict[str, Any]:
     key, sign, value = text.partition("=")
     parts = key.strip().split(".")
     if not sign or not all(parts):
-        raise UserError("override", text, "is not of the form key=value", "Write for example train.epochs=5.")
+        raise UserError("override", text, "not of the form key=value", "Write, for example, train.epochs=5.")
     try:
         node: Any = yaml.safe_load(value) if value.strip() else None
     except _YAML_ERRORS:
@@ -180,8 +211,10 @@ def _explain(error: ValidationError) -> UserError:
     field = ".".join(path)
     if first["type"] == "extra_forbidden":
         known = _known_keys(path[:-1])
+        if field in RENAMED_KEYS:
+            return UserError(field, first["input"], "the key was renamed", f"Use {RENAMED_KEYS[field]}.")
         if field in REMOVED_KEYS:
-            return UserError(field, first["input"], "is not a key any more", REMOVED_KEYS[field])
+            return UserError(field, first["input"], "the key was removed", REMOVED_KEYS[field])
         near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
         remedy = f"Did you mean {'.'.join([*path[:-1], near[0]])}?" if near else f"Known: {', '.join(known)}."
         return UserError(field, first["input"], "unknown key", remedy)

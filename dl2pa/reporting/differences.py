@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dl2pa.config import Config, flatten, load_config
+from dl2pa.config import Config, flatten, load_recorded_config
 from dl2pa.config.identity import NEUTRAL, SEED, identity_of
 from dl2pa.config.load import PLACES
 from dl2pa.errors import UserError
@@ -130,7 +130,7 @@ def differences(first: Path, second: Path, below: Path | None = None) -> Differe
 
 def _config_of(path: Path) -> Config:
     try:
-        return load_config(path / "config.yaml")
+        return load_recorded_config(path / "config.yaml")
     except UserError as error:
         raise UserError("--compare", str(path), f"its config.yaml: {error}", "Give another run.") from None
 

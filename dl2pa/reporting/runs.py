@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from dl2pa.config import Config, load_config
+from dl2pa.config import Config, load_recorded_config
 from dl2pa.config.identity import NEUTRAL
 from dl2pa.config.load import PLACES
 from dl2pa.errors import UserError
@@ -119,7 +119,7 @@ def read_run(path: Path) -> Run | Unfinished:
         error = f"; {status['error']}" if status.get("error") else ""
         return Unfinished(path, state, at + error)
     try:
-        config = load_config(run_dir.config)
+        config = load_recorded_config(run_dir.config)
         result = Result.model_validate(_with_groups(run_dir))
     except UserError as error:
         return Unfinished(path, "unreadable", f"{run_dir.config.name}: {error}")

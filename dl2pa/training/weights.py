@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from dl2pa.config import Config, load_config
+from dl2pa.config import Config, load_recorded_config
 from dl2pa.errors import UserError
 from dl2pa.model.inference import Classifier, load_classifier
 from dl2pa.model.model import build_model, prototypes_of_checkpoint
@@ -27,7 +27,7 @@ def load_run_config(path: Path, overrides: Sequence[str]) -> Config:
     run = RunDirectory(path)
     if not run.config.is_file():
         raise UserError("run", str(path), "is not a run directory", "Give a folder that `dl2pa train` wrote.")
-    return load_config(run.config, overrides)
+    return load_recorded_config(run.config, overrides)
 
 
 def load_weights(path: Path, config: Config, which: str) -> Classifier:

@@ -250,10 +250,3 @@ def test_settings_in_force_are_not_warned_about(tree: dict[str, Any]) -> None:
 def test_a_resolved_file_which_writes_every_default_draws_no_warning() -> None:
     resolved = config(SMALL)
     assert warnings(parse_config(resolved.model_dump(mode="json")), 100) == []
-
-
-def test_a_key_that_is_gone_is_refused_with_what_to_do() -> None:
-    with pytest.raises(UserError, match=r"not a key any more.*Remove it") as caught:
-        config({"method": {"match": {"lag_steps": 9}}})
-    assert caught.value.field == "method.match.lag_steps"
-    assert config({"method": {"match": {"lag_steps": 0}}}) == config({}), "as older runs have recorded it"

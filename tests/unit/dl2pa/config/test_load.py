@@ -10,8 +10,18 @@ from typing import Any
 import pytest
 import yaml
 
-from dl2pa.config import Config, dump_config, fingerprint, flatten, load_config, merge, parse_config
+from dl2pa.config import (
+    Config,
+    dump_config,
+    fingerprint,
+    flatten,
+    load_config,
+    load_recorded_config,
+    merge,
+    parse_config,
+)
 from dl2pa.config.checks import check_loader, check_method, warnings
+from dl2pa.config.load import RENAMED_KEYS
 from dl2pa.config.sweep import load_sweep
 from dl2pa.errors import UserError
 
@@ -29,6 +39,13 @@ def write(tmp_path: Path) -> Callable[[str, str], Path]:
         return path
 
     return write
+
+
+def nested(key: str, value: Any) -> dict[str, Any]:
+    """Tree with one value at a dotted key."""
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
 
 
 def refused(call: Callable[[], object]) -> UserError:
@@ -155,6 +172,29 @@ def test_an_unknown_key_near_nothing_lists_those_known() -> None:
     assert error.remedy == "Known: every_epochs, every_steps, keep, keep_best."
 
 
+@pytest.mark.parametrize(("former", "current"), RENAMED_KEYS.items())
+def test_a_renamed_key_is_refused_with_its_new_name(former: str, current: str) -> None:
+    error = refused(lambda: parse_config(nested(former, 5)))
+    assert (error.field, error.remedy) == (former, f"Use {current}.")
+    assert flatten(parse_config(nested(current, 5)))[current] == 5
+
+
+def test_a_removed_key_is_refused_with_a_remedy() -> None:
+    error = refused(lambda: parse_config({"method": {"match": {"lag_steps": 9}}}))
+    assert (error.field, error.message) == ("method.match.lag_steps", "the key was removed")
+
+
+def test_a_recorded_configuration_may_use_former_names(write: Callable[[str, str], Path]) -> None:
+    old = "train: {log_every: 7, eval_every: 3}\ndata: {slow_read_s: 9.0}\nmethod: {match: {lag_steps: 0}}"
+    path = write("run/config.yaml", old)
+    config = load_recorded_config(path, ["train.eval_every_epochs=4"])
+    assert (config.train.log_every_steps, config.train.eval_every_epochs) == (7, 4)
+    assert config.data.read_warn_s == 9
+    assert refused(lambda: load_config(path)).remedy == "Use data.read_warn_s."
+    active = write("run/active.yaml", "method: {match: {lag_steps: 9}}")
+    assert refused(lambda: load_recorded_config(active)).field == "method.match.lag_steps"
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [
@@ -193,10 +233,7 @@ def test_an_unknown_key_near_nothing_lists_those_known() -> None:
     ],
 )
 def test_a_bad_value_is_named_with_its_field(field: str, value: Any) -> None:
-    node: Any = value
-    for part in reversed(field.split(".")):
-        node = {part: node}
-    error = refused(lambda: parse_config(node))
+    error = refused(lambda: parse_config(nested(field, value)))
     assert error.field.startswith(field)
     assert field in str(error)
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 
 from dl2pa.config import Config
-from dl2pa.config.checks import check_batches, check_loader
+from dl2pa.config.validate import validate
 
 
 def check_trainings(trainings: Iterable[tuple[Config, int]]) -> None:
@@ -19,7 +19,7 @@ def check_trainings(trainings: Iterable[tuple[Config, int]]) -> None:
         UserError: naming the field at fault.
     """
     from dl2pa.model.model import check_prototypes
-    from dl2pa.training.data import check_fits, open_data
+    from dl2pa.training.data import open_data, sizes_of
 
     seen: set[str] = set()
     data, opened = None, ""
@@ -33,7 +33,5 @@ def check_trainings(trainings: Iterable[tuple[Config, int]]) -> None:
         if data is None or opened != config.data.model_dump_json():
             data, opened = open_data(config, world_size), config.data.model_dump_json()
         else:
-            check_loader(config)
-            check_batches(config, world_size)
-            check_fits(config, data)
+            validate(config, world_size, sizes_of(data))
         check_prototypes(config, len(data.classes))

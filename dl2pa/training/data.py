@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from dl2pa.config import Config
-from dl2pa.config.checks import check_batches, check_lengths, check_loader, check_method
 from dl2pa.config.schema import DataConfig
+from dl2pa.config.validate import DataSizes, validate
 from dl2pa.container import in_container
 from dl2pa.errors import UserError
 from dl2pa.training.distributed import World
@@ -89,37 +89,22 @@ def _can_be_created(folder: Path) -> bool:
 
 
 def open_data(config: Config, world_size: int) -> DataSplits:
-    """Open both splits and run every check that needs their sizes.
+    """Open both splits and validate the configuration.
 
     Raises:
-        UserError: names the invalid field.
+        UserError: the first invalid field.
     """
-    check_loader(config)
-    check_batches(config, world_size)
+    validate(config, world_size)
     train, val = open_split(config, "train"), open_split(config, "val")
     splits = DataSplits(train, val, tuple(train.classes), groups_of(config, train))
-    check_fits(config, splits)
+    validate(config, world_size, sizes_of(splits))
     return splits
 
 
-def check_fits(config: Config, splits: DataSplits) -> None:
-    """Check the configuration against the sizes of the splits.
-
-    Raises:
-        UserError: names the invalid field.
-    """
-    if num_samples(splits.val) == 0:
-        raise UserError("data.val_root", config.data.val_root, "contains no images", "Give a validation set.")
-    check_lengths(config, num_samples(splits.train))
-    check_method(config, len(splits.classes))
-    if isinstance(splits.train, ArrayDataset) and splits.train.images.shape[1] != config.data.image_size:
-        side = splits.train.images.shape[1]
-        raise UserError(
-            "data.image_size",
-            config.data.image_size,
-            f"the images of {config.data.dataset} have {side} x {side} pixels",
-            f"Set data.image_size={side}.",
-        )
+def sizes_of(splits: DataSplits) -> DataSizes:
+    """Sizes for ``validate``."""
+    side = splits.train.images.shape[1] if isinstance(splits.train, ArrayDataset) else None
+    return DataSizes(num_samples(splits.train), num_samples(splits.val), len(splits.classes), side)
 
 
 def groups_of(config: Config, train: Dataset) -> tuple[Group, ...] | None:

@@ -1,0 +1,51 @@
+"""Validation of a configuration against the number of processes and the data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dl2pa.config.checks import check_batches, check_lengths, check_loader, check_method
+from dl2pa.config.schema import Config
+from dl2pa.errors import UserError
+
+
+@dataclass(frozen=True)
+class DataSizes:
+    """Sizes of an opened data set.
+
+    Attributes:
+        num_train, num_val: images of the two splits.
+        image_size: side length of the images of an array data set, in pixels; None for image files.
+    """
+
+    num_train: int
+    num_val: int
+    num_classes: int
+    image_size: int | None = None
+
+
+def validate(config: Config, world_size: int, data: DataSizes | None = None) -> None:
+    """Check the combination of settings, processes and data.
+
+    Args:
+        world_size: number of processes.
+        data: None checks only what can be checked before the data is opened.
+
+    Raises:
+        UserError: the first invalid field.
+    """
+    check_loader(config)
+    check_batches(config, world_size)
+    if data is None:
+        return
+    if data.num_val == 0:
+        raise UserError("data.val_root", config.data.val_root, "holds no images", "Give a validation set.")
+    check_lengths(config, data.num_train)
+    check_method(config, data.num_classes)
+    if data.image_size not in (None, config.data.image_size):
+        raise UserError(
+            "data.image_size",
+            config.data.image_size,
+            f"the images of {config.data.dataset} measure {data.image_size} x {data.image_size}",
+            f"Set data.image_size={data.image_size}.",
+        )

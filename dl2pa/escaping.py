@@ -1,4 +1,4 @@
-"""Names from data, written so that the place where they are shown takes them as text."""
+"""Escaping of names from data in Markdown and CSV."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ _MARKDOWN = re.compile(r"([\\*<]|\](?=[(\[:])|(?<!\w)_|_(?!\w))")
 
 
 def escape_markdown(text: str) -> str:
-    """Emphasis, links and HTML escaped; code spans and the bars of a table are the caller's."""
+    """Escape emphasis, links and HTML; the caller escapes code spans and table separators."""
     return _MARKDOWN.sub(r"\\\1", text)
 
 
 def markdown_text(text: object) -> str:
-    """Any text as one line of plain Markdown."""
+    """Format text as one line of plain Markdown."""
     return escape_markdown(" ".join(str(text).split())).replace("`", "\\`").replace("|", "\\|")
 
 
 def spreadsheet_cell(cell: Any) -> Any:
-    """A cell of a CSV file; a text that a spreadsheet would calculate gets an apostrophe in front."""
+    """Format a CSV cell; an apostrophe precedes text that a spreadsheet would evaluate."""
     if not isinstance(cell, str):
         return cell
     text = printable(cell)

@@ -1,4 +1,4 @@
-"""`dl2pa report`: finished runs as tables, beside the published ones if wanted."""
+"""`dl2pa report`: tables of finished runs, compared with published results or with each other."""
 
 from __future__ import annotations
 
@@ -34,34 +34,29 @@ def run(args: argparse.Namespace) -> int:
     for path in files[:2]:
         note(f"written: {path}")
     if args.out is None:
-        note("--out DIR writes it as Markdown and HTML with plots")
+        note("--out DIR writes the report as Markdown and HTML with plots")
     return EXIT_DONE
 
 
 def _compare(args: argparse.Namespace) -> int:
-    """Two runs beside each other."""
-    from dl2pa.reporting.differences import compose_differences, differences, record_differences
+    """Compare two runs."""
+    from dl2pa.reporting.differences import compare_runs, compose_differences, record_differences
     from dl2pa.reporting.document import to_markdown
     from dl2pa.reporting.write import write_document
 
     if args.run:
         runs = [str(path) for path in (*args.compare, *args.run)]
-        raise UserError("--compare", " ".join(runs), f"compares two runs, not {len(runs)}", "Give two.")
-    others = {
-        "--published": args.published,
-        "--tables": args.tables,
-        "--mlflow": args.mlflow,
-    }
-    for option, given in others.items():
-        if given:
-            raise UserError(option, str(given), "does not go with --compare", "Leave one of them out.")
+        raise UserError("--compare", " ".join(runs), f"needs 2 runs, not {len(runs)}", "Give two runs.")
+    others = {"--published": args.published, "--tables": args.tables, "--mlflow": args.mlflow}
+    for option, value in others.items():
+        if value:
+            raise UserError(option, str(value), "cannot be combined with --compare", "Remove one of them.")
     first, second = args.compare
-    found = differences(first, second, args.all)
-    blocks = compose_differences(found)
-    record_of = record_differences(found)
-    files = [] if args.out is None else write_document(blocks, record_of, args.out)
+    differences = compare_runs(first, second, args.all)
+    blocks, content = compose_differences(differences), record_differences(differences)
+    files = [] if args.out is None else write_document(blocks, content, args.out)
     if args.json:
-        say({**record_of, "files": [str(path) for path in files]}, True, "")
+        say({**content, "files": [str(path) for path in files]}, True, "")
         return EXIT_DONE
     print(to_markdown(blocks), end="", flush=True)  # noqa: T201
     for path in files[:2]:
@@ -77,17 +72,17 @@ def _print(comparison: Comparison) -> None:
             published = f"{cell.top1}{' suspect' if cell.suspect else ''}"
             for entry in line.entries:
                 best, last = str(entry.group.best), str(entry.group.last)
-                where = (compared.name, cell.row, str(cell.column), published)
-                rows.append((*where, best, last, str(entry.group.n), _length(entry)))
+                name = (compared.name, cell.row, str(cell.column), published)
+                rows.append((*name, best, last, str(entry.group.n), _length(entry)))
     for other in comparison.others:
         group = other.group
         length = f"cut at {group.steps:,} steps" if group.is_cut else f"{group.epochs} epochs"
-        where = (group.data, group.method, f"d = {group.dim}", "-")
-        rows.append((*where, str(group.best), str(group.last), str(group.n), length))
+        name = (group.data, group.method, f"d = {group.dim}", "-")
+        rows.append((*name, str(group.best), str(group.last), str(group.n), length))
     if len(rows) > 1:
         table(rows)
     for run in comparison.unfinished:
-        note(f"not counted: {run.path}: {run.state}, {run.reason}")
+        note(f"not compared: {run.path}: {run.state}, {run.reason}")
 
 
 def _length(entry: Entry) -> str:
@@ -99,15 +94,15 @@ def _check_uri(args: argparse.Namespace) -> None:
 
     check_uri("--uri", args.uri)
     if args.mlflow is None:
-        raise UserError("--uri", args.uri, "is for --mlflow", "Add --mlflow EXPERIMENT, or leave it out.")
+        raise UserError("--uri", args.uri, "requires --mlflow", "Add --mlflow EXPERIMENT or remove --uri.")
 
 
 def _log(comparison: Comparison, experiment: str, uri: str | None, base: Path) -> str:
-    """Put the report into MLflow; returns the run's id there."""
+    """Log the report to MLflow and return the run id."""
     from dl2pa.tracking.publish import publish_folder
 
     with tempfile.TemporaryDirectory() as folder:
         write_report(comparison, Path(folder))
         run_id = publish_folder(Path(folder), uri, base, experiment, "report")
-    note(f"in MLflow: experiment {experiment}, run report ({run_id})")
+    note(f"logged to MLflow: experiment {experiment}, run report ({run_id})")
     return run_id

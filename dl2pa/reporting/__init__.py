@@ -1,4 +1,4 @@
-"""Finished runs beside the published tables: run directories in, Markdown, HTML and plots out. Only reads runs."""
+"""Reports over finished runs and pages of one run. Reports only read the run directories."""
 
 from dl2pa.reporting.compare import Comparison, compare
 from dl2pa.reporting.runs import find_runs, read_run

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from dl2pa.geometry.bounds import max_cosine_bound
 from dl2pa.methods import Method, PrototypeMethod
-from dl2pa.reporting.run_plots import cosine_histogram
+from dl2pa.reporting.class_metrics import cluster_order
+from dl2pa.reporting.run_plots import cosine_histogram, name_axes, new_figure
 from dl2pa.rundir import RunDirectory
 
 log = logging.getLogger(__name__)
@@ -86,20 +87,18 @@ def draw_histogram(path: Path, method: Method) -> Path:
 
 def draw_cosines(path: Path, method: Method, classes: Sequence[str]) -> Path:
     """Cosine matrices of the class vectors and of the mean features at the last update, similar classes adjacent."""
-    from matplotlib.figure import Figure
-
     panels = {"class vectors": _unit_rows(method.class_vectors())}
     if isinstance(method, PrototypeMethod) and method.statistic is not None and method.statistic.rows.any():
         panels = {"mean features at the last update": _unit_rows(method.statistic.rows), **panels}
     order = _similarity_order(next(iter(panels.values())))
-    figure = Figure(figsize=(6.5 * len(panels), 5.5), layout="constrained")
+    figure = new_figure(6.5 * len(panels), 5.5)
     for axes, (title, rows) in zip(
         figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
     ):
         cosines = (rows @ rows.T)[np.ix_(order, order)]
         shown = axes.imshow(cosines, vmin=-1, vmax=1, cmap="RdBu_r", interpolation="nearest")
         axes.set_title(f"cosines between {title}", fontsize=10)
-        _name(axes, [classes[int(c)] for c in order])
+        name_axes(axes, [classes[int(c)] for c in order], _MAX_NAMES, 6)
     figure.colorbar(shown, ax=figure.axes, shrink=0.8)  # pyright: ignore[reportPossiblyUnboundVariable]
     figure.savefig(path, dpi=110)
     return path
@@ -113,8 +112,6 @@ def draw_flow(
     classes: Sequence[str],
 ) -> Path:
     """Prototype of each label over the updates that moved labels; below, the labels moved and the margin per update."""
-    from matplotlib.figure import Figure
-
     order = _similarity_order(_unit_rows(method.prototypes))
     position = np.empty_like(order)
     position[order] = np.arange(len(order))
@@ -123,7 +120,7 @@ def draw_flow(
     columns = [0, *(np.flatnonzero(moves) + 1).tolist()]
     paths = position[history[columns]]
     moved_ever = (paths != paths[0]).any(axis=0)
-    figure = Figure(figsize=(10, 8), layout="constrained")
+    figure = new_figure(10, 8)
     flow, moved = figure.subplots(2, 1, height_ratios=[4, 1])
     for label in np.argsort(moved_ever, kind="stable"):
         color = f"C{label % 10}" if moved_ever[label] else "0.85"
@@ -161,22 +158,6 @@ def _unit_rows(rows: torch.Tensor) -> NDArray[np.float64]:
 
 
 def _similarity_order(rows_cd: NDArray[np.float64]) -> Order:
-    """Order rows so that similar ones are adjacent: the leaves of an average-linkage tree of cosine distances."""
-    from scipy.cluster.hierarchy import leaves_list, linkage
-    from scipy.spatial.distance import squareform
-
-    if len(rows_cd) < 3:
-        return np.arange(len(rows_cd))
+    """Order rows by clustering their cosine distances."""
     distances = np.clip(1.0 - rows_cd @ rows_cd.T, 0.0, None)
-    distances = 0.5 * (distances + distances.T)
-    np.fill_diagonal(distances, 0.0)
-    return np.asarray(leaves_list(linkage(squareform(distances, checks=False), "average")), dtype=np.int64)
-
-
-def _name(axes: Any, names: Sequence[str]) -> None:
-    if len(names) > _MAX_NAMES:
-        axes.set_xticks([])
-        axes.set_yticks([])
-        return
-    axes.set_yticks(range(len(names)), names, fontsize=6)
-    axes.set_xticks(range(len(names)), names, fontsize=6, rotation=90)
+    return cluster_order(0.5 * (distances + distances.T))

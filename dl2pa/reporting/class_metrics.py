@@ -1,4 +1,4 @@
-"""What predictions image by image add up to: confusions, classes, calibration."""
+"""Confusion matrix, per-class metrics and calibration from the predictions of a validation."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ Labels = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Confusion:
-    """The cells of the confusion matrix that are not empty, by true and then by predicted class.
+    """Nonzero entries of the confusion matrix, ordered by true and then by predicted class.
 
     Attributes:
-        true, predicted: int64 [M], classes.
-        count: int64 [M], images.
-        totals: int64 [C], images of each true class.
+        true, predicted: classes, int64 [M].
+        count: images, int64 [M].
+        totals: images per true class, int64 [C].
     """
 
     true: Labels
@@ -31,12 +31,12 @@ class Confusion:
         return len(self.totals)
 
     def share(self) -> NDArray[np.float64]:
-        """Each cell's part of its true class's images, [M]."""
+        """Share of the images of the true class per entry, [M]."""
         return self.count / np.maximum(1, self.totals[self.true])
 
 
 def confuse(targets_n: Labels, predicted_n: Labels, num_classes: int) -> Confusion:
-    """Count true and predicted classes; memory grows with the images, not with C squared."""
+    """Count pairs of true and predicted classes; memory is O(N), not O(C²)."""
     keys, count = np.unique(targets_n * num_classes + predicted_n, return_counts=True)
     totals = np.bincount(targets_n, minlength=num_classes)
     return Confusion(keys // num_classes, keys % num_classes, count.astype(np.int64), totals)
@@ -44,7 +44,13 @@ def confuse(targets_n: Labels, predicted_n: Labels, num_classes: int) -> Confusi
 
 @dataclass(frozen=True)
 class Pair:
-    """Images of one class taken for another; `share` of the true class's images, `back` of the other way round."""
+    """Confusion of two classes.
+
+    Attributes:
+        count: images of class `true` predicted as class `predicted`.
+        share: share of the images of the true class.
+        back: images confused the other way around.
+    """
 
     true: int
     predicted: int
@@ -54,7 +60,7 @@ class Pair:
 
 
 def worst_pairs(confusion: Confusion, limit: int) -> list[Pair]:
-    """The pairs of different classes with the most images, then by the larger share, then in label order."""
+    """Return the most frequent confusions, ordered by count, share and label."""
     off = confusion.true != confusion.predicted
     true, predicted = confusion.true[off], confusion.predicted[off]
     count, share = confusion.count[off], confusion.share()[off]
@@ -71,14 +77,15 @@ def worst_pairs(confusion: Confusion, limit: int) -> list[Pair]:
 
 @dataclass(frozen=True)
 class ClassRow:
-    """One class on the validation set; accuracies in per cent, None where there is nothing to divide by.
+    """Validation results of one class; percentages, None if the denominator is 0.
 
     Attributes:
-        trained: images of the class in the training set, where known.
-        top1, top5: of the class's images (recall).
-        precision: of the images taken for the class.
-        confidence: mean, in what was predicted for its images, per cent.
-        taken_for: the other class its images are most often taken for, and how many.
+        trained: training images, if known.
+        top1, top5: recall.
+        precision: share of the predictions of the class that are correct.
+        confidence: mean confidence of the predictions for its images.
+        taken_for: most frequent wrong prediction.
+        taken_for_count: images with that prediction.
     """
 
     label: int
@@ -103,7 +110,7 @@ def class_rows(
     trained: Sequence[int] | None = None,
     groups: Sequence[str] | None = None,
 ) -> list[ClassRow]:
-    """A row for each class, in label order."""
+    """Return one row per class, in label order."""
     c = len(names)
     images, guesses = np.bincount(targets_n, minlength=c), np.bincount(predicted_n, minlength=c)
     hits = np.bincount(targets_n[targets_n == predicted_n], minlength=c)
@@ -136,7 +143,7 @@ def class_rows(
 
 @dataclass(frozen=True)
 class Bin:
-    """Images whose confidence lies in [low, high); the last bin holds 1 too. Means in 0..1, None without images."""
+    """Images with confidence in [low, high), the last bin including 1; means are None without images."""
 
     low: float
     high: float
@@ -148,30 +155,35 @@ class Bin:
 def reliability(
     hits_n: NDArray[np.bool_], confidence_n: NDArray[np.float64], bins: int = 15
 ) -> tuple[list[Bin], float]:
-    """Bins of equal width, and the expected calibration error over them (per cent; Naeini et al., AAAI 2015)."""
-    place = np.minimum((confidence_n * bins).astype(np.int64), bins - 1)
-    count = np.bincount(place, minlength=bins)
-    sure = np.bincount(place, weights=confidence_n, minlength=bins)
-    right = np.bincount(place, weights=hits_n.astype(np.float64), minlength=bins)
-    error = 100.0 * float(np.abs(right - sure).sum()) / max(1, len(place))
-    found = [
+    """Return bins of equal width and the expected calibration error in percent (Naeini et al., AAAI 2015)."""
+    index = np.minimum((confidence_n * bins).astype(np.int64), bins - 1)
+    count = np.bincount(index, minlength=bins)
+    sure = np.bincount(index, weights=confidence_n, minlength=bins)
+    right = np.bincount(index, weights=hits_n.astype(np.float64), minlength=bins)
+    error = 100.0 * float(np.abs(right - sure).sum()) / max(1, len(index))
+    filled = [
         Bin(i / bins, (i + 1) / bins, n, sure[i] / n if n else None, right[i] / n if n else None)
         for i, n in enumerate(count.tolist())
     ]
-    return found, error
+    return filled, error
 
 
 def neighbors_together(confusion: Confusion, most: int = 2000) -> Labels:
-    """An order of the classes in which those often confused are neighbors: the leaves of an average-linkage tree.
-    Beyond `most` classes, label order."""
-    from scipy.cluster.hierarchy import leaves_list, linkage
-    from scipy.spatial.distance import squareform
-
+    """Order the classes so that often confused ones are adjacent; label order beyond `most` classes."""
     c = confusion.num_classes
-    if not 3 <= c <= most:
+    if c > most:
         return np.arange(c)
     close = np.zeros((c, c))
     np.add.at(close, (confusion.true, confusion.predicted), confusion.share())
     close = np.minimum(1.0, close + close.T)
-    np.fill_diagonal(close, 1.0)
-    return np.asarray(leaves_list(linkage(squareform(1.0 - close, checks=False), "average")), dtype=np.int64)
+    return cluster_order(1.0 - close)
+
+
+def cluster_order(distances_cc: NDArray[np.float64]) -> Labels:
+    """Order items so that close ones are adjacent: the leaves of an average-linkage tree."""
+    from scipy.cluster.hierarchy import leaves_list, linkage
+    from scipy.spatial.distance import squareform
+
+    if len(distances_cc) < 3:
+        return np.arange(len(distances_cc))
+    return np.asarray(leaves_list(linkage(squareform(distances_cc, checks=False), "average")), dtype=np.int64)

@@ -1,4 +1,4 @@
-"""The published tables with finished runs beside them."""
+"""Assignment of finished runs to the published figures with the same configuration."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ from dl2pa.errors import UserError
 from dl2pa.reporting.groups import Group, group_runs
 from dl2pa.reporting.runs import Run, Unfinished
 
+_LENGTH_ORDER: dict[Length, int] = {"full": 0, "other": 1, "short": 2}
+_DATA_KEYS = ("data.dataset", "data.imbalance", "data.num_classes", "model.backbone")
+
 
 @dataclass(frozen=True)
 class Entry:
-    """Runs that stand beside a published figure.
+    """Runs with the configuration of a published figure.
 
     Attributes:
-        length: how long they are beside the cell's own configuration; only `full` ones are its equals.
+        length: length of training relative to the published configuration; only `full` runs are comparable.
     """
 
     group: Group
@@ -27,11 +30,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class Line:
-    """A published figure and ours.
+    """A published figure with its runs.
 
     Attributes:
-        missing: why this version cannot run the cell; None where it can.
-        entries: full ones first.
+        missing: why this version cannot run the configuration; None if it can.
+        entries: full runs first.
     """
 
     cell: Cell
@@ -44,17 +47,17 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Compared:
-    """One published table, a line a figure.
+class ComparedTable:
+    """One published table with the runs of each figure.
 
     Attributes:
-        beside: runs of no cell on the table's data and network: other methods, dimensions and recipes.
+        related: runs on the data and backbone of the table that match none of its figures.
     """
 
     name: str
     table: Table
     lines: tuple[Line, ...]
-    beside: tuple[Group, ...] = ()
+    related: tuple[Group, ...] = ()
 
     @property
     def has_runs(self) -> bool:
@@ -63,7 +66,7 @@ class Compared:
 
 @dataclass(frozen=True)
 class Other:
-    """Runs that stand beside no published figure; `remark` says what kept them from one."""
+    """Runs that match no published figure; `remark` is the reason if they follow the recipe of one."""
 
     group: Group
     remark: str | None = None
@@ -71,70 +74,67 @@ class Other:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything a report shows.
+    """Content of a report.
 
     Attributes:
-        source: of the published figures; None where none were asked for.
+        source: source of the published figures; None without published tables.
     """
 
     source: str | None
-    tables: tuple[Compared, ...]
+    tables: tuple[ComparedTable, ...]
     others: tuple[Other, ...]
     unfinished: tuple[Unfinished, ...]
 
     @property
     def groups(self) -> list[Group]:
         """Every group once."""
-        beside = [e.group for t in self.tables for line in t.lines for e in line.entries]
-        found = {id(group): group for group in [*beside, *(other.group for other in self.others)]}
-        return list(found.values())
+        matched = [e.group for t in self.tables for line in t.lines for e in line.entries]
+        return list({id(group): group for group in [*matched, *(o.group for o in self.others)]}.values())
 
 
-def compare(found: Sequence[Run | Unfinished], published: Path | None) -> Comparison:
-    """Put each group of runs beside every published figure whose configuration is its own.
+def compare(runs: Sequence[Run | Unfinished], published: Path | None) -> Comparison:
+    """Group the runs and assign each group to the published figures with its configuration.
 
     Args:
-        published: file of the published tables; None for the runs alone.
+        published: file of the published tables; None compares the runs only.
 
     Raises:
-        UserError: that file, or a configuration it names, is missing or wrong.
+        UserError: the file or a configuration that it names is missing or invalid.
     """
-    groups = group_runs(run for run in found if isinstance(run, Run))
-    unfinished = tuple(run for run in found if isinstance(run, Unfinished))
+    groups = group_runs(run for run in runs if isinstance(run, Run))
+    unfinished = tuple(run for run in runs if isinstance(run, Unfinished))
     if published is None:
         return Comparison(None, (), tuple(Other(group) for group in groups), unfinished)
-    described, cells = load_published(published)
-    placed: set[int] = set()
+    content, cells = load_published(published)
+    matched: set[int] = set()
     remarks: dict[int, str] = {}
-    tables: list[Compared] = []
-    for name, table in described.tables.items():
+    tables: list[ComparedTable] = []
+    for name, table in content.tables.items():
         recipes = [(cell, *_identity(cell)) for cell in cells if cell.table == name]
         lines: list[Line] = []
         for cell, identity, missing in recipes:
             line, refused = _line(cell, identity, missing, table, groups)
             lines.append(line)
-            placed.update(id(entry.group) for entry in line.entries)
             remarks.update(refused)
-        own = {id(entry.group) for line in lines for entry in line.entries}
+        in_table = {id(entry.group) for line in lines for entry in line.entries}
+        matched |= in_table
         known = [identity for _, identity, _ in recipes if identity is not None]
-        beside = (g for g in groups if id(g) not in own and _is_on_the_same_data(g, known, table))
-        tables.append(Compared(name, table, tuple(lines), tuple(beside)))
-    others = tuple(Other(group, remarks.get(id(group))) for group in groups if id(group) not in placed)
-    return Comparison(described.source, tuple(tables), others, unfinished)
+        related = (g for g in groups if id(g) not in in_table and _is_on_the_same_data(g, known, table))
+        tables.append(ComparedTable(name, table, tuple(lines), tuple(related)))
+    others = tuple(Other(group, remarks.get(id(group))) for group in groups if id(group) not in matched)
+    return Comparison(content.source, tuple(tables), others, unfinished)
 
 
 def _is_on_the_same_data(group: Group, cells: Sequence[Identity], table: Table) -> bool:
-    """Whether the runs saw the data of some cell of the table, with its network."""
-    keys = ("data.dataset", "data.imbalance", "data.num_classes", "model.backbone")
-    seen = [group.identity[key] for key in keys]
-    same = any(seen == [cell[key] for key in keys] for cell in cells)
+    """Whether the group has the data and the backbone of a cell of the table."""
+    same = any(all(group.identity[key] == cell[key] for key in _DATA_KEYS) for cell in cells)
     return same and table.num_validated in (None, group.num_validated)
 
 
 def _line(
     cell: Cell, identity: Identity | None, missing: str | None, table: Table, groups: Sequence[Group]
 ) -> tuple[Line, dict[int, str]]:
-    """The cell with its runs, and why some that follow its recipe are not among them."""
+    """Return the cell with its runs, and the reason for each group with its recipe that is not comparable."""
     if identity is None:
         return Line(cell, missing, ()), {}
     entries: list[Entry] = []
@@ -143,28 +143,27 @@ def _line(
         length = length_beside(group.identity, group.epochs, identity, cell.needs)
         if length is None:
             continue
-        reason = _not_the_cells(group, table)
+        reason = _difference(group, table)
         if reason is None:
             entries.append(Entry(group, length))
         else:
-            refused[id(group)] = f"{cell.table} {cell.row} {cell.column} but for this: {reason}"
-    order = {"full": 0, "other": 1, "short": 2}
-    return Line(cell, None, tuple(sorted(entries, key=lambda e: (order[e.length], -e.group.steps)))), refused
+            refused[id(group)] = f"matches {cell.table} {cell.row} {cell.column} except: {reason}"
+    entries.sort(key=lambda e: (_LENGTH_ORDER[e.length], -e.group.steps))
+    return Line(cell, None, tuple(entries)), refused
 
 
-def _not_the_cells(group: Group, table: Table) -> str | None:
+def _difference(group: Group, table: Table) -> str | None:
+    """Return why runs with the recipe of a cell are not comparable to it; None if they are."""
     if table.num_validated is not None and group.num_validated != table.num_validated:
         return f"validated on {group.num_validated:,} images instead of {table.num_validated:,}"
-    if group.changed:
-        return f"{', '.join(group.changed)} changed midway"
-    return None
+    return group.change_remark
 
 
 def _identity(cell: Cell) -> tuple[Identity | None, str | None]:
-    """The cell's recipe; a method that this version does not have leaves the figure without one."""
+    """Return the recipe of the cell, or the reason why this version cannot run it."""
     try:
         return identity_of(cell.load()), None
     except UserError as error:
         if error.field == "method.name":
-            return None, f"this version has no method {error.value}"
+            return None, f"method {error.value} is not available in this version"
         raise

@@ -1,4 +1,4 @@
-"""Runs of one recipe over several seeds, and their mean and spread."""
+"""Groups of runs that differ only in their seed, with mean and standard deviation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipelines.longtail import GROUPS
 
 @dataclass(frozen=True)
 class Summary:
-    """Mean and sample standard deviation of n values; no deviation for one."""
+    """Mean and sample standard deviation of n values; the deviation of one value is None."""
 
     mean: float
     std: float | None
@@ -34,13 +34,13 @@ class Summary:
 
 @dataclass(frozen=True)
 class Group:
-    """Finished runs of one recipe on data of one size, one run a seed.
+    """Finished runs with the same recipe and data size, one per seed.
 
     Attributes:
-        identity: the recipe; `train.max_steps` only where it cut the run short.
-        runs: by seed.
-        repeats: further runs of the same recipe and seed. They would make the spread over seeds look smaller than
-            it is, so the first that finished counts.
+        identity: the recipe; `train.max_steps` is None unless it ended the runs early.
+        runs: ordered by seed.
+        repeats: further runs of a seed. Only the first finished run of a seed counts: repeats would reduce the
+            standard deviation.
     """
 
     identity: Identity
@@ -53,7 +53,7 @@ class Group:
 
     @property
     def data(self) -> str:
-        """The data set, and how far it is thinned."""
+        """Data set and imbalance."""
         name, imbalance = str(self.identity["data.dataset"]), self.identity["data.imbalance"]
         return name if imbalance is None else f"{name}, imbalance {imbalance:g}"
 
@@ -85,8 +85,12 @@ class Group:
 
     @property
     def changed(self) -> tuple[str, ...]:
-        """Keys that changed midway."""
+        """Configuration keys that changed between attempts."""
         return self.runs[0].changed
+
+    @property
+    def change_remark(self) -> str | None:
+        return f"{', '.join(self.changed)} changed between attempts" if self.changed else None
 
     @property
     def last(self) -> Summary:
@@ -98,28 +102,28 @@ class Group:
 
     @property
     def ece(self) -> Summary | None:
-        """Calibration error at the end."""
+        """Last calibration error."""
         return _summary([run.result.ece_last for run in self.runs])
 
     @property
     def by_frequency(self) -> dict[str, Summary]:
-        """Accuracy at the end over head, medium and tail classes; empty where the data has no long tail."""
-        found = {name: _summary([run.result.of_group(name) for run in self.runs]) for name in GROUPS}
-        return {name: summary for name, summary in found.items() if summary is not None}
+        """Last accuracy over head, medium and tail classes; empty for balanced data."""
+        summaries = {name: _summary([run.result.of_group(name) for run in self.runs]) for name in GROUPS}
+        return {name: summary for name, summary in summaries.items() if summary is not None}
 
 
 def group_runs(runs: Iterable[Run]) -> list[Group]:
-    """Runs with equal configurations but for the seed, on as much data, in the order of their methods and d."""
-    together: dict[str, tuple[Identity, dict[int, list[Run]]]] = {}
+    """Group runs by recipe and data size; groups are ordered by method and embedding dimension."""
+    by_recipe: dict[str, tuple[Identity, dict[int, list[Run]]]] = {}
     for run in runs:
         identity = _recipe_of(run)
         result = run.result
         size = (result.num_validated, result.num_classes, result.steps, run.changed)
         key = json.dumps([identity, size], sort_keys=True)
-        _, seeds = together.setdefault(key, (identity, {}))
+        _, seeds = by_recipe.setdefault(key, (identity, {}))
         seeds.setdefault(run.seed, []).append(run)
     groups: list[Group] = []
-    for identity, seeds in together.values():
+    for identity, seeds in by_recipe.values():
         ordered = [
             sorted(seeds[seed], key=lambda run: (run.finished, str(run.path))) for seed in sorted(seeds)
         ]
@@ -129,7 +133,7 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
 
 
 def _recipe_of(run: Run) -> Identity:
-    """A limit that was never met leaves the run what it would have been without."""
+    """Return the identity of the run; a step limit that was not reached is ignored."""
     identity = identity_of(run.config)
     return identity if run.is_cut else {**identity, "train.max_steps": None}
 

@@ -1,4 +1,4 @@
-"""Plots of a comparison: accuracy over d, and accuracy by method, published and ours. matplotlib is loaded on use."""
+"""Plots of a comparison: published and measured accuracy over d and by method."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from dl2pa.reporting.run_plots import new_figure
+
 Kind = Literal["published", "suspect", "ours", "short"]
 METHODS = ("psc", "word2vec", "hpn", "ebv", "etf", "kasarla", "dnc", "goto", "dl2pa")
-"""In the order of the published tables; each keeps its color in every plot."""
+"""In the order of the published tables; a method has the same color in every plot."""
 _COLORS = ("#4c4c57", "#a8761f", "#1f77b4", "#17a2a2", "#2f9e44", "#8c564b", "#9467bd", "#d6337c", "#d9480f")
 _SIZE_FACTOR = 0.32
 _NAMES: dict[Kind, str] = {
     "published": "published",
     "suspect": "published, suspect",
-    "ours": "ours, best epoch, mean ± standard deviation",
-    "short": "ours, another length",
+    "ours": "runs, best epoch, mean ± standard deviation",
+    "short": "runs of another length",
 }
 
 
@@ -26,8 +28,8 @@ class Point:
     """One accuracy.
 
     Attributes:
-        label: of its row in a plot by method: the method, with what sets it apart where that is needed.
-        column: where it stands: a dimension, an imbalance, a backbone.
+        label: row in the plot by method: the method, numbered if it occurs several times.
+        column: dimension, imbalance or backbone.
         std: None for a single run or a published figure.
     """
 
@@ -40,7 +42,7 @@ class Point:
 
 
 def over_columns(points: Sequence[Point], name: str, title: str) -> bytes | None:
-    """Accuracy over d (or imbalance), a line a method; None where there are no two columns of numbers."""
+    """Plot accuracy over d or imbalance, one line per method; None without two numeric columns."""
     columns = sorted({p.column for p in points if not isinstance(p.column, str)})
     if len(columns) < 2 or any(isinstance(p.column, str) for p in points):
         return None
@@ -69,7 +71,7 @@ def over_columns(points: Sequence[Point], name: str, title: str) -> bytes | None
 
 
 def by_method(points: Sequence[Point], name: str, title: str) -> bytes:
-    """Accuracy of each method, a panel a column."""
+    """Plot the accuracy of each method, one panel per column."""
     columns = list(dict.fromkeys(p.column for p in points))
     labels = list(dict.fromkeys(p.label for p in points))[::-1]
     figure, panels = _figure(
@@ -89,9 +91,7 @@ def by_method(points: Sequence[Point], name: str, title: str) -> bytes:
 
 
 def _figure(width: float, height: float, panels: int = 1) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = new_figure(width, height)
     return figure, figure.subplots(1, panels, sharey=True)
 
 
@@ -104,7 +104,7 @@ def _draw(
     joined: bool = False,
     across: bool = False,
 ) -> None:
-    """Points of one method and kind; the spread along the axis of the accuracies."""
+    """Draw points of one method and kind, with error bars along the accuracy axis."""
     if not line:
         return
     kind, color = line[0].kind, _color(line[0].label)
@@ -134,7 +134,7 @@ def _marks(kind: Kind) -> dict[str, Any]:
 
 
 def _legends(figure: Any, axes: Any, points: Sequence[Point]) -> None:
-    """What the marks are, below; which color is which method, at the side of a plot of lines."""
+    """Add a legend of the marks and, for a plot of lines, of the colors."""
     from matplotlib.lines import Line2D
 
     kinds: list[Kind] = [kind for kind in _NAMES if any(p.kind == kind for p in points)]
@@ -152,11 +152,11 @@ def _color(label: str) -> str:
 
 
 def _svg(figure: Any) -> bytes:
-    """The figure: the same bytes for the same points, without a date and without the name of an outside file."""
+    """Save the figure as SVG without date and external references: equal points give equal bytes."""
     import matplotlib as mpl
 
     target = io.BytesIO()
-    nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
+    metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
     with mpl.rc_context({"svg.hashsalt": "dl2pa"}):
-        figure.savefig(target, format="svg", metadata=nothing)
+        figure.savefig(target, format="svg", metadata=metadata)
     return re.sub(rb"<!DOCTYPE[^>]*>\s*", b"", target.getvalue())

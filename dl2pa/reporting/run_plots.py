@@ -1,4 +1,4 @@
-"""Pictures of a run's numbers, as PNG bytes."""
+"""Figures of one run as PNG: curves, calibration, confusion matrix and cosines."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from dl2pa.reporting.class_metrics import Bin, Confusion, Labels
 Curve = Sequence[tuple[float, float]]
 INK, SOFT = "#1c1c22", "#8a8a96"
 BLUE, ORANGE, GREEN, RED = "#1f6fb4", "#d9700f", "#2f8f57", "#c0392b"
-_MOST_NAMES = 40
+_MAX_NAMES = 40
 
 
 def curves(points: Mapping[str, Curve], steps_per_epoch: int, published: float | None = None) -> bytes | None:
-    """Loss, accuracy, rate and speed over the epochs; None where there is no point at all.
+    """Plot loss, accuracy, learning rate and step time over the epochs; None without points.
 
     Args:
-        points: (step, value) of each metric by name.
-        published: the figure that the accuracy is compared with, per cent.
+        points: (step, value) per metric.
+        published: published accuracy to compare with, percent.
     """
     from matplotlib.ticker import LogLocator
 
@@ -30,7 +30,7 @@ def curves(points: Mapping[str, Curve], steps_per_epoch: int, published: float |
     if not panels:
         return None
     rows = (len(panels) + 1) // 2
-    figure = _figure(10.5, 2.9 * rows)
+    figure = new_figure(10.5, 2.9 * rows)
     grid = figure.subplots(rows, 2, squeeze=False).flatten()
     for axes, (title, unit, lines, log) in zip(grid, panels, strict=False):
         for name, label, color in lines:
@@ -64,7 +64,7 @@ def curves(points: Mapping[str, Curve], steps_per_epoch: int, published: float |
 
 
 _PANELS: tuple[tuple[str, str, tuple[tuple[str, str, str], ...], bool], ...] = (
-    ("Training loss", "mean over the window", (("train/loss", "loss", BLUE),), False),
+    ("Training loss", "mean over the log interval", (("train/loss", "loss", BLUE),), False),
     (
         "Accuracy",
         "%",
@@ -78,7 +78,7 @@ _PANELS: tuple[tuple[str, str, tuple[tuple[str, str, str], ...], bool], ...] = (
         True,
     ),
     (
-        "Time of a step",
+        "Step time",
         "ms",
         (
             ("time/step_ms_p50", "median", BLUE),
@@ -122,8 +122,8 @@ def _mark_best(axes: Any, curve: Curve, steps_per_epoch: int) -> None:
 
 
 def reliability_diagram(bins: Sequence[Bin], error: float) -> bytes:
-    """Accuracy beside confidence, bin by bin, and below how many images each bin holds."""
-    figure = _figure(5.6, 5.6)
+    """Plot accuracy and confidence per bin; below, the number of images per bin."""
+    figure = new_figure(5.6, 5.6)
     above, below = figure.subplots(2, 1, height_ratios=[3, 1], sharex=True)
     filled = [b for b in bins if b.accuracy is not None]
     width = bins[0].high - bins[0].low
@@ -134,8 +134,8 @@ def reliability_diagram(bins: Sequence[Bin], error: float) -> bytes:
     both = np.minimum(accuracy, confidence)
     above.bar(at, both, color=BLUE, edgecolor="white", label="accuracy", **kwargs)
     for part, color, name in (
-        (confidence - accuracy, RED, "less right than it is sure"),
-        (accuracy - confidence, GREEN, "more right than it is sure"),
+        (confidence - accuracy, RED, "overconfident"),
+        (accuracy - confidence, GREEN, "underconfident"),
     ):
         if (part > 0).any():
             height = np.clip(part, 0, None)
@@ -146,7 +146,7 @@ def reliability_diagram(bins: Sequence[Bin], error: float) -> bytes:
     above.set_ylabel("accuracy", fontsize=9)
     above.set_ylim(0, 1)
     above.set_title(
-        f"Reliability: calibration error {error:.2f} %", fontsize=10, loc="left", fontweight="bold"
+        f"Reliability diagram: calibration error {error:.2f} %", fontsize=10, loc="left", fontweight="bold"
     )
     above.legend(frameon=False, fontsize=8, loc="upper left")
     below.bar([b.low for b in bins], [b.count for b in bins], color=SOFT, edgecolor="white", **kwargs)
@@ -162,18 +162,23 @@ def reliability_diagram(bins: Sequence[Bin], error: float) -> bytes:
 
 
 def confusion_picture(confusion: Confusion, order: Labels, names: Sequence[str]) -> bytes:
-    """The matrix by share of the true class, classes often confused side by side; hits and mistakes in two colors.
-    With many classes a mistake is drawn larger than its cell, so that a single one shows."""
+    """Plot the confusion matrix by share of the true class, with correct predictions and errors in two colors.
+
+    With many classes an error is drawn larger than its cell, so that single errors are visible.
+
+    Args:
+        order: classes in the order of rows and columns.
+    """
     from matplotlib.colors import LogNorm, Normalize
 
     c = confusion.num_classes
-    place = np.empty(c, dtype=np.int64)
-    place[order] = np.arange(c)
+    position = np.empty(c, dtype=np.int64)
+    position[order] = np.arange(c)
     share = 100.0 * confusion.share()
     on = confusion.true == confusion.predicted
-    figure = _figure(8.6, 7.2)
+    figure = new_figure(8.6, 7.2)
     axes = figure.subplots()
-    top, left = place[confusion.true], place[confusion.predicted]
+    top, left = position[confusion.true], position[confusion.predicted]
     if c <= 60:
         hits, misses = np.full((c, c), np.nan), np.full((c, c), np.nan)
         hits[top[on], left[on]] = share[on]
@@ -208,15 +213,16 @@ def confusion_picture(confusion: Confusion, order: Labels, names: Sequence[str])
         axes.set_xlim(-0.5, c - 0.5)
         axes.set_ylim(c - 0.5, -0.5)
         axes.set_aspect("equal")
-    _name_axes(axes, [names[int(i)] for i in order])
+    axes.tick_params(length=0)
+    name_axes(axes, [names[int(i)] for i in order], _MAX_NAMES, 7)
     axes.set_xlabel("predicted class", fontsize=9)
     axes.set_ylabel("true class", fontsize=9)
-    for shown, what in ((second, "mistakes"), (first, "hits")):
+    for shown, what in ((second, "errors"), (first, "correct")):
         bar = figure.colorbar(shown, ax=axes, shrink=0.5, pad=0.02)
         bar.set_label(f"{what}: % of the true class", fontsize=8)
         bar.ax.yaxis.set_major_formatter("{x:g}")
     axes.set_title(
-        f"Confusions of {c:,} classes, often confused ones side by side",
+        f"Confusion matrix of {c:,} classes, often confused ones adjacent",
         fontsize=10,
         loc="left",
         fontweight="bold",
@@ -225,16 +231,17 @@ def confusion_picture(confusion: Confusion, order: Labels, names: Sequence[str])
 
 
 def cosine_histogram(
-    unit_cd: NDArray[np.float64], bound: float, own_c: NDArray[np.float64] | None = None
+    unit_cd: NDArray[np.float64], bound: float, to_mean_c: NDArray[np.float64] | None = None
 ) -> bytes:
-    """Cosines between different class vectors; beside them, where known, those of each class's mean feature with its
-    own class vector.
+    """Plot histograms of the cosines between class vectors and, if given, between mean features and class vectors.
 
     Args:
-        bound: the largest proven value that the maximum cosine of any such set cannot be below.
+        unit_cd: class vectors.
+        bound: proven lower bound of the largest cosine of C vectors in d dimensions.
+        to_mean_c: cosine of the mean feature of each class with its class vector.
     """
-    figure = _figure(10.0 if own_c is not None else 5.6, 3.4)
-    panels = figure.subplots(1, 2 if own_c is not None else 1, squeeze=False)[0]
+    figure = new_figure(10.0 if to_mean_c is not None else 5.6, 3.4)
+    panels = figure.subplots(1, 2 if to_mean_c is not None else 1, squeeze=False)[0]
     counts, edges, largest, nearest = _cosines(unit_cd)
     shown = np.flatnonzero(counts)
     axes = panels[0]
@@ -246,7 +253,7 @@ def cosine_histogram(
     )
     axes.axvline(largest, color=RED, linewidth=1.2, label=f"largest {largest:.3f}")
     axes.axvline(
-        bound, color=INK, linewidth=1.2, linestyle="--", label=f"no set can do with less than {bound:.3f}"
+        bound, color=INK, linewidth=1.2, linestyle="--", label=f"lower bound of the largest {bound:.3f}"
     )
     axes.axvline(
         nearest, color=ORANGE, linewidth=1.2, linestyle=":", label=f"mean of the nearest {nearest:.3f}"
@@ -256,24 +263,31 @@ def cosine_histogram(
     axes.set_ylabel("pairs", fontsize=9)
     axes.set_ylim(0, 12.0 * counts.max())
     axes.legend(frameon=False, fontsize=8, loc="upper left")
-    if own_c is not None:
-        beside = panels[1]
-        # A hundredth at least: values that are all but equal leave no room for bins.
-        middle, half = (float(np.max(own_c)) + float(np.min(own_c))) / 2, float(np.ptp(own_c)) / 2
-        half = max(half, 0.005)
-        beside.hist(own_c, bins=40, range=(middle - half, middle + half), color=GREEN, alpha=0.85)
-        mean = float(np.mean(own_c))
-        beside.axvline(mean, color=INK, linewidth=1.2, linestyle="--", label=f"mean {mean:.3f}")
-        beside.set_title("Mean feature to own class vector", fontsize=10, loc="left", fontweight="bold")
-        beside.set_xlabel("cosine, at the last matching", fontsize=9)
-        beside.set_ylabel("classes", fontsize=9)
-        beside.legend(frameon=False, fontsize=8, loc="upper left")
+    if to_mean_c is not None:
+        right = panels[1]
+        # At least 0.01 wide: nearly equal values leave no room for bins.
+        middle, radius = (
+            (float(np.max(to_mean_c)) + float(np.min(to_mean_c))) / 2,
+            float(np.ptp(to_mean_c)) / 2,
+        )
+        radius = max(radius, 0.005)
+        right.hist(to_mean_c, bins=40, range=(middle - radius, middle + radius), color=GREEN, alpha=0.85)
+        mean = float(np.mean(to_mean_c))
+        right.axvline(mean, color=INK, linewidth=1.2, linestyle="--", label=f"mean {mean:.3f}")
+        right.set_title(
+            "Cosines of mean features with their class vector", fontsize=10, loc="left", fontweight="bold"
+        )
+        right.set_xlabel("cosine, at the last assignment update", fontsize=9)
+        right.set_ylabel("classes", fontsize=9)
+        right.legend(frameon=False, fontsize=8, loc="upper left")
     return _png(figure)
 
 
 def _cosines(unit_cd: NDArray[np.float64], block: int = 1000) -> tuple[Any, Any, float, float]:
-    """Histogram of the cosines of different rows, each pair once, their maximum, and the mean of each row's largest;
-    without holding all C squared."""
+    """Return histogram counts and edges of the cosines of all pairs of rows, their maximum and the mean row maximum.
+
+    Works in blocks of rows, without a [C, C] matrix.
+    """
     edges = np.linspace(-1.0, 1.0, 401)
     counts = np.zeros(400, dtype=np.int64)
     largest: list[NDArray[np.float64]] = []
@@ -287,18 +301,19 @@ def _cosines(unit_cd: NDArray[np.float64], block: int = 1000) -> tuple[Any, Any,
     return counts, edges, float(nearest.max()), float(nearest.mean())
 
 
-def _name_axes(axes: Any, names: Sequence[str]) -> None:
-    axes.tick_params(length=0)
-    if len(names) > _MOST_NAMES:
+def name_axes(axes: Any, names: Sequence[str], limit: int, fontsize: float) -> None:
+    """Label rows and columns of a matrix; no labels beyond `limit` names."""
+    if len(names) > limit:
         axes.set_xticks([])
         axes.set_yticks([])
         return
     short = [name if len(name) <= 22 else name[:21] + "…" for name in names]
-    axes.set_yticks(range(len(names)), short, fontsize=7)
-    axes.set_xticks(range(len(names)), short, fontsize=7, rotation=90)
+    axes.set_yticks(range(len(names)), short, fontsize=fontsize)
+    axes.set_xticks(range(len(names)), short, fontsize=fontsize, rotation=90)
 
 
-def _figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float) -> Any:
+    """Return an empty figure of a size in inches; matplotlib is imported on first use."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")

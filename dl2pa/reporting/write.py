@@ -1,4 +1,4 @@
-"""A comparison as files, and as one JSON object."""
+"""Writing of a comparison as files and as a JSON object."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dl2pa.reporting.groups import Group
 
 
 def write_report(comparison: Comparison, folder: Path) -> list[Path]:
-    """Write `report.md`, `report.html`, `report.json` and the plots; returns the files, in this order.
+    """Write `report.md`, `report.html`, `report.json` and the plots; return the files in this order.
 
     Raises:
         UserError: the folder cannot be written.
@@ -24,7 +24,7 @@ def write_report(comparison: Comparison, folder: Path) -> list[Path]:
 
 
 def write_document(blocks: Sequence[Block], content: dict[str, Any], folder: Path) -> list[Path]:
-    """Write a document and what it was made from, as `write_report` does."""
+    """Write a document and its content as JSON, as `write_report` does."""
     title = next(block.text for block in blocks if isinstance(block, Heading))
     texts = {
         "report.md": to_markdown(blocks),
@@ -49,7 +49,7 @@ def write_document(blocks: Sequence[Block], content: dict[str, Any], folder: Pat
 
 
 def record(comparison: Comparison) -> dict[str, Any]:
-    """Everything that the report shows, for machines."""
+    """Return the content of the report as a JSON object."""
     return {
         "source": comparison.source,
         "tables": {

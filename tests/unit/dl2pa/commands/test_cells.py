@@ -25,7 +25,7 @@ def test_a_table_a_row_a_cell() -> None:
     ]
 
 
-def test_several_are_taken_together_each_once_in_the_tables_order() -> None:
+def test_cells_are_selected_once_in_the_order_of_the_tables() -> None:
     found = select(CELLS, ["cifar100:dl2pa:10", "cifar100:hpn:25", "cifar100:dl2pa"])
     assert names(found) == [("cifar100", "hpn", 25), *(("cifar100", "dl2pa", d) for d in (10, 25, 50, 100))]
 
@@ -33,22 +33,22 @@ def test_several_are_taken_together_each_once_in_the_tables_order() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("cifar", "there is no table 'cifar'.*Known: cifar100, imagenet200"),
-        ("cifar100:dnc", "there is no row 'dnc'.*Known: psc, word2vec, hpn, dl2pa"),
-        ("cifar100:hpn:11", "there is no column '11'.*Known: 10, 25, 50, 100"),
-        ("imagenet1k:psc:resnet101", "there is no column 'resnet101' with a figure.*Known: resnet50, swin_t"),
-        ("cifar100:hpn:x", "there is no column 'x'"),
+        ("cifar", "has the table 'cifar'.*Valid: cifar100, imagenet200"),
+        ("cifar100:dnc", "has the row 'dnc'.*Valid: psc, word2vec, hpn, dl2pa"),
+        ("cifar100:hpn:11", "has the column '11'.*Valid: 10, 25, 50, 100"),
+        ("imagenet1k:psc:resnet101", "has the column 'resnet101'.*Valid: resnet50, swin_t"),
+        ("cifar100:hpn:x", "has the column 'x'"),
         ("cifar100:hpn:10:1", "too many parts"),
-        ("", "there is no table ''"),
+        ("", "has the table ''"),
     ],
 )
-def test_a_name_that_no_cell_has_is_refused_with_those_there_are(text: str, words: str) -> None:
+def test_an_unknown_cell_is_refused_with_the_valid_names(text: str, words: str) -> None:
     with pytest.raises(UserError, match=words) as caught:
         select(CELLS, [text])
-    assert (caught.value.field, caught.value.value) == ("--cells", text)
+    assert (caught.value.field, caught.value.value) == ("--published", text)
 
 
-def test_each_cell_runs_its_own_configuration_with_the_users_overrides_and_sweeps() -> None:
+def test_each_cell_runs_its_configuration_with_overrides_and_sweeps() -> None:
     cells = select(CELLS, ["cifar100:hpn:10", "cifar100:psc:10"])
     found = expand_cells(cells, ["data.root=/data"], ["train.seed=0..1"])
     psc, hpn = cells
@@ -60,7 +60,7 @@ def test_each_cell_runs_its_own_configuration_with_the_users_overrides_and_sweep
     assert found[3].swept == ("cifar100:hpn:10", "train.seed=1")
 
 
-def test_what_a_cell_needs_goes_to_it_alone() -> None:
+def test_a_required_key_is_set_for_its_cells_only() -> None:
     cells = select(CELLS, ["cifar100:word2vec:10", "cifar100:hpn:10"])
     found = expand_cells(cells, ["method.class_vectors=v.npy", "data.root=/data"], [])
     assert {e.swept[0]: "method.class_vectors=v.npy" in e.overrides for e in found} == {
@@ -73,7 +73,7 @@ def test_what_a_cell_needs_goes_to_it_alone() -> None:
         ("cifar100:word2vec:10", "method.class_vectors=w.npy"),
         ("cifar100:hpn:10",),
     ]
-    with pytest.raises(UserError, match="the cell cifar100:word2vec:10 needs it") as caught:
+    with pytest.raises(UserError, match="is required by the cell cifar100:word2vec:10") as caught:
         expand_cells(cells, ["data.root=/data"], [])
     assert caught.value.field == "method.class_vectors"
 

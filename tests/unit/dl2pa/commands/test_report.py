@@ -1,4 +1,4 @@
-"""`dl2pa report` as a command: what it prints, where it writes, what it refuses."""
+"""`dl2pa report`: output, files and refused arguments."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from dl2pa.config import dump_config, load_config
 
 @pytest.fixture
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Two seeds of a cell of the tables in `p.yaml`, and a run that is under way."""
+    """Two finished seeds of a cell of `p.yaml` and one unfinished run."""
     monkeypatch.chdir(tmp_path)
     tiny = {"data": {"dataset": "synthetic", "num_classes": 5}, "train": {"epochs": 2, "batch_size": 8}}
     Path("tiny.yaml").write_text(yaml.safe_dump(tiny))
     row = {"top1": [40.5], "config": "tiny.yaml", "suspect": "made up"}
     table = {"title": "Small", "column": "d", "columns": [512], "rows": {"dl2pa": row}}
-    Path("p.yaml").write_text(yaml.safe_dump({"source": "us", "tables": {"small": table}}))
+    Path("p.yaml").write_text(yaml.safe_dump({"source": "a paper", "tables": {"small": table}}))
     for seed in range(3):
         run = tmp_path / f"runs/{seed}"
         run.mkdir(parents=True)
@@ -33,42 +33,42 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "runs"
 
 
-def test_a_table_for_people(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_output_is_a_table(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", "--all", "runs", "--published", "--tables", "p.yaml", "--out", "out"]) == 0
-    told = capsys.readouterr()
-    head, line = told.out.splitlines()
+    output = capsys.readouterr()
+    head, line = output.out.splitlines()
     assert head.split() == ["table", "method", "column", "published", "best", "last", "n", "length"]
     assert line.split() == [
         *("small", "dl2pa", "512", "40.5", "suspect"),
         *("41.50", "±", "0.71", "30.50", "±", "0.71", "2", "full"),
     ]
-    assert "not counted: runs/2: stopped, at step 9" in told.err
-    assert "out/report.html" in told.err
-    assert Path("out/report.md").read_text(encoding="utf-8").startswith("# Published tables and our runs")
+    assert "not compared: runs/2: stopped, at step 9" in output.err
+    assert "out/report.html" in output.err
+    assert Path("out/report.md").read_text(encoding="utf-8").startswith("# Comparison with published results")
 
 
-def test_one_object_for_machines(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_output(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", "runs/0", "runs/1", "--tables", "p.yaml", "--json"]) == 0
-    told: dict[str, Any] = json.loads(capsys.readouterr().out)
-    (cell,) = told["tables"]["small"]
+    output: dict[str, Any] = json.loads(capsys.readouterr().out)
+    (cell,) = output["tables"]["small"]
     assert (cell["suspect"], cell["ours"][0]["top1_best"]["mean"]) == ("made up", 41.5)
-    assert (told["unfinished"], told["files"], told["mlflow_run_id"]) == ([], [], None)
+    assert (output["unfinished"], output["files"], output["mlflow_run_id"]) == ([], [], None)
     assert not Path("out").exists()
 
 
-def test_without_the_tables_runs_stand_for_themselves(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_without_published_tables(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", "--all", "runs", "--json", "--out", "out"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert (told["tables"], [other["n"] for other in told["others"]]) == ({}, [2])
-    assert [Path(name).name for name in told["files"][:3]] == ["report.md", "report.html", "report.json"]
-    assert all(Path(name).is_file() for name in told["files"])
+    output = json.loads(capsys.readouterr().out)
+    assert (output["tables"], [other["n"] for other in output["others"]]) == ({}, [2])
+    assert [Path(name).name for name in output["files"][:3]] == ["report.md", "report.html", "report.json"]
+    assert all(Path(name).is_file() for name in output["files"])
 
 
 def test_the_shipped_tables_are_found_from_anywhere(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", "--all", "runs", "--published", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert len(told["tables"]["cifar100"]) == 16
-    assert [other["n"] for other in told["others"]] == [2]
+    output = json.loads(capsys.readouterr().out)
+    assert len(output["tables"]["cifar100"]) == 16
+    assert [other["n"] for other in output["others"]] == [2]
 
 
 @pytest.mark.parametrize(
@@ -89,16 +89,16 @@ def test_the_shipped_tables_are_found_from_anywhere(runs: Path, capsys: pytest.C
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_wrong_input_is_told(
+def test_invalid_arguments_are_a_user_error(
     arguments: list[str], field: str, runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["report", *arguments, "--json"]) == 2
-    told = json.loads(capsys.readouterr().out.splitlines()[-1])["error"]
-    assert told["field"] == field
-    assert told["message"] and told["remedy"]
+    output = json.loads(capsys.readouterr().out.splitlines()[-1])["error"]
+    assert output["field"] == field
+    assert output["message"] and output["remedy"]
 
 
-def test_a_report_in_mlflow_is_one_run_whose_files_are_replaced(
+def test_a_repeated_report_replaces_the_files_of_its_mlflow_run(
     runs: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     mlflow = pytest.importorskip("mlflow")

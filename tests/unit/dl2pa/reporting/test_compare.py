@@ -62,7 +62,7 @@ def line_of(comparison: Comparison, row: str, column: int) -> Line:
     return found
 
 
-def test_each_run_stands_beside_its_own_cell(tables: Any, make_run: MakeRun) -> None:
+def test_runs_are_assigned_to_their_cell(tables: Any, make_run: MakeRun) -> None:
     paths = [make_run({"train.seed": seed, "train.log_every_steps": 7}, last=60 + seed) for seed in range(3)]
     wide = make_run({"model.embedding_dim": 12}, last=72.0)
     static = make_run({"method.name": "hpn"}, last=51.0)
@@ -75,9 +75,7 @@ def test_each_run_stands_beside_its_own_cell(tables: Any, make_run: MakeRun) -> 
     assert len(comparison.groups) == 3
 
 
-def test_shortened_runs_are_beside_their_cell_and_never_among_its_equals(
-    tables: Any, make_run: MakeRun
-) -> None:
+def test_runs_of_another_length_are_separate_from_full_runs(tables: Any, make_run: MakeRun) -> None:
     full = [make_run({"train.seed": s}, last=60.0) for s in range(2)]
     cut = [make_run({"train.seed": s, "train.max_steps": 300}, last=20.0) for s in range(2, 4)]
     fewer = make_run({"train.seed": 4, "train.epochs": 5, "optim.milestones": [2, 3]}, last=30.0)
@@ -93,21 +91,21 @@ def test_shortened_runs_are_beside_their_cell_and_never_among_its_equals(
     assert [group.n for group in line.full] == [2]
 
 
-def test_a_method_this_version_lacks_keeps_its_published_figure(tables: Any, make_run: MakeRun) -> None:
+def test_a_method_missing_in_this_version_keeps_its_figure(tables: Any, make_run: MakeRun) -> None:
     line = line_of(compared(tables(), make_run()), "later", 12)
     assert line.cell.top1 == 40.25
-    assert line.missing == "this version has no method later"
+    assert line.missing == "method later is not available in this version"
     assert line.entries == ()
 
 
-def test_an_error_in_a_cells_configuration_is_no_missing_method(tables: Any, make_run: MakeRun) -> None:
+def test_an_invalid_cell_configuration_is_a_user_error(tables: Any, make_run: MakeRun) -> None:
     rows = {"dl2pa": {"top1": [1.0, 2.0], "config": "small.yaml", "overrides": ["optim.lrr=1"]}}
     with pytest.raises(UserError, match="unknown key") as caught:
         compared(tables({"rows": rows}), make_run())
     assert caught.value.field == "optim.lrr"
 
 
-def test_what_a_cell_needs_is_free_and_different_answers_stand_apart(tables: Any, make_run: MakeRun) -> None:
+def test_required_keys_are_free_and_separate_the_groups(tables: Any, make_run: MakeRun) -> None:
     psc = {"method.name": "psc"}
     paths = [
         make_run({**psc, "method.class_vectors": f"{name}.npy", "train.seed": seed}, last=30.0 + at)
@@ -121,30 +119,28 @@ def test_what_a_cell_needs_is_free_and_different_answers_stand_apart(tables: Any
     ]
 
 
-def test_a_run_on_other_data_stands_beside_no_cell_and_is_told_why(tables: Any, make_run: MakeRun) -> None:
+def test_a_run_on_other_data_matches_no_cell(tables: Any, make_run: MakeRun) -> None:
     comparison = compared(tables(), make_run(num_validated=20))
     assert line_of(comparison, "dl2pa", 6).entries == ()
     (other,) = comparison.others
-    assert other.remark == "small dl2pa 6 but for this: validated on 20 images instead of 200"
+    assert other.remark == "matches small dl2pa 6 except: validated on 20 images instead of 200"
     assert (
         len(line_of(compared(tables({"num_validated": None}), make_run(num_validated=20)), "dl2pa", 6).full)
         == 1
     )
 
 
-def test_a_recipe_changed_midway_stands_beside_no_cell(
+def test_a_recipe_changed_between_attempts_matches_no_cell(
     tables: Any, make_run: MakeRun, config_with: ConfigWith
 ) -> None:
     path = make_run(attempts=[config_with({"optim.lr": 0.5}), config_with()])
     comparison = compared(tables(), path)
     assert line_of(comparison, "dl2pa", 6).entries == ()
     (other,) = comparison.others
-    assert other.remark == "small dl2pa 6 but for this: optim.lr changed midway"
+    assert other.remark == "matches small dl2pa 6 except: optim.lr changed between attempts"
 
 
-def test_runs_of_no_cell_are_grouped_by_recipe_and_those_on_its_data_named(
-    tables: Any, make_run: MakeRun
-) -> None:
+def test_unmatched_runs_are_grouped_and_related_by_data(tables: Any, make_run: MakeRun) -> None:
     ours = [make_run({"train.seed": s, "method.loss": "cross_entropy"}, last=63.0 + s) for s in range(2)]
     odd = make_run({"model.embedding_dim": 7})
     elsewhere = make_run({"model.backbone": "resnet14"})
@@ -153,18 +149,18 @@ def test_runs_of_no_cell_are_grouped_by_recipe_and_those_on_its_data_named(
     found = [([run.path for run in other.group.runs], other.remark) for other in comparison.others]
     assert sorted(found) == sorted([(ours, None), ([odd], None), ([elsewhere], None)])
     (table,) = comparison.tables
-    assert {run.path for group in table.beside for run in group.runs} == {*ours, odd}
+    assert {run.path for group in table.related for run in group.runs} == {*ours, odd}
 
 
-def test_without_tables_every_group_stands_for_itself(make_run: MakeRun) -> None:
+def test_runs_without_published_tables(make_run: MakeRun) -> None:
     comparison = compared(None, make_run(), make_run({"train.seed": 1}), make_run(state="running"))
     assert (comparison.source, comparison.tables) == (None, ())
     assert [other.group.n for other in comparison.others] == [2]
     assert [run.state for run in comparison.unfinished] == ["running"]
 
 
-def test_a_run_of_each_shipped_cell_stands_beside_exactly_that_cell(make_run: MakeRun) -> None:
-    """What `dl2pa train` with the cell's configuration leaves, elsewhere and from another seed."""
+def test_a_run_of_each_shipped_cell_matches_only_that_cell(make_run: MakeRun) -> None:
+    """The runs differ from the cell in seed, data path and launch settings."""
     published, cells = load_published(SHIPPED)
     expected: dict[Path, tuple[str, str, Any]] = {}
     for cell in cells:
@@ -187,7 +183,7 @@ def test_a_run_of_each_shipped_cell_stands_beside_exactly_that_cell(make_run: Ma
             for entry in line.entries:
                 assert entry.length == "full"
                 (run,) = entry.group.runs
-                assert run.path not in found, "a run beside two figures"
+                assert run.path not in found, "a run of two figures"
                 found[run.path] = (line.cell.table, line.cell.row, line.cell.column)
     assert found == expected
     assert comparison.others == ()
@@ -201,4 +197,4 @@ def test_the_strong_psc_is_not_the_published_one(make_run: MakeRun) -> None:
     assert len(comparison.others) == 1
     table = next(table for table in comparison.tables if table.name == "cifar100")
     assert not table.has_runs
-    assert [group.method for group in table.beside] == ["psc"]
+    assert [group.method for group in table.related] == ["psc"]

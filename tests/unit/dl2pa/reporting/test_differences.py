@@ -1,4 +1,4 @@
-"""Two runs side by side: what is said to differ, and when seeds explain it."""
+"""Comparison of two runs: listed differences and the noise of seeds."""
 
 from __future__ import annotations
 
@@ -9,43 +9,43 @@ from pathlib import Path
 import pytest
 
 from dl2pa.errors import UserError
-from dl2pa.reporting.differences import compose_differences, differences, record_differences
+from dl2pa.reporting.differences import compare_runs, compose_differences, record_differences
 from dl2pa.reporting.document import to_markdown
 
 MakeRun = Callable[..., Path]
 
 
-def test_what_differs_is_named_with_both_values(make_run: MakeRun) -> None:
+def test_differences_are_listed_with_both_values(make_run: MakeRun) -> None:
     a = make_run({"data.root": "/here"})
     b = make_run(
         {"optim.lr": 0.2, "method.name": "hpn", "train.seed": 3, "launch.nproc": 2, "data.root": "/there"}
     )
     environment = {"device": "cpu", "git_commit": "fedcba", "git_dirty": True, "torch": "9.9"}
     (b / "environment.json").write_text(json.dumps({"attempts": [{}, environment]}))
-    told = record_differences(differences(a, b))
-    assert told["config"] == {
+    record = record_differences(compare_runs(a, b))
+    assert record["config"] == {
         "method.name": ["dl2pa", "hpn"],
         "method.assignment": ["dynamic", "static"],
         "optim.lr": [0.1, 0.2],
         "train.seed": [0, 3],
     }
-    assert told["code"] == {
+    assert record["code"] == {
         "git_commit": ["0123456789abcdef", "fedcba"],
         "git_dirty": [False, True],
         "torch": [None, "9.9"],
     }
-    assert told["data"] == {"data.root": ["/here", "/there"]}
-    assert told["neutral"] == {"launch.nproc": [1, 2]}
-    assert (told["same_recipe"], told["machine"]) == (False, {})
+    assert record["data"] == {"data.root": ["/here", "/there"]}
+    assert record["neutral"] == {"launch.nproc": [1, 2]}
+    assert (record["same_recipe"], record["machine"]) == (False, {})
 
 
 @pytest.mark.parametrize(
     ("seeds_of_a", "seeds_of_b", "verdict"),
     [
-        ([50.0], [60.0], "one seed each cannot tell"),
-        ([50.0, 50.2, 49.9], [60.0], "more than the noise of seeds"),
-        ([50.0, 58.0, 42.0], [60.0, 55.0], "within the noise of seeds"),
-        ([50.0, 50.2, 49.8], [60.0, 60.4, 59.9], "more than the noise of seeds"),
+        ([50.0], [60.0], "undecided: one seed each"),
+        ([50.0, 50.2, 49.9], [60.0], "exceeds seed noise"),
+        ([50.0, 58.0, 42.0], [60.0, 55.0], "within seed noise"),
+        ([50.0, 50.2, 49.8], [60.0, 60.4, 59.9], "exceeds seed noise"),
         ([50.0], [50.0], "equal"),
     ],
 )
@@ -54,59 +54,59 @@ def test_a_difference_is_judged_by_the_spread_over_seeds(
 ) -> None:
     a = [make_run({"train.seed": s}, last=v) for s, v in enumerate(seeds_of_a)]
     b = [make_run({"train.seed": s, "optim.lr": 0.2}, last=v) for s, v in enumerate(seeds_of_b)]
-    found = record_differences(differences(a[0], b[0]))["results"]["top1_last"]
+    found = record_differences(compare_runs(a[0], b[0]))["results"]["top1_last"]
     assert found["verdict"] == verdict
     assert found["n"] == [len(a), len(b)]
     assert found["mean"] == pytest.approx([sum(v) / len(v) for v in (seeds_of_a, seeds_of_b)])
 
 
-def test_pooled_noise_and_students_interval_are_those_of_the_textbook(make_run: MakeRun) -> None:
+def test_the_interval_equals_that_of_scipy(make_run: MakeRun) -> None:
     from scipy.stats import ttest_ind
 
     values = [50.0, 51.0, 49.5], [52.0, 50.5]
     a = [make_run({"train.seed": s}, last=v) for s, v in enumerate(values[0])]
     b = [make_run({"train.seed": s, "optim.lr": 0.2}, last=v) for s, v in enumerate(values[1])]
-    found = record_differences(differences(a[0], b[0]))["results"]["top1_last"]
-    textbook = ttest_ind(values[1], values[0]).confidence_interval(0.95)
-    assert found["interval"] == pytest.approx([textbook.low, textbook.high])
+    found = record_differences(compare_runs(a[0], b[0]))["results"]["top1_last"]
+    expected = ttest_ind(values[1], values[0]).confidence_interval(0.95)
+    assert found["interval"] == pytest.approx([expected.low, expected.high])
 
 
-def test_two_seeds_of_one_recipe_are_set_against_their_recipes_spread(make_run: MakeRun) -> None:
+def test_two_seeds_of_a_recipe_are_compared_with_its_noise(make_run: MakeRun) -> None:
     runs = [make_run({"train.seed": s}, last=v) for s, v in enumerate([50.0, 50.5, 49.5, 50.2])]
-    told = record_differences(differences(runs[0], runs[1]))
-    assert told["same_recipe"]
-    assert told["config"] == {"train.seed": [0, 1]}
-    assert told["results"]["top1_last"]["verdict"] == "within the noise of seeds"
-    assert told["results"]["top1_last"]["n"] == [4, 4]
+    record = record_differences(compare_runs(runs[0], runs[1]))
+    assert record["same_recipe"]
+    assert record["config"] == {"train.seed": [0, 1]}
+    assert record["results"]["top1_last"]["verdict"] == "within seed noise"
+    assert record["results"]["top1_last"]["n"] == [4, 4]
 
 
-def test_a_repeat_of_a_seed_adds_no_seed(make_run: MakeRun) -> None:
+def test_a_repeated_seed_does_not_count(make_run: MakeRun) -> None:
     a, b = make_run(last=50.0), make_run(last=51.0)
-    found = record_differences(differences(a, b))["results"]["top1_last"]
-    assert (found["n"], found["noise"], found["verdict"]) == ([1, 1], None, "one seed each cannot tell")
+    found = record_differences(compare_runs(a, b))["results"]["top1_last"]
+    assert (found["n"], found["noise"], found["verdict"]) == ([1, 1], None, "undecided: one seed each")
 
 
-def test_seeds_elsewhere_count_where_they_are_named(
+def test_seeds_in_another_folder_count_if_it_is_given(
     make_run: MakeRun, make_runs_in: Callable[..., MakeRun]
 ) -> None:
     a, b = make_run(last=50.0), make_run({"optim.lr": 0.2}, last=60.0)
     elsewhere = make_runs_in(a.parent.parent / "elsewhere")
     others = [elsewhere({"train.seed": s}, last=50.0 + s / 10) for s in (1, 2)]
-    assert record_differences(differences(a, b))["results"]["top1_last"]["n"] == [1, 1]
-    found = record_differences(differences(a, b, others[0].parent))["results"]["top1_last"]
-    assert (found["n"], found["verdict"]) == ([3, 1], "more than the noise of seeds")
+    assert record_differences(compare_runs(a, b))["results"]["top1_last"]["n"] == [1, 1]
+    found = record_differences(compare_runs(a, b, others[0].parent))["results"]["top1_last"]
+    assert (found["n"], found["verdict"]) == ([3, 1], "exceeds seed noise")
 
 
-def test_an_unfinished_run_is_compared_in_all_but_its_result(make_run: MakeRun) -> None:
+def test_an_unfinished_run_is_compared_except_for_results(make_run: MakeRun) -> None:
     a, b = make_run(), make_run({"optim.lr": 0.2}, state="stopped")
-    found = differences(a, b)
+    found = compare_runs(a, b)
     assert "stopped" in str(found.unknown)
     text = to_markdown(compose_differences(found))
     assert "`optim.lr` | 0.1 | 0.2" in text
-    assert "Nothing to compare" in text
+    assert "The results cannot be compared" in text
 
 
 def test_a_run_is_not_compared_with_itself(make_run: MakeRun) -> None:
     run = make_run()
     with pytest.raises(UserError, match="the same run"):
-        differences(run, run)
+        compare_runs(run, run)

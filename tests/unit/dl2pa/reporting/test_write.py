@@ -31,8 +31,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(folder: Path, make_runs_in: Callable[[Path], MakeRun]) -> list[Path]:
-    """Three seeds of a balanced cell, a short run of it, two seeds of a suspect long-tailed one, one of no cell,
-    and one that is not finished."""
+    """Three seeds of a balanced cell, a short run of it, two seeds of a suspect long-tailed cell, a run without a cell
+    and an unfinished run."""
     make_run = make_runs_in(folder)
     ten, tail = cell_of("cifar100", "dl2pa", 10), cell_of("cifar100_lt", "psc", 0.01)
     size = {"num_validated": 10000}
@@ -51,7 +51,7 @@ def runs(folder: Path, make_runs_in: Callable[[Path], MakeRun]) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def report(runs: list[Path], folder: Path) -> Path:
-    """The report on them, whose tests change nothing in it."""
+    """Report of the runs; read-only."""
     write_report(compare([read_run(path) for path in runs], SHIPPED), folder / "out")
     return folder / "out"
 
@@ -66,7 +66,7 @@ def section(markdown: str, title: str) -> str:
     return next(part for part in markdown.split("\n## ") if part.startswith(title))
 
 
-def test_every_published_figure_is_shown_and_ours_below_it(report: Path) -> None:
+def test_every_published_figure_is_shown_above_the_runs(report: Path) -> None:
     markdown = (report / "report.md").read_text(encoding="utf-8")
     for table in PUBLISHED.tables.values():
         shown = rows_of(section(markdown, table.title))
@@ -77,8 +77,8 @@ def test_every_published_figure_is_shown_and_ours_below_it(report: Path) -> None
             figures = [re.sub(r" \[s\d+\]", "", cell) for cell in line[2:]]
             assert figures == ["–" if value is None else str(value) for value in row.top1]
     balanced = rows_of(section(markdown, PUBLISHED.tables["cifar100"].title))
-    assert ["", "ours, best", "59.00 ± 1.00 (n = 3)", "–", "–", "–"] in balanced
-    assert ["", "ours, last", "58.00 ± 1.00 (n = 3)", "–", "–", "–"] in balanced
+    assert ["", "best epoch", "59.00 ± 1.00 (n = 3)", "–", "–", "–"] in balanced
+    assert ["", "last epoch", "58.00 ± 1.00 (n = 3)", "–", "–", "–"] in balanced
 
 
 def test_suspect_figures_are_marked_and_the_reason_is_given(report: Path) -> None:
@@ -95,7 +95,7 @@ def test_suspect_figures_are_marked_and_the_reason_is_given(report: Path) -> Non
             assert cell.note in text
 
 
-def test_full_and_short_runs_have_lines_of_their_own_with_their_recipe(report: Path) -> None:
+def test_full_and_short_runs_have_separate_lines(report: Path) -> None:
     text = section((report / "report.md").read_text(encoding="utf-8"), PUBLISHED.tables["cifar100"].title)
     full, short = [cells for cells in rows_of(text) if cells[:2] == ["dl2pa", "10"]]
     assert full[2:9] == ["57.21", "59.00 ± 1.00", "+1.79", "58.00 ± 1.00", "3", "3.00 ± 0.00", "25,000"]
@@ -105,37 +105,37 @@ def test_full_and_short_runs_have_lines_of_their_own_with_their_recipe(report: P
     assert short[9] == "SHORT: 400 steps, 4 epochs done"
 
 
-def test_long_tails_show_head_medium_and_tail_and_balanced_tables_do_not(report: Path) -> None:
+def test_only_long_tailed_tables_show_head_medium_and_tail(report: Path) -> None:
     markdown = (report / "report.md").read_text(encoding="utf-8")
     table = PUBLISHED.tables["cifar100_lt"]
     shown = rows_of(section(markdown, table.title))
     heads = next(cells for cells in shown if cells[:2] == ["method", "imbalance"])
     line = next(cells for cells in shown if cells[:2] == ["psc", "0.01"])
-    told = dict(zip(heads, line, strict=True))
-    assert [told[name] for name in ("head", "medium", "tail")] == [
+    values = dict(zip(heads, line, strict=True))
+    assert [values[name] for name in ("head", "medium", "tail")] == [
         "70.00 ± 0.00",
         "45.00 ± 0.00",
         "12.50 ± 0.00",
     ]
-    assert (told["d"], told["n"], told["published"]) == ("128", "2", "43.0 [s1]")
+    assert (values["d"], values["n"], values["published"]) == ("128", "2", "43.0 [s1]")
     assert "head" not in section(markdown, PUBLISHED.tables["cifar100"].title)
 
 
-def test_runs_of_no_cell_and_unfinished_ones_are_listed(report: Path, runs: list[Path]) -> None:
+def test_unmatched_and_unfinished_runs_are_listed(report: Path, runs: list[Path]) -> None:
     markdown = (report / "report.md").read_text(encoding="utf-8")
-    others = section(markdown, "Runs beside no published figure")
+    others = section(markdown, "Runs without a published figure")
     (line,) = [cells for cells in rows_of(others) if cells[0] == "hpn"]
     assert line[2:6] == ["6", "33.75", "33.75", "1"]
-    unfinished = section(markdown, "Runs that are not finished")
+    unfinished = section(markdown, "Unfinished runs")
     assert f"| `{runs[-1]}` | running | at step 70 of 2,000 |" in unfinished
-    every = section(markdown, "Every finished run")
-    counted = [cells[0] for cells in rows_of(every) if cells[0].startswith("`")]
+    finished = section(markdown, "Finished runs")
+    counted = [cells[0] for cells in rows_of(finished) if cells[0].startswith("`")]
     assert counted[:6] == [f"`{path}`" for path in runs[:6]]
     assert len(counted) == 7
 
 
 class Page(HTMLParser):
-    """What of a page could fetch something, and its text."""
+    """References, images and text of a page."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -155,7 +155,7 @@ class Page(HTMLParser):
         self.text += data
 
 
-def test_the_html_stands_alone(report: Path) -> None:
+def test_the_html_is_self_contained(report: Path) -> None:
     text = (report / "report.html").read_text(encoding="utf-8")
     page = Page(text)
     assert page.references == []
@@ -170,7 +170,7 @@ def test_the_html_stands_alone(report: Path) -> None:
         svg = base64.b64decode(data)
         assert b"DOCTYPE" not in svg
         names = {b"http://www.w3.org/2000/svg", b"http://www.w3.org/1999/xlink"}
-        assert set(re.findall(rb"\w+://[^\"\s]+", svg)) == names, "names of vocabularies, not addresses"
+        assert set(re.findall(rb"\w+://[^\"\s]+", svg)) == names, "XML namespaces only"
         drawing = ElementTree.fromstring(svg)
         assert drawing.tag.endswith("svg")
         targets = [
@@ -179,7 +179,7 @@ def test_the_html_stands_alone(report: Path) -> None:
         assert targets and all(re.fullmatch(r"(url\()?#[\w-]+\)?", target) for target in targets)
 
 
-def test_the_html_says_what_the_markdown_says(report: Path) -> None:
+def test_html_and_markdown_have_the_same_cells(report: Path) -> None:
     page = Page((report / "report.html").read_text(encoding="utf-8"))
     markdown = (report / "report.md").read_text(encoding="utf-8")
     for cells in rows_of(markdown):
@@ -189,7 +189,7 @@ def test_the_html_says_what_the_markdown_says(report: Path) -> None:
     assert "<script>alert(1)</script> | odd" in page.text
 
 
-def test_the_pictures_of_the_markdown_lie_beside_it(report: Path) -> None:
+def test_the_figures_of_the_markdown_exist(report: Path) -> None:
     named = re.findall(r"!\[[^\]]*\]\(([^)]*)\)", (report / "report.md").read_text(encoding="utf-8"))
     assert len(named) == 5
     assert {report / name for name in named} == set((report / "plots").iterdir())
@@ -201,10 +201,10 @@ def test_the_same_runs_give_the_same_report(runs: list[Path], report: Path, tmp_
         assert path.read_bytes() == (report / path.relative_to(tmp_path / "again")).read_bytes()
 
 
-def test_the_record_for_machines(runs: list[Path], report: Path) -> None:
-    told = json.loads((report / "report.json").read_text(encoding="utf-8"))
-    assert told == json.loads(json.dumps(record(compare([read_run(path) for path in runs], SHIPPED))))
-    cell = next(c for c in told["tables"]["cifar100"] if (c["row"], c["column"]) == ("dl2pa", 10))
+def test_the_json_record(runs: list[Path], report: Path) -> None:
+    values = json.loads((report / "report.json").read_text(encoding="utf-8"))
+    assert values == json.loads(json.dumps(record(compare([read_run(path) for path in runs], SHIPPED))))
+    cell = next(c for c in values["tables"]["cifar100"] if (c["row"], c["column"]) == ("dl2pa", 10))
     full, short = cell["ours"]
     assert (cell["published"], cell["suspect"], full["length"], short["length"]) == (
         57.21,
@@ -215,13 +215,13 @@ def test_the_record_for_machines(runs: list[Path], report: Path) -> None:
     assert full["top1_best"] == {"mean": 59.0, "std": 1.0, "n": 3}
     assert (full["seeds"], full["runs"]) == ([0, 1, 2], [str(path) for path in runs[:3]])
     assert (short["steps"], short["top1_last"]) == (400, {"mean": 11.5, "std": None, "n": 1})
-    suspect = next(c for c in told["tables"]["cifar100_lt"] if (c["row"], c["column"]) == ("psc", 0.01))
+    suspect = next(c for c in values["tables"]["cifar100_lt"] if (c["row"], c["column"]) == ("psc", 0.01))
     assert suspect["suspect"] and suspect["ours"][0]["top1_tail"]["mean"] == 12.5
-    assert [entry["run_dir"] for entry in told["unfinished"]] == [str(runs[-1])]
-    assert sum(len(cells) for cells in told["tables"].values()) == len(CELLS)
+    assert [entry["run_dir"] for entry in values["unfinished"]] == [str(runs[-1])]
+    assert sum(len(cells) for cells in values["tables"].values()) == len(CELLS)
 
 
-def test_a_place_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError) as caught:
         write_report(compare([], None), tmp_path / "file")

@@ -1,4 +1,4 @@
-"""Helpers around the operating system: files, locks on who may read them, processes and cores."""
+"""Operating system helpers: atomic writes, file permissions, processes and cores."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def follow_umask(path: Path) -> None:
 
 
 def open_private(path: Path, mode: str) -> IO[Any]:
-    """Open a file for writing (``w`` or ``a``) that only its owner can read, new or not."""
+    """Open a file for writing (``w`` or ``a``) and make it readable by its owner only."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | (os.O_APPEND if "a" in mode else os.O_TRUNC)
     descriptor = os.open(path, flags, 0o600)
     os.fchmod(descriptor, 0o600)
@@ -100,7 +100,7 @@ def write_json(path: Path, content: Any, *, indent: int | None = None) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; empty if the file is missing, unreadable or holds something else."""
+    """Read a JSON object; empty if the file is missing, unreadable or not a JSON object."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

@@ -22,10 +22,10 @@ _WAIT_S = 60.0
 
 
 class Ownership:
-    """Exclusive right to write a run directory, held by rank 0 for the life of its process.
+    """Exclusive right to write a run directory, acquired by rank 0 for the lifetime of its process.
 
-    On one machine a file lock decides, which the kernel drops with the process. An owner on another host is
-    alive as long as its heartbeat moves.
+    On one machine a file lock is used, which the kernel releases when the process ends. An owner on another host
+    is alive if its heartbeat, the modification time of `owner.json`, changes.
     """
 
     def __init__(self, run: RunDirectory) -> None:
@@ -34,10 +34,10 @@ class Ownership:
         self._closing = threading.Event()
 
     def acquire(self, wait_s: float = _WAIT_S) -> None:
-        """Take the directory; waits for an owner that is dying or stopping.
+        """Acquire the directory; waits for an owner that is ending or stopping.
 
         Raises:
-            UserError: its owner is alive, naming host and pid.
+            UserError: the owner is alive; names its host and process id.
         """
         file = self._run.owner_lock.open("a+", encoding="utf-8")
         deadline = time.monotonic() + wait_s
@@ -46,7 +46,7 @@ class Ownership:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except OSError:
-                if not self._is_leaving() or time.monotonic() > deadline:
+                if not self._is_ending() or time.monotonic() > deadline:
                     file.close()
                     raise self._refusal() from None
                 time.sleep(_POLL_S)
@@ -56,12 +56,13 @@ class Ownership:
         self._file = file
 
     def announce(self) -> None:
-        """Write who owns the directory and keep its heartbeat going."""
+        """Write the owner file and start the heartbeat."""
         owner = {"host": socket.gethostname(), "pid": os.getpid(), "started": time.time()}
         write_atomically(self._run.owner_file, json.dumps(owner) + "\n")
         threading.Thread(target=self._beat, name="dl2pa-heartbeat", daemon=True).start()
 
     def release(self) -> None:
+        """Release the directory and stop the heartbeat."""
         self._closing.set()
         if self._file is not None:
             self._file.close()
@@ -74,7 +75,7 @@ class Ownership:
             except OSError:
                 continue
 
-    def _is_leaving(self) -> bool:
+    def _is_ending(self) -> bool:
         owner = self._run.owner()
         if self._run.stop_file.exists() or self._run.status().get("state") in (
             "stopping",
@@ -108,12 +109,12 @@ class Ownership:
             "run-dir",
             str(self._run.root),
             f"in use by process {owner.get('pid', '?')} on {owner.get('host', '?')}",
-            "Wait for it, stop it, or choose another --run-dir.",
+            "Wait for it, stop it, or give another --run-dir.",
         )
 
 
 def is_owned(run: RunDirectory) -> bool:
-    """Whether a living process owns the directory: by its lock here, by its heartbeat elsewhere."""
+    """Whether a running process owns the directory, by its lock on this host or its heartbeat on another."""
     elsewhere = run.owner().get("host") not in (None, socket.gethostname())
     if elsewhere and run.status().get("state") in ("running", "stopping"):
         with suppress(OSError):
@@ -124,6 +125,6 @@ def is_owned(run: RunDirectory) -> bool:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except OSError:  # no directory, or one that nobody can write: nobody owns it
+    except OSError:  # the directory is missing or not writable, so it has no owner
         return False
     return False

@@ -1,4 +1,4 @@
-"""How this process was started: under torchrun or alone, since when, and tied to its parent."""
+"""Start of this process: under torchrun or alone, start time, and ending with its parent."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _process_began() -> float:
     try:
         ticks = float(Path("/proc/self/stat").read_text(encoding="ascii").rpartition(")")[2].split()[19])
         up = float(Path("/proc/uptime").read_text(encoding="ascii").split()[0])
-    except (OSError, ValueError, IndexError):  # no Linux
+    except (OSError, ValueError, IndexError):  # not Linux
         return time.time()
     return time.time() - up + ticks / os.sysconf("SC_CLK_TCK")
 

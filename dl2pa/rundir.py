@@ -27,7 +27,7 @@ CHECKPOINT_LATEST = "latest"
 
 _CHECKPOINT_NAME = re.compile(r"step-(\d{9,})")
 _EARLY = {"cancelled", "checkpoints", "logs", "slurm", "stop"}
-"""Names that a run directory can contain before any process has owned it."""
+"""Names that a run directory can contain before its first attempt."""
 
 
 def checkpoint_name(step: int) -> str:
@@ -88,35 +88,35 @@ class RunDirectory:
         self.per_class_json = root / "per_class.json"
 
     def check_place(self) -> None:
-        """Look whether the folders can be made, and make none.
+        """Check that the run directory can be created, without creating it.
 
         Raises:
-            UserError: the place cannot be written, or is a folder of something else.
+            UserError: the folder cannot be written or contains other files.
         """
         try:
             if self.root.is_dir():
-                self._check_ours()
-            there = next(place for place in (self.root, *self.root.parents) if place.exists())
-            with tempfile.TemporaryFile(dir=there):
+                self._check_no_other_files()
+            existing = next(folder for folder in (self.root, *self.root.parents) if folder.exists())
+            with tempfile.TemporaryFile(dir=existing):
                 pass
         except OSError as error:
             raise self._not_writable(error) from None
 
-    def _check_ours(self) -> None:
-        """Refuse a folder that holds other files and no run: a home, a checkout, the folder of all runs."""
-        # One listing decides: another node may be making the run's files at this moment, its lock the first of them.
+    def _check_no_other_files(self) -> None:
+        """Refuse a folder with other files and no run, such as a home directory or the folder of all runs."""
+        # Another node may be creating the run's files now, the lock first: a single listing is consistent.
         names = {path.name for path in self.root.iterdir()}
         if names & {self.owner_lock.name, self.status_file.name}:
             return
         if foreign := sorted(name for name in names - _EARLY if not name.startswith(".")):
-            message = f"holds other files and no run: {', '.join(foreign[:3])}"
-            raise UserError("run-dir", str(self.root), message, "Give a new folder, or an empty one.")
+            message = f"contains other files and no run: {', '.join(foreign[:3])}"
+            raise UserError("run-dir", str(self.root), message, "Give a new or empty folder.")
 
     def create(self) -> None:
-        """Make the folders.
+        """Create the folders.
 
         Raises:
-            UserError: the place cannot be written.
+            UserError: the folder cannot be written.
         """
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -130,15 +130,15 @@ class RunDirectory:
     def _not_writable(self, error: OSError) -> UserError:
         remedy = "Choose another with --run-dir"
         if in_container():
-            remedy += ', or mount a folder of yours: docker run -v DIR:/runs --user "$(id -u):$(id -g)"'
+            remedy += ', or mount one of your folders: docker run -v DIR:/runs --user "$(id -u):$(id -g)"'
         return UserError("run-dir", str(self.root), f"cannot be written ({error.strerror})", f"{remedy}.")
 
     def status(self) -> dict[str, Any]:
-        """The last status written; empty before the first."""
+        """Read the status; empty before the first attempt."""
         return read_json(self.status_file)
 
     def write_status(self, **fields: Any) -> None:
-        """Merge fields into the status."""
+        """Update fields of the status."""
         status = {**self.status(), **fields, "updated": time.time()}
         write_json(self.status_file, status, indent=1)
 
@@ -175,10 +175,13 @@ class RunDirectory:
         return self.logs / f"rank-{rank}.error.json"
 
     def errors(self, launch: str) -> list[dict[str, Any]]:
-        """What the ranks of one launch reported before they ended, the first first."""
-        found = [read_json(path) for path in self.logs.glob("rank-*.error.json")]
-        ours = (e for e in found if e.get("launch") == launch)
-        return sorted(ours, key=lambda e: e.get("time", 0.0))
+        """Error reports of one launch's ranks, ordered by time."""
+        reports = (read_json(path) for path in self.logs.glob("rank-*.error.json"))
+        return sorted(
+            (report for report in reports if report.get("launch") == launch),
+            key=lambda report: report.get("time", 0.0),
+        )
 
     def owner(self) -> dict[str, Any]:
+        """Read host, process id and start time of the current or last owner."""
         return read_json(self.owner_file)

@@ -1,1 +1,1 @@
-"""The network of a run: embedder, classifier head, and how both are saved, loaded, served and exported."""
+"""The model: embedder and classifier head; saving, loading, serving and exporting it."""

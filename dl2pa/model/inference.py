@@ -1,6 +1,6 @@
-"""The trained model on its own: one safetensors file that needs neither its run nor its data to predict.
+"""Load a trained model from its safetensors file and predict, without its run directory or data set.
 
-A model in MLflow carries this code: what it imports is what serving has to install.
+A model logged to MLflow contains this module: serving must install every package that it imports.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from dl2pa.errors import UserError
 from dl2pa.model.head import ClassifierHead, Norm
 from pipelines.longtail import Group
 
-_MOST_SIDE = 4096
-_DAMAGE = (
+_MAX_IMAGE_SIZE = 4096
+_DAMAGE_ERRORS = (
     LookupError,
     TypeError,
     ValueError,
@@ -29,11 +29,11 @@ _DAMAGE = (
     MemoryError,
     AssertionError,
 )
-"""What reading a damaged description may raise; RecursionError is a RuntimeError."""
+"""Errors that reading a damaged file can raise; RecursionError is a RuntimeError."""
 
 
-class Guess(NamedTuple):
-    """A class an image may show."""
+class Prediction(NamedTuple):
+    """One predicted class with its probability."""
 
     name: str
     label: int
@@ -42,7 +42,7 @@ class Guess(NamedTuple):
 
 @dataclass(frozen=True)
 class Classifier:
-    """Embedder, readout and what to know about them.
+    """Embedder, classifier head and description.
 
     Attributes:
         description: class names, preprocessing, backbone and method.
@@ -58,10 +58,11 @@ class Classifier:
 
     @property
     def groups(self) -> list[Group] | None:
-        """Head, medium or tail for each class, by the training data; None where that had no long tail."""
+        """Head, medium or tail per class; None if the training data was not long-tailed."""
         return self.description.get("groups")
 
     def to(self, device: torch.device) -> Classifier:
+        """Return the classifier on a device; moves the embedder in place."""
         tensors = {name: value.to(device) for name, value in tensors_of(self.head).items()}
         head = _head_of(tensors, self.description)
         return Classifier(self.embedder.to(device), head, self.description)
@@ -71,22 +72,22 @@ class Classifier:
         """Logits [B, C] of normalized images [B, 3, H, W]."""
         return self.head.logits(self.embedder(images))
 
-    def top(self, images: Tensor, count: int) -> list[list[Guess]]:
-        """The likeliest `count` classes of each normalized image [B, 3, H, W], the likeliest first."""
+    def top(self, images: Tensor, count: int) -> list[list[Prediction]]:
+        """The `count` most probable classes of each normalized image [B, 3, H, W], most probable first."""
         probabilities = self.score(images).softmax(dim=1)
         best = torch.topk(probabilities, min(count, probabilities.shape[1]))
         rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         return [
-            [Guess(self.classes[i], i, p) for i, p in zip(indices, values, strict=True)]
+            [Prediction(self.classes[i], i, p) for i, p in zip(indices, values, strict=True)]
             for indices, values in rows
         ]
 
 
 def load_classifier(path: Path) -> Classifier:
-    """Read a run directory, an export or the file itself.
+    """Load a model from a run directory, an export or the model file itself.
 
     Raises:
-        UserError: no model there, or a damaged one.
+        UserError: the model is missing or damaged.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -95,15 +96,15 @@ def load_classifier(path: Path) -> Classifier:
         raise UserError(
             "model",
             str(path),
-            "holds no model.safetensors",
-            "Give a finished run, an export, or the file itself.",
+            "contains no model.safetensors",
+            "Give a finished run, an export, or the model file.",
         )
     try:
         with safe_open(file, framework="pt") as stored:
-            description = _checked(json.loads(stored.metadata()["dl2pa"]))
+            description = _check_description(json.loads(stored.metadata()["dl2pa"]))
             tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
         model = description["model"]
-        with torch.device("meta"):  # the description is the file's word: nothing is allocated by it
+        with torch.device("meta"):  # sizes from an untrusted file must not allocate memory
             embedder = build_embedder(
                 model["backbone"],
                 model["embedding_dim"],
@@ -119,28 +120,27 @@ def load_classifier(path: Path) -> Classifier:
         }
         embedder.load_state_dict(weights, assign=True)
         head = _head_of(tensors, description)
-        if len(tensors["class_vectors"]) != len(description["classes"]) * description.get(
-            "vectors_per_class", 1
-        ):
-            raise UserError("model", str(file), "names more or fewer classes than it has", "Export it again.")
-    except (SafetensorError, OSError, UserError, *_DAMAGE) as error:
+        vectors_per_class = description.get("vectors_per_class", 1)
+        if len(tensors["class_vectors"]) != len(description["classes"]) * vectors_per_class:
+            raise ValueError("its number of class names differs from its class vectors")
+    except (SafetensorError, OSError, UserError, *_DAMAGE_ERRORS) as error:
         reason = error.message if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
         raise UserError(
-            "model", str(file), f"is damaged or not ours ({reason})", "Export it again."
+            "model", str(file), f"is damaged or not a dl2pa model ({reason})", "Export it again."
         ) from None
-    _frozen(embedder)
+    _freeze(embedder)
     return Classifier(embedder, head, description)
 
 
-def _checked(description: dict[str, Any]) -> dict[str, Any]:
-    """The description if what is used of it can be used; damage raises what `load_classifier` catches."""
+def _check_description(description: dict[str, Any]) -> dict[str, Any]:
+    """Return a valid description; raise one of ``_DAMAGE_ERRORS`` otherwise."""
     classes, scale, prepared = description["classes"], description["scale"], description["preprocessing"]
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-        raise ValueError("its classes are no list of names")
+        raise ValueError("its classes are not a list of names")
     if scale is not None and not (_is_number(scale) and 0 < scale < 1e9):
         raise ValueError(f"its scale is {scale!r}")
     sides = [prepared[key] for key in ("resize_shorter_side", "image_size")]
-    if not all(type(side) is int and 0 < side <= _MOST_SIDE for side in sides):
+    if not all(type(side) is int and 0 < side <= _MAX_IMAGE_SIZE for side in sides):
         raise ValueError(f"its image sizes are {sides!r}")
     for key in ("mean", "std"):
         if len(prepared[key]) != 3 or not all(map(_is_number, prepared[key])):
@@ -153,7 +153,7 @@ def _is_number(value: object) -> bool:
 
 
 def tensors_of(head: ClassifierHead) -> dict[str, Tensor]:
-    """A readout's tensors by the names they have in a model file."""
+    """Tensors of a classifier head, by their names in a model file."""
     tensors = {"class_vectors": head.vectors}
     if head.bias is not None:
         tensors["bias"] = head.bias
@@ -164,7 +164,7 @@ def tensors_of(head: ClassifierHead) -> dict[str, Tensor]:
 
 
 def _head_of(tensors: dict[str, Tensor], description: dict[str, Any]) -> ClassifierHead:
-    """The readout a model file describes. The first files say no `normalize`: theirs is that a scale is named."""
+    """Classifier head of a model file. Early files lack `normalize`: they normalize if they have a scale."""
     norms = {
         name: Norm(tensors[f"{name}.gain"], tensors[f"{name}.bias"])
         for name in ("feature_norm", "class_norm")
@@ -181,7 +181,7 @@ def _head_of(tensors: dict[str, Tensor], description: dict[str, Any]) -> Classif
     )
 
 
-def _frozen(module: nn.Module) -> None:
+def _freeze(module: nn.Module) -> None:
     module.eval()
     for parameter in module.parameters():
         parameter.requires_grad_(False)

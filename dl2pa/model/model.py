@@ -1,4 +1,4 @@
-"""The model of a configuration: embedder, prototypes and method, and the module that DDP wraps."""
+"""Build the model of a configuration: prototypes, method and embedder in one module."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from dl2pa.methods import METHODS, LearnedEntry, Method, MethodOptions, Targets,
 
 
 class Model(nn.Module):
-    """Embedder and method in one module: images and labels to loss and features."""
+    """Embedder and method: maps images and labels to loss and features. DDP wraps this module."""
 
     def __init__(self, embedder: Embedder, method: Method) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class Model(nn.Module):
         self, images: Tensor, first: Tensor, second: Tensor | None, share: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         features = self.embedder(images)
-        # A compiled pass has no such range: it would be cut in two there.
+        # In a compiled pass the range would be a graph break.
         with nullcontext() if torch.compiler.is_compiling() else record_function("dl2pa.loss"):
             loss = self.method.loss(features, Targets(first, second, share))
         return loss, features
@@ -53,7 +53,7 @@ class Model(nn.Module):
 
 @dataclass(frozen=True)
 class PrototypeInit:
-    """Where the classes stand at the start: unit prototypes [C, d], and σ [C] where it is not the identity."""
+    """Initial unit prototypes [C, d] and assignment σ [C]; None is the identity."""
 
     prototypes: Tensor
     assignment: Tensor | None
@@ -62,10 +62,10 @@ class PrototypeInit:
 def init_prototypes(config: Config, num_classes: int) -> PrototypeInit | None:
     """Construct or load the prototypes; None for a method that learns its class vectors.
 
-    Optimized constructions take seconds to minutes: one rank does this and the others receive it.
+    Optimized constructions take seconds to minutes, so only rank 0 calls this and broadcasts the result.
 
     Raises:
-        UserError: prototypes or class vectors that do not fit.
+        UserError: prototypes or class vectors do not match the configuration.
     """
     method, dim = config.method, config.model.embedding_dim
     source = construction_of(config, num_classes)
@@ -81,34 +81,34 @@ def init_prototypes(config: Config, num_classes: int) -> PrototypeInit | None:
         points = find_prototypes(source, num_classes, dim, method.prototype_seed)
     if method.match.refit_cosine is not None:
         largest = float(nearest_cosines(points).max())
-        _check_room(config, largest, f"the prototypes already stand closer, at a cosine of {largest:.4f}")
+        _check_room(config, largest, f"the prototypes are already closer, at a cosine of {largest:.4f}")
     return PrototypeInit(points, None if vectors is None else assignment_from_vectors(points, vectors))
 
 
 def _check_room(config: Config, largest: float, why: str) -> None:
-    """Prototypes that may move have room to: more than `largest` is asked for."""
+    """Check that `refit_cosine` lets prototypes move: it must be at least `largest`."""
     bound = config.method.match.refit_cosine
     if bound is not None and config.assignment == "dynamic" and bound < largest:
-        remedy = "Give more; 1 lets each stand at its class's mean direction."
+        remedy = "Set a larger value; 1 permits every prototype to move to its class mean direction."
         raise UserError("method.match.refit_cosine", bound, why, remedy)
 
 
 def construction_of(config: Config, num_classes: int) -> str | None:
-    """What the prototypes are made by: a construction, a file, or `class_vectors`; None: the method has none."""
-    own = config.method_defaults
-    if own.construction in (None, "class_vectors"):
-        return own.construction
+    """Source of the prototypes: a construction, a file or `class_vectors`; None for methods without prototypes."""
+    defaults = config.method_defaults
+    if defaults.construction in (None, "class_vectors"):
+        return defaults.construction
     if config.method.prototypes != "auto":
         return config.method.prototypes
-    if own.otherwise is not None and not is_defined(
-        own.construction, num_classes, config.model.embedding_dim
+    if defaults.otherwise is not None and not is_defined(
+        defaults.construction, num_classes, config.model.embedding_dim
     ):
-        return own.otherwise
-    return own.construction
+        return defaults.otherwise
+    return defaults.construction
 
 
 def prototypes_of_checkpoint(state: dict[str, Any]) -> PrototypeInit | None:
-    """Where the classes stand in a checkpoint's state."""
+    """Prototypes and assignment of a checkpoint's state; None for methods without prototypes."""
     prototypes = state["model"].get("method.prototypes")
     if prototypes is None:
         return None
@@ -116,10 +116,10 @@ def prototypes_of_checkpoint(state: dict[str, Any]) -> PrototypeInit | None:
 
 
 def build_model(config: Config, num_classes: int, prototype_init: PrototypeInit | None = None) -> Model:
-    """Embedder and method with weights drawn from `train.seed`, on the host.
+    """Build the model on the host, with weights drawn from `train.seed`.
 
     Args:
-        placement: where the classes stand at the start; made here by default.
+        prototype_init: initial prototypes; default: constructed here.
     """
     prototype_init = prototype_init or init_prototypes(config, num_classes)
     torch.manual_seed(config.train.seed)
@@ -131,16 +131,16 @@ def build_model(config: Config, num_classes: int, prototype_init: PrototypeInit 
 
 
 def build_method(config: Config, num_classes: int, prototype_init: PrototypeInit | None) -> Method:
-    """The configured method."""
+    """Build the configured method."""
     entry, options = METHODS[config.method.name], method_options(config)
     if isinstance(entry, LearnedEntry):
         return entry.build(num_classes, config.model.embedding_dim, options)
-    assert prototype_init is not None, "a method over prototypes comes with them"
+    assert prototype_init is not None, "a prototype method needs prototypes"
     return entry.build(prototype_init.prototypes, options, prototype_init.assignment)
 
 
 def method_options(config: Config) -> MethodOptions:
-    """The configuration's choices, and the method's own for the rest."""
+    """Options of the configured method; values that are not configured are the method's defaults."""
     method, match = config.method, config.method.match
     return METHODS[method.name].options(
         loss=method.loss,
@@ -169,7 +169,7 @@ def method_options(config: Config) -> MethodOptions:
 
 
 def find_prototypes(source: str, num_classes: int, dim: int, seed: int) -> Tensor:
-    """Unit prototypes [C, d] by the name of a construction, or from a file."""
+    """Unit prototypes [C, d] from a construction or a file."""
     if source in CONSTRUCTIONS:
         try:
             return build_prototypes(num_classes, dim, source, seed).points
@@ -183,17 +183,17 @@ def find_prototypes(source: str, num_classes: int, dim: int, seed: int) -> Tenso
             "method.prototypes",
             source,
             "is neither a construction nor a file",
-            f"Use one of {', '.join(CONSTRUCTIONS)}, or the path of a file of prototypes.",
+            f"Use one of {', '.join(CONSTRUCTIONS)}, or the path of a prototype file.",
         )
     try:
         return load_prototypes(Path(source), num_classes, dim).points
     except UserError as error:
-        message = f"{error.message} (seen: {error.value})"
+        message = f"{error.message} ({error.value})"
         raise UserError("method.prototypes", source, message, error.remedy) from None
 
 
 def load_class_vectors(path: str, num_classes: int) -> Tensor:
-    """Class vectors [C, k] from a .npy file, a row a class in label order."""
+    """Class vectors [C, k] from a .npy file with one row per class in label order."""
     field = "method.class_vectors"
     try:
         vectors = np.load(path, allow_pickle=False)
@@ -207,21 +207,25 @@ def load_class_vectors(path: str, num_classes: int) -> Tensor:
 
 
 def embedder_buffers(module: Model) -> list[Tensor]:
-    """BatchNorm's running statistics: rank 0's are the model's."""
+    """BatchNorm running statistics of the embedder."""
     return [b for b in module.embedder.buffers() if b is not None]
 
 
 def check_prototypes(config: Config, num_classes: int) -> None:
-    """A file of prototypes or class vectors that does not fit is refused before any process starts.
+    """Check prototype and class vector files against the configuration, before any process starts.
 
     Raises:
-        UserError: naming method.prototypes or method.class_vectors.
+        UserError: names method.prototypes, method.class_vectors or method.match.refit_cosine.
     """
     source, dim = construction_of(config, num_classes), config.model.embedding_dim
     if source is None:
         return
     bound = max_cosine_bound(num_classes, dim)
-    _check_room(config, bound, f"{num_classes} points in {dim} dimensions cannot keep below {bound:.4f}")
+    _check_room(
+        config,
+        bound,
+        f"{num_classes} points in {dim} dimensions cannot have a largest cosine below {bound:.4f}",
+    )
     if source not in (*CONSTRUCTIONS, "class_vectors"):
         find_prototypes(source, num_classes, dim, config.method.prototype_seed)
     if config.method.class_vectors is not None:

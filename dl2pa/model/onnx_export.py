@@ -1,11 +1,10 @@
-"""A classifier as an ONNX file: normalized images to logits, checked against the original."""
+"""Export a classifier to ONNX, from normalized images to logits, and check it against the original."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 import logging
-import os
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,22 +15,23 @@ from torch import Tensor, nn
 
 from dl2pa.errors import UserError
 from dl2pa.model.inference import Classifier
+from dl2pa.osutil import replacing
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 TOLERANCE = 1e-3
-"""Largest difference of a logit, as a share of the largest logit, that is taken for rounding."""
+"""Largest permitted difference of a logit, relative to the largest logit."""
 _OPSET = 20
 
 
 @dataclass(frozen=True)
 class Check:
-    """How far the file's logits are from the original's.
+    """Comparison of the exported model with the original.
 
     Attributes:
-        images: compared.
-        largest_difference: of a logit.
-        relative_difference: the same as a share of the largest logit.
-        top1_equal: share of the images with the same top-1, in per cent.
+        images: number of images compared.
+        largest_difference: largest absolute difference of a logit.
+        relative_difference: the same relative to the largest logit.
+        top1_equal: percentage of images with the same top-1 class.
     """
 
     images: int
@@ -40,12 +40,12 @@ class Check:
     top1_equal: float
 
     def as_result(self) -> dict[str, Any]:
-        """Under the names that `dl2pa export` prints."""
+        """Fields as `dl2pa export` prints them."""
         return {f"onnx_{key}": value for key, value in asdict(self).items()}
 
 
 class _Scorer(nn.Module):
-    """Embedder and readout as one module."""
+    """Embedder and classifier head as one module."""
 
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()
@@ -57,26 +57,26 @@ class _Scorer(nn.Module):
 
 
 def check_installed() -> None:
-    """Refuse to begin without the packages that the export needs.
+    """Check that the packages for the export are installed.
 
     Raises:
-        UserError: naming them.
+        UserError: names the missing packages.
     """
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         remedy = "Install them: pip install -c constraints.txt -e '.[onnx]'."
-        raise UserError("--onnx", ", ".join(missing), "not installed", remedy)
+        raise UserError("--onnx", ", ".join(missing), "is not installed", remedy)
 
 
 def export_onnx(path: Path, classifier: Classifier, images: Tensor) -> Check:
-    """Write the classifier as `path`, atomically, once it has been found equal to the original.
+    """Write the classifier to `path`, atomically, if its results equal the original's.
 
     The input is `images`, float32 [B, 3, S, S] with any B, resized, cropped and normalized as the metadata
     `preprocessing` says; the output is `logits`, float32 [B, C]. Class names are in the metadata `classes`.
 
     Args:
         classifier: on the CPU.
-        images: [N, 3, S, S] normalized, to compare with.
+        images: normalized images [N, 3, S, S] for the comparison.
 
     Raises:
         UserError: a package is missing, or the file's results differ beyond ``TOLERANCE``.
@@ -84,29 +84,25 @@ def export_onnx(path: Path, classifier: Classifier, images: Tensor) -> Check:
     check_installed()
     import onnx
 
-    aside = path.with_name(f".{path.name}.{os.getpid()}.aside")
-    try:
-        model = _convert(classifier, images.shape[-1])
-        _describe(model, classifier.description)
-        onnx.checker.check_model(model, full_check=True)
-        onnx.save(model, aside)
-        check = compare(aside, classifier, images)
+    model = _convert(classifier, images.shape[-1])
+    _describe(model, classifier.description)
+    onnx.checker.check_model(model, full_check=True)
+    with replacing(path) as temporary:
+        onnx.save(model, temporary)
+        check = compare(temporary, classifier, images)
         if not check.relative_difference <= TOLERANCE:
             raise UserError(
                 "--onnx",
                 str(path),
-                f"the exported model's logits differ by {check.largest_difference:.3g}, "
-                f"{check.relative_difference:.2g} of the largest; top-1 agrees on {check.top1_equal:.2f} %",
-                "No ONNX file was written; use model.safetensors, and report backbone and versions.",
+                f"logits differ by {check.largest_difference:.3g} ({check.relative_difference:.2g} of the largest) "
+                f"from the original; top-1 agrees on {check.top1_equal:.2f} %. No file was written",
+                "Use model.safetensors, and report the backbone and the installed versions.",
             )
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
     return check
 
 
 def compare(path: Path, classifier: Classifier, images: Tensor, batch: int = 24) -> Check:
-    """Run the file in ONNX Runtime on the CPU beside the original, in batches of unequal size."""
+    """Compare the file, run by ONNX Runtime on the CPU, with the original; the last batch is smaller."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -114,11 +110,11 @@ def compare(path: Path, classifier: Classifier, images: Tensor, batch: int = 24)
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     parts = images.split(batch)
     expected = torch.cat([classifier.score(part) for part in parts])
-    found = torch.cat(
+    exported = torch.cat(
         [torch.from_numpy(session.run(["logits"], {"images": p.contiguous().numpy()})[0]) for p in parts]
     )
-    difference = float((expected - found).abs().max())
-    equal = (expected.argmax(dim=1) == found.argmax(dim=1)).double().mean()
+    difference = float((expected - exported).abs().max())
+    equal = (expected.argmax(dim=1) == exported.argmax(dim=1)).double().mean()
     return Check(
         images=len(images),
         largest_difference=difference,
@@ -128,7 +124,7 @@ def compare(path: Path, classifier: Classifier, images: Tensor, batch: int = 24)
 
 
 def _convert(classifier: Classifier, side: int) -> Any:
-    """The model by torch's exporter over ``torch.export``, the maintained one."""
+    """Convert with torch's exporter based on ``torch.export``."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -149,12 +145,12 @@ def _convert(classifier: Classifier, side: int) -> Any:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-    assert program is not None, "the exporter over torch.export returns a program"
+    assert program is not None, "the exporter based on torch.export returns a program"
     return program.model_proto
 
 
 def _describe(model: Any, description: dict[str, Any]) -> None:
-    """Add what one must know to use the file; take out the exporter's notes, which hold paths of this machine."""
+    """Set the metadata needed to use the file; remove the exporter's, which contains paths of this machine."""
     for part in (model.graph, *model.functions):
         for entry in (part, *part.node, *part.value_info):
             del entry.metadata_props[:]

@@ -1,7 +1,7 @@
-"""The model as MLflow runs it: encoded images in, classes out. Models-from-code: MLflow executes a copy of this file.
+"""MLflow pyfunc model: encoded images in, classes out. MLflow executes a copy of this file (models from code).
 
-Serving needs this file, ``dl2pa.model.inference`` and ``pipelines.single``, which the model carries, and the packages
-that ``dl2pa.tracking.payloads.serving_requirements`` pins.
+Serving needs this file, ``dl2pa.model.inference`` and ``pipelines.single``, which are copied into the logged model,
+and the packages that ``dl2pa.tracking.payloads.serving_requirements`` pins.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
-from dl2pa.model.inference import Classifier, Guess, load_classifier
+from dl2pa.model.inference import Classifier, Prediction, load_classifier
 from pipelines.images import BadImage
 from pipelines.single import prepare_image
 
@@ -25,25 +25,25 @@ _BATCH = 64
 
 
 class ImageClassifier(PythonModel):
-    """Column ``image`` (a JPEG, PNG, … as bytes; base64 in JSON) to class, probability and the likeliest few."""
+    """Predicts class, probability and top-k classes from the column ``image``: encoded bytes, base64 in JSON."""
 
     def load_context(self, context: PythonModelContext) -> None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._device = device
         self._classifier: Classifier = load_classifier(Path(context.artifacts["model"])).to(device)
 
-    # Without annotations: MLflow would take them for a signature of its own.
+    # No type annotations: MLflow would derive a signature from them.
     def predict(self, context, model_input, params=None):  # pyright: ignore
-        """A data frame with a row for each row of `model_input`, a data frame itself.
+        """Return a data frame with one row per row of the data frame `model_input`.
 
         Raises:
-            MlflowException: a row that holds no image, or fewer than one class asked for.
+            MlflowException: a row cannot be decoded as an image, or `top_k` is less than 1.
         """
         import pandas as pd
 
         count = int((params or {}).get("top_k", 5))
         if count < 1:
-            raise MlflowException.invalid_parameter_value(f"top_k = {count}: choose at least 1")
+            raise MlflowException.invalid_parameter_value(f"top_k={count}: must be at least 1")
         images = list(model_input["image"])
         rows: list[Mapping[str, Any]] = []
         for first in range(0, len(images), _BATCH):
@@ -57,11 +57,11 @@ class ImageClassifier(PythonModel):
             data = base64.b64decode(image, validate=True) if isinstance(image, str) else bytes(image)  # pyright: ignore[reportArgumentType]
             return prepare_image(data, **self._classifier.description["preprocessing"])
         except (BadImage, binascii.Error, TypeError, ValueError) as error:
-            message = f"row {row}: the column `image` holds no image that can be read ({error})"
+            message = f"row {row}: the column `image` cannot be decoded as an image ({error})"
             raise MlflowException.invalid_parameter_value(message) from None
 
 
-def _row(top: list[Guess]) -> dict[str, Any]:
+def _row(top: list[Prediction]) -> dict[str, Any]:
     best = top[0]
     return {
         "class_index": best.label,

@@ -1,1 +1,1 @@
-"""The run: entry, step loop, evaluation, checkpoints, stop signals, process group."""
+"""Training: entry, step loop, evaluation, checkpoints, stop signals, process group."""

@@ -90,7 +90,7 @@ class TrainState:
             # torch has no public function that excludes single buffers from DDP.
             DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.model, names)  # pyright: ignore[reportPrivateUsage]
             with warnings.catch_warnings():
-                # torch 2.15 renames `broadcast_buffers`; earlier versions have only this name.
+                # torch 2.15 deprecates `broadcast_buffers`; earlier versions have no replacement.
                 warnings.simplefilter("ignore", FutureWarning)
                 self._wrapped = DistributedDataParallel(
                     self.model,

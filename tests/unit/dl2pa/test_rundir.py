@@ -63,7 +63,7 @@ def holder(run: RunDirectory, request: pytest.FixtureRequest) -> Iterator[subpro
         process.stdin.close()
 
 
-def test_a_reader_sees_the_old_text_or_the_new_one(tmp_path: Path) -> None:
+def test_readers_see_the_old_or_the_new_text(tmp_path: Path) -> None:
     file = tmp_path / "status.json"
     write_atomically(file, json.dumps({"n": 0, "fill": "x" * 50_000}))
     done = threading.Event()
@@ -85,13 +85,13 @@ def test_a_reader_sees_the_old_text_or_the_new_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", "null", "\x00"])
-def test_a_json_file_that_is_no_object_reads_as_empty(tmp_path: Path, content: str) -> None:
+def test_a_file_without_a_json_object_reads_as_empty(tmp_path: Path, content: str) -> None:
     (tmp_path / "a.json").write_text(content)
     assert read_json(tmp_path / "a.json") == {}
     assert read_json(tmp_path / "gone.json") == {}
 
 
-def test_status_keeps_what_is_not_written_anew(run: RunDirectory) -> None:
+def test_status_keeps_fields_that_are_not_updated(run: RunDirectory) -> None:
     run.write_status(state="running", attempt=3)
     run.write_status(state="stopped", step=7)
     status = run.status()
@@ -99,43 +99,43 @@ def test_status_keeps_what_is_not_written_anew(run: RunDirectory) -> None:
     assert status["updated"] > 0
 
 
-def test_errors_of_ranks_come_in_the_order_of_time(run: RunDirectory) -> None:
+def test_rank_errors_are_ordered_by_time(run: RunDirectory) -> None:
     for rank, time in ((0, 5.0), (2, 1.0), (1, 3.0)):
         write_atomically(run.error_file(rank), json.dumps({"rank": rank, "time": time, "launch": "a"}))
     assert [e["rank"] for e in run.errors("a")] == [2, 1, 0]
     assert run.errors("b") == []
 
 
-def test_a_place_that_is_no_folder_is_refused(tmp_path: Path) -> None:
+def test_a_path_below_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError) as caught:
         RunDirectory(tmp_path / "file" / "run").create()
     assert caught.value.field == "run-dir"
 
 
-def test_a_place_that_cannot_be_written_is_refused() -> None:
-    """Not even root makes folders in /proc."""
+def test_a_path_that_is_not_writable_is_refused() -> None:
+    """Not even root can create folders in /proc."""
     for refuse in (RunDirectory.check_place, RunDirectory.create):
         with pytest.raises(UserError) as caught:
             refuse(RunDirectory(Path("/proc/dl2pa-run")))
         assert caught.value.field == "run-dir"
 
 
-def test_looking_at_a_place_makes_nothing(tmp_path: Path) -> None:
+def test_checking_a_path_creates_nothing(tmp_path: Path) -> None:
     RunDirectory(tmp_path / "runs/run").check_place()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_of_other_files_is_no_run_directory(tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     (tmp_path / ".profile").touch()
-    for early in ("logs", "slurm", "checkpoints"):  # what `submit` and a start that was killed leave
+    for early in ("logs", "slurm", "checkpoints"):  # left by `submit` or by a killed start
         (tmp_path / early).mkdir()
     run.check_place()
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(UserError, match=r"run-dir .* holds other files and no run: thesis.tex"):
+    with pytest.raises(UserError, match=r"run-dir .* contains other files and no run: thesis.tex"):
         run.check_place()
-    (tmp_path / "owner.lock").touch()  # the first file of a run: another node may be making the rest
+    (tmp_path / "owner.lock").touch()  # the first file of a run: another node may be creating the others
     run.check_place()
     (tmp_path / "owner.lock").unlink()
     run.write_status(state="failed")
@@ -143,7 +143,7 @@ def test_a_folder_of_other_files_is_no_run_directory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("state", "error", "left"),
+    ("state", "error", "expected"),
     [
         ("finished", UserError("optim.lr", 1, "changed", "Put it back."), ("finished", None)),
         (
@@ -154,18 +154,18 @@ def test_a_folder_of_other_files_is_no_run_directory(tmp_path: Path) -> None:
         ("finished", OSError("disk"), ("failed", "disk")),
     ],
 )
-def test_a_refused_attempt_leaves_a_run_as_it_was(
-    state: str, error: Exception, left: tuple[str, str | None], run: RunDirectory
+def test_a_refused_attempt_keeps_the_state_of_the_run(
+    state: str, error: Exception, expected: tuple[str, str | None], run: RunDirectory
 ) -> None:
     run.write_status(state="running", step=7)
     report_error(run, 0, error, {"state": state})
-    told = run.status()
-    assert (told["state"], told["step"]) == (left[0], 7)
-    assert told["error"] == left[1] or told["error"].startswith(str(left[1]))
+    status = run.status()
+    assert (status["state"], status["step"]) == (expected[0], 7)
+    assert status["error"] == expected[1] or status["error"].startswith(str(expected[1]))
     assert read_json(run.error_file(0))["message"] == str(error)
 
 
-def test_in_the_image_the_remedy_is_a_mount(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_in_a_container_the_remedy_is_a_mount(monkeypatch: pytest.MonkeyPatch) -> None:
     run = RunDirectory(Path("/proc/dl2pa-run"))
     for variable, mount in ((None, False), ("unknown", True)):
         monkeypatch.delenv("DL2PA_IMAGE", raising=False)
@@ -176,7 +176,7 @@ def test_in_the_image_the_remedy_is_a_mount(monkeypatch: pytest.MonkeyPatch) -> 
         assert ("-v DIR:/runs" in caught.value.remedy) == mount
 
 
-def test_a_live_owner_is_named_and_kept(run: RunDirectory, holder: subprocess.Popen[str]) -> None:
+def test_a_running_owner_is_named_and_kept(run: RunDirectory, holder: subprocess.Popen[str]) -> None:
     with pytest.raises(UserError) as caught:
         Ownership(run).acquire()
     assert caught.value.field == "run-dir"
@@ -186,7 +186,7 @@ def test_a_live_owner_is_named_and_kept(run: RunDirectory, holder: subprocess.Po
     assert is_owned(run)
 
 
-def test_a_dead_owner_is_succeeded(run: RunDirectory, holder: subprocess.Popen[str]) -> None:
+def test_the_directory_of_a_dead_owner_is_acquired(run: RunDirectory, holder: subprocess.Popen[str]) -> None:
     holder.kill()
     holder.wait()
     assert not is_owned(run)
@@ -198,31 +198,31 @@ def test_a_dead_owner_is_succeeded(run: RunDirectory, holder: subprocess.Popen[s
 
 
 @pytest.mark.parametrize("holder", ["stopping"], indirect=True)
-def test_an_owner_that_is_stopping_is_waited_for(run: RunDirectory, holder: subprocess.Popen[str]) -> None:
-    """It stops once this process has begun to wait: a second acquisition under way cannot be refused."""
-    owner, taken = Ownership(run), threading.Event()
+def test_acquire_waits_for_a_stopping_owner(run: RunDirectory, holder: subprocess.Popen[str]) -> None:
+    """The owner ends after this process has started to wait."""
+    owner, acquired = Ownership(run), threading.Event()
 
     def acquire() -> None:
         owner.acquire()
-        taken.set()
+        acquired.set()
 
     waiting = threading.Thread(target=acquire, daemon=True)
     waiting.start()
-    assert not taken.is_set()
+    assert not acquired.is_set()
     assert holder.stdin is not None
     holder.stdin.write("\n")
     holder.stdin.flush()
-    assert taken.wait(30)
+    assert acquired.wait(30)
     owner.release()
 
 
 @pytest.mark.parametrize("holder", ["stopping"], indirect=True)
-def test_the_wait_for_an_owner_ends(run: RunDirectory, holder: subprocess.Popen[str]) -> None:
+def test_the_wait_for_an_owner_is_limited(run: RunDirectory, holder: subprocess.Popen[str]) -> None:
     with pytest.raises(UserError, match=str(holder.pid)):
         Ownership(run).acquire(wait_s=0.1)
 
 
-def test_an_owner_on_another_host_that_fell_silent_is_succeeded(run: RunDirectory) -> None:
+def test_an_owner_on_another_host_without_heartbeat_is_replaced(run: RunDirectory) -> None:
     write_atomically(run.owner_file, json.dumps({"host": "elsewhere", "pid": 1}))
     run.write_status(state="running")
     os.utime(run.owner_file, (0, 0))
@@ -231,7 +231,7 @@ def test_an_owner_on_another_host_that_fell_silent_is_succeeded(run: RunDirector
     owner.release()
 
 
-def test_a_heartbeat_from_another_host_refuses(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_heartbeat_from_another_host_is_refused(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
 
     write_atomically(run.owner_file, json.dumps({"host": "elsewhere", "pid": 41}))
     run.write_status(state="running")
@@ -242,7 +242,7 @@ def test_a_heartbeat_from_another_host_refuses(run: RunDirectory, monkeypatch: p
         Ownership(run).acquire()
 
 
-def test_a_released_run_can_be_taken_again(run: RunDirectory) -> None:
+def test_a_released_run_can_be_acquired_again(run: RunDirectory) -> None:
     for _ in range(2):
         owner = Ownership(run)
         owner.acquire()

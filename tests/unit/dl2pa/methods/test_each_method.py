@@ -323,7 +323,7 @@ def test_a_warm_up_ends_with_prototypes_at_its_learned_vectors(tmp_path: Path) -
 
 
 def test_prototypes_without_room_to_move_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="already stand closer") as caught:
+    with pytest.raises(UserError, match="are already closer") as caught:
         built("dl2pa", tmp_path, match={"refit_cosine": -0.5})
     assert caught.value.field == "method.match.refit_cosine"
 

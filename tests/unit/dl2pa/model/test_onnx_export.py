@@ -58,7 +58,7 @@ def test_a_file_that_differs_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(UserError, match="differ by"):
         onnx_export.export_onnx(file, classifier(tmp_path, "dl2pa", 0), IMAGES)
     assert file.read_text() == "an earlier export"
-    assert not list(tmp_path.glob(".*.aside"))
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_a_missing_package_is_named_with_the_remedy(

@@ -33,45 +33,45 @@ def save(store: CheckpointStore, *steps: int, best: tuple[int, ...] = ()) -> Non
 
 
 def loaded_step(store: CheckpointStore, which: str = "latest") -> int | None:
-    found = store.load(which)
-    return None if found is None else found["step"]
+    loaded = store.load(which)
+    return None if loaded is None else loaded["step"]
 
 
-def test_what_was_saved_is_loaded(store: CheckpointStore) -> None:
+def test_a_saved_state_is_loaded(store: CheckpointStore) -> None:
     save(store, 10)
-    found = store.load()
-    assert found is not None
-    assert torch.equal(found["weight"], torch.full((3,), 10.0))
-    assert found["nested"]["list"][1] == (2, torch.ones(1))
+    loaded = store.load()
+    assert loaded is not None
+    assert torch.equal(loaded["weight"], torch.full((3,), 10.0))
+    assert loaded["nested"]["list"][1] == (2, torch.ones(1))
     assert (store.folder.parent / "latest").read_text().strip() == store.path(10).name
     assert store.latest_name() == str(store.path(10))
 
 
-def test_nothing_saved_is_no_state(store: CheckpointStore) -> None:
+def test_without_checkpoints_no_state_is_loaded(store: CheckpointStore) -> None:
     assert store.load() is None
     assert store.load("best") is None
     assert store.latest_name() == "none"
     assert store.steps() == []
 
 
-def test_the_state_is_that_of_the_call_not_of_the_write(store: CheckpointStore) -> None:
+def test_the_state_is_copied_when_save_is_called(store: CheckpointStore) -> None:
     weights = torch.zeros(1000)
     store.save(1, {"weights": weights})
     weights.fill_(7.0)
     store.wait()
-    found = store.load()
-    assert found is not None
-    assert found["weights"].sum() == 0
+    loaded = store.load()
+    assert loaded is not None
+    assert loaded["weights"].sum() == 0
 
 
-def test_the_last_ones_and_the_best_are_kept(store: CheckpointStore) -> None:
+def test_the_latest_and_the_best_checkpoints_are_kept(store: CheckpointStore) -> None:
     save(store, 1, 2, 3, 4, 5, best=(1, 2))
     assert store.steps() == [2, 4, 5]
     assert (loaded_step(store), loaded_step(store, "best")) == (5, 2)
     assert sorted(p.name for p in store.folder.glob("step-*")) == [store.path(s).name for s in (2, 4, 5)]
 
 
-def test_without_keep_best_only_the_last_ones_are_kept(tmp_path: Path) -> None:
+def test_without_keep_best_only_the_latest_are_kept(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path, keep=1, keep_best=False)
     save(store, 1, 2, 3, best=(1,))
     assert store.steps() == [3]
@@ -80,9 +80,9 @@ def test_without_keep_best_only_the_last_ones_are_kept(tmp_path: Path) -> None:
 def test_saving_a_step_again_replaces_it(store: CheckpointStore) -> None:
     save(store, 5)
     store.save(5, {**state(5), "weight": torch.zeros(1)}, wait=True)
-    found = store.load()
-    assert found is not None
-    assert len(found["weight"]) == 1
+    loaded = store.load()
+    assert loaded is not None
+    assert len(loaded["weight"]) == 1
     assert [p.name for p in store.folder.iterdir()] == [store.path(5).name]
 
 
@@ -102,9 +102,9 @@ def flip_a_bit(file: Path) -> None:
         lambda file: (file.parent / "COMPLETE").write_text(""),
         lambda file: (file.parent / "COMPLETE").write_text("[]"),
     ],
-    ids=["bit", "truncated", "empty", "gone", "empty marker", "wrong marker"],
+    ids=["bit", "truncated", "empty", "missing", "empty marker", "wrong marker"],
 )
-def test_a_damaged_checkpoint_is_passed_over_with_a_warning(
+def test_a_damaged_checkpoint_is_skipped_with_a_warning(
     store: CheckpointStore, damage: Callable[[Path], object], caplog: pytest.LogCaptureFixture
 ) -> None:
     save(store, 1, 2)
@@ -113,16 +113,16 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(
     assert str(store.path(2)) in caplog.text
 
 
-def test_where_all_are_damaged_the_user_is_told(store: CheckpointStore) -> None:
+def test_only_damaged_checkpoints_are_an_error(store: CheckpointStore) -> None:
     save(store, 1, 2)
     for step in (1, 2):
         flip_a_bit(store.path(step) / "state.pt")
-    with pytest.raises(UserError, match="every other") as caught:
+    with pytest.raises(UserError, match="every other checkpoint") as caught:
         store.load()
     assert caught.value.field == "checkpoint"
 
 
-def test_a_checkpoint_without_its_marker_does_not_count_and_is_cleaned_away(store: CheckpointStore) -> None:
+def test_a_checkpoint_without_its_marker_is_removed(store: CheckpointStore) -> None:
     save(store, 1, 2)
     (store.path(2) / "COMPLETE").unlink()
     aside = store.folder / ".aside-3-123"
@@ -133,7 +133,7 @@ def test_a_checkpoint_without_its_marker_does_not_count_and_is_cleaned_away(stor
     assert [p.name for p in store.folder.iterdir()] == [store.path(1).name]
 
 
-def test_files_that_are_not_ours_are_neither_read_nor_removed(store: CheckpointStore) -> None:
+def test_other_files_are_neither_read_nor_removed(store: CheckpointStore) -> None:
     save(store, 1)
     copy = store.folder / "step-1-before-I-changed-it"
     copy.mkdir()
@@ -152,7 +152,7 @@ def test_files_that_are_not_ours_are_neither_read_nor_removed(store: CheckpointS
     assert (store.folder / "step-7").exists()
 
 
-def test_a_write_that_fails_is_told_at_the_next_save_and_loses_nothing(store: CheckpointStore) -> None:
+def test_a_failed_write_is_raised_later_and_loses_nothing(store: CheckpointStore) -> None:
     save(store, 1)
     store.folder.rename(store.folder.with_name("moved"))
     store.folder.write_text("in the way")
@@ -166,7 +166,7 @@ def test_a_write_that_fails_is_told_at_the_next_save_and_loses_nothing(store: Ch
     assert loaded_step(store) == 2
 
 
-def test_a_state_that_cannot_be_written_leaves_the_one_before(store: CheckpointStore) -> None:
+def test_a_state_that_cannot_be_written_keeps_the_previous_one(store: CheckpointStore) -> None:
     save(store, 1)
     with pytest.raises(Exception, match="pickle"):
         store.save(2, {"function": lambda: None}, wait=True)
@@ -175,8 +175,8 @@ def test_a_state_that_cannot_be_written_leaves_the_one_before(store: CheckpointS
     assert [p.name for p in store.folder.iterdir()] == [store.path(1).name]
 
 
-def test_only_data_is_loaded_never_code(store: CheckpointStore) -> None:
-    """A checkpoint someone else wrote runs nothing; its checksum is right, its content is not allowed."""
+def test_only_data_is_loaded_and_never_code(store: CheckpointStore) -> None:
+    """The checksum of the foreign checkpoint is valid, but its content is not allowed."""
     save(store, 1)
     store.save(2, {"path": Path("x")}, wait=True)
     assert loaded_step(store) == 1

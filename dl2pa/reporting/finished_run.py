@@ -19,9 +19,7 @@ def report_run(finished: FinishedRun) -> list[tuple[Path, str]]:
         Each file that was made, with its folder among the run's artifacts.
     """
     run, config, data = finished.run, finished.config, finished.data
-    figures = draw_assignment_figures(
-        run, finished.method, finished.assignment_updates, data.classes
-    )
+    figures = draw_assignment_figures(run, finished.method, finished.assignment_updates, data.classes)
     try:
         name = config.tracking.run_name or finished.name
         ids = finished.run_uuid, finished.mlflow_run_id

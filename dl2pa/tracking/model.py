@@ -57,7 +57,7 @@ def write_model(
             pyfunc.save_model(
                 str(folder),
                 mlflow_model=described,
-                python_model=str(carried[0] / "serving.py"),
+                python_model=str(carried[0] / "model" / "serving.py"),
                 artifacts={"model": str(stand_in)},
                 code_paths=[str(path) for path in carried],
                 pip_requirements=list(requirements),

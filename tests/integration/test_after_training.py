@@ -17,7 +17,7 @@ from support.servers import MlflowServer
 pytestmark = pytest.mark.xdist_group("servers")
 
 
-def test_evaluate_gives_the_runs_own_accuracy(trained: Path) -> None:
+def test_evaluate_gives_the_accuracy_of_the_run(trained: Path) -> None:
     result = json.loads((trained / "result.json").read_text())
     evaluated = run_here("evaluate", trained, "--json")
     assert evaluated.code == 0, evaluated.error
@@ -31,17 +31,15 @@ def test_evaluate_gives_the_runs_own_accuracy(trained: Path) -> None:
     assert best.result["top1"] == result["top1_best"]
 
 
-def test_the_embedding_alone_on_its_own_and_on_another_data_set(
-    trained: Path, digits: Path, tmp_path: Path
-) -> None:
-    own = run_here("evaluate", trained, "--embedding", "--json")
-    assert own.code == 0, own.error
+def test_evaluate_the_embedding_on_two_data_sets(trained: Path, digits: Path, tmp_path: Path) -> None:
+    same = run_here("evaluate", trained, "--embedding", "--json")
+    assert same.code == 0, same.error
     top1 = json.loads((trained / "result.json").read_text())["top1_last"]
-    assert abs(own.result["knn_top1"] - top1) < 10
-    assert (own.result["num_reference"], own.result["num_validated"]) == (1438, 359)
-    for half in ("train", "val"):  # another set: three of the classes, under other names
+    assert abs(same.result["knn_top1"] - top1) < 10
+    assert (same.result["num_reference"], same.result["num_validated"]) == (1438, 359)
+    for split in ("train", "val"):  # another data set: three of the classes with other names
         for digit in "147":
-            shutil.copytree(digits / half / digit, tmp_path / half / f"new{digit}")
+            shutil.copytree(digits / split / digit, tmp_path / split / f"new{digit}")
     other = run_here(
         "evaluate", trained, "--embedding", f"data.root={tmp_path}", "data.num_classes=3", "--json"
     )
@@ -74,9 +72,7 @@ def test_export_predicts_elsewhere(trained: Path, digits: Path, tmp_path: Path) 
     assert right >= 75
 
 
-def test_sync_sends_a_run_whose_server_was_down(
-    trained: Path, mlflow_server: MlflowServer, tmp_path: Path
-) -> None:
+def test_sync_sends_a_run_to_a_server(trained: Path, mlflow_server: MlflowServer, tmp_path: Path) -> None:
     import mlflow
 
     run = copy_as_another_run(trained, tmp_path / "copy", "synced alone")
@@ -99,7 +95,7 @@ def test_sync_sends_a_run_whose_server_was_down(
     }
     assert recorded == spooled
     history = client.get_metric_history(stored.info.run_id, "train/loss")
-    assert len(history) == len({point.step for point in history}) >= 23, "no point is doubled"
+    assert len(history) == len({point.step for point in history}) >= 23, "no point is duplicated"
     files = {f.path for f in client.list_artifacts(stored.info.run_id)}
     pages = {"summary.html", "confusion.html", "per_class.html"}
     tables = {"confusion_pairs.csv", "per_class.csv", "per_class.json"}
@@ -121,13 +117,15 @@ def test_sync_sends_a_run_whose_server_was_down(
     assert "-".join(fingerprints) == stored.data.tags["dl2pa.data"]
     page = (run / "summary.html").read_text()
     assert len(page) < 5 * 2**20
-    assert all(source.startswith("data:") for source in re.findall(r'src="([^"]*)', page)), "it stands alone"
+    assert all(source.startswith("data:") for source in re.findall(r'src="([^"]*)', page)), (
+        "the page loads no other file"
+    )
     assert "<link" not in page and "@import" not in page
     moved = [json.loads(line)["moved"] for line in (run / "matchings.jsonl").read_text().splitlines()]
     assert moved == json.loads((run / "result.json").read_text())["labels_moved"]
 
 
-def test_sync_all_sends_every_run_and_closes_the_killed(
+def test_sync_all_sends_every_run_and_marks_killed_runs(
     trained: Path, mlflow_server: MlflowServer, tmp_path: Path
 ) -> None:
     import mlflow

@@ -1,4 +1,4 @@
-"""A small run in this process, stopped or killed at every point where that can happen."""
+"""A small run in this process, stopped or killed at every stop point."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TINY = {
     "method": {"match": {"early_steps": 2, "early_epochs": 1}},
     "checkpoint": {"every_steps": 2, "keep": 3},
 }
-LEARNED_THEN_HELD = {
+WARM_UP_THEN_FIXED = {
     **TINY,
     "data": IN_MEMORY,
     "method": {
@@ -35,17 +35,17 @@ LEARNED_THEN_HELD = {
     },
 }
 TRAIN_STEPS, EVAL_STEPS, EPOCHS = 3, 3, 2
-# The loop asks before every step, after the last one, and before every batch of validation.
+# The trainer polls before every step, after the last one, and before every validation batch.
 STOP_POINTS = EPOCHS * (TRAIN_STEPS + 1 + EVAL_STEPS)
 
 
 class Crash(BaseException):
-    """Stands for a sudden death of the process: no handler of dl2pa catches it."""
+    """Simulates a sudden end of the process: no handler of dl2pa catches it."""
 
 
 @pytest.fixture(autouse=True)
 def unchanged_process(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Training sets the threads, the determinism and the log handlers of its process."""
+    """Restore threads, determinism and log handlers, which training sets for its process."""
     with process_state_restored():
         root = logging.getLogger()
         root.handlers = [caplog.handler]
@@ -56,7 +56,7 @@ def unchanged_process(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def few_digits(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """5 training images a class and 7 for validation: 3 steps an epoch with 2 left over, 70 to validate."""
+    """5 training and 7 validation images per class: 3 steps per epoch, 2 images left over, 70 to validate."""
     root = tmp_path_factory.mktemp("few")
     for split, count in (("train", 5), ("val", 7)):
         for folder in sorted((digits / split).iterdir()):
@@ -67,32 +67,32 @@ def few_digits(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Attempts:
-    """Attempts at one run directory."""
+    """Attempts of one run."""
 
     def __init__(self, config: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.config = config
         self.run = run
         self._monkeypatch = monkeypatch
-        self.asked = 0
+        self.polls = 0
 
     def go(
         self, stop_at: int | None = None, crash_at: int | None = None, overrides: tuple[str, ...] = ()
     ) -> int:
-        """One attempt; with `stop_at` or `crash_at` it ends at that poll (1-based). Returns the exit code."""
-        self.asked = 0
+        """Run one attempt; it ends at poll `stop_at` or `crash_at` (1-based). Returns the exit code."""
+        self.polls = 0
 
         def poll(monitor: StopMonitor) -> bool:
-            self.asked += 1
-            if crash_at is not None and self.asked >= crash_at:
+            self.polls += 1
+            if crash_at is not None and self.polls >= crash_at:
                 raise Crash
-            return stop_at is not None and self.asked >= stop_at
+            return stop_at is not None and self.polls >= stop_at
 
         self._monkeypatch.setattr(StopMonitor, "poll", poll)
         try:
             return train_here(load_config(self.config, overrides), self.run, "tiny")
         finally:
             for thread in threading.enumerate():
-                if thread.name == "dl2pa-save":  # a real death would have taken it along
+                if thread.name == "dl2pa-save":  # a real crash would have ended this thread too
                     thread.join()
 
 
@@ -114,13 +114,15 @@ def finish(attempt: Attempts) -> None:
     [
         pytest.param("stop", TINY, id="stop"),
         pytest.param("crash", {**TINY, "data": IN_MEMORY}, id="crash"),
-        pytest.param("crash", LEARNED_THEN_HELD, id="crash, learned then held", marks=pytest.mark.thorough),
+        pytest.param(
+            "crash", WARM_UP_THEN_FIXED, id="crash, warm-up then fixed assignment", marks=pytest.mark.thorough
+        ),
     ],
 )
 def test_any_point(how: str, changes: Mapping[str, Any], attempts: Callable[..., Attempts]) -> None:
     whole = attempts("whole", changes)
     finish(whole)
-    assert whole.asked == STOP_POINTS
+    assert whole.polls == STOP_POINTS
     for point in range(1, STOP_POINTS + 1):
         cut = attempts(f"cut-{point}", changes)
         if how == "stop":
@@ -136,7 +138,7 @@ def test_any_point(how: str, changes: Mapping[str, Any], attempts: Callable[...,
         assert [s for n, s in sorted(history) if n == "val/top1"] == [3, 6], f"point {point}"
 
 
-def test_many_short_attempts_reach_the_same_end(attempts: Callable[..., Attempts]) -> None:
+def test_many_short_attempts_reach_the_same_result(attempts: Callable[..., Attempts]) -> None:
     changes = {**TINY, "data": IN_MEMORY}
     whole, cut = attempts("whole", changes), attempts("cut", changes)
     finish(whole)
@@ -152,7 +154,7 @@ def test_many_short_attempts_reach_the_same_end(attempts: Callable[..., Attempts
 
 @pytest.mark.thorough
 def test_stochastic_depth_and_the_torchvision_loader(attempts: Callable[..., Attempts]) -> None:
-    """Swin-T drops residual branches at random: the draws must not depend on where the run was cut."""
+    """Swin-T drops residual branches at random: the draws must not depend on where the run was interrupted."""
     swin = {
         "data": {"image_size": 32, "eval_resize": 32, "loader": "torchvision"},
         "model": {"backbone": "swin_t"},
@@ -216,7 +218,7 @@ def test_damaged_newest_checkpoint_falls_back(
         assert_identical(cut.run, whole.run)
 
 
-def test_all_checkpoints_damaged_is_refused_and_leaves_them(
+def test_only_damaged_checkpoints_are_refused_and_kept(
     attempts: Callable[..., Attempts],
 ) -> None:
     cut = attempts("cut")
@@ -234,7 +236,7 @@ def test_all_checkpoints_damaged_is_refused_and_leaves_them(
     assert {p: p.stat().st_size for p in cut.run.glob("checkpoints/*/*")} == before
 
 
-def test_changed_recipe_is_refused_and_changed_schedule_is_said(
+def test_changed_model_is_refused_and_changed_rate_is_logged(
     attempts: Callable[..., Attempts], caplog: pytest.LogCaptureFixture
 ) -> None:
     cut = attempts("cut")
@@ -247,10 +249,10 @@ def test_changed_recipe_is_refused_and_changed_schedule_is_said(
     assert "optim.lr changed from 0.2 to 0.05" in caplog.text
 
 
-def test_killed_right_after_an_epoch_neither_repeats_nor_skips_one(
+def test_killed_after_an_epoch_resumes_at_its_end(
     attempts: Callable[..., Attempts], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With checkpoints per epoch only, any kill in the second epoch resumes exactly at the boundary."""
+    """With one checkpoint per epoch, a kill in the second epoch resumes at the end of the first."""
     by_epoch = {**TINY, "data": IN_MEMORY, "checkpoint": {"every_steps": 0}}
     whole, cut = attempts("whole", by_epoch), attempts("cut", by_epoch)
     finish(whole)

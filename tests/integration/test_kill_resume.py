@@ -1,4 +1,4 @@
-"""Runs that are interrupted and resumed by the same command end bit-identical to an undisturbed run."""
+"""A run that is interrupted and resumed by the same command is bit-identical to an undisturbed run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Undisturbed = Callable[..., Training]
 
 
 def interrupt_once(how: str, started: Started, run: Path, rng: random.Random) -> set[int]:
-    """Send the signal that `how` names; returns the exit codes the attempt may end with."""
+    """Send the signal that `how` names; returns the permitted exit codes of the attempt."""
     if how == "term launcher":
         os.kill(started.pid, signal.SIGTERM)
     elif how == "usr2 launcher":
@@ -42,14 +42,14 @@ def interrupt_once(how: str, started: Started, run: Path, rng: random.Random) ->
     else:
         number, _, kind = how.partition(" one ")
         members = [p for p in processes_of(run) if p.kind == kind]
-        assert members, f"no {kind} runs"
+        assert members, f"no {kind} process"
         os.kill(rng.choice(members).pid, signal.SIGTERM if number == "term" else signal.SIGKILL)
         return {STOPPED} if how in _STOPPING else {FAILED}
     return {STOPPED}
 
 
 def interrupt(training: Training, ways: list[str], steps: list[int], seed: int) -> None:
-    """Start the run and interrupt it at each of the steps; then let it finish."""
+    """Start the run, interrupt it at each of the steps, then finish it."""
     rng = random.Random(seed)
     for way, step in zip(ways, steps, strict=True):
         attempt = training.status.get("attempt", 0)
@@ -93,7 +93,7 @@ CHAINS = [
         2,
         {},
         ["term one rank", "kill one torchrun", "usr2 launcher", "term group", "kill group"],
-        id="2 processes, parts of it",
+        id="2 processes, single processes and groups",
         marks=pytest.mark.thorough,
     ),
     pytest.param(4, {}, ["kill one rank", "term launcher"], id="4 processes", marks=pytest.mark.thorough),
@@ -109,7 +109,7 @@ def test_interrupted_at_random_steps(
     undisturbed: Undisturbed,
 ) -> None:
     rng = random.Random(f"{nproc} {ways}")
-    share = (STEPS - 30) // len(ways)  # a fast machine does a dozen steps before a signal arrives
+    share = (STEPS - 30) // len(ways)  # a fast machine runs a dozen steps before a signal arrives
     steps = [i * share + rng.randint(5, share - 5) for i in range(len(ways))]
     training = train(nproc, changes=changes)
     interrupt(training, ways, steps, nproc)
@@ -117,7 +117,7 @@ def test_interrupted_at_random_steps(
 
 
 def test_the_undisturbed_run_learns_and_moves_labels(undisturbed: Undisturbed) -> None:
-    """Two runs that do nothing would be bit-identical as well."""
+    """Runs that learn nothing would also be bit-identical."""
     outcome = outcome_of(undisturbed(1, {}).run)
     assert outcome.result["steps"] == STEPS
     assert outcome.result["top1_best"] > 20
@@ -128,7 +128,7 @@ def test_the_undisturbed_run_learns_and_moves_labels(undisturbed: Undisturbed) -
     assert [s for name, s in outcome.points if name == "val/top1"] == [29, 58, 87]
 
 
-def test_without_figures_a_run_leaves_no_pictures_or_pages(undisturbed: Undisturbed) -> None:
+def test_without_figures_no_figures_or_pages_are_written(undisturbed: Undisturbed) -> None:
     run = undisturbed(1, {}).run
     assert (run / "validation.json").exists()
     for name in ("pictures", "summary.html", "confusion.html", "per_class.csv"):
@@ -166,7 +166,7 @@ def test_killed_while_a_checkpoint_is_written(train: Callable[..., Training]) ->
     started.wait()
     cut.assert_gone()
     left = [p for p in partial if p.exists()]
-    assert left, "the write had ended before the kill"
+    assert left, "the checkpoint was complete before the kill"
     finished = cut.finish()
     assert not any(p.exists() for p in left), "partial checkpoints are removed"
     assert "resuming" in finished.error
@@ -187,7 +187,7 @@ def test_interrupted_while_validating(train: Callable[..., Training], digits: Pa
     for epoch, way in ((1, "term launcher"), (2, "kill group")):
         started = cut.start()
         # The assignment update that ends the epoch is logged right before validation begins.
-        marker, saved = f"step {epoch * steps_per_epoch}: matching", f"step-{epoch * steps_per_epoch:09d}"
+        marker, saved = f"step {epoch * steps_per_epoch}: assignment", f"step-{epoch * steps_per_epoch:09d}"
         complete = cut.run / "checkpoints" / saved / "COMPLETE"
         cut.wait_for(started, lambda s=started, m=marker, c=complete: m in s.error and c.exists(), marker)
         interrupt_once(way, started, cut.run, random.Random(0))
@@ -199,13 +199,13 @@ def test_interrupted_while_validating(train: Callable[..., Training], digits: Pa
             assert (cut.status["state"], cut.status["phase"]) == ("stopped", "evaluate")
     finished = cut.finish()
     assert finished.result["num_validated"] == 1438
-    assert finished.error.count("top-1") == 1, "only what is missing is validated"
+    assert finished.error.count("top-1") == 1, "only the missing validation runs"
     assert_identical(cut.run, whole.run)
 
 
 @pytest.mark.thorough
-def test_killed_in_the_middle_of_matching(train: Callable[..., Training]) -> None:
-    """500 labels matched after every step of a tiny network: nearly all the time is spent in the matching."""
+def test_killed_during_an_assignment_update(train: Callable[..., Training]) -> None:
+    """With 500 classes and a tiny network nearly all the time is spent in assignment updates."""
     matching = {
         "data": {"dataset": "synthetic", "num_classes": 500, "synthetic_samples": [2048, 64], "root": None},
         "model": {"widths": [2, 2, 2], "embedding_dim": 260},
@@ -220,7 +220,7 @@ def test_killed_in_the_middle_of_matching(train: Callable[..., Training]) -> Non
     assert len(outcome_of(cut.run).result["labels_moved"]) == 64
 
 
-def test_continued_with_another_number_of_processes(train: Callable[..., Training]) -> None:
+def test_resumed_with_another_number_of_processes(train: Callable[..., Training]) -> None:
     two = train(2, "run")
     started = two.start()
     two.wait_for_step(started, 33, 0)

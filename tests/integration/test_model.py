@@ -1,4 +1,4 @@
-"""The finished model in MLflow: logged, registered, served and exported, and the same everywhere."""
+"""Log, register, serve and export a trained model: all give the same predictions."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def register(synced: Path, server: str) -> Callable[..., int]:
 def predict(
     register: Callable[..., int], server: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[..., Any]]:
-    """Ask `mlflow models serve` about encoded images."""
+    """Start `mlflow models serve`; yields a function that predicts encoded images."""
     assert register("--name", "served", "--alias", "champion") == 0
     port = str(free_port())
     command = [*MLFLOW, "models", "serve", "-m", "models:/served@champion", "--env-manager", "local"]
@@ -69,7 +69,7 @@ def predict(
             return json.load(answer)["predictions"]
 
     folder = tmp_path_factory.mktemp("serve")
-    # MLflow starts uvicorn by its name: it has to be on the path, as in an activated environment.
+    # MLflow starts uvicorn by name, so it must be on the path, as in an activated environment.
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
     variables = {"MLFLOW_TRACKING_URI": server, "PATH": path}
     with serving(folder, f"http://127.0.0.1:{port}/ping", command, **variables):
@@ -84,7 +84,7 @@ def files_of(digits: Path) -> list[Path]:
     return sorted((digits / "val").rglob("*.jpeg")) or sorted((digits / "val").rglob("*.jpg"))
 
 
-def test_the_model_is_logged_once_when_the_server_is_there_again(
+def test_the_model_is_logged_once(
     synced: Path, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import mlflow
@@ -104,15 +104,15 @@ def test_the_model_is_logged_once_when_the_server_is_there_again(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
     place = mlflow.artifacts.download_artifacts(f"runs:/{run.info.run_id}/model", dst_path=str(tmp_path))
     weights = Path(place, "artifacts", "model.safetensors").read_bytes()
-    assert weights == (synced / "model.safetensors").read_bytes(), "as the run's summary page tells"
+    assert weights == (synced / "model.safetensors").read_bytes(), "the path on the run's summary page"
     assert "model.safetensors" not in {f.path for f in client.list_artifacts(run.info.run_id)}, "stored once"
     assert not (synced / "events" / "mlflow-model").exists()
 
 
-def test_what_is_logged_needs_nothing_but_what_it_names(
+def test_the_logged_model_needs_only_its_requirements(
     synced: Path, server: str, digits: Path, tmp_path: Path
 ) -> None:
-    """Loaded elsewhere in a process that cannot import our own environment's other packages."""
+    """Load it in another folder, in a process that cannot import the other packages of this environment."""
     import mlflow
 
     client = mlflow.MlflowClient(server)
@@ -145,7 +145,7 @@ print(json.dumps([dl2pa.model.inference.__file__, top, len(example), str(loaded.
     )
     assert done.returncode == 0, done.stderr
     file, top, examples, inputs, pinned = json.loads(done.stdout.splitlines()[-1])
-    assert not Path(file).is_relative_to(REPOSITORY), "the carried code runs, not this checkout's"
+    assert not Path(file).is_relative_to(REPOSITORY), "the code in the logged model runs, not this checkout's"
     assert (len(top), examples) == (2, 1)
     assert "binary" in inputs
     pins = dict(line.split("==") for line in pinned.split())
@@ -153,7 +153,7 @@ print(json.dumps([dl2pa.model.inference.__file__, top, len(example), str(loaded.
     assert pins["torch"] == torch.__version__.partition("+")[0]
 
 
-def test_serving_gives_the_top1_of_evaluate_and_the_answers_of_predict(
+def test_serving_agrees_with_evaluate_and_predict(
     predict: Callable[..., Any], synced: Path, digits: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = files_of(digits)
@@ -165,9 +165,9 @@ def test_serving_gives_the_top1_of_evaluate_and_the_answers_of_predict(
     assert 100 * right / 359 == pytest.approx(evaluated["top1"], abs=1e-9)
     assert evaluated["top1"] > 50
     assert main(["predict", str(synced), *map(str, files[::30]), "--json"]) == 0
-    for answer, told in zip(answers[::30], last_json(capsys)["predictions"], strict=True):
-        assert [guess["class"] for guess in answer["top"]] == [guess["class"] for guess in told["top"]]
-        expected = [guess["probability"] for guess in told["top"]]
+    for answer, predicted in zip(answers[::30], last_json(capsys)["predictions"], strict=True):
+        assert [guess["class"] for guess in answer["top"]] == [guess["class"] for guess in predicted["top"]]
+        expected = [guess["probability"] for guess in predicted["top"]]
         assert [guess["probability"] for guess in answer["top"]] == pytest.approx(expected, abs=1e-5)
         first = answer["top"][0]
         assert (answer["class_index"], answer["probability"]) == (first["index"], first["probability"])
@@ -177,17 +177,17 @@ def test_serving_a_photograph(
     predict: Callable[..., Any], synced: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if not PHOTOGRAPHS.is_dir():
-        pytest.skip(f"needs photographs: there is no {PHOTOGRAPHS}")
+        pytest.skip(f"needs photographs in {PHOTOGRAPHS}")
     for photograph in sorted(PHOTOGRAPHS.rglob("*.*"))[:3]:
         (answer,) = predict([photograph.read_bytes()], top_k=3)
         assert main(["predict", str(synced), str(photograph), "--top", "3", "--json"]) == 0
-        (told,) = last_json(capsys)["predictions"]
-        assert answer["class_name"] == told["top"][0]["class"]
+        (predicted,) = last_json(capsys)["predictions"]
+        assert answer["class_name"] == predicted["top"][0]["class"]
         probabilities = [guess["probability"] for guess in answer["top"]]
-        assert probabilities == pytest.approx([g["probability"] for g in told["top"]], abs=1e-5)
+        assert probabilities == pytest.approx([g["probability"] for g in predicted["top"]], abs=1e-5)
 
 
-def test_serving_names_the_row_that_is_no_image(predict: Callable[..., Any], digits: Path) -> None:
+def test_serving_names_a_row_that_is_not_an_image(predict: Callable[..., Any], digits: Path) -> None:
     with pytest.raises(urllib.error.HTTPError) as refusal:
         predict([files_of(digits)[0].read_bytes(), b"no image"])
     assert refusal.value.code == 400
@@ -199,10 +199,10 @@ def test_registering_again_changes_nothing_and_aliases_move(
 ) -> None:
     import mlflow
 
-    asked = ("--name", "digits", "--alias", "candidate", "--json")
+    options = ("--name", "digits", "--alias", "candidate", "--json")
     answers: list[Any] = []
     for _ in range(2):
-        assert register(*asked) == 0
+        assert register(*options) == 0
         answers.append(last_json(capsys))
     assert [(a["version"], a["created"]) for a in answers] == [("1", True), ("1", False)]
     client = mlflow.MlflowClient(server)
@@ -211,16 +211,16 @@ def test_registering_again_changes_nothing_and_aliases_move(
     client.create_model_version("digits", version.source, version.run_id, model_id=model_id)
     client.set_registered_model_alias("digits", "champion", "2")
     assert client.get_model_version_by_alias("digits", "candidate").version == "1"
-    assert register(*asked, "--alias", "champion") == 0
+    assert register(*options, "--alias", "champion") == 0
     again = last_json(capsys)
     assert (again["version"], again["aliases"]) == ("2", ["candidate", "champion"]), (
-        "the latest of two equals"
+        "the latest of two equal versions"
     )
     assert again["moved_from"] == {"candidate": "1"}
     assert client.get_model_version_by_alias("digits", "champion").source == version.source
 
 
-def test_register_logs_a_model_that_the_server_lost(
+def test_register_logs_a_deleted_model_again(
     register: Callable[..., int], synced: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import mlflow
@@ -253,7 +253,7 @@ def test_register_refuses(
     assert last_json(capsys)["error"]["field"] == field
 
 
-def test_register_refuses_what_is_no_finished_run(
+def test_register_refuses_an_unfinished_run(
     register: Callable[..., int], synced: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert register("--name", "x", "--json", run=tmp_path / "nothing") == 2
@@ -265,7 +265,7 @@ def test_register_refuses_what_is_no_finished_run(
     assert "not finished" in last_json(capsys)["error"]["message"]
 
 
-def test_register_says_that_a_store_has_no_registry(
+def test_register_reports_a_store_without_a_registry(
     register: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MLFLOW_REGISTRY_URI", "nowhere://x")
@@ -273,7 +273,7 @@ def test_register_says_that_a_store_has_no_registry(
     assert "no model registry" in last_json(capsys)["error"]["message"]
 
 
-def test_a_folder_for_serving_without_a_server(trained: Path, digits: Path, tmp_path: Path) -> None:
+def test_an_exported_mlflow_folder_predicts(trained: Path, digits: Path, tmp_path: Path) -> None:
     import mlflow
     import pandas as pd
 
@@ -288,17 +288,17 @@ def test_a_folder_for_serving_without_a_server(trained: Path, digits: Path, tmp_
     assert answer["class_name"][0] == classifier.top(image[None], 1)[0][0].name
 
 
-def test_the_onnx_file_gives_the_same_answers(
+def test_the_onnx_file_gives_the_same_logits(
     trained: Path, digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     assert main(["export", str(trained), "--onnx", "--out", str(tmp_path), "--json"]) == 0
-    told = last_json(capsys)
-    assert (told["onnx_checked_on"], told["onnx_images"]) == ("validation images", 64)
-    assert (told["onnx_top1_equal"], told["onnx_relative_difference"] < 1e-4) == (100.0, True)
+    exported = last_json(capsys)
+    assert (exported["onnx_checked_on"], exported["onnx_images"]) == ("validation images", 64)
+    assert (exported["onnx_top1_equal"], exported["onnx_relative_difference"] < 1e-4) == (100.0, True)
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
-    noted = session.get_modelmeta().custom_metadata_map
-    classes, prepared = json.loads(noted["classes"]), json.loads(noted["preprocessing"])
+    metadata = session.get_modelmeta().custom_metadata_map
+    classes, prepared = json.loads(metadata["classes"]), json.loads(metadata["preprocessing"])
     classifier = load_classifier(trained)
     assert classes == classifier.classes
     assert prepared.pop("channels") == "RGB"

@@ -1,4 +1,4 @@
-"""One owner of a run directory at a time."""
+"""A run directory has at most one owner."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.xdist_group("runs")
 
 
 @pytest.mark.parametrize("nproc", [1, pytest.param(2, marks=pytest.mark.thorough)])
-def test_second_start_on_a_live_run_is_refused(nproc: int, train: Callable[..., Training]) -> None:
+def test_a_second_start_of_a_running_run_is_refused(nproc: int, train: Callable[..., Training]) -> None:
     training = train(nproc, "run", {"train": {"epochs": 200}, "data": IN_MEMORY})
     first = training.start()
     training.wait_for_step(first, 3, 0)
@@ -31,7 +31,7 @@ def test_second_start_on_a_live_run_is_refused(nproc: int, train: Callable[..., 
     assert f"process {owner['pid']} on {socket.gethostname()}" in second.error
     assert second.result["error"]["field"] == "run-dir"
     assert "Traceback" not in second.error
-    # The refused one changed nothing: the first still stops in order.
+    # The refused start changed nothing: the first one still stops normally.
     os.kill(first.pid, signal.SIGTERM)
     assert first.wait() == STOPPED, first.error
     assert training.status["attempt"] == 1
@@ -39,7 +39,7 @@ def test_second_start_on_a_live_run_is_refused(nproc: int, train: Callable[..., 
 
 
 @pytest.mark.parametrize("nproc", [1, pytest.param(2, marks=pytest.mark.thorough)])
-def test_start_waits_for_an_owner_that_is_stopping(nproc: int, train: Callable[..., Training]) -> None:
+def test_start_waits_for_a_stopping_owner(nproc: int, train: Callable[..., Training]) -> None:
     training = train(nproc, "run", {"train": {"max_steps": 4}, "data": IN_MEMORY})
     training.run.mkdir(parents=True)
     lock = (training.run / "owner.lock").open("a")
@@ -52,7 +52,7 @@ def test_start_waits_for_an_owner_that_is_stopping(nproc: int, train: Callable[.
     def has_opened_the_lock() -> bool:
         return any(str(training.run / "owner.lock") in _open_files(p.pid) for p in processes_of(training.run))
 
-    training.wait_for(started, has_opened_the_lock, "the lock is tried")
+    training.wait_for(started, has_opened_the_lock, "the process tries the lock")
     assert started.running()
     assert not (training.run / "environment.json").exists()
     lock.close()
@@ -60,12 +60,12 @@ def test_start_waits_for_an_owner_that_is_stopping(nproc: int, train: Callable[.
     assert training.status["attempt"] == 2
 
 
-def test_start_right_after_a_stop_was_asked_for_goes_on(train: Callable[..., Training]) -> None:
+def test_a_start_right_after_a_stop_request_resumes(train: Callable[..., Training]) -> None:
     training = train(1, "run", {"train": {"epochs": 3}})
     first = training.start()
     training.wait_for_step(first, 20, 0)
     os.kill(first.pid, signal.SIGTERM)
-    eventually(lambda: (training.run / "stop").exists() or not first.running(), "the stop is passed on")
+    eventually(lambda: (training.run / "stop").exists() or not first.running(), "the stop file is written")
     second = training.start()
     done = second.completed()
     assert done.code == 0, done.error

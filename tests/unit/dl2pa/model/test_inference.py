@@ -1,4 +1,4 @@
-"""A model file predicts what the trained method predicts, whatever the method."""
+"""A model file gives the predictions of the trained method, for every method."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def config(name: str, tmp_path: Path, **method: Any) -> Config:
         ("goto", {"sub_prototypes": 1}),
     ],
 )
-def test_a_saved_model_predicts_as_the_method_does(name: str, method: dict[str, Any], tmp_path: Path) -> None:
+def test_a_saved_model_predicts_like_the_method(name: str, method: dict[str, Any], tmp_path: Path) -> None:
     settings = config(name, tmp_path, **method)
     model = build_model(settings, 5).eval()
     with torch.no_grad():
@@ -58,8 +58,8 @@ def test_a_saved_model_predicts_as_the_method_does(name: str, method: dict[str, 
 
 
 @pytest.mark.parametrize("linear", [False, True])
-def test_a_file_of_the_first_kind_still_loads(linear: bool, tmp_path: Path) -> None:
-    """Those named no normalization: a scale of null meant the linear classifier."""
+def test_a_file_without_normalize_loads(linear: bool, tmp_path: Path) -> None:
+    """Early files have no `normalize`: a scale of null means a linear classifier."""
     from safetensors import safe_open
     from safetensors.torch import save_file
 

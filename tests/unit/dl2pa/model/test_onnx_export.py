@@ -1,4 +1,4 @@
-"""An ONNX file is written only where it gives the original's answers."""
+"""An ONNX file is written only if its results equal the original's."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def classifier(folder: Path, method: str, seed: int) -> Classifier:
 
 
 @pytest.mark.parametrize("method", ["dl2pa", "goto", "dnc"])
-def test_every_kind_of_readout_is_exported(method: str, tmp_path: Path) -> None:
+def test_every_classifier_head_is_exported(method: str, tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
     file = tmp_path / "model.onnx"
     check = onnx_export.export_onnx(file, classifier(tmp_path, method, 0), IMAGES)
@@ -48,8 +48,8 @@ def test_every_kind_of_readout_is_exported(method: str, tmp_path: Path) -> None:
     assert str(Path(onnx_export.__file__).parent).encode() not in file.read_bytes(), "no path of this machine"
 
 
-def test_a_file_that_differs_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An exporter that gets the weights wrong."""
+def test_a_file_with_different_results_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The exporter is replaced with one that writes wrong weights."""
     pytest.importorskip("onnx")
     convert, other = onnx_export._convert, classifier(tmp_path, "dl2pa", 1)
     monkeypatch.setattr(onnx_export, "_convert", lambda _, side: convert(other, side))

@@ -28,7 +28,7 @@ def identity(change: dict[str, Any], fingerprint: str = "same") -> dict[str, Any
         {"checkpoint": {"every_steps": 5, "keep": 1}},
     ],
 )
-def test_where_a_run_lies_and_who_runs_it_may_change_in_silence(
+def test_paths_and_launch_options_may_change_without_a_warning(
     change: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     check_resumable(identity({}), identity(change))
@@ -47,7 +47,9 @@ def test_where_a_run_lies_and_who_runs_it_may_change_in_silence(
         ({"method": {"match": {"every_steps": 9}}}, "method.match.every_steps"),
     ],
 )
-def test_what_may_change_is_said(change: dict[str, Any], key: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_permitted_changes_are_logged(
+    change: dict[str, Any], key: str, caplog: pytest.LogCaptureFixture
+) -> None:
     check_resumable(identity({}), identity(change))
     assert key in caplog.text
     assert len(caplog.records) == 1
@@ -71,7 +73,7 @@ def test_what_may_change_is_said(change: dict[str, Any], key: str, caplog: pytes
         ({"data": {"imbalance": 0.01}}, "data.imbalance"),
     ],
 )
-def test_what_makes_it_another_run_is_refused_with_both_values(change: dict[str, Any], key: str) -> None:
+def test_other_changes_are_refused_with_both_values(change: dict[str, Any], key: str) -> None:
     section, name = key.split(".")
     with pytest.raises(UserError) as caught:
         check_resumable(identity({}), identity(change))
@@ -82,19 +84,19 @@ def test_what_makes_it_another_run_is_refused_with_both_values(change: dict[str,
     assert "--run-dir" in caught.value.remedy
 
 
-def test_other_images_are_another_run() -> None:
+def test_other_images_are_refused() -> None:
     with pytest.raises(UserError, match="images differ") as caught:
         check_resumable(identity({}), identity({}, fingerprint="other"))
     assert caught.value.field == "data.root"
 
 
-def test_images_that_differ_for_a_reason_are_told_by_the_reason() -> None:
+def test_the_key_that_changed_the_images_is_named() -> None:
     with pytest.raises(UserError) as caught:
         check_resumable(identity({}), identity({"data": {"imbalance": 0.01}}, fingerprint="other"))
     assert (caught.value.field, caught.value.value) == ("data.imbalance", 0.01)
 
 
-def test_an_option_that_a_checkpoint_is_too_old_for_was_at_its_default() -> None:
+def test_a_key_missing_in_the_checkpoint_had_its_default() -> None:
     before = identity({})
     del before["train.seed"]
     check_resumable(before, identity({}))
@@ -102,7 +104,7 @@ def test_an_option_that_a_checkpoint_is_too_old_for_was_at_its_default() -> None
         check_resumable(before, identity({"train": {"seed": 1}}))
 
 
-def test_an_option_that_is_gone_is_told() -> None:
+def test_a_removed_key_is_named() -> None:
     with pytest.raises(UserError) as caught:
         check_resumable({**identity({}), "train.magic": 3}, identity({}))
     assert caught.value.field == "train.magic"

@@ -33,7 +33,7 @@ def train_counts(splits: DataSplits) -> list[int]:
     return np.bincount(splits.train.labels, minlength=len(splits.classes)).tolist()
 
 
-def test_an_imbalance_thins_training_and_leaves_validation_whole(digits: Path) -> None:
+def test_imbalance_applies_to_training_only(digits: Path) -> None:
     whole = open_data(config(digits), 1)
     tailed = open_data(config(digits, data={"imbalance": 0.1}), 1)
     most = num_samples(whole.train) / 10
@@ -45,7 +45,7 @@ def test_an_imbalance_thins_training_and_leaves_validation_whole(digits: Path) -
     assert tailed.groups == ("head",) * 3 + ("medium",) * 4 + ("tail",) * 3
 
 
-def test_the_split_is_the_same_whatever_the_seed_and_the_runs_fingerprint_tells_it_apart(
+def test_the_subset_is_independent_of_the_seed(
     digits: Path,
 ) -> None:
     prints = {
@@ -65,7 +65,7 @@ def test_a_batch_larger_than_the_long_tail_is_refused(digits: Path) -> None:
     assert caught.value.field == "train.batch_size"
 
 
-def test_a_folder_with_a_tail_of_its_own_has_groups(digits: Path, tmp_path: Path) -> None:
+def test_a_long_tailed_folder_has_groups(digits: Path, tmp_path: Path) -> None:
     for split in ("train", "val"):
         for k in range(10):
             (tmp_path / split / str(k)).mkdir(parents=True)
@@ -77,7 +77,7 @@ def test_a_folder_with_a_tail_of_its_own_has_groups(digits: Path, tmp_path: Path
     assert splits.groups == ("head", *["medium"] * 5, *["tail"] * 4)
 
 
-def test_digits_lie_beside_the_runs_where_data_cannot_be_written(
+def test_digits_are_written_to_runs_if_data_is_read_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As in the image: / is read-only, /runs is a volume."""
@@ -92,9 +92,7 @@ def test_digits_lie_beside_the_runs_where_data_cannot_be_written(
     assert not (tmp_path / "data").exists(), "written again beside what was there"
 
 
-def test_an_empty_mount_of_the_image_is_told_from_a_wrong_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_empty_mount_is_reported_in_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = config(tmp_path, data={"dataset": "imagefolder"})
     with pytest.raises(UserError, match="contains no folder 'train'"):
         open_data(images, 1)

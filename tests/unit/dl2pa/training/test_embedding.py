@@ -1,4 +1,4 @@
-"""An embedding judged without class vectors, beside loops that do the same by hand."""
+"""Embedding quality, compared with plain loops."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dl2pa.training.embedding import measure_quality
 
 
 @pytest.fixture
-def halves() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+def splits() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     centers = torch.randn(5, 4, generator=generator)
 
@@ -23,8 +23,8 @@ def halves() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     return (*half(700), *half(600))
 
 
-def test_against_loops(halves: tuple[torch.Tensor, ...]) -> None:
-    reference, of_reference, features, labels = halves
+def test_against_loops(splits: tuple[torch.Tensor, ...]) -> None:
+    reference, of_reference, features, labels = splits
     found = measure_quality(reference, of_reference, features, labels, 5)
     hits = mean_hits = 0
     means = [reference[of_reference == c].mean(dim=0) for c in range(4)]

@@ -71,9 +71,7 @@ def run(logits: Tensor, targets: Tensor, batch: int) -> Evaluation:
 
 @pytest.mark.parametrize(("samples", "classes"), [(1, 2), (7, 3), (103, 10), (400, 40)])
 @pytest.mark.parametrize("batch", [1, 8, 64, 500])
-def test_results_are_those_of_the_definitions_whatever_the_batch(
-    samples: int, classes: int, batch: int
-) -> None:
+def test_results_equal_the_definitions_for_any_batch_size(samples: int, classes: int, batch: int) -> None:
     logits, targets = draw(samples, classes)
     result = run(logits, targets, batch)
     top1, top5, ece = reference(logits, targets)
@@ -86,37 +84,37 @@ def test_results_are_those_of_the_definitions_whatever_the_batch(
     assert result.class_correct == np.bincount(hits, minlength=classes).tolist()
 
 
-def test_the_batch_size_changes_no_bit() -> None:
+def test_the_batch_size_does_not_change_the_result() -> None:
     logits, targets = draw(103, 10)
     assert {str(run(logits, targets, batch)) for batch in (1, 7, 103, 200)} == {str(run(logits, targets, 16))}
 
 
-def test_with_fewer_than_five_classes_every_guess_counts() -> None:
+def test_top5_with_fewer_than_five_classes_is_100() -> None:
     logits, targets = draw(50, 3)
     assert run(logits, targets, 8).top5 == 100.0
 
 
-def test_a_certain_network_that_is_wrong_is_entirely_miscalibrated() -> None:
+def test_confident_wrong_predictions_have_an_ece_of_100() -> None:
     logits = torch.tensor([[100.0, 0.0]]).repeat(4, 1)
     assert run(logits, torch.ones(4, dtype=torch.int64), 3).ece == pytest.approx(100.0)
     assert run(logits, torch.zeros(4, dtype=torch.int64), 3).ece == pytest.approx(0.0, abs=1e-6)
 
 
-def test_half_precision_logits_are_read_in_float32() -> None:
+def test_half_precision_logits_are_evaluated_in_float32() -> None:
     logits, targets = draw(200, 10)
     half = logits.bfloat16()
     assert run(half, targets, 32) == run(half.float(), targets, 32)
 
 
-def test_images_lost_on_the_way_are_an_error() -> None:
+def test_missing_images_are_an_error() -> None:
     logits, targets = draw(20, 3)
     with pytest.raises(TrainingFailure, match="18 of 20"):
         evaluate(lambda x: x, Prepared(logits, targets, 4, lost=2), 3)
 
 
-def test_groups_are_the_means_of_their_classes_accuracies() -> None:
+def test_group_accuracy_is_the_mean_over_its_classes() -> None:
     logits, targets = draw(400, 40)
-    targets[:100] = 3  # an uneven validation set: class 3 weighs as much as any other of its group
+    targets[:100] = 3  # an imbalanced validation set: class 3 has the same weight as the others of its group
     groups: list[Group] = ["head"] * 10 + ["medium"] * 20 + ["tail"] * 10
     result = evaluate(lambda x: x, Prepared(logits, targets, 32), 40, groups=groups)
     assert result is not None
@@ -142,7 +140,7 @@ def test_without_a_long_tail_there_are_no_groups() -> None:
     assert list(run(logits, targets, 8).metrics()) == ["top1", "top5", "ece", "num_validated"]
 
 
-def test_a_group_without_validation_images_is_left_out() -> None:
+def test_a_group_without_validation_images_is_omitted() -> None:
     logits, targets = draw(50, 3)
     targets = targets.clamp(max=1)
     result = evaluate(lambda x: x, Prepared(logits, targets, 8), 3, groups=["head", "medium", "tail"])
@@ -150,7 +148,7 @@ def test_a_group_without_validation_images_is_left_out() -> None:
     assert list(result.top1_by_group) == ["top1_head", "top1_medium"]
 
 
-def test_a_stop_ends_it_without_a_result() -> None:
+def test_a_stop_ends_the_evaluation_without_a_result() -> None:
     logits, targets = draw(20, 3)
     answers = iter([False, False, True])
     seen: list[int] = []
@@ -159,7 +157,7 @@ def test_a_stop_ends_it_without_a_result() -> None:
     assert seen == [1, 2]
 
 
-def test_every_image_keeps_its_own_prediction(tmp_path: Path) -> None:
+def test_predictions_belong_to_their_images(tmp_path: Path) -> None:
     logits, targets = draw(103, 10)
     result = run(logits, targets, 16)
     result.predictions.save(tmp_path / "predictions.npz")
@@ -173,7 +171,7 @@ def test_every_image_keeps_its_own_prediction(tmp_path: Path) -> None:
     assert [f.name for f in tmp_path.iterdir()] == ["predictions.npz"]
 
 
-def test_an_image_seen_twice_in_place_of_another_is_an_error() -> None:
+def test_an_image_counted_twice_is_an_error() -> None:
     logits, targets = draw(20, 3)
 
     class Doubled(Prepared):
@@ -187,7 +185,7 @@ def test_an_image_seen_twice_in_place_of_another_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("max_logits", [1, 10, 45, 10**9])
-def test_a_limit_on_logits_changes_no_result(max_logits: int) -> None:
+def test_max_logits_does_not_change_the_result(max_logits: int) -> None:
     logits, targets = draw(103, 10)
     scored: list[int] = []
 

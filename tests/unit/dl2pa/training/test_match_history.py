@@ -1,4 +1,4 @@
-"""The record of matchings in a run directory."""
+"""Record of assignment updates in a run directory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def log(tmp_path: Path) -> MatchHistory:
     return MatchHistory(tmp_path / "matchings.jsonl")
 
 
-def test_a_record_tells_all_but_the_time_it_took(log: MatchHistory) -> None:
+def test_a_record_contains_everything_but_times(log: MatchHistory) -> None:
     log.add(30, 1.5, matching((0, 0, 1), (1, 1, 0)))
     (record,) = [json.loads(line) for line in log.path.read_text(encoding="utf-8").splitlines()]
     assert record == {
@@ -46,7 +46,7 @@ def test_a_record_tells_all_but_the_time_it_took(log: MatchHistory) -> None:
     }
 
 
-def test_a_step_recorded_again_replaces_its_record_and_what_came_after(log: MatchHistory) -> None:
+def test_a_repeated_step_replaces_its_record_and_later_ones(log: MatchHistory) -> None:
     for step in (10, 20, 30):
         log.add(step, step / 10, matching((0, 0, step)))
     log.add(20, 2.0, matching((0, 0, 98)))
@@ -55,7 +55,7 @@ def test_a_step_recorded_again_replaces_its_record_and_what_came_after(log: Matc
     assert log.records()[-1]["moves"] == [[0, 0, 99]]
 
 
-def test_a_new_attempt_repeats_without_doubling(log: MatchHistory) -> None:
+def test_a_resumed_run_duplicates_no_record(log: MatchHistory) -> None:
     for step in (10, 20, 30):
         log.add(step, step / 10, matching((1, step, step + 1)))
     whole = log.path.read_bytes()
@@ -67,14 +67,14 @@ def test_a_new_attempt_repeats_without_doubling(log: MatchHistory) -> None:
         assert log.path.read_bytes() == whole
 
 
-def test_an_attempt_that_forgot_to_cut_still_doubles_nothing(log: MatchHistory) -> None:
+def test_without_a_cut_no_record_is_duplicated(log: MatchHistory) -> None:
     for step in (10, 20, 30):
         log.add(step, step / 10, matching())
     MatchHistory(log.path).add(20, 2.0, matching())
     assert steps(log) == [10, 20]
 
 
-def test_a_line_torn_by_a_kill_is_dropped(log: MatchHistory) -> None:
+def test_a_partially_written_line_is_removed(log: MatchHistory) -> None:
     log.add(10, 1.0, matching())
     whole = log.path.read_text(encoding="utf-8")
     log.path.write_text(whole + whole[: len(whole) // 2], encoding="utf-8")
@@ -86,15 +86,13 @@ def test_a_line_torn_by_a_kill_is_dropped(log: MatchHistory) -> None:
     assert len(log.path.read_text(encoding="utf-8").splitlines()) == 2
 
 
-def test_without_matchings_there_is_no_file(log: MatchHistory) -> None:
+def test_without_updates_no_file_is_written(log: MatchHistory) -> None:
     log.cut_after(-1)
     assert not log.path.exists()
     assert log.records() == []
 
 
-def test_a_place_that_cannot_be_written_is_said_once(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_path_that_is_not_writable_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     log = MatchHistory(tmp_path / "absent" / "matchings.jsonl")
     log.add(10, 1.0, matching())
     log.add(20, 2.0, matching())

@@ -10,7 +10,7 @@ from dl2pa.training.distributed import World
 from dl2pa.training.meter import TrainMeter
 
 
-def test_the_mean_is_exact_in_any_order(alone: World) -> None:
+def test_the_mean_is_independent_of_the_order(alone: World) -> None:
     losses = torch.rand(200, generator=torch.Generator().manual_seed(0)) * 10
     means = []
     for order in (torch.arange(200), torch.randperm(200, generator=torch.Generator().manual_seed(1))):
@@ -22,7 +22,7 @@ def test_the_mean_is_exact_in_any_order(alone: World) -> None:
     assert means[0] == pytest.approx(losses.double().mean().item(), abs=1e-7)
 
 
-def test_a_reading_starts_anew(alone: World) -> None:
+def test_reading_resets_the_mean(alone: World) -> None:
     meter = TrainMeter(alone)
     meter.add(torch.tensor(4.0), 0)
     assert meter.read() == 4.0
@@ -30,7 +30,7 @@ def test_a_reading_starts_anew(alone: World) -> None:
     assert meter.read() == 2.0
 
 
-def test_a_resumed_window_continues_to_the_same_bits(alone: World) -> None:
+def test_a_resumed_mean_is_bit_identical(alone: World) -> None:
     losses = torch.rand(20, generator=torch.Generator().manual_seed(0))
     whole, first, second = (TrainMeter(alone) for _ in range(3))
     for step, loss in enumerate(losses):
@@ -43,7 +43,7 @@ def test_a_resumed_window_continues_to_the_same_bits(alone: World) -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_the_first_loss_that_is_not_finite_is_told(alone: World, value: float) -> None:
+def test_the_first_non_finite_loss_is_reported(alone: World, value: float) -> None:
     meter = TrainMeter(alone)
     for step, loss in ((3, 1.0), (4, value), (5, math.nan), (6, 1.0)):
         meter.add(torch.tensor(loss), step)
@@ -60,14 +60,14 @@ def test_finite_losses_pass(alone: World) -> None:
     assert meter.read() == -3.5
 
 
-def test_a_huge_finite_loss_is_shown_as_huge(alone: World) -> None:
+def test_a_huge_finite_loss_stays_huge(alone: World) -> None:
     meter = TrainMeter(alone)
     meter.add(torch.tensor(3e38), 0)
     meter.check("none")
     assert meter.read() > 1e7
 
 
-def test_half_precision_losses_are_taken(alone: World) -> None:
+def test_half_precision_losses_are_accepted(alone: World) -> None:
     meter = TrainMeter(alone)
     meter.add(torch.tensor(1.5, dtype=torch.bfloat16), 0)
     assert meter.read() == 1.5

@@ -48,7 +48,7 @@ class Readings(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_the_counter_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_counter_counts_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch, Readings(patch) as readings:
         values = torch.arange(3.0)
         if values.sum() > 1:
@@ -70,7 +70,9 @@ def test_the_counter_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
     ids=lambda method: " ".join(map(str, method.values())) or "dl2pa",
 )
-def test_a_step_reads_nothing(method: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_reads_no_value_from_the_device(
+    method: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = parse_config(
         {
             "method": method,

@@ -28,7 +28,7 @@ def test_warm_up_is_linear_and_ends_at_the_rate() -> None:
 
 
 @pytest.mark.parametrize("warmup", [0, 3])
-def test_the_cosine_falls_from_the_rate_to_its_minimum(warmup: int) -> None:
+def test_cosine_falls_from_the_rate_to_its_minimum(warmup: int) -> None:
     optim = config(lr=1.0, schedule="cosine", warmup_epochs=warmup, min_lr=0.1)
     first, last = warmup * STEPS, 9 * STEPS
     assert learning_rate(optim, first, STEPS, 9) == pytest.approx(1.0)
@@ -40,7 +40,7 @@ def test_the_cosine_falls_from_the_rate_to_its_minimum(warmup: int) -> None:
     assert learning_rate(optim, last + 50, STEPS, 9) == pytest.approx(0.1)
 
 
-def test_the_steps_fall_at_the_first_step_after_each_milestone() -> None:
+def test_step_schedule_falls_right_after_each_milestone() -> None:
     optim = config(lr=1.0, schedule="step", milestones=[2, 5], gamma=0.1)
     rates = [learning_rate(optim, step, STEPS, 9) for step in range(9 * STEPS)]
     assert rates[:20] == [1.0] * 20
@@ -48,7 +48,7 @@ def test_the_steps_fall_at_the_first_step_after_each_milestone() -> None:
     assert rates[50:] == pytest.approx([0.01] * 40)
 
 
-def test_the_long_tailed_recipe() -> None:
+def test_the_schedule_of_the_long_tailed_recipe() -> None:
     """Warm-up 5, then x0.1 after 160 and x0.01 after 180 of 200 epochs (ALGORITHMS, section 4)."""
     optim = config(lr=0.1, schedule="step", milestones=[160, 180], warmup_epochs=5)
     at = {epoch: learning_rate(optim, epoch * STEPS, STEPS, 200) for epoch in (0, 5, 159, 160, 180, 199)}
@@ -56,7 +56,7 @@ def test_the_long_tailed_recipe() -> None:
     assert at == {epoch: pytest.approx(rate) for epoch, rate in expected.items()}
 
 
-def test_half_an_epoch_of_warm_up() -> None:
+def test_a_warm_up_of_half_an_epoch() -> None:
     optim = config(lr=1.0, warmup_epochs=0.5, warmup_start=0.0, schedule="constant")
     assert [learning_rate(optim, s, STEPS, 1) for s in range(6)] == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1])
 
@@ -71,7 +71,7 @@ class Net(nn.Module):
 
 
 def step_with_zero_gradients(optim: OptimConfig) -> dict[str, bool]:
-    """Which parameters a step moves when weight decay alone acts."""
+    """Names of the parameters that weight decay changes."""
     torch.manual_seed(0)
     net = Net()
     nn.init.ones_(net.norm.bias)
@@ -84,13 +84,13 @@ def step_with_zero_gradients(optim: OptimConfig) -> dict[str, bool]:
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
-def test_weight_decay_spares_norms_and_biases(name: str) -> None:
+def test_weight_decay_excludes_norms_and_biases(name: str) -> None:
     moved = step_with_zero_gradients(config(name=name, lr=0.1, weight_decay=0.1))
     assert {k for k, m in moved.items() if m} == {"conv.weight", "head.weight"}
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
-def test_weight_decay_reaches_everything_trainable_where_asked(name: str) -> None:
+def test_decay_all_includes_every_trainable_parameter(name: str) -> None:
     moved = step_with_zero_gradients(config(name=name, lr=0.1, weight_decay=0.1, decay_all=True))
     assert {k for k, m in moved.items() if not m} == {"frozen"}
 
@@ -104,7 +104,7 @@ def test_weight_decay_reaches_everything_trainable_where_asked(name: str) -> Non
     ],
     ids=["nesterov", "plain", "adamw"],
 )
-def test_steps_are_those_of_torchs_optimizer(optim: OptimConfig) -> None:
+def test_steps_equal_those_of_torchs_optimizer(optim: OptimConfig) -> None:
     torch.manual_seed(0)
     ours, theirs = nn.Linear(4, 3, bias=False), nn.Linear(4, 3, bias=False)
     theirs.load_state_dict(ours.state_dict())
@@ -125,7 +125,7 @@ def test_steps_are_those_of_torchs_optimizer(optim: OptimConfig) -> None:
     assert torch.equal(ours.weight, theirs.weight)
 
 
-def test_after_a_load_the_configurations_hyperparameters_hold() -> None:
+def test_hyperparameters_after_a_load_are_the_configured() -> None:
     old = build_optimizer(Net(), config(momentum=0.9, weight_decay=1e-4), fused=False)
     changed = config(momentum=0.5, weight_decay=5e-4)
     optimizer = build_optimizer(Net(), changed, fused=False)

@@ -1,4 +1,4 @@
-"""`train.profile`: which steps are looked into, what is left of them, and that it costs no run."""
+"""`train.profile`: profiled steps, files written, failures."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WORLD = World(0, 1, 0, 1, torch.device("cpu"), 1)
 
 
 def take_steps(profile: StepProfile, count: int) -> list[list[Path]]:
-    """What each step left."""
+    """Files returned after each step."""
     left: list[list[Path]] = []
     for number in range(count):
         profile.before_step()
@@ -26,7 +26,7 @@ def take_steps(profile: StepProfile, count: int) -> list[list[Path]]:
     return left
 
 
-def test_the_steps_after_the_tenth_are_in_the_trace_and_no_others(tmp_path: Path) -> None:
+def test_the_trace_contains_the_steps_after_the_tenth(tmp_path: Path) -> None:
     left = take_steps(StepProfile(3, tmp_path / "profile", WORLD), 20)
     assert [number for number, paths in enumerate(left) if paths] == [12]
     trace, table = left[12]
@@ -35,21 +35,21 @@ def test_the_steps_after_the_tenth_are_in_the_trace_and_no_others(tmp_path: Path
     assert "3 steps" in table.read_text() and "aten::mm" in table.read_text()
 
 
-def test_a_run_that_ends_earlier_leaves_what_there_is(tmp_path: Path) -> None:
+def test_a_run_that_ends_early_writes_the_steps_so_far(tmp_path: Path) -> None:
     profile = StepProfile(50, tmp_path / "profile", WORLD)
     assert not any(take_steps(profile, 12))
     assert [path.name for path in profile.finish()] == ["trace.json", "table.txt"]
     assert profile.finish() == []
 
 
-def test_none_is_asked_for_or_another_rank_is_meant(tmp_path: Path) -> None:
+def test_other_ranks_and_zero_steps_write_no_profile(tmp_path: Path) -> None:
     second = World(1, 2, 1, 2, torch.device("cpu"), 1)
     for profile in (StepProfile(0, tmp_path / "p", WORLD), StepProfile(5, tmp_path / "p", second)):
         assert not any(take_steps(profile, 20)) and profile.finish() == []
     assert not (tmp_path / "p").exists()
 
 
-def test_a_place_that_takes_no_files_costs_no_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_failing_to_write_only_logs_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "profile").write_text("a file is in the way")
     assert not any(take_steps(StepProfile(2, tmp_path / "profile", WORLD), 20))
     assert "no profile" in caplog.text

@@ -11,7 +11,7 @@ def entry(step: int, top1: float) -> dict[str, Any]:
     return {"epoch": step, "step": step, "top1": top1}
 
 
-def test_the_best_is_the_first_of_the_highest() -> None:
+def test_the_first_of_equal_best_validations_is_the_best() -> None:
     progress = Progress()
     assert [progress.record(entry(s, t)) for s, t in ((1, 5.0), (2, 4.0), (3, 5.0), (4, 6.0))] == [
         True,
@@ -22,14 +22,14 @@ def test_the_best_is_the_first_of_the_highest() -> None:
     assert progress.best == {"top1": 6.0, "step": 4}
 
 
-def test_a_validation_done_again_replaces_its_first_version() -> None:
+def test_a_repeated_validation_replaces_the_first() -> None:
     progress = Progress()
     for step, top1 in ((1, 5.0), (2, 6.0), (2, 6.0)):
         progress.record(entry(step, top1))
     assert [h["step"] for h in progress.history] == [1, 2]
 
 
-def test_it_survives_being_written_down() -> None:
+def test_progress_survives_a_round_trip() -> None:
     progress = Progress(epoch=2, step=3, global_step=23, phase="evaluate", labels_moved=[9, 0])
     progress.record(entry(20, 5.0))
     assert Progress(**progress.as_dict()) == progress

@@ -1,4 +1,4 @@
-"""Every rank stops at the same step, one look after the first of them was asked to."""
+"""All ranks stop at the same step, one poll after the first rank was asked to."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 from dl2pa.training.distributed import World
 from dl2pa.training.stop import StopMonitor
 
-# Forks a gloo group; in round 3 of 8 the last rank alone is asked by a signal. Each rank prints its answers.
+# Forks a gloo group; in round 3 of 8 only the last rank gets a signal. Each rank prints the results of poll.
 RANKS = """
 import json, os, signal, sys
 from pathlib import Path
@@ -50,7 +50,7 @@ if rank == 0:
 
 
 @pytest.mark.parametrize("size", [2, 4])
-def test_a_signal_to_one_rank_is_every_ranks_answer_at_the_next_step(size: int, tmp_path: Path) -> None:
+def test_a_signal_to_one_rank_stops_every_rank_one_step_later(size: int, tmp_path: Path) -> None:
     command = [sys.executable, "-c", RANKS, str(tmp_path), str(size)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -69,14 +69,14 @@ def alone(tmp_path: Path) -> Iterator[StopMonitor]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT])
-def test_a_single_process_stops_at_its_next_look(alone: StopMonitor, tmp_path: Path, number: int) -> None:
+def test_a_single_process_stops_at_its_next_poll(alone: StopMonitor, tmp_path: Path, number: int) -> None:
     assert not alone.poll()
     os.kill(os.getpid(), number)
     assert alone.poll()
     assert (tmp_path / "stop").exists(), "whoever starts next sees that this run is leaving"
 
 
-def test_the_signals_are_given_back(tmp_path: Path) -> None:
+def test_signal_handlers_are_restored(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGTERM)
     monitor = StopMonitor(World(0, 1, 0, 1, torch.device("cpu"), 1), tmp_path / "stop")
     monitor.install()

@@ -47,7 +47,7 @@ def weights(train_state: TrainState) -> Tensor:
     return torch.cat([p.detach().flatten() for p in train_state.model.parameters()])
 
 
-def test_a_step_is_forward_backward_and_update_at_the_steps_rate(alone: World) -> None:
+def test_a_step_equals_sgd_at_the_rate_of_the_step(alone: World) -> None:
     settings = config(optim={"schedule": "step", "milestones": [1], "momentum": 0.0, "weight_decay": 0.0})
     train_state, reference = build(settings, alone), build_model(settings, CLASSES)
     reference.train()
@@ -63,7 +63,7 @@ def test_a_step_is_forward_backward_and_update_at_the_steps_rate(alone: World) -
     assert torch.allclose(weights(train_state), expected, atol=1e-6)
 
 
-def test_a_mixed_step_takes_loss_and_statistic_from_both_labels(alone: World) -> None:
+def test_mixing_affects_loss_and_statistics_by_both_labels(alone: World) -> None:
     settings = config(train={"mixup": 1.0, "cutmix": 1.0})
     train_state, reference = build(settings, alone), build_model(settings, CLASSES)
     reference.train()
@@ -87,7 +87,7 @@ def test_a_mixed_step_takes_loss_and_statistic_from_both_labels(alone: World) ->
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("ema", [0.0, 0.9])
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
-def test_a_restored_learner_goes_on_to_the_same_bits(
+def test_a_restored_state_continues_bit_identically(
     alone: World, precision: str, ema: float, name: str
 ) -> None:
     settings = config(train={"precision": precision, "ema": ema, "mixup": 0.2}, optim={"name": name})
@@ -110,7 +110,7 @@ def test_a_restored_learner_goes_on_to_the_same_bits(
     assert whole.meter.read() == resumed.meter.read()
 
 
-def test_hyperparameters_after_a_load_are_the_configurations(alone: World) -> None:
+def test_hyperparameters_after_a_load_are_the_configured(alone: World) -> None:
     old = build(config(optim={"momentum": 0.9, "weight_decay": 1e-4}), alone)
     old.step(batches()[0], 0)
     new = build(config(optim={"momentum": 0.0, "weight_decay": 0.0, "lr": 0.02}), alone)
@@ -126,7 +126,7 @@ def test_hyperparameters_after_a_load_are_the_configurations(alone: World) -> No
     assert torch.allclose(weights(new), expected, atol=1e-7)
 
 
-def test_the_averaged_model_predicts_and_follows_the_matching(alone: World) -> None:
+def test_the_averaged_model_gets_assignment_updates(alone: World) -> None:
     train_state = build(config(train={"ema": 0.5}), alone)
     trail = []
     for step, batch in enumerate(batches()):
@@ -135,13 +135,13 @@ def test_the_averaged_model_predicts_and_follows_the_matching(alone: World) -> N
     average = trail[0]
     for point in trail[1:]:
         average = 0.5 * average + 0.5 * point
-    found = torch.cat([p.detach().flatten() for p in train_state.evaluated.parameters()])
-    assert torch.allclose(found, average, atol=1e-6)
+    averaged = torch.cat([p.detach().flatten() for p in train_state.evaluated.parameters()])
+    assert torch.allclose(averaged, average, atol=1e-6)
     train_state.rematch()
     assert torch.equal(train_state.evaluated.method.class_vectors(), train_state.model.method.class_vectors())
 
 
-def test_an_average_that_is_new_starts_from_the_weights_at_hand(alone: World) -> None:
+def test_a_new_average_starts_from_the_loaded_weights(alone: World) -> None:
     old = build(config(), alone)
     old.step(batches()[0], 0)
     new = build(config(train={"ema": 0.9}), alone)
@@ -161,8 +161,8 @@ def test_the_gradient_norm_is_reported_and_clipped(alone: World, limit: float) -
     assert norm.item() > 1e-3
 
 
-def test_a_stochastic_network_draws_by_seed_and_step(alone: World) -> None:
-    """Swin's stochastic depth: what torch's generator did before makes no difference."""
+def test_stochastic_depth_depends_on_seed_and_step_only(alone: World) -> None:
+    """The previous state of torch's generator makes no difference."""
     outcomes = []
     for disturbance in (0, 99):
         train_state = build(config(), alone)

@@ -34,7 +34,7 @@ STEPS = EPOCHS * 29
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own for the spool, small enough to be filled."""
+    """A small file system for the spool, which can be filled."""
     folder = tmp_path / "small disk"
     folder.mkdir()
     mounted = subprocess.run(
@@ -48,7 +48,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def full(disk: Path) -> Iterator[None]:
-    """Not a byte more fits on the disk."""
+    """Fill the disk completely."""
     filler = disk / "filler"
     with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
         for size in (1 << 16, 1):
@@ -62,7 +62,7 @@ def full(disk: Path) -> Iterator[None]:
 
 
 class Disturber(threading.Thread):
-    """Kills server and database in turn, at random times, until told to stop; leaves both running."""
+    """Kill server and database in turn, at random times, until stopped; leaves both running."""
 
     def __init__(self, server: Any, database: Database, seed: int) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ def set_password(server: Any, user: str, password: str, *, new: bool) -> None:
 
 
 def record_of(client: Any, experiment: str, artifacts: Path) -> dict[str, Any]:
-    """All that the server holds of the experiment's one run: values by (name, step), params, tags, files by hash."""
+    """The record of the only run of the experiment: values by (name, step), params, tags, files by hash."""
     found = client.get_experiment_by_name(experiment)
     (run,) = client.search_runs([found.experiment_id])
     points: dict[tuple[str, int], float] = {}
@@ -227,7 +227,7 @@ def test_a_disturbed_record_equals_an_undisturbed_one(
         assert ours["files"][name] == theirs["files"][name], name
 
 
-def test_credentials_that_expire_midrun_are_replaced_by_sync(
+def test_sync_sends_with_new_credentials_after_they_expire(
     tracking_server: TrackingServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
     from dl2pa.rundir import RunDirectory

@@ -31,7 +31,7 @@ psycopg = pytest.importorskip("psycopg", reason="psycopg is not installed: pip i
         ("stranger.example", True, 403),
     ],
 )
-def test_who_is_let_in(
+def test_authentication(
     tracking_server: TrackingServer, host: str | None, signed_in: bool, status: int
 ) -> None:
     assert (
@@ -43,7 +43,7 @@ def test_who_is_let_in(
 def recorded(
     tracking_server: TrackingServer, digits: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Training, Completed]:
-    """A run recorded by that server, whose address holds the credentials, as MLflow allows."""
+    """A run recorded by this server, with the credentials in the URI."""
     folder = tmp_path_factory.mktemp("recorded")
     password = urllib.parse.quote(tracking_server.password, "")
     address = tracking_server.address.replace("://", f"://admin:{password}@")
@@ -56,7 +56,7 @@ def recorded(
     return training, done
 
 
-def test_a_training_records_itself_in_postgresql(
+def test_a_run_is_recorded_in_postgresql(
     tracking_server: TrackingServer, database: Database, recorded: tuple[Training, Completed]
 ) -> None:
     training, done = recorded
@@ -85,7 +85,7 @@ def test_a_training_records_itself_in_postgresql(
     assert list(tracking_server.artifacts.rglob("model.safetensors"))
 
 
-def test_secrets_reach_neither_logs_nor_the_record(
+def test_secrets_are_in_neither_logs_nor_records(
     tracking_server: TrackingServer, recorded: tuple[Training, Completed]
 ) -> None:
     training, done = recorded

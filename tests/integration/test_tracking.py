@@ -1,4 +1,4 @@
-"""Tracking with a real MLflow server that is killed, restarted, loses its answers or receives a replay."""
+"""Tracking with a real MLflow server that is killed, restarted, loses responses or gets duplicates."""
 
 import dataclasses
 import json
@@ -32,7 +32,7 @@ mlflow = pytest.importorskip("mlflow")
 
 @pytest.fixture
 def lossy(mlflow_server: MlflowServer) -> Iterator[str]:
-    """A way to the server that loses the first answer to every change, after the server made it."""
+    """A proxy that drops the first response to every change, after the server has applied it."""
     changes: set[tuple[str, str, bytes]] = set()
 
     class Forwarder(BaseHTTPRequestHandler):
@@ -71,7 +71,7 @@ def lossy(mlflow_server: MlflowServer) -> Iterator[str]:
 
 
 def spooled_points(run: Path) -> dict[str, list[tuple[int, int, Any]]]:
-    """Every point of the spool as (step, time, value), NaN and the infinities by name."""
+    """All points of the spool as (step, time, value); NaN and infinities as texts."""
     found: dict[str, list[tuple[int, int, Any]]] = {}
     for event, _ in read_events(RunDirectory(run).spool):
         for name, value in ((event or {}).get("v") or {}).items():
@@ -138,7 +138,7 @@ def test_sqlite_store_direct(mlflow_server: MlflowServer, tmp_path: Path) -> Non
     assert report.already_there == 105
 
 
-def test_nothing_doubles_when_answers_are_lost_or_everything_is_sent_again(
+def test_lost_responses_and_resending_create_no_duplicates(
     mlflow_server: MlflowServer, lossy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dl2pa.tracking.sender._MAX_BACKOFF_AT_END", 0.05)
@@ -181,7 +181,7 @@ def test_nothing_doubles_when_answers_are_lost_or_everything_is_sent_again(
     replay = sync(tmp_path, mlflow_server.uri)
     assert (replay.events_sent, replay.points_sent, replay.left) == (255, 1800, 0)
     assert (replay.run_id, replay.error) == (stored.info.run_id, None)
-    # A spool shorter than what was noted is another one: it is sent from its beginning.
+    # A spool shorter than the cursor is another spool; it is sent from the beginning.
     note = load_sync_state(tmp_path, mlflow_server.uri)
     save_sync_state(tmp_path, mlflow_server.uri, dataclasses.replace(note, cursor=note.cursor + 1))
     assert sync(tmp_path, mlflow_server.uri).events_sent == 255
@@ -203,7 +203,7 @@ sys.stdin.read()
 """
 
 
-def test_killed_run_is_closed_by_sync_and_reopened_by_the_next_attempt(
+def test_sync_ends_a_killed_run_and_the_next_attempt_reopens_it(
     mlflow_server: MlflowServer, tmp_path: Path
 ) -> None:
     attempt = subprocess.Popen(
@@ -248,7 +248,7 @@ def test_killed_run_is_closed_by_sync_and_reopened_by_the_next_attempt(
     assert_same(client, run_id, tmp_path)
 
 
-def test_run_made_before_a_crash_is_found_and_its_empty_double_removed(
+def test_a_run_created_before_a_crash_is_reused(
     mlflow_server: MlflowServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     client = mlflow.MlflowClient(mlflow_server.uri)
@@ -277,9 +277,7 @@ def test_run_made_before_a_crash_is_found_and_its_empty_double_removed(
     assert "was deleted on the server" in str(report.error)
 
 
-def test_artifact_store_that_fails_does_not_hold_up_points(
-    mlflow_server: MlflowServer, tmp_path: Path
-) -> None:
+def test_a_failing_artifact_store_does_not_block_points(mlflow_server: MlflowServer, tmp_path: Path) -> None:
     uri = local_uri(tmp_path)
     shutil.copy(mlflow_server.database, tmp_path / "mlflow.db")
     (tmp_path / "mlartifacts").write_text("a file where the folder should be")
@@ -298,7 +296,7 @@ def test_artifact_store_that_fails_does_not_hold_up_points(
     assert (tmp_path / "mlartifacts" / str(report.run_id) / "artifacts" / "a.txt").read_text() == "a"
 
 
-def test_server_killed_midrun_and_restarted_misses_nothing(
+def test_a_restarted_server_gets_all_events(
     mlflow_server: MlflowServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     tracker = Tracker(

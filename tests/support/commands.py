@@ -1,4 +1,4 @@
-"""Run a dl2pa command in the test process, which saves the seconds of importing torch again."""
+"""Run a dl2pa command in the test process, to avoid importing torch again."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def run_here(
 
 @contextlib.contextmanager
 def process_state_restored() -> Generator[None]:
-    """Restore what a command or a training changes in its process: log handlers, threads, environment, signals."""
+    """Restore the process state that a command changes: log handlers, threads, environment, signals."""
     import torch
 
     root = logging.getLogger()

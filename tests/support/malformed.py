@@ -1,4 +1,4 @@
-"""Damaged and hostile files of every form that the program reads: one message each, in bounded time and memory."""
+"""Damaged and hostile files of every format that dl2pa reads: one message each, in bounded time and memory."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def jpeg(height: int = 16, width: int = 16) -> bytes:
 
 
 def claiming(height: int, width: int) -> bytes:
-    """A small JPEG whose frame header claims other sides."""
+    """A small JPEG with other dimensions in its frame header."""
     data = bytearray(jpeg())
     at = data.index(b"\xff\xc0") + 5
     data[at : at + 4] = struct.pack(">HH", height, width)
@@ -143,7 +143,7 @@ def tar(*members: tuple[str, bytes], form: int = tarfile.GNU_FORMAT) -> bytes:
 
 
 def header(name: str, size: bytes, kind: bytes = b"0") -> bytes:
-    """A tar header with a size field of our own."""
+    """A tar header with a given size field."""
     block = bytearray(tarfile.TarInfo(name).tobuf(tarfile.GNU_FORMAT))
     block[124:136] = size.ljust(12, b"\0")
     block[156:157] = kind
@@ -207,7 +207,7 @@ def safetensors(head: dict[str, Any] | bytes, body: bytes = b"", length: int | N
 
 
 def _damage_header(whole: bytes, wrong: list[dict[str, Any]]) -> Iterator[tuple[str, bytes]]:
-    """A sound file with its header changed in many ways."""
+    """A valid file with its header changed in many ways."""
     size = struct.unpack("<Q", whole[:8])[0]
     head, body = json.loads(whole[8 : 8 + size]), whole[8 + size :]
     for number, changes in enumerate(wrong):
@@ -441,7 +441,7 @@ def configs() -> Iterator[tuple[str, bytes]]:
 
 
 def _cases(place: Path) -> Iterator[tuple[str, Callable[[], Any], bool]]:
-    """What to call, and whether a file may also be counted as bad instead of refused."""
+    """A function to call, and whether it may count a file as bad instead of refusing it."""
 
     def written(kind: str, name: str, data: bytes, ending: str) -> Path:
         folder = place / kind / f"{len(list((place / kind).iterdir())) if (place / kind).exists() else 0}"
@@ -514,7 +514,7 @@ def _cases(place: Path) -> Iterator[tuple[str, Callable[[], Any], bool]]:
 
 
 def counted(root: Path) -> bool:
-    """Index a folder; whether an image was counted as bad."""
+    """Index a folder; return whether an image was counted as bad."""
     index = build_index(root, root / "out.index", 1)
     return any(split.flags.any() for split in index.splits.values())
 
@@ -523,7 +523,7 @@ def counted(root: Path) -> bool:
 
 
 def outcome(call: Callable[[], Any], may_count: bool, trace: Path) -> str:
-    """What a call does in a process of its own with little time and memory; empty where that is right."""
+    """Run a call in a process with little time and memory; return what is wrong, or an empty text."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -552,7 +552,7 @@ def outcome(call: Callable[[], Any], may_count: bool, trace: Path) -> str:
 
 
 def main(place: Path) -> None:
-    """Print what went wrong with which file, as JSON; run by tests/unit/test_malformed_files.py.
+    """Print the failures per file as JSON; run by tests/unit/test_malformed_files.py.
 
     In a process of its own, for it forks: with the threads of other tests a child could inherit a held lock.
     """

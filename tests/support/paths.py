@@ -8,4 +8,4 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 CONFIGS = REPOSITORY / "configs"
 TESTCLUSTER = REPOSITORY / "slurm/testcluster"
 SHARED_DATA = REPOSITORY.parent / "shared/data"
-"""Real data beside the repository; tests that need it skip where it is absent."""
+"""Real data next to the repository; tests that need it are skipped if it is missing."""

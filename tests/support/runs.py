@@ -49,7 +49,7 @@ IN_MEMORY: dict[str, Any] = {"loader": "resident", "crop": "pad", "pad": 2}
 
 
 def config_with(folder: Path, root: Path, changes: Mapping[str, Any] | None = None) -> Path:
-    """Write a configuration that builds on the small one; returns its path."""
+    """Write a configuration based on the small one; return its path."""
     folder.mkdir(parents=True, exist_ok=True)
     base = folder / "base.yaml"
     base.write_text(yaml.safe_dump({**BASE, "data": {**BASE["data"], "root": str(root)}}))
@@ -59,7 +59,7 @@ def config_with(folder: Path, root: Path, changes: Mapping[str, Any] | None = No
 
 
 def read_status(run: Path) -> dict[str, Any]:
-    """The content of status.json; empty where there is none."""
+    """The content of status.json; empty if it does not exist."""
     try:
         return json.loads((run / "status.json").read_text())
     except FileNotFoundError:
@@ -76,7 +76,7 @@ class Process:
 
 
 def processes_of(run: Path) -> list[Process]:
-    """Every living process whose command line names the run directory."""
+    """All live processes with the run directory on their command line."""
     processes: list[Process] = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -137,7 +137,7 @@ class Started:
 
 
 class Program:
-    """Starts dl2pa commands and ends those still running when the test is over."""
+    """Start dl2pa commands, and end those still running after the test."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder / "commands"
@@ -192,7 +192,7 @@ class Training:
         eventually(reached, what)
 
     def wait_for_step(self, started: Started, step: int, after_attempt: int) -> None:
-        """Wait until an attempt later than `after_attempt` has done `step` steps."""
+        """Wait until an attempt later than `after_attempt` has reached `step`."""
 
         def reached() -> bool:
             status = self.status
@@ -201,7 +201,7 @@ class Training:
         self.wait_for(started, reached, f"step {step}")
 
     def finish(self, *overrides: str) -> Completed:
-        """Run the command to its end, in this process where the run has one process; fail unless it succeeds."""
+        """Run the command to its end, in this process if the run has one process; fail unless it succeeds."""
         command = self.command(*overrides)
         alone = self.nproc == 1
         done = self.program.run(*command) if alone else self.program.start(*command).completed()
@@ -209,13 +209,13 @@ class Training:
         return done
 
     def assert_gone(self) -> None:
-        """No process of the run is left."""
+        """Assert that no process of the run is left."""
         eventually(lambda: not processes_of(self.run), f"processes left: {processes_of(self.run)}", 30)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The parts of a finished run that are equal in bit-identical runs."""
+    """Outputs of a finished run that are equal in bit-identical runs."""
 
     model: bytes
     assignment: list[int]
@@ -225,7 +225,7 @@ class Outcome:
 
 
 def outcome_of(run: Path) -> Outcome:
-    """Read what a finished run left; fail if it recorded a point twice."""
+    """Read the outputs of a finished run; fail if a point is recorded twice."""
     from safetensors import safe_open
 
     with safe_open(run / "model.safetensors", framework="pt") as stored:
@@ -247,7 +247,7 @@ def outcome_of(run: Path) -> Outcome:
 
 
 def assert_identical(run: Path, reference: Path) -> None:
-    """Two finished runs are bit-identical."""
+    """Assert that two finished runs are bit-identical."""
     outcome, expected = outcome_of(run), outcome_of(reference)
     assert outcome.result == expected.result
     assert outcome.assignment == expected.assignment
@@ -262,7 +262,7 @@ def assert_identical(run: Path, reference: Path) -> None:
 
 
 def copy_as_another_run(run: Path, target: Path, experiment: str) -> Path:
-    """Copy a run directory and give the copy its own identity and experiment, so that it is another MLflow run."""
+    """Copy a run directory with a new identity and experiment, so that the copy is another MLflow run."""
     shutil.copytree(run, target)
     identity = json.loads((target / "events/run.json").read_text())
     changed = {identity["run_uuid"]: uuid.uuid4().hex, f'"{identity["experiment"]}"': f'"{experiment}"'}

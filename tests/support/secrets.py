@@ -1,4 +1,4 @@
-"""Secrets in the forms in which they are found in commands, changes, configurations and the environment."""
+"""Secrets in the forms that occur in commands, diffs, configurations and the environment."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 SECRET = "Zq7vXw2LmN9pRt4KdYb3"
-"""Part of every secret; no file of a run may hold it."""
+"""Part of every secret; no file of a run may contain it."""
 
 _PEM = "-----BEGIN {0}-----\\nMIIEvQIBADANBgkqh" + SECRET + "\\nabcdefgh\\n-----END {0}-----"
 FORMS: dict[str, str] = {
@@ -78,7 +78,7 @@ FORMS: dict[str, str] = {
 
 
 def environment() -> dict[str, str]:
-    """Variables with secrets, of all the names that variables of secrets have."""
+    """Environment variables with secrets, one for each kind of name."""
     return {
         "MY_DB_PASS": f"{SECRET}-1",
         "DEPLOY_KEY": f"{SECRET}-2",
@@ -97,6 +97,6 @@ def in_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def holders_of_secrets(folder: Path) -> list[Path]:
-    """The files below a folder that hold ``SECRET``, in either case."""
+    """Return the files below a folder that contain ``SECRET`` in upper or lower case."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     return [path for path in files if SECRET.lower().encode() in path.read_bytes().lower()]

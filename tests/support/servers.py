@@ -39,7 +39,7 @@ def is_healthy(address: str) -> bool:
 
 @contextlib.contextmanager
 def serving(folder: Path, health: str, command: list[str], **environment: str) -> Generator[None]:
-    """Run a server in `folder` for the duration of the block, which starts once `health` answers."""
+    """Run a server in `folder` during the context, which starts when `health` answers."""
     log = folder / f"{command[2]}-{command[3]}.log"
     with log.open("ab") as file:
         process = subprocess.Popen(
@@ -178,13 +178,13 @@ class TrackingServer:
             self._process = None
 
     def request(self, path: str, **options: Any) -> urllib.request.Request:
-        """A request with the administrator's credentials."""
+        """Send a request with the credentials of the administrator."""
         credentials = base64.b64encode(f"admin:{self.password}".encode()).decode()
         headers = {"Authorization": f"Basic {credentials}", "Content-Type": "application/json"}
         return urllib.request.Request(f"{self.address}{path}", headers=headers, **options)
 
     def get(self, path: str, host: str | None = None, signed_in: bool = True) -> tuple[int, Any]:
-        """Status and JSON of an answer; 0 and None where there is none."""
+        """Return status and JSON of a response; 0 and None without a response."""
         request = self.request(path)
         if not signed_in:
             request.remove_header("Authorization")

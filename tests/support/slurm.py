@@ -44,7 +44,7 @@ class Cluster:
         return command("squeue", "-h", "-o", "%i").split()
 
     def release(self, job: str) -> None:
-        """Let a requeued job start now instead of in two minutes.
+        """Start a requeued job now instead of in two minutes.
 
         Not within the second of its requeue: SLURM would confuse the new start with the revoked one.
         """
@@ -69,7 +69,7 @@ class Cluster:
         return self.state(job) in _ENDED
 
     def finish(self, job: str) -> str:
-        """Wait until the job has ended; returns the state that accounting gives it."""
+        """Wait until the job has ended; return its state in accounting."""
         self.wait(lambda: self.is_over(job), f"job {job} ends", job)
         last = ["sacct", "-n", "-X", "-P", "-o", "State", "-j", job]
         self.wait(lambda: command(*last).strip() not in ("", "RUNNING", "PENDING"), f"accounts of {job}")
@@ -88,7 +88,7 @@ class Cluster:
         return lines
 
     def assert_tidy(self, job: str) -> None:
-        """No process of the job is left, and no node was drained."""
+        """Assert that no process of the job is left and no node was drained."""
         self.wait(lambda: not self.processes(job), f"processes left: {self.processes(job)}")
         nodes = self.wait(
             lambda: [s for s in [command("sinfo", "-h", "-N", "-o", "%T").split()] if "completing" not in s],
@@ -97,7 +97,7 @@ class Cluster:
         assert set(nodes[0]) <= {"idle", "mixed", "allocated"}, nodes
 
     def stop_node(self, node: str) -> None:
-        """Let a node fail; the jobs' processes on it are left behind."""
+        """Make a node fail; processes of jobs on it keep running."""
         command(TESTCLUSTER, "stop-node", self.folder, node)
 
     def start_node(self, node: str) -> None:
@@ -137,9 +137,9 @@ class Job:
         self.cluster.wait(lambda: not self.cluster.processes(self.job), "the attempt's processes are gone")
 
     def reach_time_limit(self) -> None:
-        """Move the limit to where only the seconds reserved for saving are left, until the job is requeued.
+        """Reduce the time limit to the seconds reserved for saving, and wait until the job is requeued.
 
-        SLURM checks limits every half minute, longer than this run takes: its ranks are suspended meanwhile.
+        SLURM checks limits every 30 seconds, longer than this run takes, so its ranks are suspended meanwhile.
         """
         processes = processes_of(self.run)
         ranks = [p.pid for p in processes if p.kind == "rank"] or [p.pid for p in processes]
@@ -160,5 +160,5 @@ class Job:
         return self.cluster.finish(self.job)
 
     def starts(self) -> int:
-        """How often the batch script started."""
-        return self.log.count("dl2pa: start ")
+        """Number of starts of the batch script."""
+        return self.log.count(", restart ")

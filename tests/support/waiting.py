@@ -1,4 +1,4 @@
-"""Waiting for a condition instead of sleeping."""
+"""Wait for a condition."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 DEADLINE_S = 480.0
-"""Detects a hang; far above what any step takes on a busy machine."""
+"""Detects a hang; far longer than any step takes on a busy machine."""
 
 
 def eventually(

@@ -1,4 +1,4 @@
-"""The test cluster, started once, and jobs submitted to it as users submit them."""
+"""The test cluster, started once, and jobs submitted to it with `dl2pa submit`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CANNOT_BE_HAD = 3
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    """The cluster of this session; DL2PA_TEST_CLUSTER names the folder of one that already runs."""
+    """The cluster of this session; DL2PA_TEST_CLUSTER is the folder of a running one to use instead."""
     given = os.environ.get("DL2PA_TEST_CLUSTER")
     folder = Path(given or tempfile.mkdtemp(prefix="dl2pa-slurm-"))
     folder.chmod(0o755)

@@ -1,4 +1,4 @@
-"""The commands of a cluster user: refusals, dry run, arrays, jobs, logs, cancel and resume."""
+"""Commands for a cluster: refused submissions, dry run, arrays, jobs, logs, cancel and resume."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def rows_of(dl2pa: Command, *jobs: object) -> list[dict[str, Any]]:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_what_cannot_run_is_refused_before_it_queues(
+def test_invalid_submissions_are_refused_before_queueing(
     arguments: list[str], field: str, dl2pa: Command, cluster: Cluster, digits: Path, tmp_path: Path
 ) -> None:
     before = cluster.queue()
@@ -82,7 +82,7 @@ def test_a_dry_run_shows_the_script_and_queues_nothing(
     assert checked.returncode == 0, checked.stderr
 
 
-def test_the_user_s_sbatch_variables_do_not_change_what_was_asked(
+def test_sbatch_variables_of_the_user_do_not_change_the_request(
     dl2pa: Command, digits: Path, tmp_path: Path, cluster: Cluster
 ) -> None:
     config, run = config_with(tmp_path, digits), tmp_path / "run"
@@ -106,7 +106,7 @@ def test_the_user_s_sbatch_variables_do_not_change_what_was_asked(
     assert rows_of(dl2pa, run)[0]["state"] == "CANCELLED"
 
 
-def test_a_directory_whose_job_is_alive_is_refused_and_a_cancelled_one_goes_on_with_fewer_nodes(
+def test_a_cancelled_run_resumes_with_fewer_nodes(
     submit: Callable[..., Job], dl2pa: Command, cluster: Cluster
 ) -> None:
     job = submit(
@@ -193,7 +193,7 @@ def test_an_array_is_one_sweep_listed_and_cancelled_together(
     assert {run.data.params["train.seed"] for run in found} == {"0", "1"}
 
 
-def test_an_error_that_would_come_back_ends_the_job_at_once_and_stands_on_top_of_the_log(
+def test_a_final_error_ends_the_job_and_comes_first_in_the_log(
     submit: Callable[..., Job], dl2pa: Command
 ) -> None:
     job = submit({"optim": {"lr": 1e30}, "data": IN_MEMORY}, name="diverges", nodes=1)
@@ -204,10 +204,10 @@ def test_an_error_that_would_come_back_ends_the_job_at_once_and_stands_on_top_of
     job.cluster.assert_tidy(job.job)
 
 
-def test_signals_reach_the_run_when_a_container_s_process_stands_between(
+def test_stop_signals_bypass_the_container(
     submit: Callable[..., Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A stand-in for Apptainer that forwards no signal: the batch shell's stop file goes past it."""
+    """A fake Apptainer that forwards no signals; the batch shell writes the stop file instead."""
     engine = tmp_path / "bin/apptainer"
     engine.parent.mkdir()
     engine.write_text(
@@ -231,10 +231,10 @@ def test_signals_reach_the_run_when_a_container_s_process_stands_between(
     job.cluster.assert_tidy(job.job)
 
 
-def test_a_script_written_by_hand_is_supervised_the_same_way(
+def test_train_sbatch_is_supervised_in_the_same_way(
     cluster: Cluster, digits: Path, tmp_path: Path, cancelled_afterward: list[str]
 ) -> None:
-    """slurm/train.sbatch, signalled once: it saves, requeues and finishes."""
+    """slurm/train.sbatch gets a signal once, saves, requeues and finishes."""
     changes = {"train": {"epochs": 8}, "data": IN_MEMORY}
     config, run = config_with(tmp_path, digits, changes), tmp_path / "by hand"
     log = tmp_path / "by-hand.log"
@@ -259,7 +259,7 @@ def test_a_script_written_by_hand_is_supervised_the_same_way(
     cluster.assert_tidy(job)
 
 
-def test_doctor_looks_at_the_cluster_from_here_and_from_a_node(dl2pa: Command) -> None:
+def test_doctor_checks_the_cluster_here_and_on_a_node(dl2pa: Command) -> None:
     done = dl2pa("doctor", "--cluster", "--json")
     assert done.code == 0, done.error
     checks = done.result["checks"]
@@ -277,14 +277,14 @@ def test_doctor_looks_at_the_cluster_from_here_and_from_a_node(dl2pa: Command) -
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("config", ["resnet50_d512", "swin_t_d512"])
-def test_the_headline_job_is_preempted_and_finishes(
+def test_an_imagenet_job_is_preempted_and_finishes(
     config: str,
     dl2pa: Command,
     cluster: Cluster,
     tmp_path: Path,
     cancelled_afterward: list[str],
 ) -> None:
-    """The ImageNet-1K configurations: 1,000 classes, d = 512, real photographs, two nodes."""
+    """The ImageNet-1K configurations with 1,000 classes, d = 512, real photographs and two nodes."""
     photographs, synsets = SHARED_DATA / "imagenet-samples", SHARED_DATA / "semantic/imagenet_synsets.txt"
     if not photographs.is_dir():
         pytest.skip(f"{photographs} is not on this machine")
@@ -336,7 +336,7 @@ def test_the_headline_job_is_preempted_and_finishes(
 def test_no_secret_reaches_the_files_of_a_submission(
     submit: Callable[..., Job], dl2pa: Command, monkeypatch: pytest.MonkeyPatch, cluster: Cluster
 ) -> None:
-    """Forms of secrets in the environment, in tags and in an uncommitted change; the job needs its server's address."""
+    """Secrets in the environment, in tags and in an uncommitted change; the job needs the server URI."""
     changes = "\n".join(FORMS.values())
     monkeypatch.setattr("dl2pa.training.environment._git", lambda *w: changes if w[0] == "diff" else "")
     for name, value in environment().items():

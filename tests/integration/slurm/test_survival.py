@@ -21,7 +21,7 @@ LONG = {"train": {"epochs": 6}, "checkpoint": {"every_steps": SAVED_EVERY}}
 
 @pytest.fixture
 def fail_node(cluster: Cluster) -> Iterator[Callable[[str], None]]:
-    """Let a node fail; it is started again at the end of the test at the latest."""
+    """Make nodes fail; they are started again at the end of the test."""
     failed: list[str] = []
 
     def fail(node: str) -> None:
@@ -52,7 +52,7 @@ def kill_process(job: Job, kind: str) -> None:
 
 
 def assert_survived(job: Job, saved: list[int], undisturbed: Path) -> None:
-    """The job completed, resumed from at least the saved steps, and ended bit-identical to the undisturbed run."""
+    """Assert that the job completed, resumed from the saved steps, and is bit-identical to the undisturbed run."""
     assert job.finish() == "COMPLETED", job.log
     assert job.status["state"] == "finished"
     assert job.status["attempt"] == len(saved) + 1
@@ -71,7 +71,7 @@ def test_a_job_survives_preemption_time_limit_kill_and_node_failure(
     cluster: Cluster,
     tmp_path: Path,
 ) -> None:
-    """One job, disturbed four times; two nodes compute what two local processes compute."""
+    """One job is disturbed four times; two nodes give the result of two local processes."""
     job = submit(LONG, "--time=5")
     job.wait_for_step(15)
     preempt(job, tmp_path)
@@ -90,7 +90,7 @@ def test_a_job_survives_preemption_time_limit_kill_and_node_failure(
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["rank", "torchrun", "launcher"])
-def test_a_killed_process_costs_the_steps_since_the_last_save(
+def test_a_killed_process_loses_the_steps_since_the_last_save(
     kind: str, submit: Callable[..., Job], undisturbed: Callable[..., Training]
 ) -> None:
     job = submit(LONG, "--gpus-per-node=2")
@@ -100,7 +100,7 @@ def test_a_killed_process_costs_the_steps_since_the_last_save(
 
 
 @pytest.mark.thorough
-def test_a_signal_to_the_processes_of_the_job_is_a_request_to_save(
+def test_a_signal_to_the_job_steps_requests_a_save(
     submit: Callable[..., Job], undisturbed: Callable[..., Training]
 ) -> None:
     job = submit(LONG)
@@ -111,7 +111,7 @@ def test_a_signal_to_the_processes_of_the_job_is_a_request_to_save(
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("node", ["node1", "node2"])
-def test_a_failed_node_costs_the_steps_since_the_last_save(
+def test_a_failed_node_loses_the_steps_since_the_last_save(
     node: str,
     submit: Callable[..., Job],
     undisturbed: Callable[..., Training],

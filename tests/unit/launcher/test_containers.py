@@ -41,7 +41,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
     return make
 
 
-def test_pyxis_is_chosen_where_srun_has_it(fake: Fake, tmp_path: Path) -> None:
+def test_pyxis_is_used_if_srun_supports_it(fake: Fake, tmp_path: Path) -> None:
     fake("srun", "  --container-image=[USER@][REGISTRY#]IMAGE[:TAG]|PATH")
     fake("apptainer", "")
     container = Container.find("team/dl2pa:1", [Run(tmp_path / "runs/a")])
@@ -55,7 +55,7 @@ def test_pyxis_is_chosen_where_srun_has_it(fake: Fake, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["apptainer", "singularity"])
-def test_apptainer_is_chosen_where_srun_has_no_containers(fake: Fake, name: str, tmp_path: Path) -> None:
+def test_apptainer_is_used_without_pyxis(fake: Fake, name: str, tmp_path: Path) -> None:
     fake("srun", "Usage: srun [OPTIONS...] executable [args...]")
     engine = fake(name, "")
     container = Container.find("dl2pa.sif", [Run(tmp_path / "a run;/x")])
@@ -69,14 +69,14 @@ def test_apptainer_is_chosen_where_srun_has_no_containers(fake: Fake, name: str,
 
 
 @pytest.mark.parametrize("has_srun", [True, False])
-def test_a_cluster_with_neither_is_told_so(fake: Fake, has_srun: bool, tmp_path: Path) -> None:
+def test_a_missing_engine_is_refused(fake: Fake, has_srun: bool, tmp_path: Path) -> None:
     if has_srun:
         fake("srun", "Usage: srun [OPTIONS...] executable [args...]")
     with pytest.raises(UserError, match=r"--container = 'dl2pa.sif': neither .*Pyxis.* nor apptainer"):
         Container.find("dl2pa.sif", [Run(tmp_path / "a")])
 
 
-def test_folders_within_another_are_not_mounted_twice(fake: Fake, tmp_path: Path) -> None:
+def test_nested_folders_are_mounted_once(fake: Fake, tmp_path: Path) -> None:
     fake("apptainer", "")
     runs = [Run(tmp_path / "work/runs/a"), Run(tmp_path / "runs/a/x"), Run(tmp_path / "runs-too/b")]
     more = [str(tmp_path / "runs"), f"{tmp_path}/work/../work/data"]
@@ -84,7 +84,7 @@ def test_folders_within_another_are_not_mounted_twice(fake: Fake, tmp_path: Path
     assert mounts == (f"{tmp_path}/runs", f"{tmp_path}/runs-too", f"{tmp_path}/work")
 
 
-def test_the_data_folder_of_the_environment_is_mounted(
+def test_the_folder_in_DL2PA_DATA_is_mounted(
     fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake("apptainer", "")
@@ -93,7 +93,7 @@ def test_the_data_folder_of_the_environment_is_mounted(
     assert mounts == ("/datasets", f"{tmp_path}/work")
 
 
-def test_the_host_s_python_path_does_not_reach_the_image(tmp_path: Path) -> None:
+def test_the_hosts_python_path_is_unset_in_the_image(tmp_path: Path) -> None:
     """A stand-in for Apptainer, which hands on the whole environment."""
     engine = tmp_path / "apptainer"
     engine.write_text('#!/bin/sh\nwhile [ "$1" != "the image" ]; do shift; done\nshift\nexec "$@"\n')

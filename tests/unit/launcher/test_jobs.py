@@ -81,15 +81,13 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
         ("105", UNKNOWN),  # an element is known by the array's number and its own only
     ],
 )
-def test_a_jobs_state_comes_from_the_queue_and_then_from_accounting(
-    fake: Fake, job: str, state: JobState
-) -> None:
+def test_job_states_come_from_the_queue_then_accounting(fake: Fake, job: str, state: JobState) -> None:
     fake("squeue", QUEUE)
     fake("sacct", ACCOUNTS)
     assert jobs.states([job]) == {job: state}
 
 
-def test_several_jobs_are_asked_for_at_once(fake: Fake) -> None:
+def test_several_jobs_need_one_query(fake: Fake) -> None:
     queue, accounts = fake("squeue", QUEUE), fake("sacct", ACCOUNTS)
     found = jobs.states(["91", "100", "103_2", "90", "100"])
     assert {job: state.state for job, state in found.items()} == {
@@ -114,43 +112,43 @@ def test_several_jobs_are_asked_for_at_once(fake: Fake) -> None:
         ),
     ],
 )
-def test_which_jobs_run_or_will(state: str, is_live: bool) -> None:
+def test_live_states(state: str, is_live: bool) -> None:
     assert JobState(state).is_live is is_live
 
 
-def test_a_job_of_another_program_is_not_taken_for_ours(fake: Fake) -> None:
+def test_jobs_of_other_programs_are_ignored(fake: Fake) -> None:
     fake("squeue", QUEUE)
     fake("sacct", ACCOUNTS)
     assert jobs.states(["107", "93"]) == {"107": UNKNOWN, "93": UNKNOWN}
 
 
-def test_without_accounting_a_job_that_left_the_queue_is_unknown(fake: Fake) -> None:
+def test_without_accounting_an_ended_job_is_unknown(fake: Fake) -> None:
     fake("squeue", QUEUE)
     assert jobs.states(["90", "100"]) == {"90": UNKNOWN, "100": JobState("RUNNING", "", "node[1-2]")}
     assert not jobs.has_accounting()
 
 
-def test_accounting_that_does_not_answer_is_none(fake: Fake) -> None:
+def test_accounting_that_fails_counts_as_missing(fake: Fake) -> None:
     fake("squeue", "")
     fake("sacct", "", 1, "sacct: error: Problem talking to the database: Connection refused")
     assert jobs.states(["90"]) == {"90": UNKNOWN}
     assert not jobs.has_accounting()
 
 
-def test_accounting_that_answers_is_there_even_without_jobs(fake: Fake) -> None:
+def test_accounting_without_jobs_counts_as_available(fake: Fake) -> None:
     fake("sacct", "")
     assert jobs.has_accounting()
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_a_queue_that_does_not_answer_is_not_taken_for_an_empty_one(fake: Fake, there: bool) -> None:
+def test_a_failing_squeue_raises_an_error(fake: Fake, there: bool) -> None:
     if there:
         fake("squeue", QUEUE, 1, "slurm_load_jobs error: Unable to contact slurm controller")
     with pytest.raises(ConnectionError, match="does not answer"):
         jobs.states(["100"])
 
 
-def test_nothing_is_asked_about_no_jobs(fake: Fake) -> None:
+def test_no_jobs_need_no_query(fake: Fake) -> None:
     log = fake("squeue", QUEUE)
     assert jobs.states([]) == {}
     assert not log.exists()
@@ -165,26 +163,26 @@ def test_cancelling_names_every_job(fake: Fake) -> None:
     assert log.read_text(encoding="utf-8") == "7 70_1\n"
 
 
-def test_what_slurm_says_against_cancelling_is_told(fake: Fake) -> None:
+def test_an_error_of_scancel_is_reported(fake: Fake) -> None:
     fake("scancel", "", 1, "scancel: error: Kill job error on job id 7: Access denied")
     with pytest.raises(UserError, match="'7, 8': scancel: error: Kill job error on job id 7: Access denied"):
         jobs.cancel(["7", "8"])
 
 
-def test_ending_the_processes_waits_until_only_the_batch_shell_is_left(fake: Fake) -> None:
+def test_killing_steps_waits_until_only_the_batch_step_is_left(fake: Fake) -> None:
     cancelled, asked = fake("scancel"), fake("squeue", "7.batch\n7.0\n", then="7.batch\n7.extern\n")
     jobs.kill_steps(["7"], wait_s=60)
     assert re.fullmatch(r"--signal=[A-Z0-9]+ 7\n", cancelled.read_text(encoding="utf-8"))
     assert len(asked.read_text(encoding="utf-8").splitlines()) == 2
 
 
-def test_ending_the_processes_does_not_wait_for_ever(fake: Fake) -> None:
+def test_killing_steps_has_a_time_limit(fake: Fake) -> None:
     fake("scancel")
     fake("squeue", "7.0\n")
     jobs.kill_steps(["7"], wait_s=0.01)
 
 
-def test_ending_the_processes_of_a_job_that_has_ended_is_no_error(fake: Fake) -> None:
+def test_killing_steps_of_an_ended_job_is_allowed(fake: Fake) -> None:
     log = fake("scancel", "", 1, "scancel: error: Invalid job id")
     fake("squeue", "", 1, "slurm_load_jobs error: Invalid job id specified")
     jobs.kill_steps(["7", "8"], wait_s=60)

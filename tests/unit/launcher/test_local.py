@@ -88,7 +88,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
         process.communicate()
 
 
-def test_processes_get_their_rank_threads_and_arguments_and_end_when_the_launcher_is_killed(
+def test_ranks_end_when_the_launcher_is_killed(
     start: Start,
 ) -> None:
     process = start("report", "a b", "x='$HOME'; y", "--", "k=")
@@ -113,7 +113,7 @@ def test_processes_get_their_rank_threads_and_arguments_and_end_when_the_launche
         os.close(end)
 
 
-def test_a_process_that_fails_fails_the_run(start: Start) -> None:
+def test_a_failed_rank_fails_the_run(start: Start) -> None:
     assert start("fail").wait(120) == 1
 
 
@@ -137,7 +137,7 @@ print(len(os.listdir("/proc/self/task")), "threads")
 """
 
 
-def test_what_the_agent_imports_starts_no_thread_and_opens_no_gpu_driver() -> None:
+def test_the_agents_imports_start_no_thread_and_open_no_gpu() -> None:
     """Else a forked rank could inherit a held lock, and could not use its GPU."""
     env = {**os.environ, "LD_DEBUG": "files", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", IMPORT_ALL]

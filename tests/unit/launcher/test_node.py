@@ -48,13 +48,13 @@ def node_under(monkeypatch: pytest.MonkeyPatch, env: dict[str, str]) -> Node:
     ],
     ids=["no SLURM", "a job but no step", "a step of one task", "a step that does not say"],
 )
-def test_one_machine_meets_nobody(env: dict[str, str]) -> None:
+def test_one_machine_needs_no_rendezvous_address(env: dict[str, str]) -> None:
     node = this_node(env)
     assert (node.index, node.count) == (0, 1)
     assert node.interface() == "lo"
 
 
-def test_two_nodes_meet_at_the_first_of_the_node_list(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_head_is_the_first_node_of_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
     node = node_under(monkeypatch, TWO_NODES)
     assert (node.index, node.count, node.head) == (1, 2, "127.0.0.1")
     assert 10000 <= node.port < 30000
@@ -62,7 +62,7 @@ def test_two_nodes_meet_at_the_first_of_the_node_list(monkeypatch: pytest.Monkey
     assert node.interface() == "lo"
 
 
-def test_the_batch_shells_choice_of_place_and_port_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_head_and_port_of_the_batch_shell_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = {"DL2PA_HEAD": "localhost", "DL2PA_PORT": "12345", "SLURM_RESTART_COUNT": "3"}
     node = node_under(monkeypatch, {**TWO_NODES, **chosen})
     assert (node.head, node.port, node.rendezvous) == ("localhost", 12345, "1234.3")
@@ -78,14 +78,14 @@ def test_nodes_of_one_attempt_agree_and_attempts_differ(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(("nodes", "tasks"), [(1, 2), (2, 4)])
-def test_several_tasks_a_node_are_refused(nodes: int, tasks: int) -> None:
+def test_several_tasks_per_node_are_refused(nodes: int, tasks: int) -> None:
     counts = {"SLURM_STEP_NUM_NODES": str(nodes), "SLURM_STEP_NUM_TASKS": str(tasks)}
     with pytest.raises(UserError, match=rf"runs {tasks} tasks on {nodes} node.*--ntasks-per-node=1"):
         this_node({**TWO_NODES, **counts, "DL2PA_HEAD": "127.0.0.1"})
 
 
 @pytest.mark.parametrize("variable", ["DL2PA_HEAD", "SLURM_JOB_NODELIST"])
-def test_a_head_that_does_not_resolve_is_named(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unresolvable_head_is_refused(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # Not asked of the network, which may take its time to say no.
     def no_answer(host: str, *rest: object, **options: object) -> None:
         raise socket.gaierror(socket.EAI_NONAME, f"{host}: name or service not known")
@@ -96,9 +96,9 @@ def test_a_head_that_does_not_resolve_is_named(variable: str, monkeypatch: pytes
     assert (caught.value.field, caught.value.value) == ("node name", "gpu-17")
 
 
-def test_the_interface_is_the_one_whose_address_reaches_the_host() -> None:
+def test_the_interface_is_the_one_that_reaches_the_host() -> None:
     assert interface_toward("127.0.0.1") == "lo"
 
 
-def test_no_interface_is_made_up_for_a_host_out_of_reach() -> None:
+def test_an_unreachable_host_has_no_interface() -> None:
     assert interface_toward("no such host") is None

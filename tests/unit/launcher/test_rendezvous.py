@@ -18,7 +18,7 @@ def free_port(host: str) -> int:
         return int(probe.getsockname()[1])
 
 
-def test_two_nodes_meet_at_the_address_of_the_first_and_nowhere_else(tmp_path: Path) -> None:
+def test_the_store_listens_only_on_the_address_of_the_head(tmp_path: Path) -> None:
     port = free_port("127.0.0.2")
     nodes = [NodeRendezvous(Node(i, 2, "127.0.0.2", port, "7.0"), tmp_path) for i in range(2)]
     met = {}
@@ -39,7 +39,7 @@ def test_two_nodes_meet_at_the_address_of_the_first_and_nowhere_else(tmp_path: P
             socket.create_connection((other, port), timeout=5)
 
 
-def test_one_node_meets_in_a_file(tmp_path: Path) -> None:
+def test_one_node_uses_a_file_store(tmp_path: Path) -> None:
     rendezvous = NodeRendezvous(Node(0, 1, "localhost", 0, "local"), tmp_path)
     info = rendezvous.next_rendezvous()
     info.store.set("word", "said")
@@ -47,6 +47,6 @@ def test_one_node_meets_in_a_file(tmp_path: Path) -> None:
     assert not rendezvous.use_agent_store
 
 
-def test_an_address_of_another_machine_cannot_be_listened_on() -> None:
+def test_listening_on_a_remote_address_fails() -> None:
     with pytest.raises(OSError, match="Cannot assign"):
         listen_at("192.0.2.1", 12345)

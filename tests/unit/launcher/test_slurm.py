@@ -81,7 +81,7 @@ def directives(text: str) -> dict[str, str | None]:
         ("tomorrow", None),
     ],
 )
-def test_time_limits_as_slurm_writes_them(time: str, seconds: int | None) -> None:
+def test_seconds_of_slurm_time_limits(time: str, seconds: int | None) -> None:
     assert seconds_of(time) == seconds
 
 
@@ -95,7 +95,7 @@ def test_time_limits_as_slurm_writes_them(time: str, seconds: int | None) -> Non
         Request(time="2", stop_before=60),
     ],
 )
-def test_requests_that_can_be_met_are_let_through(request_: Request) -> None:
+def test_valid_requests_are_accepted(request_: Request) -> None:
     check_request(request_)
 
 
@@ -111,18 +111,18 @@ def test_requests_that_can_be_met_are_let_through(request_: Request) -> None:
         (Request(time="5", stop_before=300), r"--time = '5': leaves no time.*300 s.*shorter --stop-before"),
     ],
 )
-def test_requests_that_cannot_be_met_are_refused_by_their_option(request_: Request, message: str) -> None:
+def test_invalid_requests_are_refused_with_their_option(request_: Request, message: str) -> None:
     with pytest.raises(UserError, match=message):
         check_request(request_)
 
 
-def test_a_machine_without_slurm_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_without_slurm_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match=r"SLURM's commands are not on this machine.*dl2pa train"):
         check_request(Request())
 
 
-def test_submitting_again_changes_what_was_given_only() -> None:
+def test_merged_changes_only_the_given_options() -> None:
     first = Request(nodes=2, partition="gpu", time="5")
     assert first.merged({"nodes": 1, "partition": None, "qos": "low"}) == Request(1, 1, "5", "gpu", qos="low")
     assert Request(**first.as_dict()) == first
@@ -131,7 +131,7 @@ def test_submitting_again_changes_what_was_given_only() -> None:
 # ---- the script's options ----
 
 
-def test_the_options_of_a_plain_request_are_exactly_these(place: Path) -> None:
+def test_sbatch_options_of_a_default_request(place: Path) -> None:
     text = script(
         Request(nodes=2, gpus_per_node=4), planned(place, "run"), place / "run/slurm", "dl2pa-small"
     )
@@ -153,7 +153,7 @@ def test_the_options_of_a_plain_request_are_exactly_these(place: Path) -> None:
     assert text.startswith("#!/bin/bash\n")
 
 
-def test_everything_asked_for_is_handed_on(place: Path) -> None:
+def test_all_options_are_passed_to_sbatch(place: Path) -> None:
     request = Request(
         time="1-00:00:00",
         partition="gpu,long",
@@ -178,16 +178,14 @@ def test_everything_asked_for_is_handed_on(place: Path) -> None:
     assert found["cpus-per-task"] == "24"
 
 
-def test_without_gpus_none_are_asked_for(place: Path) -> None:
+def test_zero_gpus_request_none(place: Path) -> None:
     text = script(Request(gpus_per_node=0), planned(place, "run"), place / "slurm", "x")
     assert "gpu" not in "\n".join(directives(text))
     assert "--gpu-bind" not in text
 
 
 @pytest.mark.parametrize(("gpus", "processes", "cores"), [(4, 4, 12), (0, 2, 6), (0, 1, 3)])
-def test_the_step_gets_the_cores_that_the_job_asked_for(
-    place: Path, gpus: int, processes: int, cores: int
-) -> None:
+def test_srun_gets_the_cores_per_task_of_the_job(place: Path, gpus: int, processes: int, cores: int) -> None:
     request = Request(gpus_per_node=gpus, cpus_per_gpu=3)
     text = script(request, planned(place, "run", processes=processes), place / "slurm", "x")
     assert directives(text)["cpus-per-task"] == str(cores)
@@ -197,13 +195,13 @@ def test_the_step_gets_the_cores_that_the_job_asked_for(
 # ---- what bash makes of it ----
 
 
-def test_the_supervisor_is_in_the_script(place: Path) -> None:
+def test_the_script_contains_the_supervisor(place: Path) -> None:
     text = script(Request(), planned(place, "run"), place / "slurm", "x")
     assert SUPERVISE.read_text(encoding="utf-8") in text
 
 
 @pytest.mark.parametrize("names", [["run"], [ODD], ["a b", ODD, "-n", "*"]], ids=["plain", "odd", "array"])
-def test_bash_reads_the_run_directories_back(place: Path, names: list[str], tmp_path: Path) -> None:
+def test_the_script_quotes_run_directories(place: Path, names: list[str], tmp_path: Path) -> None:
     text = script(Request(), planned(place, *names), place / ODD / "slurm", "x")
     checked = subprocess.run(["bash", "-n"], input=text, capture_output=True, text=True)
     assert (checked.returncode, checked.stderr) == (0, "")
@@ -219,7 +217,7 @@ def test_bash_reads_the_run_directories_back(place: Path, names: list[str], tmp_
         ]
 
 
-def test_an_array_is_one_job_with_an_element_and_a_log_a_run(place: Path) -> None:
+def test_an_array_has_one_task_and_one_log_per_run(place: Path) -> None:
     found = directives(script(Request(), planned(place, "a", "b", "c"), place / "array", "x"))
     assert found["array"] == "0-2%3"
     assert found["output"] == found["error"]
@@ -242,9 +240,7 @@ def arguments_of_srun(text: str, tmp_path: Path) -> list[str]:
 SUBMITIT = ["-P", "-u", "-m", "submitit.core._submit"]
 
 
-def test_srun_starts_one_task_a_node_and_ends_all_with_the_first_that_fails(
-    place: Path, tmp_path: Path
-) -> None:
+def test_srun_starts_one_task_per_node_and_kills_all_on_failure(place: Path, tmp_path: Path) -> None:
     folder = place / ODD / "slurm"
     text = script(Request(nodes=3, gpus_per_node=2), planned(place, ODD), folder, "x")
     given = arguments_of_srun(text, tmp_path)
@@ -254,7 +250,7 @@ def test_srun_starts_one_task_a_node_and_ends_all_with_the_first_that_fails(
     assert "--gpu-bind=none" in given[:at]
 
 
-def test_with_pyxis_srun_itself_starts_the_container(place: Path, tmp_path: Path) -> None:
+def test_with_pyxis_srun_starts_the_container(place: Path, tmp_path: Path) -> None:
     make_fake(tmp_path, "srun", "echo --container-image")
     text = script(Request(container="team/dl2pa:1"), planned(place, ODD), place / "slurm", "x")
     given = arguments_of_srun(text, tmp_path)
@@ -283,9 +279,7 @@ def test_with_apptainer_srun_starts_the_engine(place: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("names", [["run"], [ODD, "b"]], ids=["one run", "an array"])
-def test_sbatch_is_given_exactly_the_script_that_is_shown(
-    place: Path, names: list[str], tmp_path: Path
-) -> None:
+def test_sbatch_gets_the_script_of_the_dry_run(place: Path, names: list[str], tmp_path: Path) -> None:
     make_fake(tmp_path, "sbatch", f"cp \"$1\" '{tmp_path}/given.sh'; echo Submitted batch job 123")
     runs, request = planned(place, *names), Request(nodes=2, time="10", cpus_per_gpu=2)
     ids = slurm.submit(request, runs, place / "slurm", "dl2pa-x")
@@ -295,7 +289,7 @@ def test_sbatch_is_given_exactly_the_script_that_is_shown(
 
 
 @pytest.mark.parametrize("inside", [True, False], ids=["inside a job of ours", "elsewhere"])
-def test_a_job_that_submits_hands_on_nothing_of_its_own(
+def test_a_job_that_submits_does_not_pass_its_variables(
     inside: bool, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its head node is not the next job's; a head that the user named is."""
@@ -310,13 +304,13 @@ def test_a_job_that_submits_hands_on_nothing_of_its_own(
     assert os.environ["DL2PA_HEAD"] == "node7"
 
 
-def test_what_sbatch_says_when_it_fails_is_told(place: Path, tmp_path: Path) -> None:
+def test_an_error_of_sbatch_is_reported(place: Path, tmp_path: Path) -> None:
     make_fake(tmp_path, "sbatch", "echo 'sbatch: error: Batch job submission failed: quota' >&2; exit 1")
     with pytest.raises(UserError, match=r"sbatch = 'dl2pa-x': failed: .*quota"):
         slurm.submit(Request(), planned(place, "run"), place / "slurm", "dl2pa-x")
 
 
-def test_the_cluster_is_asked_whether_it_could_run_the_script(place: Path, tmp_path: Path) -> None:
+def test_the_script_is_tested_with_sbatch_test_only(place: Path, tmp_path: Path) -> None:
     make_fake(tmp_path, "sbatch", f"echo \"$*\" >'{tmp_path}/options'; cat >'{tmp_path}/given.sh'")
     text = script(Request(), planned(place, "run"), place / "slurm", "x")
     slurm.check_with_cluster(text)
@@ -324,7 +318,7 @@ def test_the_cluster_is_asked_whether_it_could_run_the_script(place: Path, tmp_p
     assert (tmp_path / "given.sh").read_text(encoding="utf-8") == text
 
 
-def test_what_the_cluster_cannot_run_is_refused_in_its_own_words(place: Path, tmp_path: Path) -> None:
+def test_a_rejected_script_is_refused_with_slurms_reason(place: Path, tmp_path: Path) -> None:
     said = "allocation failure: Requested node configuration is not available"
     make_fake(tmp_path, "sbatch", f"cat >/dev/null; echo 'sbatch: error: {said}' >&2; exit 1")
     text = script(Request(nodes=9, partition="gpu"), planned(place, "run"), place / "slurm", "x")
@@ -350,7 +344,7 @@ def test_what_the_cluster_cannot_run_is_refused_in_its_own_words(place: Path, tm
     ],
     ids=str,
 )
-def test_what_a_stored_submission_adds_to_the_script_is_refused(stored: dict[str, str]) -> None:
+def test_a_stored_request_cannot_add_script_lines(stored: dict[str, str]) -> None:
     """`dl2pa resume` takes the request from RUN/slurm/job.json, which may be somebody else's."""
     with pytest.raises(UserError) as caught:
         check_request(Request.of(stored))
@@ -358,7 +352,7 @@ def test_what_a_stored_submission_adds_to_the_script_is_refused(stored: dict[str
 
 
 @pytest.mark.parametrize("folder", ["a,b", "a:b"])
-def test_a_folder_that_would_be_several_mounts_is_refused(
+def test_a_folder_name_that_splits_into_mounts_is_refused(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
 ) -> None:
     make_fake(tmp_path, "apptainer", "")

@@ -31,7 +31,7 @@ def known_runs() -> list[Path]:
     return [submission.run_dir for submission in submissions.known()]
 
 
-def test_a_submission_is_noted_in_the_run_directory(tmp_path: Path) -> None:
+def test_a_submission_is_recorded_in_the_run_directory(tmp_path: Path) -> None:
     run = submitted(tmp_path / "a run; it's", "7")
     expected = Submission("7", run, run / "log", {"nodes": 2}, "a name", Path("/here"))
     assert submissions.read(run) == expected
@@ -43,7 +43,7 @@ def test_a_submission_is_noted_in_the_run_directory(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text", [None, "", "{", "[]", "null", "{}", '{"job_id": 7}', "[" * 100_000, "\x00\x01"]
 )
-def test_a_note_that_is_absent_or_damaged_is_none(tmp_path: Path, text: str | None) -> None:
+def test_a_missing_or_damaged_record_reads_as_none(tmp_path: Path, text: str | None) -> None:
     if text is not None:
         (tmp_path / "slurm").mkdir()
         (tmp_path / JOB_FILE).write_text(text, encoding="utf-8")
@@ -52,25 +52,25 @@ def test_a_note_that_is_absent_or_damaged_is_none(tmp_path: Path, text: str | No
         submissions.find(str(tmp_path))
 
 
-def test_of_a_note_with_wrong_types_the_right_ones_are_kept(tmp_path: Path) -> None:
+def test_valid_fields_of_a_damaged_record_are_kept(tmp_path: Path) -> None:
     (tmp_path / "slurm").mkdir()
     (tmp_path / JOB_FILE).write_text('{"job_id": "7", "log": 3, "cwd": null, "request": [], "name": {}}')
     assert submissions.read(tmp_path) == Submission("7", tmp_path, None, {}, tmp_path.name, Path())
 
 
-def test_of_a_stored_request_what_can_be_read_is_kept() -> None:
+def test_valid_fields_of_a_stored_request_are_kept() -> None:
     stored = {"nodes": 4, "time": "10", "partition": 3, "gpus_per_node": True, "later": "x", "mem": None}
     assert Request.of(stored) == Request(nodes=4, time="10")
 
 
-def test_known_runs_are_this_users_in_the_order_of_their_last_submission(tmp_path: Path) -> None:
+def test_known_runs_are_ordered_by_their_last_submission(tmp_path: Path) -> None:
     a, _, c = (submitted(tmp_path / name, number) for name, number in (("a", "1"), ("b", "2"), ("c", "3")))
     submitted(a, "4")
     assert known_runs() == [tmp_path / "b", c, a]
     assert submissions.known()[-1].job_id == "4"
 
 
-def test_a_run_whose_directory_is_gone_is_still_known_by_its_job(tmp_path: Path) -> None:
+def test_a_run_with_a_deleted_directory_is_found_by_its_job(tmp_path: Path) -> None:
     run = submitted(tmp_path / "a", "7")
     (run / JOB_FILE).unlink()
     assert submissions.find("7") == [Submission("7", run)]
@@ -89,7 +89,7 @@ def test_a_run_whose_directory_is_gone_is_still_known_by_its_job(tmp_path: Path)
         b"[" * 100_000,
     ],
 )
-def test_junk_in_the_list_hides_no_other_run(tmp_path: Path, home: Path, junk: bytes) -> None:
+def test_damaged_lines_of_the_list_are_skipped(tmp_path: Path, home: Path, junk: bytes) -> None:
     a = submitted(tmp_path / "a", "1")
     with home.open("ab") as file:
         file.write(junk)
@@ -97,14 +97,14 @@ def test_junk_in_the_list_hides_no_other_run(tmp_path: Path, home: Path, junk: b
     assert known_runs() == [a, b]
 
 
-def test_a_home_that_cannot_be_written_does_not_stop_a_submission(tmp_path: Path) -> None:
+def test_a_read_only_home_does_not_prevent_a_submission(tmp_path: Path) -> None:
     (tmp_path / "state").write_text("a file", encoding="utf-8")
     run = submitted(tmp_path / "a", "1")
     assert runs_of(str(run)) == [run]
     assert submissions.known() == []
 
 
-def test_runs_are_found_by_job_array_element_and_directory(
+def test_runs_are_found_by_job_array_task_and_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = submitted(tmp_path / "one", "7")
@@ -121,7 +121,7 @@ def test_runs_are_found_by_job_array_element_and_directory(
         submissions.find_one("70")
 
 
-def test_a_job_that_a_later_one_replaced_is_not_taken_for_it(tmp_path: Path) -> None:
+def test_a_replaced_job_is_refused(tmp_path: Path) -> None:
     submitted(submitted(tmp_path / "a", "7"), "8")
     assert runs_of("8") == [tmp_path / "a"]
     with pytest.raises(UserError, match=r"was replaced: .*a is now job 8"):
@@ -129,14 +129,14 @@ def test_a_job_that_a_later_one_replaced_is_not_taken_for_it(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("job", ["9", "7_0", "9_1", "nonsense", "7;8", "no/such/folder", "x" * 5000])
-def test_a_job_that_nobody_submitted_here_is_refused(job: str, tmp_path: Path) -> None:
+def test_an_unknown_job_is_refused(job: str, tmp_path: Path) -> None:
     submitted(tmp_path / "a", "7")
     with pytest.raises(UserError, match="is not a dl2pa job that this user submitted") as caught:
         submissions.find(job)
     assert caught.value.value == job
 
 
-def test_an_empty_name_is_not_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_name_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(submitted(tmp_path / "a", "7"))
     with pytest.raises(UserError, match="is empty"):
         submissions.find("")

@@ -1,8 +1,8 @@
 """torchrun's agent: import the program once and fork the ranks of this machine.
 
 Ranks are forked because importing torch takes seconds and hundreds of megabytes per process. No imported module may
-start a thread or use a GPU before the fork (tests/unit/launcher/test_local.py). torchrun's own error report is
-suppressed; ranks write theirs to the run directory.
+start a thread or use a GPU before the fork (tests/unit/launcher/test_local.py). torchrun's error report is
+suppressed, because ranks write error reports to the run directory.
 """
 
 from __future__ import annotations

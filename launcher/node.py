@@ -22,7 +22,7 @@ _PORTS = (10000, 30000)
 
 @dataclass(frozen=True)
 class Node:
-    """One of `count` machines; `index` 0 holds rank 0 and the store at `head`:`port`."""
+    """One of `count` machines; node 0 runs rank 0 and the store at `head`:`port`."""
 
     index: int
     count: int

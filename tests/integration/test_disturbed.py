@@ -109,20 +109,20 @@ def set_password(server: Any, user: str, password: str, *, new: bool) -> None:
 
 def record_of(client: Any, experiment: str, artifacts: Path) -> dict[str, Any]:
     """The record of the only run of the experiment: values by (name, step), params, tags, files by hash."""
-    found = client.get_experiment_by_name(experiment)
-    (run,) = client.search_runs([found.experiment_id])
+    info = client.get_experiment_by_name(experiment)
+    (run,) = client.search_runs([info.experiment_id])
     points: dict[tuple[str, int], float] = {}
     for name in run.data.metrics:
         for point in client.get_metric_history(run.info.run_id, name):
             assert (name, point.step) not in points, f"{name} has two values at step {point.step}"
             points[name, point.step] = point.value
-    folder = artifacts / found.experiment_id / run.info.run_id / "artifacts"
+    folder = artifacts / info.experiment_id / run.info.run_id / "artifacts"
     files = {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
-    (model,) = client.search_logged_models([found.experiment_id])
+    (model,) = client.search_logged_models([info.experiment_id])
     assert str(model.status) == "READY"
     weights = folder.parents[1] / "models" / model.model_id / "artifacts/artifacts/model.safetensors"
     return {
@@ -200,31 +200,35 @@ def test_a_disturbed_record_equals_an_undisturbed_one(
     for name, value in signed_in("the second password").items():
         monkeypatch.setenv(name, value)
     client = mlflow.MlflowClient(server.address)
-    ours, theirs = (record_of(client, name, server.artifacts) for name in ("disturbed", "peaceful"))
-    assert ours["status"] == theirs["status"] == "FINISHED"
+    disturbed_record, reference = (
+        record_of(client, name, server.artifacts) for name in ("disturbed", "peaceful")
+    )
+    assert disturbed_record["status"] == reference["status"] == "FINISHED"
 
     def without(record: dict[str, Any], *prefixes: str) -> dict[tuple[str, int], float]:
         return {key: value for key, value in record["points"].items() if not key[0].startswith(prefixes)}
 
-    # What the machine did is measured anew each time; a node's points lie at the seconds since the run began.
-    assert without(ours, "system/").keys() == without(theirs, "system/").keys()
+    # System metrics differ between runs; their steps are seconds since the start of the run.
+    assert without(disturbed_record, "system/").keys() == without(reference, "system/").keys()
     measured = "system/", "time/", "memory/"
-    assert without(ours, *measured) == without(theirs, *measured)
-    assert len([1 for name, _ in ours["points"] if name == "train/loss"]) == STEPS
-    differing = {k for k in ours["params"] if ours["params"][k] != theirs["params"].get(k)}
+    assert without(disturbed_record, *measured) == without(reference, *measured)
+    assert len([1 for name, _ in disturbed_record["points"] if name == "train/loss"]) == STEPS
+    differing = {
+        k for k in disturbed_record["params"] if disturbed_record["params"][k] != reference["params"].get(k)
+    }
     assert differing == {"tracking.uri", "tracking.experiment"}
-    assert ours["params"].keys() == theirs["params"].keys()
-    assert ours["tags"]["dl2pa.state"] == theirs["tags"]["dl2pa.state"] == "finished"
-    assert ours["tags"]["dl2pa.attempt"] == "2"
-    assert "dl2pa.dropped_events" not in ours["tags"]
+    assert disturbed_record["params"].keys() == reference["params"].keys()
+    assert disturbed_record["tags"]["dl2pa.state"] == reference["tags"]["dl2pa.state"] == "finished"
+    assert disturbed_record["tags"]["dl2pa.attempt"] == "2"
+    assert "dl2pa.dropped_events" not in disturbed_record["tags"]
     named_alike = [
         {name for name in record["files"] if not name.startswith("code/attempt-")}
-        for record in (ours, theirs)
+        for record in (disturbed_record, reference)
     ]
     assert named_alike[0] == named_alike[1]
-    assert ours["model"] == theirs["model"]
+    assert disturbed_record["model"] == reference["model"]
     for name in ("validation.json", "matchings.jsonl"):
-        assert ours["files"][name] == theirs["files"][name], name
+        assert disturbed_record["files"][name] == reference["files"][name], name
 
 
 def test_sync_sends_with_new_credentials_after_they_expire(

@@ -73,7 +73,7 @@ def test_a_run_is_recorded_in_postgresql(
         "dbname": "PGDATABASE",
     }
     with psycopg.connect(
-        **{ours: database.variables[theirs] for ours, theirs in names.items()}
+        **{name: database.variables[variable] for name, variable in names.items()}
     ) as connection:
         rows = connection.execute(
             "select key, step, value from metrics where run_uuid = %s", [answer["run"]["info"]["run_id"]]

@@ -72,19 +72,19 @@ def lossy(mlflow_server: MlflowServer) -> Iterator[str]:
 
 def spooled_points(run: Path) -> dict[str, list[tuple[int, int, Any]]]:
     """All points of the spool as (step, time, value); NaN and infinities as texts."""
-    found: dict[str, list[tuple[int, int, Any]]] = {}
+    result: dict[str, list[tuple[int, int, Any]]] = {}
     for event, _ in read_events(RunDirectory(run).spool):
         for name, value in ((event or {}).get("v") or {}).items():
             assert event is not None
-            found.setdefault(name, []).append((event["step"], event["t"], value))
-    return {name: sorted(points) for name, points in found.items()}
+            result.setdefault(name, []).append((event["step"], event["t"], value))
+    return {name: sorted(points) for name, points in result.items()}
 
 
 def recorded_points(client: Any, run_id: str) -> dict[str, list[tuple[int, int, Any]]]:
     def readable(value: float) -> Any:
         if math.isnan(value):
             return "nan"
-        # SQL holds no infinity: MLflow stores the largest float instead.
+        # SQL has no infinity; MLflow stores the largest float instead.
         return ("inf" if value > 0 else "-inf") if abs(value) == sys.float_info.max else value
 
     return {
@@ -100,8 +100,8 @@ def assert_same(client: Any, run_id: str, run: Path) -> None:
 
 
 def runs_with(client: Any, experiment: str, uuid: str | None) -> list[Any]:
-    found = client.get_experiment_by_name(experiment)
-    return list(client.search_runs([found.experiment_id], f"tags.`{RUN_TAG}` = '{uuid}'"))
+    info = client.get_experiment_by_name(experiment)
+    return list(client.search_runs([info.experiment_id], f"tags.`{RUN_TAG}` = '{uuid}'"))
 
 
 def test_sqlite_store_direct(mlflow_server: MlflowServer, tmp_path: Path) -> None:
@@ -182,8 +182,8 @@ def test_lost_responses_and_resending_create_no_duplicates(
     assert (replay.events_sent, replay.points_sent, replay.left) == (255, 1800, 0)
     assert (replay.run_id, replay.error) == (stored.info.run_id, None)
     # A spool shorter than the cursor is another spool; it is sent from the beginning.
-    note = load_sync_state(tmp_path, mlflow_server.uri)
-    save_sync_state(tmp_path, mlflow_server.uri, dataclasses.replace(note, cursor=note.cursor + 1))
+    state = load_sync_state(tmp_path, mlflow_server.uri)
+    save_sync_state(tmp_path, mlflow_server.uri, dataclasses.replace(state, cursor=state.cursor + 1))
     assert sync(tmp_path, mlflow_server.uri).events_sent == 255
     assert len(runs_with(client, "lossy", tracker.run_uuid)) == 1
     check()

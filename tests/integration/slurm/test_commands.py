@@ -135,11 +135,11 @@ def test_a_cancelled_run_resumes_with_fewer_nodes(
 
     resumed = dl2pa("resume", job.run, "--nodes=1", "--json")
     assert resumed.code == 0, resumed.error
-    told = resumed.result
-    assert cluster.finish(told["job_id"]) == "COMPLETED", Path(told["log"]).read_text()
+    result = resumed.result
+    assert cluster.finish(result["job_id"]) == "COMPLETED", Path(result["log"]).read_text()
     result = json.loads((job.run / "result.json").read_text())
     assert (result["steps"], result["world_size"]) == (232, 1)
-    log = dl2pa("logs", told["job_id"])
+    log = dl2pa("logs", result["job_id"])
     assert f"from step {saved}" in log.output and "finished" in log.output
     assert "Traceback" not in dl2pa("logs", job.run, "--rank", "1").output
     (row,) = rows_of(dl2pa, job.run)
@@ -161,11 +161,11 @@ def test_an_array_is_one_sweep_listed_and_cancelled_together(
     places = ["--gpus-per-node=1", "--run-dir", tmp_path / "runs", "--json"]
     done = dl2pa("submit", config, "--array", "train.seed=0..1", *places)
     assert done.code == 0, done.error
-    told = done.result
-    array, ids = told["job_id"], [f"{told['job_id']}_{k}" for k in range(2)]
+    result = done.result
+    array, ids = result["job_id"], [f"{result['job_id']}_{k}" for k in range(2)]
     cancelled_afterward.append(array)
-    assert [entry["job_id"] for entry in told["jobs"]] == ids
-    runs = [Path(entry["run_dir"]) for entry in told["jobs"]]
+    assert [entry["job_id"] for entry in result["jobs"]] == ids
+    runs = [Path(entry["run_dir"]) for entry in result["jobs"]]
 
     def started() -> bool:
         states = [row for row in rows_of(dl2pa, array) if row["attempt"] == 1 and row["step"] > 0]
@@ -187,10 +187,10 @@ def test_an_array_is_one_sweep_listed_and_cancelled_together(
         assert synced.code == 0, synced.error
     client = MlflowClient(uri)
     experiments = [e.experiment_id for e in client.search_experiments()]
-    found = client.search_runs(experiments)
-    sweeps = {run.data.tags["sweep"] for run in found if "sweep" in run.data.tags}
-    assert len(found) == 2 and len(sweeps) == 1
-    assert {run.data.params["train.seed"] for run in found} == {"0", "1"}
+    mlflow_runs = client.search_runs(experiments)
+    sweeps = {run.data.tags["sweep"] for run in mlflow_runs if "sweep" in run.data.tags}
+    assert len(mlflow_runs) == 2 and len(sweeps) == 1
+    assert {run.data.params["train.seed"] for run in mlflow_runs} == {"0", "1"}
 
 
 def test_a_final_error_ends_the_job_and_comes_first_in_the_log(
@@ -224,7 +224,7 @@ def test_stop_signals_bypass_the_container(
     changes = {"train": {"epochs": 6}, "data": IN_MEMORY}
     job = submit(changes, "--time=5", "--container", "the image", name="contained", nodes=1)
     job.wait_for_step(20)
-    # As SLURM does before the time limit; waiting for that takes half a minute and is part of test_survival.
+    # As SLURM does before the time limit; test_survival waits for the real limit, which takes 30 seconds.
     subprocess.run(["scancel", "--batch", "--signal=USR2", job.job], check=True)
     assert job.finish() == "COMPLETED", job.log
     assert "stopped on request" in job.log and job.status["attempt"] == 2

@@ -1,4 +1,4 @@
-"""Which engine runs an image, and with which folders."""
+"""Container engines and mounted folders."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Fake = Callable[[str, str], Path]
 
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
-    """Make a command that prints a text; no other command is on PATH, and the working directory is `work`."""
+    """Create a command that prints a text; PATH contains no other command, and the working directory is `work`."""
     (tmp_path / "bin").mkdir()
     (tmp_path / "work").mkdir()
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
@@ -94,7 +94,7 @@ def test_the_folder_in_DL2PA_DATA_is_mounted(
 
 
 def test_the_hosts_python_path_is_unset_in_the_image(tmp_path: Path) -> None:
-    """A stand-in for Apptainer, which hands on the whole environment."""
+    """A fake Apptainer passes the whole environment, as the real one does."""
     engine = tmp_path / "apptainer"
     engine.write_text('#!/bin/sh\nwhile [ "$1" != "the image" ]; do shift; done\nshift\nexec "$@"\n')
     engine.chmod(0o755)

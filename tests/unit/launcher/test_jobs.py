@@ -1,4 +1,4 @@
-"""What the cluster's commands say, read."""
+"""Parsing the output of SLURM commands."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ ACCOUNTS = """\
 
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
-    """Make a command that prints a text and logs its arguments; no other command is on PATH."""
+    """Create a command that prints a text and logs its arguments; PATH contains no other command."""
     (tmp_path / "bin").mkdir()
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
 
     def make(name: str, output: str = "", code: int = 0, error: str = "", then: str | None = None) -> Path:
-        """Returns the log: one line a call. From the second call on it prints `then`, where given."""
+        """Return the log, one line per call. If given, `then` is printed from the second call on."""
         log, file = tmp_path / f"{name}.log", tmp_path / "bin" / name
         (tmp_path / f"{name}.1").write_text(output, encoding="utf-8")
         (tmp_path / f"{name}.2").write_text(output if then is None else then, encoding="utf-8")
@@ -78,7 +78,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
         ("91", JobState("CANCELLED", "", "")),
         ("92_1", JobState("TIMEOUT", "", "node1")),
         ("4", UNKNOWN),
-        ("105", UNKNOWN),  # an element is known by the array's number and its own only
+        ("105", UNKNOWN),  # array tasks are named by array and task number only
     ],
 )
 def test_job_states_come_from_the_queue_then_accounting(fake: Fake, job: str, state: JobState) -> None:
@@ -89,8 +89,8 @@ def test_job_states_come_from_the_queue_then_accounting(fake: Fake, job: str, st
 
 def test_several_jobs_need_one_query(fake: Fake) -> None:
     queue, accounts = fake("squeue", QUEUE), fake("sacct", ACCOUNTS)
-    found = jobs.states(["91", "100", "103_2", "90", "100"])
-    assert {job: state.state for job, state in found.items()} == {
+    states = jobs.states(["91", "100", "103_2", "90", "100"])
+    assert {job: state.state for job, state in states.items()} == {
         **{"91": "CANCELLED", "100": "RUNNING"},
         **{"103_2": "PENDING", "90": "COMPLETED"},
     }

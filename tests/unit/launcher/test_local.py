@@ -1,4 +1,4 @@
-"""torchrun's agent on this machine, with real ranks of a tiny module."""
+"""torchrun's agent on this machine, with real ranks that run a tiny module."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ Start = Callable[..., subprocess.Popen[str]]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Start run_local in a process of its own, with two processes of the tiny module."""
+    """Start run_local in a new process, with two ranks of the tiny module."""
     (tmp_path / "tiny.py").write_text(TINY, encoding="utf-8")
     place = tmp_path / "a place; 'quoted'"
     place.mkdir()
@@ -138,7 +138,7 @@ print(len(os.listdir("/proc/self/task")), "threads")
 
 
 def test_the_agents_imports_start_no_thread_and_open_no_gpu() -> None:
-    """Else a forked rank could inherit a held lock, and could not use its GPU."""
+    """Otherwise a forked rank could inherit a locked lock and could not use its GPU."""
     env = {**os.environ, "LD_DEBUG": "files", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", IMPORT_ALL]
     done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""A machine's place in a SLURM step, read from the variables SLURM sets."""
+"""The node of this process, read from the variables of SLURM."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TWO_NODES = {
 
 @pytest.fixture(autouse=True)
 def outside_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the tests themselves run in."""
+    """Remove the variables of an enclosing job."""
     for name in [n for n in os.environ if n.startswith(("SLURM", "DL2PA_"))]:
         monkeypatch.delenv(name)
 

@@ -1,4 +1,4 @@
-"""Where nodes meet: a file on one machine, one address of the first node on several."""
+"""Rendezvous: a file on one machine, a port of the first node on several."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def test_the_store_listens_only_on_the_address_of_the_head(tmp_path: Path) -> No
     for thread in threads:
         thread.join(60)
     assert [(met[i].rank, met[i].world_size) for i in range(2)] == [(0, 2), (1, 2)]
-    met[1].store.set("word", "said")
-    assert met[0].store.get("word") == b"said"
+    met[1].store.set("word", "value")
+    assert met[0].store.get("word") == b"value"
     assert all(node.use_agent_store for node in nodes)
     socket.create_connection(("127.0.0.2", port), timeout=5).close()
     for other in ("127.0.0.1", "127.0.0.3"):
@@ -42,8 +42,8 @@ def test_the_store_listens_only_on_the_address_of_the_head(tmp_path: Path) -> No
 def test_one_node_uses_a_file_store(tmp_path: Path) -> None:
     rendezvous = NodeRendezvous(Node(0, 1, "localhost", 0, "local"), tmp_path)
     info = rendezvous.next_rendezvous()
-    info.store.set("word", "said")
-    assert b"said" in (tmp_path / "agent").read_bytes()
+    info.store.set("word", "value")
+    assert b"value" in (tmp_path / "agent").read_bytes()
     assert not rendezvous.use_agent_store
 
 

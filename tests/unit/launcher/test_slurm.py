@@ -1,4 +1,4 @@
-"""The request, and the script that sbatch is given: read as text, by bash, and run with a fake srun."""
+"""Requests and the sbatch script: its text, its quoting in bash, and a run with a fake srun."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Fake = Callable[[str, str], Path]
 
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with an odd name, SLURM's commands on PATH, and nothing said by an outer job."""
+    """A working directory with an odd name, fake SLURM commands on PATH, and no variables of an outer job."""
     for name in [n for n in os.environ if n.startswith(("SLURM", "SBATCH", "DL2PA_"))]:
         monkeypatch.delenv(name)
     work = tmp_path / "the work; it's"
@@ -46,13 +46,13 @@ def planned(place: Path, *names: str, processes: int = 2) -> list[Planned]:
 
 
 def directives(text: str) -> dict[str, str | None]:
-    """The #SBATCH lines' options, unquoted as sbatch reads them."""
-    found: dict[str, str | None] = {}
+    """Options of the #SBATCH lines, unquoted as sbatch reads them."""
+    options: dict[str, str | None] = {}
     for option in re.findall(r"^#SBATCH --(.*)$", text, re.MULTILINE):
         name, equals, value = option.partition("=")
-        assert name not in found, f"--{name} is said twice"
-        found[name] = value if equals else None
-    return found
+        assert name not in options, f"--{name} is given twice"
+        options[name] = value if equals else None
+    return options
 
 
 # ---- the request ----
@@ -167,15 +167,15 @@ def test_all_options_are_passed_to_sbatch(place: Path) -> None:
         after="123",
         stop_before=600,
     )
-    found = directives(script(request, planned(place, "run"), place / "slurm", "x"))
-    assert {name: found.get(name) for name in ("time", "partition", "account", "qos", "mem")} == {
+    options = directives(script(request, planned(place, "run"), place / "slurm", "x"))
+    assert {name: options.get(name) for name in ("time", "partition", "account", "qos", "mem")} == {
         **{"time": "1-00:00:00", "partition": "gpu,long", "account": "lab", "qos": "high", "mem": "64G"},
     }
-    assert found["constraint"] == "'a100&nvlink'"
-    assert found["exclude"] == "'node[1-3]'"
-    assert found["dependency"] == "afterok:123"
-    assert found["signal"] == "B:USR2@600"
-    assert found["cpus-per-task"] == "24"
+    assert options["constraint"] == "'a100&nvlink'"
+    assert options["exclude"] == "'node[1-3]'"
+    assert options["dependency"] == "afterok:123"
+    assert options["signal"] == "B:USR2@600"
+    assert options["cpus-per-task"] == "24"
 
 
 def test_zero_gpus_request_none(place: Path) -> None:
@@ -205,9 +205,9 @@ def test_the_script_quotes_run_directories(place: Path, names: list[str], tmp_pa
     text = script(Request(), planned(place, *names), place / ODD / "slurm", "x")
     checked = subprocess.run(["bash", "-n"], input=text, capture_output=True, text=True)
     assert (checked.returncode, checked.stderr) == (0, "")
-    head, found, _ = text.partition("\nrun=${runs[${SLURM_ARRAY_TASK_ID:-0}]}\n")
+    head, separator, _ = text.partition("\nrun=${runs[${SLURM_ARRAY_TASK_ID:-0}]}\n")
     file = tmp_path / "head.sh"
-    file.write_text(f'{head}{found}printf \'%s\\n\' "${{runs[@]}}" "chosen: $run"\n', encoding="utf-8")
+    file.write_text(f'{head}{separator}printf \'%s\\n\' "${{runs[@]}}" "chosen: $run"\n', encoding="utf-8")
     for element in range(len(names)):
         env = {**os.environ, "SLURM_ARRAY_TASK_ID": str(element)} if len(names) > 1 else None
         done = subprocess.run(["bash", file], env=env, capture_output=True, text=True, check=True)
@@ -218,15 +218,15 @@ def test_the_script_quotes_run_directories(place: Path, names: list[str], tmp_pa
 
 
 def test_an_array_has_one_task_and_one_log_per_run(place: Path) -> None:
-    found = directives(script(Request(), planned(place, "a", "b", "c"), place / "array", "x"))
-    assert found["array"] == "0-2%3"
-    assert found["output"] == found["error"]
-    assert str(found["output"]).endswith("/array/job-%A_%a.log'")
+    options = directives(script(Request(), planned(place, "a", "b", "c"), place / "array", "x"))
+    assert options["array"] == "0-2%3"
+    assert options["output"] == options["error"]
+    assert str(options["output"]).endswith("/array/job-%A_%a.log'")
     assert "array" not in directives(script(Request(), planned(place, "a"), place / "slurm", "x"))
 
 
 def arguments_of_srun(text: str, tmp_path: Path) -> list[str]:
-    """Run the script as SLURM would; what srun was given."""
+    """Run the script as SLURM does; return the arguments of srun."""
     make_fake(tmp_path, "srun", f"printf '%s\\n' \"$@\" >'{tmp_path}/srun.log'")
     make_fake(tmp_path, "scontrol", "")
     file = tmp_path / "script.sh"
@@ -288,19 +288,19 @@ def test_sbatch_gets_the_script_of_the_dry_run(place: Path, names: list[str], tm
     assert given == script(request, runs, place / "slurm", "dl2pa-x")
 
 
-@pytest.mark.parametrize("inside", [True, False], ids=["inside a job of ours", "elsewhere"])
+@pytest.mark.parametrize("inside", [True, False], ids=["inside a dl2pa job", "elsewhere"])
 def test_a_job_that_submits_does_not_pass_its_variables(
     inside: bool, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its head node is not the next job's; a head that the user named is."""
+    """The head of this job is not passed on; a head set by the user is."""
     make_fake(tmp_path, "sbatch", f"env >'{tmp_path}/env'; echo Submitted batch job 123")
     given = {"DL2PA_HEAD": "node7", "DL2PA_PORT": "29500", "DL2PA_LAUNCHED": "9.0", "DL2PA_DATA": "/data"}
     for name, value in {**given, **({"DL2PA_SUPERVISED": "1"} if inside else {})}.items():
         monkeypatch.setenv(name, value)
     slurm.submit(Request(), planned(place, "run"), place / "slurm", "dl2pa-x")
     seen = (tmp_path / "env").read_text(encoding="utf-8").splitlines()
-    ours = {line.partition("=")[0] for line in seen if line.startswith("DL2PA_")}
-    assert ours == ({"DL2PA_DATA"} if inside else given.keys())
+    passed = {line.partition("=")[0] for line in seen if line.startswith("DL2PA_")}
+    assert passed == ({"DL2PA_DATA"} if inside else given.keys())
     assert os.environ["DL2PA_HEAD"] == "node7"
 
 
@@ -319,8 +319,8 @@ def test_the_script_is_tested_with_sbatch_test_only(place: Path, tmp_path: Path)
 
 
 def test_a_rejected_script_is_refused_with_slurms_reason(place: Path, tmp_path: Path) -> None:
-    said = "allocation failure: Requested node configuration is not available"
-    make_fake(tmp_path, "sbatch", f"cat >/dev/null; echo 'sbatch: error: {said}' >&2; exit 1")
+    reason = "allocation failure: Requested node configuration is not available"
+    make_fake(tmp_path, "sbatch", f"cat >/dev/null; echo 'sbatch: error: {reason}' >&2; exit 1")
     text = script(Request(nodes=9, partition="gpu"), planned(place, "run"), place / "slurm", "x")
     with pytest.raises(
         UserError, match=r"SLURM rejects the request: Requested node configuration is not"
@@ -345,7 +345,7 @@ def test_a_rejected_script_is_refused_with_slurms_reason(place: Path, tmp_path: 
     ids=str,
 )
 def test_a_stored_request_cannot_add_script_lines(stored: dict[str, str]) -> None:
-    """`dl2pa resume` takes the request from RUN/slurm/job.json, which may be somebody else's."""
+    """`dl2pa resume` reads the request from RUN/slurm/job.json, which may come from another user."""
     with pytest.raises(UserError) as caught:
         check_request(Request.of(stored))
     assert caught.value.field == f"--{next(iter(stored))}"

@@ -1,4 +1,4 @@
-"""Which run a job is of: the note in the run directory and the user's list."""
+"""Submission records: in the run directory and in the list of the user."""
 
 from __future__ import annotations
 

@@ -248,7 +248,7 @@ def test_notes_are_kept_per_server_without_credentials(tmp_path: Path) -> None:
 
 
 def test_write_json_leaves_the_old_file_when_the_disk_is_full(tmp_path: Path) -> None:
-    path = tmp_path / "note.json"
+    path = tmp_path / "state.json"
     write_json(path, {"a": 1})
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4, before[1]))

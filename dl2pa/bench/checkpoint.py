@@ -73,7 +73,7 @@ def _measure(runner: Ours, store: CheckpointStore, steps: int, rounds: int, worl
     step_s = statistics.median(without) / steps
     epoch_s = runner.steps_per_epoch * step_s
     return {
-        "mib": (store.path(rounds - 1) / "state.pt").stat().st_size / 2**20,
+        "mib": store.state_file(rounds - 1).stat().st_size / 2**20,
         "step_ms": step_s * 1e3,
         "held_ms": statistics.median(held) * 1e3,
         "written_s": statistics.median(written),

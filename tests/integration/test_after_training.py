@@ -118,7 +118,7 @@ def test_sync_sends_a_run_to_a_server(trained: Path, mlflow_server: MlflowServer
     page = (run / "summary.html").read_text()
     assert len(page) < 5 * 2**20
     assert all(source.startswith("data:") for source in re.findall(r'src="([^"]*)', page)), (
-        "the page loads no other file"
+        "no other file is loaded"
     )
     assert "<link" not in page and "@import" not in page
     moved = [json.loads(line)["moved"] for line in (run / "matchings.jsonl").read_text().splitlines()]

@@ -114,9 +114,7 @@ def finish(attempt: Attempts) -> None:
     [
         pytest.param("stop", TINY, id="stop"),
         pytest.param("crash", {**TINY, "data": IN_MEMORY}, id="crash"),
-        pytest.param(
-            "crash", WARM_UP_THEN_FIXED, id="crash, warm-up then fixed assignment", marks=pytest.mark.thorough
-        ),
+        pytest.param("crash", WARM_UP_THEN_FIXED, id="crash, warm-up then fixed", marks=pytest.mark.thorough),
     ],
 )
 def test_any_point(how: str, changes: Mapping[str, Any], attempts: Callable[..., Attempts]) -> None:

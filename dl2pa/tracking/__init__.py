@@ -1,6 +1,6 @@
-"""Experiment tracking that cannot hurt training: a spool on disk first, MLflow second.
+"""Experiment tracking: events go to a spool on disk, and from there to MLflow in the background.
 
-MLflow is imported by the sending thread only, never by importing this package.
+Only the sending thread imports MLflow; importing this package does not.
 """
 
 from dl2pa.tracking.client import Tracker

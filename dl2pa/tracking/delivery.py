@@ -1,4 +1,4 @@
-"""From the spool to the server: in order, in batches; the cursor moves when a batch was accepted."""
+"""Send the spool to a server in order and in batches; the cursor advances when a batch is accepted."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _MIN_METRICS = 50
 
 @dataclass
 class Batch:
-    """What is sent before the cursor moves: points of several events, or one event of another kind."""
+    """A unit of sending: points of several metrics events, or one other event."""
 
     end: int
-    """Byte offset in the spool after it."""
+    """Byte offset of its end in the spool."""
     start: int
     events: int = 0
     points: list[Point] = field(default_factory=lambda: [])
@@ -33,14 +33,14 @@ class Batch:
 
 
 class NotStarted(RuntimeError):
-    """The run has recorded nothing yet."""
+    """The run has recorded no events yet."""
 
 
 class Delivery:
-    """Sends one run's spool to one server. ``send`` may be called again after any failure.
+    """Send the spool of one run to one server; ``send`` may be called again after any failure.
 
     Args:
-        trusted: whether the user named the server; false where only a file in the run directory does.
+        trusted: whether the user named the server; False if only a file in the run directory names it.
     """
 
     def __init__(
@@ -50,9 +50,9 @@ class Delivery:
         self._spool = RunDirectory(run_dir).spool
         self.uri = uri
         self.identity: Identity | None = None
-        """The run's, where the disk may not have taken it."""
+        """Identity of the run, in case it could not be written to disk."""
         self.unspooled: list[bytes] = []
-        """Lines for the end of the run that no disk took: sent from memory, after the spool."""
+        """Lines that could not be written to disk; sent from memory after the spool."""
         self.events_sent = 0
         self.points_sent = 0
         self._experiment = experiment
@@ -64,40 +64,40 @@ class Delivery:
 
     @property
     def run_id(self) -> str | None:
-        """The run's id on the server, None until it answered."""
+        """Id of the run on the server; None until the server has answered."""
         return self._state.run_id
 
     @property
     def cursor(self) -> int:
-        """How much of the spool the server has, in bytes."""
+        """Bytes of the spool that the server has accepted."""
         return self._state.cursor
 
     @property
     def refused(self) -> int:
-        """Entries the server will never take."""
+        """Number of entries that the server rejected permanently."""
         return self._state.refused
 
     def is_done(self, *, with_pending: bool) -> bool:
-        """Whether the server has all of the spool; cheap."""
+        """Whether the server has accepted the whole spool; a cheap check."""
         pending_artifacts = with_pending and (self._state.pending_artifacts or self.unspooled)
         return self._spool_size() == self._state.cursor and not pending_artifacts
 
     def left(self) -> int:
-        """Events the server does not have."""
+        """Number of events that the server has not accepted."""
         spooled = count_events(self._spool, self._state.cursor)
         return spooled + len(self._state.pending_artifacts) + len(self.unspooled)
 
     def send(self, *, with_pending: bool, halt: Callable[[], bool] = lambda: False) -> None:
-        """Send what the server misses until nothing is left or ``halt()`` says so.
+        """Send the remaining events until none is left or ``halt()`` returns True.
 
         Args:
-            with_owed: try again the artifacts that did not get through.
-            halt: asked before each batch.
+            with_pending: retry artifacts that could not be sent before.
+            halt: called before each batch.
 
         Raises:
-            Busy: another process sends this spool.
+            Busy: another process is sending this spool.
             RunDeleted: the run was deleted on the server.
-            Exception: whatever MLflow raises; what was accepted before is noted.
+            Exception: any error of MLflow; the sync state records what was accepted before.
         """
         if self.is_done(with_pending=with_pending):
             return
@@ -105,27 +105,26 @@ class Delivery:
             try:
                 self._send(self._connect(), with_pending, halt)
             except Exception as error:
-                # A slow server gets smaller batches, so that some arrive in time.
+                # Smaller batches, in case the server is too slow for large ones.
                 self._limit = max(_MIN_METRICS, self._limit // 2)
                 if self._server is not None and self._server.is_gone(error):
                     self._server = None
                 raise
 
     def _connect(self) -> Server:
-        """The server with the run on it, and the latest note: another process may have sent meanwhile."""
-        noted = load_sync_state(self.run_dir, self.uri)
-        if noted.run_id == self._state.run_id and noted.cursor < self._state.cursor:
-            noted = self._state
+        """Connect to the server and reload the sync state, which another process may have changed."""
+        state = load_sync_state(self.run_dir, self.uri)
+        if state.run_id == self._state.run_id and state.cursor < self._state.cursor:
+            state = self._state
         if self._server is None:
-            identity = self._identity()
-            self._server = Server(self.uri, identity, noted.run_id, trusted=self._trusted)
-        if noted.run_id != self._server.run_id:
-            noted = SyncState(run_id=self._server.run_id)
-            save_sync_state(self.run_dir, self.uri, noted)
-        if noted.cursor > self._spool_size():
-            # Not the spool that the note is about; sending all again changes nothing that is there.
-            noted.cursor, noted.pending_artifacts = 0, []
-        self._state = noted
+            self._server = Server(self.uri, self._identity(), state.run_id, trusted=self._trusted)
+        if state.run_id != self._server.run_id:
+            state = SyncState(run_id=self._server.run_id)
+            save_sync_state(self.run_dir, self.uri, state)
+        if state.cursor > self._spool_size():
+            # The state is of another spool. Send everything; the server keeps duplicates once.
+            state.cursor, state.pending_artifacts = 0, []
+        self._state = state
         return self._server
 
     def _spool_size(self) -> int:
@@ -137,13 +136,13 @@ class Delivery:
     def _identity(self) -> Identity:
         identity = load_identity(self.run_dir) or self.identity
         if identity is None:
-            raise NotStarted(f"{self.run_dir} holds no tracked run")
+            raise NotStarted(f"{self.run_dir} contains no tracked run")
         return replace(identity, experiment=self._experiment) if self._experiment else identity
 
     def _send(self, server: Server, with_pending: bool, halt: Callable[[], bool]) -> None:
         state = self._state
         if with_pending:
-            self._retry_owed(server)
+            self._retry_pending(server)
         while not halt() and (batch := next(read_batches(self._spool, state.cursor, self._limit), None)):
             self._make_durable(batch.end)
             if not self._send_batch(server, batch):
@@ -157,23 +156,23 @@ class Delivery:
             del self.unspooled[: batch.end]
 
     def _send_batch(self, server: Server, batch: Batch) -> bool:
-        """Send a batch; False for an artifact that has to wait."""
+        """Send a batch; return False for an artifact to retry later."""
         sent = True
         if batch.points:
             server.send_points(batch.points)
         elif batch.event is not None:
             sent = self._send_event(server, batch.event)
-        self._state.refused += server.take_refused()
+        self._state.refused += server.pop_refused()
         self.events_sent += batch.events
         self.points_sent += len(batch.points)
         self._limit = min(MAX_METRICS, self._limit * 2)
         return sent
 
     def _make_durable(self, end: int) -> None:
-        """Wait until the disk holds the spool up to ``end``.
+        """Sync the spool to disk up to ``end``, in the sending thread.
 
-        A machine that fails must not forget points the server has: the next attempt would record them again,
-        with other times. Training does not wait for this.
+        If a machine failure removed points that the server has, the next attempt would record them again with other
+        times.
         """
         if end <= self._durable:
             return
@@ -183,7 +182,7 @@ class Delivery:
         self._durable = size
 
     def _send_event(self, server: Server, event: Event) -> bool:
-        """Send an event that is no points; False for an artifact that has to wait."""
+        """Send an event other than metrics; return False for an artifact to retry later."""
         kind = event["e"]
         if kind == "start":
             server.send_start(event)
@@ -195,12 +194,16 @@ class Delivery:
             server.send_end(event)
         elif kind in ("artifact", "model"):
             outside = next(
-                (name for key in ("path", "example") if (name := event.get(key)) and not self._holds(name)),
+                (
+                    name
+                    for key in ("path", "example")
+                    if (name := event.get(key)) and not self._contains(name)
+                ),
                 None,
             )
             if outside is not None:
                 self._state.refused += 1
-                _log.warning("%s lies outside the run directory and is not sent", outside)
+                _log.warning("%s is outside the run directory and is not sent", outside)
                 return True
             try:
                 if kind == "model":
@@ -208,10 +211,10 @@ class Delivery:
                 else:
                     server.send_artifact(self.run_dir / event["path"], event["folder"])
             except Exception as error:
-                # Only the artifact, or the whole server? Points must not queue behind one bad file.
+                # This raises if the server is down. Otherwise only this artifact fails and must not block later points.
                 server.status()
                 _log.warning(
-                    "%s %s does not reach MLflow (%s); it is tried again at the end and by sync",
+                    "%s %s could not be sent to MLflow (%s); it is retried at the end of the run and by sync",
                     kind,
                     event["path"],
                     redact(str(error)),
@@ -219,30 +222,30 @@ class Delivery:
                 return False
         return True
 
-    def _holds(self, name: str) -> bool:
-        """Whether a file, or all of a folder, lies in the run directory, wherever links point."""
+    def _contains(self, name: str) -> bool:
+        """Whether a file, or every file of a folder, is in the run directory after resolving links."""
         root, path = self.run_dir.resolve(), self.run_dir / name
-        found = [path, *(path.rglob("*") if path.is_dir() else ())]
-        return all(one.resolve().is_relative_to(root) for one in found)
+        paths = [path, *(path.rglob("*") if path.is_dir() else ())]
+        return all(p.resolve().is_relative_to(root) for p in paths)
 
-    def _retry_owed(self, server: Server) -> None:
+    def _retry_pending(self, server: Server) -> None:
         state = self._state
         for offset in list(state.pending_artifacts):
             entry = next(read_events(self._spool, offset), None)
             if entry is None or entry.event is None or self._send_event(server, entry.event):
                 state.pending_artifacts.remove(offset)
-                state.refused += server.take_refused()
+                state.refused += server.pop_refused()
                 save_sync_state(self.run_dir, self.uri, state)
                 self.events_sent += 1
 
 
 def read_batches(path: Path, offset: int, limit: int) -> Iterator[Batch]:
-    """The spool from ``offset`` on as batches of at most ``limit`` points (one event may exceed it)."""
+    """Read a spool from ``offset`` in batches of at most ``limit`` points; a single event may exceed it."""
     return group_events(read_events(path, offset), offset, limit)
 
 
 def group_events(entries: Iterable[Entry], offset: int, limit: int) -> Iterator[Batch]:
-    """Events as batches; ``offset`` is where the first begins."""
+    """Group events into batches; ``offset`` is the start of the first event."""
     batch = Batch(start=offset, end=offset)
     for event, end in entries:
         points = _points(event) if event is not None and event["e"] == "metrics" else []
@@ -262,7 +265,7 @@ def group_events(entries: Iterable[Entry], offset: int, limit: int) -> Iterator[
 
 
 def count_events(path: Path, start: int = 0, end: int | None = None) -> int:
-    """The events of a spool between two offsets."""
+    """Count the events of a spool between two offsets."""
     count = 0
     for entry in read_events(path, start):
         if end is not None and entry.end > end:

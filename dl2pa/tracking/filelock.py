@@ -1,4 +1,4 @@
-"""A lock file between processes."""
+"""Lock files between processes."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class Busy(RuntimeError):
 
 @contextlib.contextmanager
 def exclusive_lock(path: Path) -> Generator[None]:
-    """Hold the lock file ``path``.
+    """Hold the lock file ``path`` during the context.
 
-    A file system without locks, or one that cannot create the file, is no obstacle: what the lock guards is
-    idempotent, the lock only saves work.
+    If the file system does not support locks or cannot create the file, the context runs without a lock: the guarded
+    operations are idempotent, and the lock only avoids duplicate work.
 
     Raises:
-        Busy: another process, or another thread of this one, holds it.
+        Busy: another process, or another thread of this process, holds the lock.
     """
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -44,12 +44,12 @@ def exclusive_lock(path: Path) -> Generator[None]:
         os.close(descriptor)
 
 
-def _forget_in_child() -> None:
-    # A forked loader worker shares the lock's open file and would keep it after this process was killed.
+def _close_in_child() -> None:
+    # A forked worker shares the open file and would keep the lock after this process is killed.
     for descriptor in _held:
         with contextlib.suppress(OSError):
             os.close(descriptor)
     _held.clear()
 
 
-os.register_at_fork(after_in_child=_forget_in_child)
+os.register_at_fork(after_in_child=_close_in_child)

@@ -1,4 +1,4 @@
-"""Importing MLflow from the sending thread while the training may fork."""
+"""Lock for importing MLflow in the sending thread while training may fork."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import contextlib
 import os
 import threading
 
-# A process forked amid another thread's import inherits that module's lock for ever: a fork waits for ours.
+# A process forked during an import in another thread inherits a locked import lock, so a fork waits for this lock.
 _importing = threading.RLock()
 _forks: list[bool] = []
 
 
 def importing() -> contextlib.AbstractContextManager[bool]:
-    """The lock to hold while MLflow's modules are imported."""
+    """Return the lock to hold while importing MLflow modules."""
     return _importing
 
 
 def _before_fork() -> None:
-    # Not for ever: the fork may itself happen inside an import that ours waits for.
+    # With a timeout, because the fork may happen inside an import that the other thread waits for.
     _forks.append(_importing.acquire(timeout=10))
 
 

@@ -1,4 +1,4 @@
-"""MLflow's own server as a child process: for `dl2pa ui`, benchmarks and whoever wants one on this machine."""
+"""MLflow server as a child process, for `dl2pa ui`, benchmarks and tests."""
 
 from __future__ import annotations
 
@@ -24,33 +24,33 @@ _STOP_SECONDS = 10
 
 
 class ServerFailed(RuntimeError):
-    """The server ended before it answered; the message holds the last of what it said."""
+    """The server ended before it answered; the message contains the end of its log."""
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A port that nobody listens at now."""
-    with socket.create_server((host, 0)) as free:
-        return int(free.getsockname()[1])
+    """Return a port that is currently free."""
+    with socket.create_server((host, 0)) as listener:
+        return int(listener.getsockname()[1])
 
 
 class LocalServer:
-    """``mlflow server`` on a store of this machine; it ends with this process, however that ends.
+    """``mlflow server`` on a local store; it ends when this process ends, also if this process is killed.
 
     Args:
-        store: the backend store, for example ``sqlite:///runs/mlflow.db``; handed over in the environment, because
-            a password in it would show in the list of processes.
-        log: where it says what it says.
-        artifacts: where artifacts of new experiments go that come through the server.
-        names: by which others than this machine's programs reach it. Requests to any other name are refused: a page
-            of the internet whose name resolves to this machine could else read everything.
+        store: the backend store, for example ``sqlite:///runs/mlflow.db``; passed in the environment, because the
+            process list would show a password in it.
+        log: log file of the server.
+        artifacts: folder for artifacts that are uploaded through the server.
+        names: host names under which other machines reach the server. Requests to other names are rejected, which
+            prevents DNS rebinding by web pages.
     """
 
     def __init__(
         self, store: str, log: Path, artifacts: Path, host: str, port: int, names: Sequence[str] = ()
     ) -> None:
         self.uri = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        own = (f"{name}:{port}" for name in ("localhost", "127.0.0.1", host))
-        allowed = dict.fromkeys([*own, *(form for name in names for form in (name, f"{name}:*"))])
+        local = (f"{name}:{port}" for name in ("localhost", "127.0.0.1", host))
+        allowed = dict.fromkeys([*local, *(form for name in names for form in (name, f"{name}:*"))])
         self._log = log
         self._command = [
             *(sys.executable, "-m", "mlflow", "server"),
@@ -69,10 +69,10 @@ class LocalServer:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it and wait until it answers.
+        """Start the server and wait until it answers.
 
         Raises:
-            ServerFailed: it does not.
+            ServerFailed: it ends or does not answer in time.
         """
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -88,16 +88,16 @@ class LocalServer:
         while not self._answers():
             if self.process.poll() is not None or time.monotonic() > deadline:
                 self.stop()
-                raise ServerFailed(self._last_words())
+                raise ServerFailed(self._end_of_log())
             time.sleep(0.1)
 
     def wait(self) -> int:
-        """Wait until it ends by itself; its exit code."""
+        """Wait until the server ends; return its exit code."""
         assert self.process is not None, "not started"
         return self.process.wait()
 
     def stop(self) -> None:
-        """End it and its workers."""
+        """End the server and its workers."""
         if self.process is None:
             return
         try:
@@ -119,7 +119,7 @@ class LocalServer:
         except (urllib.error.URLError, OSError):
             return False
 
-    def _last_words(self) -> str:
+    def _end_of_log(self) -> str:
         lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
-        said = [line.strip() for line in lines if line.strip()]
-        return redact(" ".join(said[-3:]))[-500:] or "it said nothing"
+        texts = [line.strip() for line in lines if line.strip()]
+        return redact(" ".join(texts[-3:]))[-500:] or "its log is empty"

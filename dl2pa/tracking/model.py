@@ -1,4 +1,4 @@
-"""A finished run's weights as an MLflow model: the folder MLflow loads and serves, and its way to a server."""
+"""Write the weights of a finished run as an MLflow model folder and log it to a server."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dl2pa.tracking.spool import Event
 
 DIGEST_TAG = "dl2pa.sha256"
 MODEL_NAME = "model"
-"""``runs:/RUN_ID/model`` opens it."""
+"""``runs:/RUN_ID/model`` loads it."""
 _PACKAGES = ("dl2pa", "pipelines")
 _WEIGHTS = Path("artifacts", "model.safetensors")
 
@@ -31,35 +31,35 @@ def write_model(
     link: bool = False,
     **identity: Any,
 ) -> None:
-    """Write the folder that ``mlflow models serve`` takes.
+    """Write a model folder for ``mlflow models serve``.
 
     Args:
-        folder: must not exist yet.
+        folder: output folder; must not exist.
         weights: the model file.
-        requirements: pinned packages that inference needs besides our own code, which is carried.
-        example: an encoded image to show as input.
-        link: point to the weights in place of a copy; for a folder that is uploaded and removed.
-        identity: ``model_id`` and ``run_id`` for a model that a server knows.
+        requirements: pinned packages that inference needs; the code of dl2pa is copied to the folder.
+        example: an encoded image as input example.
+        link: link to the weights instead of copying them, for a folder that is uploaded and removed.
+        identity: ``model_id`` and ``run_id`` of a model that exists on a server.
     """
     with importing():
         pyfunc = importlib.import_module("mlflow.pyfunc")
         models = importlib.import_module("mlflow.models")
-    described = models.Model(**identity)
+    model = models.Model(**identity)
     code = folder.with_name(f".{folder.name}.code")
-    # The weights take the place of this file at the end: MLflow would copy them twice on the way.
-    stand_in = code / _WEIGHTS.name
+    # An empty file, replaced by the weights below, because MLflow would copy the weights twice.
+    placeholder = code / _WEIGHTS.name
     try:
         shutil.rmtree(code, ignore_errors=True)
-        carried = [_copy_package(name, code) for name in _PACKAGES]
-        stand_in.touch()
+        packages = [_copy_package(name, code) for name in _PACKAGES]
+        placeholder.touch()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # that type hints could say what the signature does
+            warnings.simplefilter("ignore", UserWarning)  # about missing type hints
             pyfunc.save_model(
                 str(folder),
-                mlflow_model=described,
-                python_model=str(carried[0] / "model" / "serving.py"),
-                artifacts={"model": str(stand_in)},
-                code_paths=[str(path) for path in carried],
+                mlflow_model=model,
+                python_model=str(packages[0] / "model" / "serving.py"),
+                artifacts={"model": str(placeholder)},
+                code_paths=[str(path) for path in packages],
                 pip_requirements=list(requirements),
                 signature=_signature(models),
                 input_example=_input_example(example),
@@ -68,14 +68,14 @@ def write_model(
         shutil.rmtree(code, ignore_errors=True)
     for cache in list(folder.rglob("__pycache__")):
         shutil.rmtree(cache)
-    place = folder / _WEIGHTS
-    place.unlink()
+    target = folder / _WEIGHTS
+    target.unlink()
     if link:
-        place.symlink_to(weights.absolute())
+        target.symlink_to(weights.absolute())
     else:
-        shutil.copyfile(weights, place)
-    described.model_size_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    described.save(str(folder / "MLmodel"))
+        shutil.copyfile(weights, target)
+    model.model_size_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    model.save(str(folder / "MLmodel"))
 
 
 def log_model(
@@ -83,17 +83,17 @@ def log_model(
     run_id: str,
     run_dir: Path,
     event: Event,
-    check_place: Callable[[str], None] = lambda place: None,
+    check_location: Callable[[str], None] = lambda location: None,
 ) -> str:
-    """Bring the model of a spooled event to a server, once; returns MLflow's id of it.
+    """Log the model of a spooled event to a server, once; return MLflow's id of the model.
 
-    A model of the same run with the same weights that is there already is kept; one whose upload broke off is
-    sent again under its id. May raise whatever MLflow raises.
+    A model of the same run with the same weights that is already on the server is kept. If its upload was interrupted,
+    it is uploaded again under the same id. May raise any error of MLflow.
 
     Args:
         event: ``path`` of the weights and ``example`` in the run directory, ``sha256``, ``requirements``,
             ``step``, ``params`` and ``tags``.
-        check_place: raises where the files may not be written to the place that the server says.
+        check_location: raises if files may not be written to the artifact location given by the server.
     """
     with importing():
         entities = importlib.import_module("mlflow.entities")
@@ -103,7 +103,7 @@ def log_model(
     if ready:
         return str(ready[0].model_id)
     model = known[0] if known else _create(client, experiment, run_id, event)
-    check_place(str(model.artifact_location))
+    check_location(str(model.artifact_location))
     with _scratch(run_dir) as folder:
         example = run_dir / event["example"] if event["example"] else None
         write_model(
@@ -124,7 +124,7 @@ def log_model(
 
 
 def _models_of(client: Any, experiment: str, run_id: str) -> list[Any]:
-    """The models logged by a run, the latest first."""
+    """Return the models logged by a run, latest first."""
     order = [{"field_name": "creation_timestamp", "ascending": False}]
     return list(client.search_logged_models([experiment], f"source_run_id = '{run_id}'", order_by=order))
 
@@ -142,21 +142,21 @@ def _create(client: Any, experiment: str, run_id: str, event: Event) -> Any:
 
 @contextlib.contextmanager
 def _scratch(run_dir: Path) -> Generator[Path]:
-    """A folder that does not exist yet, in the run directory, and is gone afterward, also after a kill."""
-    place = RunDirectory(run_dir).mlflow_model
-    shutil.rmtree(place, ignore_errors=True)
-    place.mkdir()
+    """Yield a new path in the run directory and remove it afterward; a folder left by a kill is removed first."""
+    folder = RunDirectory(run_dir).mlflow_model
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
     try:
-        yield place / "model"
+        yield folder / "model"
     finally:
-        shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _copy_package(name: str, target: Path) -> Path:
-    """Our own code as it is installed here: sources alone."""
-    found = importlib.util.find_spec(name)
-    assert found is not None and found.submodule_search_locations, f"{name} is a package of ours"
-    source = Path(next(iter(found.submodule_search_locations)))
+    """Copy the Python files of an installed package."""
+    spec = importlib.util.find_spec(name)
+    assert spec is not None and spec.submodule_search_locations, f"{name} is not a package"
+    source = Path(next(iter(spec.submodule_search_locations)))
     return Path(shutil.copytree(source, target / name, ignore=_not_sources))
 
 

@@ -1,8 +1,8 @@
-"""What each node does while the run goes on: processor, memory, disk, network, GPUs, in MLflow's own names.
+"""System metrics of each node (CPU, memory, disk, network, GPUs), named as MLflow names them.
 
-A thread of each node's first rank measures. Rank 0's points go into the run's spool; every other node appends
-to ``RUN/events/system-N.jsonl``, and rank 0 takes them over from there, with the times they were measured at.
-The spool keeps each (name, step) once, so taking them over again changes nothing.
+A thread of the first rank of each node measures. Rank 0 writes its points to the spool. Every other node appends to
+``RUN/events/system-N.jsonl``, and rank 0 copies these points to the spool with their original times. The spool keeps
+each (name, step) once, so copying twice changes nothing.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from dl2pa.tracking.spool import now_ms, read_events
 log = logging.getLogger(__name__)
 
 _READINGS = 5
-"""Of which a point is the mean."""
+"""Number of readings that are averaged into a point."""
 _SLOWER_AFTER = 1000
-"""Points after which the interval doubles: a run of weeks stays small."""
+"""Points after which the interval doubles, to limit the size of long runs."""
 
 
 class Write(Protocol):
-    """Takes the values measured at a step and a time (ms)."""
+    """Record the values measured at a step and a time (ms)."""
 
     def __call__(self, step: int, values: Mapping[str, Any], time_ms: int) -> None: ...
 
 
 class OtherNodes:
-    """Takes over what other nodes have left, each line once."""
+    """Read the points of the other nodes, each line once."""
 
     def __init__(self, run_dir: Path) -> None:
         self._pattern = RunDirectory(run_dir).node_metrics("*")
         self._offsets: dict[Path, int] = {}
 
     def collect(self, write: Write) -> None:
-        """Hand on the lines that are new since the last call."""
+        """Pass the lines that are new since the last call to `write`."""
         for path in sorted(self._pattern.parent.glob(self._pattern.name)):
             for event, end in read_events(path, self._offsets.get(path, 0)):
                 self._offsets[path] = end
@@ -51,7 +51,7 @@ class OtherNodes:
 
 
 class NodeFile:
-    """Appends one node's points; a disk that refuses them is said once."""
+    """Append the points of one node to its file; a write error is logged once."""
 
     def __init__(self, run_dir: Path, node: int, attempt: int) -> None:
         self._path = RunDirectory(run_dir).node_metrics(node)
@@ -64,12 +64,12 @@ class NodeFile:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.open("ab") as file:
-                # A line that a kill or a full disk cut short ends here and is passed over by the reader.
+                # End a line truncated by a kill or a full disk, so that the reader skips only that line.
                 torn = file.tell() > 0 and not _ends_a_line(self._path)
                 file.write((b"\n" if torn else b"") + line.encode())
         except OSError as error:
             if not self._refused:
-                log.warning("%s takes no points (%s); training goes on", self._path, error)
+                log.warning("cannot write points to %s (%s); training continues", self._path, error)
             self._refused = True
 
 
@@ -80,16 +80,16 @@ def _ends_a_line(path: Path) -> bool:
 
 
 class NodeWatch(threading.Thread):
-    """Measures a node every so often until stopped. A daemon; whatever fails in it ends only itself.
+    """Daemon thread that measures a node at an interval until stopped; an error ends only this thread.
 
     Args:
         node: number of the node.
-        write: takes the points; ``system/node-N/...``.
-        also: called after each point; rank 0 takes over the other nodes' there.
-        started_ms: when the run began; a point's step is the whole seconds since, so that attempts follow on.
-        every: seconds between points, at first.
+        write: called with each point; metrics are named ``system/node-N/...``.
+        also: called after each point; rank 0 copies the points of the other nodes there.
+        started_ms: start of the run; the step of a point is the number of seconds since, across attempts.
+        every: initial seconds between points.
         gpus: UUIDs of the GPUs that the run uses on this node.
-        folder: the run's, whose disk is measured.
+        folder: the run directory, whose disk is measured.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class NodeWatch(threading.Thread):
         also: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(name="dl2pa-system", daemon=True)
-        # A thread that imports while another forks would leave the child a lock that nobody opens.
+        # Imports modules here, because a fork during an import in the thread would leave a locked import lock.
         self._machine = _Machine(gpus, folder)
         self._node = node
         self._write = write
@@ -116,8 +116,8 @@ class NodeWatch(threading.Thread):
         try:
             self._machine.begin()
             points = 0
-            pause = min(1.0, self._every)  # a short run has a point too
-            while not (points and self._end.is_set()):  # one point at least, however late the thread begins
+            pause = min(1.0, self._every)  # so that a short run has a point
+            while not (points and self._end.is_set()):  # at least one point
                 readings: list[dict[str, float]] = []
                 count = _READINGS if points else 1
                 for _ in range(count):
@@ -129,7 +129,7 @@ class NodeWatch(threading.Thread):
                 points += 1
                 pause = self._every * 2.0 ** (points // _SLOWER_AFTER)
         except Exception as error:
-            log.warning("the node is no longer measured (%s); training goes on", error)
+            log.warning("system metrics stopped (%s); training continues", error)
 
     def _record(self, readings: Sequence[Mapping[str, float]]) -> None:
         time_ms = now_ms()
@@ -139,26 +139,26 @@ class NodeWatch(threading.Thread):
         self._also()
 
     def stop(self) -> None:
-        """Take a last point and end; waits a moment for it."""
+        """Record a last point and end; waits up to 5 seconds."""
         self._end.set()
         if self.is_alive():
             self.join(timeout=5)
 
 
 def _means(readings: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    found: defaultdict[str, list[float]] = defaultdict(list)
+    series: defaultdict[str, list[float]] = defaultdict(list)
     for reading in readings:
         for name, value in reading.items():
-            found[name].append(value)
-    # What was carried over the network is a total, not a level.
+            series[name].append(value)
+    # Network traffic is cumulative, so the last reading is kept.
     return {
         name: values[-1] if name.startswith("network") else round(sum(values) / len(values), 2)
-        for name, values in found.items()
+        for name, values in series.items()
     }
 
 
 class _Machine:
-    """Readings of this node. Raises ImportError without psutil; GPUs need NVML."""
+    """Sensor readings of this node. Raises ImportError without psutil; GPUs need NVML."""
 
     def __init__(self, gpus: Sequence[str], folder: Path) -> None:
         import psutil
@@ -183,12 +183,12 @@ class _Machine:
             self._gpus = []
 
     def begin(self) -> None:
-        """The processor's share is counted from here on, for the thread that asks."""
+        """Start measuring CPU utilization in the calling thread."""
         self._psutil.cpu_percent()
 
     def read(self) -> dict[str, float]:
         memory, disk = self._psutil.virtual_memory(), self._psutil.disk_usage(self._folder)
-        found = {
+        values = {
             "cpu_utilization_percentage": self._psutil.cpu_percent(),
             "system_memory_usage_megabytes": memory.used / 1e6,
             "system_memory_usage_percentage": 100.0 * memory.used / memory.total,
@@ -198,23 +198,23 @@ class _Machine:
         }
         network = self._psutil.net_io_counters()
         if network is not None and self._network is not None:
-            found["network_receive_megabytes"] = (network.bytes_recv - self._network.bytes_recv) / 1e6
-            found["network_transmit_megabytes"] = (network.bytes_sent - self._network.bytes_sent) / 1e6
+            values["network_receive_megabytes"] = (network.bytes_recv - self._network.bytes_recv) / 1e6
+            values["network_transmit_megabytes"] = (network.bytes_sent - self._network.bytes_sent) / 1e6
         for i, gpu in enumerate(self._gpus):
-            found |= {f"gpu_{i}_{name}": value for name, value in self._read_gpu(gpu).items()}
-        return found
+            values |= {f"gpu_{i}_{name}": value for name, value in self._read_gpu(gpu).items()}
+        return values
 
     def _read_gpu(self, gpu: Any) -> dict[str, float]:
-        found: dict[str, float] = {}
+        values: dict[str, float] = {}
         with contextlib.suppress(self._nvml.NVMLError):
             memory = self._nvml.nvmlDeviceGetMemoryInfo(gpu)
-            found["memory_usage_percentage"] = 100.0 * memory.used / memory.total
-            found["memory_usage_megabytes"] = memory.used / 1e6
+            values["memory_usage_percentage"] = 100.0 * memory.used / memory.total
+            values["memory_usage_megabytes"] = memory.used / 1e6
         with contextlib.suppress(self._nvml.NVMLError):
-            found["utilization_percentage"] = float(self._nvml.nvmlDeviceGetUtilizationRates(gpu).gpu)
+            values["utilization_percentage"] = float(self._nvml.nvmlDeviceGetUtilizationRates(gpu).gpu)
         with contextlib.suppress(self._nvml.NVMLError):
             watts = self._nvml.nvmlDeviceGetPowerUsage(gpu) / 1000.0
-            found["power_usage_watts"] = watts
+            values["power_usage_watts"] = watts
             limit = self._nvml.nvmlDeviceGetEnforcedPowerLimit(gpu) / 1000.0
-            found["power_usage_percentage"] = 100.0 * watts / limit
-        return found
+            values["power_usage_percentage"] = 100.0 * watts / limit
+        return values

@@ -1,4 +1,4 @@
-"""A folder of files in MLflow under a run of its own, outside any training."""
+"""Publish a folder in MLflow as the artifacts of a separate run."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ _TAG = "dl2pa.published"
 
 
 def publish_folder(folder: Path, uri: str | None, base: Path, experiment: str, name: str) -> str:
-    """Log everything in the folder as artifacts of the experiment's run of this name, over what it had.
+    """Log the folder as artifacts of the run `name` of an experiment; existing artifacts are replaced.
 
     Args:
-        uri: the server or store; by default MLFLOW_TRACKING_URI's, else the local store in `base`.
-        base: folder of the runs.
+        uri: the server or store; by default MLFLOW_TRACKING_URI, otherwise the local store in `base`.
+        base: folder of the run directories.
 
     Returns:
         MLflow's id of the run.
 
     Raises:
-        UserError: no server, or one that does not take it.
+        UserError: there is no server, or sending to it fails.
     """
-    where = choose_uri(uri, base)
-    if where is None:
+    server = choose_uri(uri, base)
+    if server is None:
         raise UserError("--uri", uri, "names no tracking server", "Give --uri, or set MLFLOW_TRACKING_URI.")
     set_client_defaults()
     try:
-        client, _ = connect(where)
-        place = ensure_experiment(client, where, experiment)
-        found = client.search_runs([place], f"tags.`{_TAG}` = '{name}'")
-        run = found[0] if found else client.create_run(place, run_name=name, tags={_TAG: name})
+        client, _ = connect(server)
+        experiment_id = ensure_experiment(client, server, experiment)
+        runs = client.search_runs([experiment_id], f"tags.`{_TAG}` = '{name}'")
+        run = runs[0] if runs else client.create_run(experiment_id, run_name=name, tags={_TAG: name})
         client.log_artifacts(run.info.run_id, str(folder))
         client.set_terminated(run.info.run_id)
-    except Exception as error:  # whatever MLflow and its transports raise
-        message = f"did not take it: {redact(f'{type(error).__name__}: {error}')}"
-        raise UserError("--uri", redact(where), message, "See whether the server answers.") from None
+    except Exception as error:  # any error of MLflow or its transport
+        message = f"did not accept the folder: {redact(f'{type(error).__name__}: {error}')}"
+        raise UserError("--uri", redact(server), message, "Check that the server answers.") from None
     return str(run.info.run_id)

@@ -1,4 +1,4 @@
-"""A run's logged model as a version of a registered one, under aliases such as ``candidate`` and ``champion``."""
+"""Register the logged model of a run as a model version with aliases such as ``candidate`` and ``champion``."""
 
 from __future__ import annotations
 
@@ -16,67 +16,69 @@ from dl2pa.tracking.model import log_model
 from dl2pa.tracking.server import connect
 
 _NO_REGISTRY = ("ENDPOINT_NOT_FOUND", "FEATURE_DISABLED", "NOT_IMPLEMENTED")
-_MOST = 255
+_MAX_LENGTH = 255
 
 
 @dataclass(frozen=True)
 class Registered:
-    """A version in the registry."""
+    """A model version in the registry."""
 
     name: str
     version: str
     created: bool
-    """False where the run's model was registered under this name before."""
+    """False if the model was already registered under this name."""
     aliases: list[str]
-    """All that the version has now."""
+    """All current aliases of the version."""
     moved_from: dict[str, str]
-    """For each alias given that another version had: that version."""
+    """For each given alias that another version had: that version."""
     model_id: str
     uri: str
-    """For `mlflow models serve -m`."""
+    """Argument of `mlflow models serve -m`."""
 
 
 def check_names(name: str, aliases: Sequence[str]) -> None:
-    """Refuse what MLflow's registry would, before anything is made there.
+    """Refuse names that MLflow's registry rejects, before the registry is changed.
 
     Raises:
-        UserError: naming the option.
+        UserError: naming the invalid option.
     """
-    if name.strip() in ("", ".", "..") or len(name) > _MOST or re.search(r"[/:'\"\x00-\x1f]", name):
-        remedy = f"Choose up to {_MOST} characters without slashes, colons and quotes."
-        raise UserError("--name", name, "cannot name a registered model", remedy)
+    if name.strip() in ("", ".", "..") or len(name) > _MAX_LENGTH or re.search(r"[/:'\"\x00-\x1f]", name):
+        remedy = f"Use up to {_MAX_LENGTH} characters without slashes, colons and quotes."
+        raise UserError("--name", name, "is not a valid name of a registered model", remedy)
     for alias in aliases:
         reserved = alias.lower() == "latest" or re.fullmatch(r"[vV]\d+", alias)
-        if reserved or len(alias) > _MOST or not re.fullmatch(r"[\w\-]+", alias, re.ASCII):
-            remedy = "Choose letters, digits, `_` and `-`; `latest` and `v1` mean versions already."
-            raise UserError("--alias", alias, "cannot be an alias", remedy)
+        if reserved or len(alias) > _MAX_LENGTH or not re.fullmatch(r"[\w\-]+", alias, re.ASCII):
+            remedy = (
+                "Use letters, digits, `_` and `-`; names such as `latest` and `v1` are reserved for versions."
+            )
+            raise UserError("--alias", alias, "is not a valid alias", remedy)
 
 
 def register_model(
     uri: str, run_id: str, run_dir: Path, model: Mapping[str, Any], name: str, aliases: Sequence[str]
 ) -> Registered:
-    """Register the run's model, once, and point the aliases to it. Doing it again changes nothing.
+    """Register the model of a run, once, and set the aliases to it; repeating this changes nothing.
 
     Args:
         run_id: MLflow's id of the run on this server.
-        model: as ``log_model`` takes it; logged where the server does not have it.
+        model: event for ``log_model``; the model is logged if it is not on the server.
 
     Raises:
-        UserError: a name that cannot be, or a server that has no registry, does not answer or refuses.
+        UserError: a name is invalid, or the server has no registry, does not answer or rejects the request.
     """
     check_names(name, aliases)
     client, error_class = connect(uri)
     try:
-        with exclusive_lock(RunDirectory(run_dir).sync_lock):  # as whoever sends the spool
+        with exclusive_lock(RunDirectory(run_dir).sync_lock):
             model_id = log_model(client, run_id, run_dir, dict(model))
         return _register(client, error_class, run_id, model_id, name, aliases)
-    except Exception as error:  # whatever MLflow and its transports raise
+    except Exception as error:  # any error of MLflow or its transport
         code = str(getattr(error, "error_code", ""))
         text = redact(f"{type(error).__name__}: {error}")
         if code in _NO_REGISTRY or "UnsupportedModelRegistry" in type(error).__name__:
-            remedy = "Give a server that has one; MLFLOW_REGISTRY_URI names a registry elsewhere."
+            remedy = "Use a server with a registry, or set MLFLOW_REGISTRY_URI to another registry."
             raise UserError("--uri", redact(uri), f"has no model registry ({text})", remedy) from None
-        remedy = "See whether the server answers and allows it."
+        remedy = "Check that the server answers and that you have permission."
         raise UserError("--uri", redact(uri), f"did not register the model: {text}", remedy) from None
 
 
@@ -90,7 +92,7 @@ def _register(
 ) -> Registered:
     _ensure_name(client, error_class, name)
     model = client.get_logged_model(model_id)
-    # Not `models:/ID` as the source: an SQL store would look that up at MLflow's global address (3.17).
+    # The source is not `models:/ID`, because an SQL store resolves it at MLflow's global URI (3.17).
     version = _version_of(client, name, model.artifact_location)
     created = version is None
     if version is None:
@@ -124,7 +126,8 @@ def _ensure_name(client: Any, error_class: type[Exception], name: str) -> None:
 
 
 def _version_of(client: Any, name: str, source: str) -> str | None:
-    """The version under this name made from the logged model that lies at `source`."""
+    """Return the latest version of a registered model with artifacts at `source`; None if there is none."""
     quoted = name.replace("'", "''")
-    found = [int(v.version) for v in client.search_model_versions(f"name = '{quoted}'") if v.source == source]
-    return str(max(found)) if found else None
+    versions = client.search_model_versions(f"name = '{quoted}'")
+    numbers = [int(v.version) for v in versions if v.source == source]
+    return str(max(numbers)) if numbers else None

@@ -1,4 +1,4 @@
-"""What may leave this process: names and values a tracking server accepts, and no secrets."""
+"""Convert names and values to a form that a tracking server accepts, without secrets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NOT_ALLOWED = re.compile(r"[^/\w.\- :]")
 
 
 def clean_name(name: str) -> str:
-    """``name`` in the characters MLflow takes for metrics, params and tags, at most 250 of them."""
+    """Replace characters that MLflow does not accept in names; at most 250 characters."""
     allowed = _NOT_ALLOWED.sub("_", str(name)).lstrip("/")
     normal = posixpath.normpath(allowed) if allowed else "unnamed"
     while normal.startswith(".."):
@@ -27,7 +27,7 @@ def clean_name(name: str) -> str:
 
 
 def clean_value(name: str, value: Any, limit: int) -> str:
-    """``value`` as text without secrets, cut to ``limit`` characters with an ellipsis that shows the cut."""
+    """Convert ``value`` to text without secrets, truncated to ``limit`` characters with an ellipsis."""
     text = str(value)
     if isinstance(value, str) and text and is_secret_name(name):
         return HIDDEN
@@ -36,7 +36,7 @@ def clean_value(name: str, value: Any, limit: int) -> str:
 
 
 def clean_params(params: Mapping[str, Any]) -> dict[str, str]:
-    """Params with nested mappings flattened to dotted names; the first of two equal names wins."""
+    """Flatten nested params to dotted names; of two equal names, the first is kept."""
     cleaned: dict[str, str] = {}
     for name, value in _leaves(params, ""):
         cleaned.setdefault(clean_name(name), clean_value(name, value, MAX_PARAM))
@@ -44,12 +44,12 @@ def clean_params(params: Mapping[str, Any]) -> dict[str, str]:
 
 
 def clean_tags(tags: Mapping[str, Any]) -> dict[str, str]:
-    """Tags as the server takes them."""
+    """Sanitize the names and values of tags."""
     return {clean_name(name): clean_value(name, value, MAX_TAG) for name, value in tags.items()}
 
 
 def encode_number(value: float) -> float | str:
-    """A float as strict JSON can hold it: NaN and the infinities become ``nan``, ``inf`` and ``-inf``."""
+    """Encode a float for strict JSON: NaN and infinities become ``nan``, ``inf`` and ``-inf``."""
     number = float(value)
     return number if math.isfinite(number) else str(number)
 

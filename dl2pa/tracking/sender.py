@@ -1,4 +1,4 @@
-"""The background thread that brings the spool to the server while training goes on."""
+"""Background thread that sends the spool to the server during training."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _MAX_BACKOFF_AT_END = 2.0
 
 
 class Sender(threading.Thread):
-    """Sends every second what came; backs off from 1 to 60 s while the server does not answer.
+    """Send new events every second; back off from 1 to 60 s while the server does not answer.
 
-    A daemon: a hanging server never keeps the process alive. It holds no events itself.
+    A daemon thread, so that a hanging server does not keep the process alive. It keeps no events in memory.
     """
 
     def __init__(self, delivery: Delivery) -> None:
@@ -29,14 +29,14 @@ class Sender(threading.Thread):
         self._delivery = delivery
         self._finishing = threading.Event()
         self._quit = threading.Event()
-        self._over = threading.Event()
+        self._ended = threading.Event()
         self._failures = 0
 
     def finish(self, drain_seconds: float) -> bool:
-        """Let the thread send the rest for at most ``drain_seconds``; whether nothing is left."""
+        """Send the remaining events for at most ``drain_seconds``; return whether all were sent."""
         self._finishing.set()
-        self._over.wait(drain_seconds)
-        # From here on the thread stays silent: a daemon that logs while Python shuts down can abort it.
+        self._ended.wait(drain_seconds)
+        # The thread logs nothing from here on: logging while Python shuts down can abort the process.
         self._quit.set()
         return self._delivery.is_done(with_pending=True)
 
@@ -49,22 +49,22 @@ class Sender(threading.Thread):
                     return
                 (self._quit if finishing else self._finishing).wait(pause)
         finally:
-            self._over.set()
+            self._ended.set()
 
     def _step(self, finishing: bool) -> float | None:
-        """One attempt; the seconds to wait before the next, None when there will be none."""
+        """Try to send once; return the seconds to wait before the next try, None to end the thread."""
         try:
             self._delivery.send(with_pending=finishing, halt=self._quit.is_set)
         except Busy:
             return POLL_SECONDS
         except RunDeleted as error:
-            self._warn("%s; events stay in the run directory", error)
+            self._warn("%s; events are kept in the run directory", error)
             return None
         except Exception as error:
             self._failures += 1
             if self._failures == 1:
                 self._warn(
-                    "MLflow at %s cannot be reached (%s); training goes on, events wait in %s",
+                    "MLflow at %s cannot be reached (%s); training continues, events are kept in %s",
                     redact(self._delivery.uri),
                     _brief(error),
                     self._delivery.run_dir / "events",
@@ -86,6 +86,6 @@ def _backoff(failures: int, longest: float) -> float:
 
 
 def _brief(error: Exception) -> str:
-    """The error without secrets, on one line; never its traceback, whose frames may show them."""
+    """Error on one line, without secrets and without traceback."""
     text = " ".join(redact(f"{type(error).__name__}: {error}").split())
     return text if len(text) <= 300 else text[:299] + "…"

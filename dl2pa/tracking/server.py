@@ -1,7 +1,7 @@
-"""One run on one MLflow server: found or made there, and sent to, so that sending twice changes nothing.
+"""Find or create a run on an MLflow server and send events to it; sending twice changes nothing.
 
-How the SQL store treats a repeat (tried on MLflow 3.17): an identical metric row (name, step, time, value)
-is kept once, NaN too; an equal param is accepted, a different one refused; tags and artifacts are replaced.
+Duplicates in the SQL store (tested with MLflow 3.17): an identical metric row (name, step, time, value), also NaN, is
+kept once; an equal param is accepted and a different one rejected; tags and artifacts are replaced.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ _log = logging.getLogger(__name__)
 
 RUN_TAG = "dl2pa.run_uuid"
 EXPERIMENT_ID, RUN_ID = "@experiment@", "@run@"
-"""What stands for MLflow's ids in a tag that is written before they are known."""
+"""Placeholders for MLflow ids in tag values that are written before the ids are known."""
 MAX_METRICS = 1000
 MAX_PARAMS = 100
 _STATUS = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED", "killed": "KILLED"}
 _REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST")
 _SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
 _DEFAULTS = {
-    # One request is bounded; the sender has its own back-off and sends again.
+    # Requests are bounded; the sender retries with back-off.
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    # MLflow prints to standard output, which is for our own --json line, and draws bars for each file.
+    # MLflow prints URLs to standard output, which is reserved for the --json line, and progress bars.
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -44,7 +44,7 @@ _DEFAULTS = {
 
 
 class Point(NamedTuple):
-    """One value of one metric; ``time`` is when it was measured, in milliseconds."""
+    """One value of one metric; ``time`` is the time of measurement in milliseconds."""
 
     name: str
     value: float
@@ -53,62 +53,63 @@ class Point(NamedTuple):
 
 
 class RunDeleted(RuntimeError):
-    """Someone deleted the run on the server."""
+    """The run was deleted on the server."""
 
 
 def local_uri(base: Path) -> str:
-    """The address of the default local store: SQLite in ``base``, its artifacts in ``base/mlartifacts``."""
+    """URI of the default local store: SQLite in ``base``, with artifacts in ``base/mlartifacts``."""
     return f"sqlite:///{base.absolute()}/mlflow.db"
 
 
 def choose_uri(configured: str | None, base: Path) -> str | None:
-    """Where to send: the configuration's, else MLFLOW_TRACKING_URI's, else a local store; None to spool only.
+    """Choose the server: the configured one, MLFLOW_TRACKING_URI, or a local store; None for the spool only.
 
-    A job on a cluster's nodes has no local store: SQLite on a shared file system locks up or breaks.
+    A SLURM job uses no local store, because SQLite on a shared file system hangs or fails.
     """
     if configured == "none":
         return None
-    named = configured or os.environ.get(envvars.TRACKING_URI)
-    return named or (None if os.environ.get(envvars.SUPERVISED) else local_uri(base))
+    uri = configured or os.environ.get(envvars.TRACKING_URI)
+    return uri or (None if os.environ.get(envvars.SUPERVISED) else local_uri(base))
 
 
 def set_client_defaults() -> None:
-    """Bound MLflow's requests and quieten it, where the user's environment does not say otherwise.
+    """Set MLflow's time limits and output in the environment, without overriding variables set by the user.
 
-    Called on the main thread: changing the environment beside running threads is not safe in C libraries.
+    Call on the main thread: changing the environment while other threads run is not safe in C libraries.
     """
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
 
 
 class Server:
-    """A connection to one server for one run. Every method may raise whatever MLflow raises.
+    """Connection to one server for one run. Every method may raise any error of MLflow.
 
     Args:
-        trusted: whether the user named the server; false where only a file in the run directory does.
+        last_run_id: id of the run on this server in the sync state, if any.
+        trusted: whether the user named the server; False if only a file in the run directory names it.
     """
 
-    def __init__(self, uri: str, identity: Identity, noted_run_id: str | None, *, trusted: bool) -> None:
+    def __init__(self, uri: str, identity: Identity, last_run_id: str | None, *, trusted: bool) -> None:
         self._client, self._error = connect(uri)
-        run = self._find_or_create_run(uri, identity, noted_run_id)
+        run = self._find_or_create_run(uri, identity, last_run_id)
         self.run_id, self._experiment_id = str(run.info.run_id), str(run.info.experiment_id)
         self._untrusted = None if trusted else uri
-        # Models go where the experiment says, which need not be where the run's own artifacts go.
-        self._check_place(str(run.info.artifact_uri))
-        self._check_place(str(self._client.get_experiment(self._experiment_id).artifact_location))
+        # Models use the location of the experiment, which can differ from that of the run.
+        self._check_location(str(run.info.artifact_uri))
+        self._check_location(str(self._client.get_experiment(self._experiment_id).artifact_location))
         self._refused = 0
 
-    def _check_place(self, place: str) -> None:
+    def _check_location(self, location: str) -> None:
         if self._untrusted is not None:
-            _check_artifacts(self._untrusted, place)
+            _check_artifacts(self._untrusted, location)
 
-    def take_refused(self) -> int:
-        """How many entries the server refused for good since the last call."""
+    def pop_refused(self) -> int:
+        """Return the number of entries that the server rejected permanently since the last call."""
         refused, self._refused = self._refused, 0
         return refused
 
     def send_points(self, points: Sequence[Point]) -> None:
-        """Send points, 1000 a call at most; one the server refuses for good is left out and counted."""
+        """Send points, at most 1000 per request; a point that the server rejects is counted and skipped."""
         from mlflow.entities import Metric
 
         for first in range(0, len(points), MAX_METRICS):
@@ -116,7 +117,7 @@ class Server:
             self._log_all("metrics", [Metric(p.name, p.value, p.time, p.step) for p in chunk])
 
     def send_start(self, event: Event) -> None:
-        """Reopen the run for an attempt, with its new params and its tags."""
+        """Set the run to RUNNING for an attempt and send its new params and tags."""
         from mlflow.entities import Param
 
         self._client.update_run(self.run_id, status="RUNNING")
@@ -139,7 +140,7 @@ class Server:
             self._log_all("tags", entities[first : first + MAX_PARAMS])
 
     def send_inputs(self, datasets: Sequence[Mapping[str, str]]) -> None:
-        """Log data sets as the run's inputs; one that is there already is kept once."""
+        """Log data sets as inputs of the run; MLflow keeps duplicates once."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         inputs = [
@@ -155,23 +156,23 @@ class Server:
         return value.replace(EXPERIMENT_ID, self._experiment_id).replace(RUN_ID, self.run_id)
 
     def send_artifact(self, path: Path, folder: str) -> None:
-        """Upload a file or a folder, over what is there; one that is gone is counted as refused."""
+        """Upload a file or folder and replace the existing one; a missing file is counted as refused."""
         if not path.exists():
             self._refused += 1
-            _log.warning("the artifact %s is gone and cannot be sent", path)
+            _log.warning("the artifact %s no longer exists and is not sent", path)
             return
         self._client.log_artifact(self.run_id, str(path), folder or None)
 
     def send_model(self, run_dir: Path, event: Event) -> None:
-        """Log the finished model, once; one whose weights are gone is counted as refused."""
+        """Log the finished model, once; missing weights are counted as refused."""
         if not (run_dir / event["path"]).exists():
             self._refused += 1
-            _log.warning("the model %s is gone and cannot be sent", run_dir / event["path"])
+            _log.warning("the model %s no longer exists and is not sent", run_dir / event["path"])
             return
-        log_model(self._client, self.run_id, run_dir, event, self._check_place)
+        log_model(self._client, self.run_id, run_dir, event, self._check_location)
 
     def send_end(self, event: Event) -> None:
-        """Close the run as the attempt ended."""
+        """End the run with the status of the attempt."""
         tags = {"dl2pa.state": event["status"]}
         if event.get("dropped"):
             tags["dl2pa.dropped_events"] = str(event["dropped"])
@@ -181,10 +182,10 @@ class Server:
         )
 
     def status(self) -> str:
-        """The run's status on the server.
+        """Return the status of the run on the server.
 
         Raises:
-            RunDeleted: it was deleted there.
+            RunDeleted: the run was deleted.
         """
         info = self._client.get_run(self.run_id).info
         if info.lifecycle_stage != "active":
@@ -192,11 +193,11 @@ class Server:
         return str(info.status)
 
     def is_gone(self, error: Exception) -> bool:
-        """Whether ``error`` says that the server does not know the run: its database was replaced."""
+        """Whether the server does not know the run, because its database was replaced."""
         return self._code(error) == "RESOURCE_DOES_NOT_EXIST"
 
     def _log_all(self, kind: str, entities: list[Any]) -> None:
-        """One call for all; should the server refuse it, find the entity it will never take and go on."""
+        """Send all entities in one request; if it is rejected, bisect to skip only the invalid entities."""
         if not entities:
             return
         try:
@@ -207,9 +208,7 @@ class Server:
             self.status()
             if len(entities) == 1:
                 self._refused += 1
-                _log.warning(
-                    "MLflow refuses one of the %s, %s: %s", kind, entities[0].key, redact(str(error))
-                )
+                _log.warning("MLflow rejected %s of %s: %s", entities[0].key, kind, redact(str(error)))
                 return
             middle = len(entities) // 2
             self._log_all(kind, entities[:middle])
@@ -218,12 +217,12 @@ class Server:
     def _code(self, error: Exception) -> str:
         return str(getattr(error, "error_code", ""))
 
-    def _find_or_create_run(self, uri: str, identity: Identity, noted: str | None) -> Any:
-        """The run with our uuid. A search first: a crash or a lost answer may hide one just made."""
+    def _find_or_create_run(self, uri: str, identity: Identity, last_run_id: str | None) -> Any:
+        """Return the run with this uuid. Search first: after a crash or a lost response, the run may exist."""
         experiment = ensure_experiment(self._client, uri, identity.experiment)
-        run = self._carriers(experiment, identity, noted)
-        if run is None and noted is not None:
-            run = self._get(noted)
+        run = self._find_run(experiment, identity, last_run_id)
+        if run is None and last_run_id is not None:
+            run = self._get(last_run_id)
         if run is None:
             run = self._client.create_run(
                 experiment,
@@ -236,8 +235,8 @@ class Server:
             raise RunDeleted(f"the MLflow run {run.info.run_id} was deleted on the server")
         return run
 
-    def _carriers(self, experiment: str, identity: Identity, noted: str | None) -> Any:
-        """The run with our uuid, or None. Of doubles (a create believed lost) one is kept."""
+    def _find_run(self, experiment: str, identity: Identity, last_run_id: str | None) -> Any:
+        """Return the run with this uuid, or None. Empty duplicates (from lost responses) are deleted."""
         from mlflow.entities import ViewType
 
         runs = self._client.search_runs(
@@ -248,13 +247,18 @@ class Server:
 
         def preference(run: Any) -> tuple[bool, bool, bool, str]:
             info = run.info
-            return info.run_id != noted, info.lifecycle_stage != "active", not run.data.params, info.run_id
+            return (
+                info.run_id != last_run_id,
+                info.lifecycle_stage != "active",
+                not run.data.params,
+                info.run_id,
+            )
 
         kept, *others = sorted(runs, key=preference)
         for other in others:
             if other.info.lifecycle_stage == "active" and not other.data.metrics and not other.data.params:
                 _log.info(
-                    "deleting the empty double %s of MLflow run %s", other.info.run_id, kept.info.run_id
+                    "deleting %s, empty duplicate of MLflow run %s", other.info.run_id, kept.info.run_id
                 )
                 self._client.delete_run(other.info.run_id)
         return kept
@@ -268,28 +272,30 @@ class Server:
             raise
 
 
-def _check_artifacts(uri: str, place: str) -> None:
-    """Refuse a server's choice of where this user's files go, where the user has not named the server.
+def _check_artifacts(uri: str, location: str) -> None:
+    """Refuse an artifact location given by a server that the user has not named.
 
-    MLflow's client writes to whatever path or bucket the server says, with this user's rights.
+    MLflow's client writes to any path or bucket that the server returns, with the permissions of this user.
 
     Raises:
-        UserError: it is neither behind the server itself nor beside the run's own database.
+        UserError: the location is neither on the server itself nor in the folder of its database.
     """
-    scheme, _, rest = place.partition(":")
+    scheme, _, rest = location.partition(":")
     database = sqlite_file(uri)
     if database is not None:
-        path = Path(unquote(rest.removeprefix("//")) if scheme == "file" else place).resolve()
+        path = Path(unquote(rest.removeprefix("//")) if scheme == "file" else location).resolve()
         allowed = path.is_relative_to(database.resolve().parent)
     else:
         allowed = scheme in ("mlflow-artifacts", "http", "https")
     if not allowed:
-        remedy = f"If you trust it: --uri {redact(uri)}, or MLFLOW_TRACKING_URI={redact(uri)}."
-        raise UserError("uri", redact(uri), f"would have artifacts written to {place}", remedy)
+        remedy = (
+            f"If you trust the server, give --uri {redact(uri)}, or set MLFLOW_TRACKING_URI={redact(uri)}."
+        )
+        raise UserError("uri", redact(uri), f"would write artifacts to {location}", remedy)
 
 
 def ensure_experiment(client: Any, uri: str, name: str) -> str:
-    """The id of the experiment, which is made where there is none."""
+    """Return the id of an experiment; create the experiment if it does not exist."""
     from mlflow.exceptions import MlflowException
 
     experiment = client.get_experiment_by_name(name)
@@ -305,7 +311,7 @@ def ensure_experiment(client: Any, uri: str, name: str) -> str:
 
 
 def connect(uri: str) -> tuple[Any, type[Exception]]:
-    """MLflow's client and the class of its errors."""
+    """Return MLflow's client and its exception class."""
     database = sqlite_file(uri)
     if database is not None:
         database.parent.mkdir(parents=True, exist_ok=True)
@@ -320,19 +326,19 @@ def connect(uri: str) -> tuple[Any, type[Exception]]:
 
 
 def check_uri(field: str, uri: str) -> None:
-    """Refuse what is no address of a tracking store.
+    """Refuse a URI that is not a tracking server or database, including `none`.
 
     Raises:
-        UserError: another scheme than a server's or a database's; `none`, which names no place to send to.
+        UserError: the scheme is not supported.
     """
     scheme, colon, _ = uri.partition(":")
     if not colon or scheme.split("+")[0] not in _SCHEMES:
-        remedy = f"Give an address that begins with one of {', '.join(f'{s}:' for s in _SCHEMES)}."
-        raise UserError(field, redact(uri), "is no address of a tracking server or database", remedy)
+        remedy = f"Give a URI that begins with one of {', '.join(f'{s}:' for s in _SCHEMES)}."
+        raise UserError(field, redact(uri), "is not the URI of a tracking server or database", remedy)
 
 
 def sqlite_file(uri: str) -> Path | None:
-    """The file of a SQLite store; None for any other."""
+    """Return the file of a SQLite store; None for other stores."""
     scheme, _, rest = uri.partition(":///")
     return Path(rest.partition("?")[0]) if scheme.split("+")[0] == "sqlite" and rest else None
 

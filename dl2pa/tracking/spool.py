@@ -1,8 +1,8 @@
-"""The spool: every tracking event of a run, one JSON line each, on disk before anything else sees it.
+"""The spool: all tracking events of a run on disk, one JSON object per line.
 
-``RUN/events/events.jsonl`` holds all attempts of a run. An event has a kind ``e`` (start, metrics, tags,
-artifact, inputs, model, end), a time ``t`` (ms) and an attempt ``a``. A point is keyed by (name, step) and its first
-value wins, so that a killed and resumed run, which repeats steps, records each once.
+``RUN/events/events.jsonl`` contains all attempts of a run. An event has a kind ``e`` (start, metrics, tags, artifact,
+inputs, model, end), a time ``t`` (ms) and an attempt ``a``. Of several points with the same (name, step), the first is
+kept, so a resumed run that repeats steps records each step once.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ Event = dict[str, Any]
 
 _log = logging.getLogger(__name__)
 MAX_WAITING_BYTES = 32 << 20
-"""What may wait in memory for a disk that takes nothing: about 200,000 log points."""
+"""Maximum size of events in memory while the disk fails; about 200,000 log points."""
 MAX_SPOOL_BYTES = 1 << 30
-"""Where a spool ends, so that a run that logs without measure fills no disk; about 20 million points."""
+"""Maximum size of a spool, so that excessive logging does not fill the disk; about 20 million points."""
 _FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
     "start": {"run": dict, "params": dict, "tags": dict},
     "metrics": {"step": int, "v": dict},
@@ -51,7 +51,7 @@ _FIELDS: dict[str, dict[str, type | tuple[type, ...]]] = {
     },
     "end": {"status": str},
 }
-"""What each kind of event must have, as JSON gives it; an event without is a damaged line."""
+"""Required fields and types of each kind of event; other lines are treated as damaged."""
 
 
 def now_ms() -> int:
@@ -60,14 +60,14 @@ def now_ms() -> int:
 
 
 class Entry(NamedTuple):
-    """One line of the spool: its event, None where the line is damaged, and the byte offset after it."""
+    """One line of the spool: its event (None if damaged) and the byte offset of its end."""
 
     event: Event | None
     end: int
 
 
 def read_events(path: Path, offset: int = 0) -> Iterator[Entry]:
-    """The complete lines of a spool from ``offset`` on, read one at a time; a torn last line is left out."""
+    """Read the complete lines of a spool from ``offset``; a truncated last line is skipped."""
     try:
         file = path.open("rb")
     except (FileNotFoundError, NotADirectoryError):
@@ -80,16 +80,16 @@ def read_events(path: Path, offset: int = 0) -> Iterator[Entry]:
 
 
 def parse_line(line: bytes) -> Event | None:
-    """The event of a line; None for a damaged one."""
+    """Parse a line; return None if it is damaged."""
     try:
         event = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    return event if _is_whole(event) else None
+    return event if _is_valid(event) else None
 
 
-def _is_whole(event: Any) -> bool:
-    """Whether every field that others read is there and of its kind."""
+def _is_valid(event: Any) -> bool:
+    """Whether all required fields exist and have the right type."""
     if not isinstance(event, dict) or not isinstance(event.get("e"), str):
         return False
     fields = {"t": int, "a": int, **_FIELDS.get(event["e"], {})}
@@ -104,7 +104,7 @@ def _is_number(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class Identity:
-    """What makes a run one run over all its attempts; written once."""
+    """Identity of a run, shared by all its attempts; written once."""
 
     run_uuid: str
     experiment: str
@@ -114,7 +114,7 @@ class Identity:
 
 
 def load_identity(run_dir: Path) -> Identity | None:
-    """The identity of the run in ``run_dir``: from ``run.json``, or from the spool should that be damaged."""
+    """Load the identity of a run from ``run.json``, or from the spool if that file is damaged."""
     run = RunDirectory(run_dir)
     content = read_json(run.identity)
     if not content:
@@ -124,16 +124,16 @@ def load_identity(run_dir: Path) -> Identity | None:
         identity = Identity(**content) if content else None
     except TypeError:
         return None
-    # The uuid becomes part of a query to the server.
+    # The uuid is inserted into a query to the server.
     return (
         identity if identity is not None and re.fullmatch(r"[0-9a-f]{32}", str(identity.run_uuid)) else None
     )
 
 
 def ensure_identity(run_dir: Path, experiment: str, run_name: str) -> Identity:
-    """The run's identity, made at its first attempt.
+    """Load the identity of a run, or create it in the first attempt.
 
-    A disk that refuses it is no obstacle: each attempt's start event carries it too.
+    A failure to write it is only logged, because the start event of each attempt contains it too.
     """
     identity = load_identity(run_dir) or Identity(uuid.uuid4().hex, experiment, run_name, now_ms())
     file = RunDirectory(run_dir).identity
@@ -147,7 +147,7 @@ def ensure_identity(run_dir: Path, experiment: str, run_name: str) -> Identity:
 
 
 class SeenPoints:
-    """The keys (name, step) of the points in a spool, eight bytes each."""
+    """The (name, step) keys of the points in a spool, 8 bytes per key."""
 
     def __init__(self) -> None:
         self._steps: dict[str, array[int]] = {}
@@ -161,7 +161,7 @@ class SeenPoints:
         return steps[place] == step
 
     def add(self, name: str, step: int) -> None:
-        """Note a point; steps mostly come in order, so this appends."""
+        """Add a key; appends in the usual case of increasing steps."""
         steps = self._steps.setdefault(name, array("q"))
         if not steps or step > steps[-1]:
             steps.append(step)
@@ -170,10 +170,10 @@ class SeenPoints:
 
 
 class Spool:
-    """The writing side: appends events of one attempt; never raises for the disk's sake.
+    """Writer of the spool: append events of one attempt without raising disk errors.
 
-    Each event is handed to the operating system as it comes: a killed process loses none. What the disk
-    refuses waits in memory, with its time, until the disk takes it; beyond ``MAX_WAITING_BYTES``, and beyond
+    Each event is written to the operating system at once, so a killed process loses none. If a write fails, the event
+    waits in memory with its time until a write succeeds. Beyond ``MAX_WAITING_BYTES`` in memory or
     ``MAX_SPOOL_BYTES`` on disk, points are dropped and counted.
     """
 
@@ -184,7 +184,7 @@ class Spool:
         self._lock = threading.Lock()
         self._descriptor: int | None = None
         self._torn = False
-        self._refusing = False
+        self._failing = False
         self._waiting: deque[bytes] = deque()
         self._waiting_bytes = 0
         self._size = 0
@@ -194,7 +194,7 @@ class Spool:
         self._changed: set[str] = set()
 
     def start(self, identity: Identity, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
-        """Begin the attempt. A param never changes: another value than an earlier attempt's becomes a tag."""
+        """Record the start of the attempt. A param never changes; a value that differs from it becomes a tag."""
         with self._lock:
             self._open()
             self._end_killed()
@@ -207,10 +207,10 @@ class Spool:
                 elif value != first or name in self._changed:
                     all_tags |= clean_tags({f"dl2pa.changed.{name}": value})
             self._append({"e": "start", "run": asdict(identity), "params": new, "tags": all_tags})
-            self._note_start(new, all_tags)
+            self._add_start(new, all_tags)
 
     def metrics(self, step: int, values: Mapping[str, Any], time_ms: int | None = None) -> None:
-        """Add the points of ``step`` that the spool does not hold yet, measured now or at ``time_ms``."""
+        """Add the points of ``step`` that are not in the spool, measured now or at ``time_ms``."""
         with self._lock:
             self._open()
             new: dict[str, float | str] = {}
@@ -222,32 +222,32 @@ class Spool:
                     new[name] = encode_number(value)
                 except (TypeError, ValueError):
                     self.dropped += 1
-                    _log.warning("metric %s at step %d is no number: %.80r", name, step, value)
+                    _log.warning("metric %s at step %d is not a number: %.80r", name, step, value)
             when = {} if time_ms is None else {"t": time_ms}
             if new and self._append({"e": "metrics", **when, "step": step, "v": new}):
                 for name in new:
                     self._seen.add(name, step)
 
     def event(self, kind: str, **fields: Any) -> None:
-        """Add an event that is neither a start nor points."""
+        """Add an event other than start and metrics."""
         with self._lock:
             self._open()
             self._append({"e": kind, **fields})
 
     def unended(self) -> int | None:
-        """The number of an earlier attempt that wrote no end; None where all did."""
+        """Return the number of an earlier attempt without an end event; None if there is none."""
         with self._lock:
             self._open()
             return None if self._running is None else self._running[0]
 
     def end_killed(self) -> bool:
-        """Give an earlier attempt the end that it could not write; whether it lacked one."""
+        """Add the missing end event of a killed attempt; return whether one was missing."""
         with self._lock:
             self._open()
             return self._end_killed()
 
     def take_waiting(self) -> list[bytes]:
-        """The lines that the disk never took, oldest first; they are the caller's from here on."""
+        """Remove and return the lines that could not be written to disk, oldest first."""
         with self._lock:
             self._write_waiting()
             lines = list(self._waiting)
@@ -256,13 +256,13 @@ class Spool:
             return lines
 
     def flush(self) -> None:
-        """Wait until the disk holds all events."""
+        """Sync the spool to disk."""
         with self._lock, contextlib.suppress(OSError):
             if self._descriptor is not None:
                 os.fsync(self._descriptor)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         with self._lock:
             if self._descriptor is not None:
                 os.close(self._descriptor)
@@ -276,12 +276,12 @@ class Spool:
         return self._append({"e": "end", "t": last_time, "a": attempt, "status": "killed", "dropped": 0})
 
     def _append(self, event: Event) -> bool:
-        """Write an event, or keep it until the disk takes it; False where it had to be dropped."""
+        """Write an event or keep it in memory; return False if it was dropped."""
         event = {"e": event["e"], "t": now_ms(), "a": self.attempt, **event}
         line = json.dumps(event, separators=(",", ":"), allow_nan=False).encode() + b"\n"
         bounded = event["e"] == "metrics"
         if bounded and self._size + self._waiting_bytes + len(line) > MAX_SPOOL_BYTES:
-            self._refuse(f"it holds {MAX_SPOOL_BYTES >> 20:,} MiB")
+            self._warn_once(f"its size is {MAX_SPOOL_BYTES >> 20:,} MiB")
         elif self._write_waiting() and self._write(line):
             return True
         elif self._waiting_bytes + len(line) <= MAX_WAITING_BYTES or not bounded:
@@ -292,7 +292,7 @@ class Spool:
         return False
 
     def _write_waiting(self) -> bool:
-        """Write what waits, oldest first; whether nothing waits any more."""
+        """Write the lines in memory, oldest first; return whether none is left."""
         while self._waiting:
             if not self._write(self._waiting[0]):
                 return False
@@ -301,23 +301,23 @@ class Spool:
 
     def _write(self, line: bytes) -> bool:
         try:
-            self._write_whole(b"\n" + line if self._torn else line)
+            self._write_line(b"\n" + line if self._torn else line)
         except OSError as error:
-            self._refuse(str(error))
+            self._warn_once(str(error))
             return False
         self._torn = False
         self._size += len(line)
-        if self._refusing:
-            self._refusing = False
-            _log.warning("%s takes tracking events again; %d were dropped", self.path, self.dropped)
+        if self._failing:
+            self._failing = False
+            _log.warning("tracking events are written to %s again; %d were dropped", self.path, self.dropped)
         return True
 
-    def _refuse(self, reason: str) -> None:
-        if not self._refusing:
-            _log.warning("%s takes no tracking events (%s); training goes on", self.path, reason)
-        self._refusing = True
+    def _warn_once(self, reason: str) -> None:
+        if not self._failing:
+            _log.warning("cannot write tracking events to %s (%s); training continues", self.path, reason)
+        self._failing = True
 
-    def _write_whole(self, line: bytes) -> None:
+    def _write_line(self, line: bytes) -> None:
         if self._descriptor is None:
             raise OSError("the file could not be opened")
         written = 0
@@ -333,7 +333,7 @@ class Spool:
             raise
 
     def _open(self) -> None:
-        """Open the spool, cut off a line torn by a kill, and learn what earlier attempts recorded."""
+        """Open the spool, remove a line truncated by a kill, and read what earlier attempts recorded."""
         if self._descriptor is not None:
             return
         try:
@@ -348,7 +348,7 @@ class Spool:
         try:
             for entry in read_events(self.path):
                 end = entry.end
-                self._learn(entry.event or {})
+                self._read_event(entry.event or {})
             self._size = end
             if os.fstat(descriptor).st_size > end:
                 self._torn = True
@@ -357,7 +357,7 @@ class Spool:
         except OSError as error:
             _log.warning("could not read %s to its end: %s", self.path, error)
 
-    def _learn(self, event: Event) -> None:
+    def _read_event(self, event: Event) -> None:
         if event.get("e") == "end":
             self._running = None
         elif event.get("e") == "start" or self._running is not None:
@@ -366,9 +366,9 @@ class Spool:
             for name in event["v"]:
                 self._seen.add(name, event["step"])
         elif event.get("e") == "start":
-            self._note_start(event["params"], event["tags"])
+            self._add_start(event["params"], event["tags"])
 
-    def _note_start(self, params: Mapping[str, str], tags: Mapping[str, str]) -> None:
+    def _add_start(self, params: Mapping[str, str], tags: Mapping[str, str]) -> None:
         for name, value in params.items():
             self._params.setdefault(name, value)
         self._changed |= {

@@ -1,4 +1,4 @@
-"""Send what a server missed, after the fact: ``dl2pa sync RUN``."""
+"""Send the events that a server does not have yet: ``dl2pa sync RUN``."""
 
 from __future__ import annotations
 
@@ -21,37 +21,32 @@ from dl2pa.tracking.sync_state import last_server
 
 _log = logging.getLogger(__name__)
 
-_CREDENTIALS = (
-    *(
-        "MLFLOW_TRACKING_USERNAME",
-        "MLFLOW_TRACKING_PASSWORD",
-        "MLFLOW_TRACKING_TOKEN",
-        "MLFLOW_TRACKING_AUTH",
-    ),
-    *("MLFLOW_TRACKING_AWS_SIGV4", "MLFLOW_TRACKING_CLIENT_CERT_PATH"),
+_CREDENTIALS = tuple(
+    f"MLFLOW_TRACKING_{name}"
+    for name in ("USERNAME", "PASSWORD", "TOKEN", "AUTH", "AWS_SIGV4", "CLIENT_CERT_PATH")
 )
 _CREDENTIALS_FILE = Path("~/.mlflow/credentials")
 
 
 @dataclass(frozen=True)
 class SyncReport:
-    """What one ``sync`` did."""
+    """Result of one ``sync``."""
 
     run_dir: Path
     uri: str
     """The server, without credentials."""
     run_id: str | None
-    """MLflow's id; None when the server never answered."""
+    """MLflow's id of the run; None if the server never answered."""
     events_sent: int
     points_sent: int
     already_there: int
-    """Events the server had before."""
+    """Events that the server had before."""
     left: int
-    """Events it still does not have."""
+    """Events that were not sent."""
     refused: int
-    """Entries it will never take."""
+    """Entries that the server rejected permanently."""
     error: str | None
-    """Why something is left, without secrets."""
+    """Why events were not sent, without secrets."""
 
 
 def sync(
@@ -63,32 +58,31 @@ def sync(
     alive: bool = True,
     tries: int = 3,
 ) -> SyncReport:
-    """Send a run's spool to a server, only what that server does not have; doing it again sends nothing.
+    """Send the events of a run that a server does not have yet; repeating this sends nothing.
 
     Args:
         run_dir: the run directory.
-        uri: the server that the user names.
-        recorded: the server that the run directory names; by default the one the run was sent to, or
+        uri: the server named by the user.
+        recorded: the server named by the run directory; by default the one the run was last sent to, or
             ``MLFLOW_TRACKING_URI``.
-        experiment: for a run that is new on the server; by default the run's own.
-        alive: whether the run's process lives. One that is gone without an end is closed as KILLED.
-        tries: how often to try a server that does not answer.
+        experiment: experiment of a run that is new on the server; by default that of the run.
+        alive: whether the process of the run is alive. A dead run without an end event is ended as KILLED.
+        tries: maximum number of tries if the server does not answer.
 
     Raises:
-        UserError: the folder holds no spool, or no server is known.
+        UserError: the folder contains no spool, or no server is known.
     """
     spool = RunDirectory(run_dir).spool
     if not spool.exists():
         raise UserError(
-            "run", str(run_dir), "holds no tracking events", "Name a run directory of dl2pa train."
+            "run", str(run_dir), "contains no tracking events", "Name a run directory of `dl2pa train`."
         )
-    given = uri
-    uri = resolve_uri(run_dir, given, recorded)
-    trusted = given is not None or uri == os.environ.get(envvars.TRACKING_URI)
+    server = resolve_uri(run_dir, uri, recorded)
+    trusted = uri is not None or server == os.environ.get(envvars.TRACKING_URI)
     set_client_defaults()
     if not alive:
         close_killed(run_dir)
-    delivery = Delivery(run_dir, uri, experiment, trusted=trusted)
+    delivery = Delivery(run_dir, server, experiment, trusted=trusted)
     already = count_events(spool, end=delivery.cursor)
     error: str | None = None
     for attempt in range(tries):
@@ -110,7 +104,7 @@ def sync(
             error = redact(f"{type(failure).__name__}: {failure}")
     return SyncReport(
         run_dir=run_dir,
-        uri=redact(uri),
+        uri=redact(server),
         run_id=delivery.run_id,
         events_sent=delivery.events_sent,
         points_sent=delivery.points_sent,
@@ -122,9 +116,9 @@ def sync(
 
 
 def close_killed(run_dir: Path) -> bool:
-    """Give a run whose process is gone the end event it could not write; whether it lacked one.
+    """Add the missing end event of a dead run; return whether it was missing.
 
-    Only for a run that is known to be dead. A later attempt reopens it.
+    Only for a run whose process has ended. A later attempt sets it to RUNNING again.
     """
     try:
         with exclusive_lock(RunDirectory(run_dir).sync_lock):
@@ -142,33 +136,33 @@ def close_killed(run_dir: Path) -> bool:
 
 
 def resolve_uri(run_dir: Path, uri: str | None, recorded: str | None = None) -> str:
-    """The server to send to: `uri`, else the run's own.
+    """Choose the server: `uri`, otherwise the one recorded for the run.
 
-    The run directory may be somebody else's. A server that only it names is used where that gives no
-    credentials away and writes nowhere but beside the run.
+    The run directory may come from another user. A server that only the run directory names is used only if this
+    sends no credentials and writes only to the folder of the run.
 
     Raises:
-        UserError: no server is known, or the run's own must be named by the user.
+        UserError: no server is known, or the user must name the recorded server explicitly.
     """
     if load_identity(run_dir) is None:
-        raise UserError("run", str(run_dir), "has lost its identity", "Restore events/run.json.")
+        raise UserError("run", str(run_dir), "has no readable identity", "Restore events/run.json.")
     if uri is not None:
         return uri
-    noted, ambient = recorded or last_server(run_dir), os.environ.get(envvars.TRACKING_URI)
-    if ambient and (noted is None or redact(ambient) == redact(noted)):
+    last, ambient = recorded or last_server(run_dir), os.environ.get(envvars.TRACKING_URI)
+    if ambient and (last is None or redact(ambient) == redact(last)):
         return ambient
-    if noted is None:
+    if last is None:
         raise UserError("uri", None, "no tracking server is known for this run", "Give --uri.")
-    if has_hidden_credentials(noted):
-        raise UserError("uri", noted, "needs credentials, which are never stored", "Give the full --uri.")
-    if not _is_harmless(noted, run_dir):
-        remedy = f"If you trust it: --uri {noted}, or MLFLOW_TRACKING_URI={noted}."
-        raise UserError("uri", noted, "is named by the run directory only", remedy)
-    return noted
+    if has_hidden_credentials(last):
+        raise UserError("uri", last, "needs credentials, which are never stored", "Give the full --uri.")
+    if not _is_harmless(last, run_dir):
+        remedy = f"If you trust the server, give --uri {last} or set MLFLOW_TRACKING_URI={last}."
+        raise UserError("uri", last, "is named only by the run directory", remedy)
+    return last
 
 
 def _is_harmless(uri: str, run_dir: Path) -> bool:
-    """Whether sending there can neither give credentials away nor write outside the run's own folder."""
+    """Whether sending to the server sends no credentials and writes only to the folder of the run."""
     database = sqlite_file(uri)
     if database is not None:
         return database.resolve().parent in (run_dir.resolve().parent, run_dir.resolve())
@@ -176,5 +170,5 @@ def _is_harmless(uri: str, run_dir: Path) -> bool:
 
 
 def _has_ambient_credentials() -> bool:
-    """Whether MLflow would send credentials of this user to any server it is told of."""
+    """Whether MLflow would send credentials of this user to any server."""
     return any(os.environ.get(name) for name in _CREDENTIALS) or _CREDENTIALS_FILE.expanduser().exists()

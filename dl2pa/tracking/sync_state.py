@@ -1,4 +1,4 @@
-"""What a run's sender has noted about each server: the run's id there and how much of the spool it took."""
+"""Sync state of a run per server: the id of the run on the server and the position in the spool."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class SyncState:
-    """One server's state. ``cursor`` moves only after the server accepted what lies before it."""
+    """State of one server. ``cursor`` advances only after the server has accepted the events before it."""
 
     run_id: str | None = None
     cursor: int = 0
     """Byte offset in the spool."""
     pending_artifacts: list[int] = field(default_factory=lambda: [])
-    """Offsets of artifact events the server would not take while it took the rest."""
+    """Spool offsets of artifact events that could not be sent and are retried."""
     refused: int = 0
-    """Entries the server will never take; left out."""
+    """Number of entries that the server rejected permanently."""
 
 
 def load_sync_state(run_dir: Path, uri: str) -> SyncState:
-    """What was noted for the server ``uri``; an empty note where there is none."""
+    """Load the state of the server ``uri``; the initial state if there is none."""
     try:
         return SyncState(**_servers(run_dir)[redact(uri)])
     except (KeyError, TypeError):
@@ -37,17 +37,17 @@ def load_sync_state(run_dir: Path, uri: str) -> SyncState:
 
 
 def save_sync_state(run_dir: Path, uri: str, state: SyncState) -> None:
-    """Replace the note for ``uri``, keyed without its credentials. A full disk costs a resend, no more."""
+    """Save the state of ``uri``, keyed without credentials. If this fails, events are only sent again."""
     servers = {name: entry for name, entry in _servers(run_dir).items() if name != redact(uri)}
     content = {"servers": {**servers, redact(uri): asdict(state)}}
     try:
         write_atomically(RunDirectory(run_dir).sync_state, json.dumps(content), durable=False)
     except OSError as error:
-        _log.debug("could not note what was sent: %s", error)
+        _log.debug("could not save the sync state: %s", error)
 
 
 def last_server(run_dir: Path) -> str | None:
-    """The server sent to last, without its credentials."""
+    """Return the URI of the last server, without credentials."""
     return next(reversed(_servers(run_dir)), None)
 
 

@@ -1,7 +1,7 @@
-"""How an experiment opens in MLflow's pages: its description, and saved views with columns, charts and groups.
+"""Description and saved views (columns, charts, groups) of an MLflow experiment.
 
-MLflow 3.17 keeps what a reader arranges in the browser, except for saved views: those are tags of the experiment,
-``mlflow.sharedViewState.<id>``, read by every browser. The page without a view stays MLflow's own.
+MLflow 3.17 stores the layout of a page in the browser, except for saved views: those are tags of the experiment,
+``mlflow.sharedViewState.<id>``, visible in every browser. The default page is not changed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 _log = logging.getLogger(__name__)
 
 VERSION = "1"
-"""Of what is set up here; an experiment with another one is set up anew."""
+"""Version of the description and views; an experiment with another version is updated."""
 _VERSION_TAG = "dl2pa.views"
 _NOTE = "mlflow.note.content"
 _VIEW = "mlflow.sharedViewState."
@@ -49,21 +49,21 @@ _VIEWS: dict[str, tuple[str, Mapping[str, Any]]] = {
 
 
 def set_up_experiment(client: Any, experiment: Any) -> None:
-    """Give an experiment its description and views, once; never raises.
+    """Set the description and views of an experiment, once; never raises.
 
-    What a person wrote as its description stays. A user without the right to change the experiment changes nothing.
+    A description written by a user is kept. Without permission to change the experiment, nothing is changed.
     """
     if experiment.tags.get(_VERSION_TAG) == VERSION:
         return
     try:
         for name, value in experiment_tags(str(experiment.experiment_id), experiment.tags).items():
             client.set_experiment_tag(experiment.experiment_id, name, value)
-    except Exception as error:  # whatever MLflow and its transports raise
+    except Exception as error:  # any error of MLflow or its transport
         _log.debug("the experiment's views could not be saved: %s", type(error).__name__)
 
 
 def experiment_tags(experiment_id: str, present: Mapping[str, str]) -> dict[str, str]:
-    """The tags to set on an experiment that has those present."""
+    """Return the tags to set on an experiment with the existing tags `present`."""
     tags = {
         "mlflow.experimentKind": "custom_model_development",
         "mlflow.experiment.primaryMetric.name": "val/top1",
@@ -77,7 +77,7 @@ def experiment_tags(experiment_id: str, present: Mapping[str, str]) -> dict[str,
 
 _TITLE = "Runs of dl2pa."
 _MODE = "&workflowType=machine_learning"
-"""MLflow shows two programs in one; this is the one for training."""
+"""Selects the training pages of MLflow, instead of those for generative AI."""
 
 
 def _description(experiment_id: str) -> str:
@@ -95,7 +95,7 @@ def _description(experiment_id: str) -> str:
 
 
 def _state(changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A view as MLflow's page keeps it: its models ExperimentPageUIState and ExperimentPageSearchFacetsState."""
+    """State of a view in the format of MLflow's ExperimentPageUIState and ExperimentPageSearchFacetsState."""
     sections = [
         {"uuid": f"dl2pa-{name}", "name": name, "display": True, "isReordered": False, "deleted": False}
         | {"isGenerated": False}
@@ -157,7 +157,7 @@ def _chart(section: str, metric: str) -> dict[str, Any]:
 
 
 def _envelope(name: str, state: Mapping[str, Any]) -> str:
-    """A saved view as MLflow stores it: its name plain, its state deflated, 5,000 characters at most in all."""
+    """Encode a saved view as MLflow stores it, with the state deflated; at most 5,000 characters."""
     packed = base64.b64encode(zlib.compress(json.dumps(state).encode(), 9)).decode()
     return json.dumps(
         {"name": name, "createdAt": _CREATED, "updatedAt": _CREATED, "state": f"deflate;{packed}"}

@@ -185,7 +185,7 @@ def test_a_disturbed_record_equals_an_undisturbed_one(
     database.start()
     set_password(server, "trainer", "the second password", new=False)
     assert second.wait(900) == 0, second.error
-    assert "takes no tracking events" in first.error
+    assert "cannot write tracking events" in first.error
     assert "password" not in first.error + second.error
     synced = program.run(
         "sync", disturbed.run, "--uri", server.address, "--json", env=signed_in("the second password")

@@ -25,27 +25,27 @@ def tracker_of(run: Path, attempt: int = 1) -> Tracker:
     return tracker
 
 
-def test_a_node_is_measured_under_mlflows_names(tmp_path: Path) -> None:
+def test_system_metrics_have_mlflows_names(tmp_path: Path) -> None:
     points: list[tuple[int, Mapping[str, Any], int]] = []
     watch = NodeWatch(3, lambda *point: points.append(point), now_ms() - 5000, 60.0, [], tmp_path)
     watch.start()
     watch.stop()
-    assert points, "a run shorter than the interval has a point too"
+    assert points, "a run shorter than the interval has a point"
     step, values, _ = points[0]
-    assert step >= 5, "seconds since the run began, so that an attempt goes on where the last one ended"
+    assert step >= 5, "the step is the number of seconds since the start of the run"
     assert all(name.startswith("system/node-3/") for name in values)
     assert 0 <= values["system/node-3/cpu_utilization_percentage"] <= 100
     assert 0 < values["system/node-3/system_memory_usage_percentage"] < 100
 
 
-def test_rank_zero_takes_over_other_nodes_points_once_and_with_their_times(tmp_path: Path) -> None:
+def test_rank_zero_copies_points_of_other_nodes_once(tmp_path: Path) -> None:
     tracker = tracker_of(tmp_path)
     node = NodeFile(tmp_path, 1, 1)
     others = OtherNodes(tmp_path)
     node.write(0, {"system/node-1/cpu": 7.0}, 1000)
     others.collect(tracker.metrics)
     with RunDirectory(tmp_path).node_metrics(1).open("a") as file:
-        file.write('{"e":"metrics","t":1')  # cut short by a kill
+        file.write('{"e":"metrics","t":1')  # truncated by a kill
     node.write(9, {"system/node-1/cpu": 8.0}, 2000)
     others.collect(tracker.metrics)
     OtherNodes(tmp_path).collect(tracker.metrics)  # the next attempt reads all of it again
@@ -56,17 +56,15 @@ def test_rank_zero_takes_over_other_nodes_points_once_and_with_their_times(tmp_p
     assert spooled(tmp_path) == expected
 
 
-def test_a_disk_that_refuses_a_nodes_points_stops_nothing(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_failing_to_write_points_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "events").write_text("a file where the folder should be")
     node = NodeFile(tmp_path, 1, 1)
     node.write(0, {"a": 1.0}, 1)
     node.write(1, {"a": 1.0}, 2)
-    assert caplog.text.count("takes no points") == 1
+    assert caplog.text.count("cannot write points") == 1
 
 
-def test_a_reading_that_fails_ends_only_the_measuring(
+def test_a_failed_reading_ends_only_the_measuring_thread(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*point: Any) -> None:
@@ -76,4 +74,4 @@ def test_a_reading_that_fails_ends_only_the_measuring(
     watch.start()
     watch.join(timeout=60)
     assert not watch.is_alive()
-    assert "no longer measured" in caplog.text
+    assert "system metrics stopped" in caplog.text

@@ -29,17 +29,17 @@ def events(run: Path) -> list[dict[str, Any]]:
 
 
 def points(run: Path) -> dict[tuple[str, int], Any]:
-    found: dict[tuple[str, int], Any] = {}
+    values: dict[tuple[str, int], Any] = {}
     for event in events(run):
         for name, value in event.get("v", {}).items():
-            assert (name, event["step"]) not in found
-            found[name, event["step"]] = value
-    return found
+            assert (name, event["step"]) not in values
+            values[name, event["step"]] = value
+    return values
 
 
 @contextmanager
 def full_at(size: int) -> Iterator[None]:
-    """No file grows beyond ``size``: a write that crosses it is cut short, the next one fails."""
+    """Limit file sizes to ``size``: a write across it is truncated, the next one fails."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -60,7 +60,7 @@ def test_first_value_of_a_step_wins_within_and_across_attempts(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("cut", [1, 10, 40])
-def test_line_torn_by_a_kill_is_cut_off(tmp_path: Path, cut: int) -> None:
+def test_a_line_truncated_by_a_kill_is_removed(tmp_path: Path, cut: int) -> None:
     spool = Spool(tmp_path, 1)
     for step in range(3):
         spool.metrics(step, {"loss": step / 3})
@@ -76,7 +76,7 @@ def test_line_torn_by_a_kill_is_cut_off(tmp_path: Path, cut: int) -> None:
     assert points(tmp_path) == {("loss", step): step / 3 for step in range(4)}
 
 
-def test_reader_leaves_a_line_still_being_written(tmp_path: Path) -> None:
+def test_the_reader_skips_an_incomplete_last_line(tmp_path: Path) -> None:
     Spool(tmp_path, 1).metrics(0, {"loss": 1.0})
     whole = RunDirectory(tmp_path).spool.stat().st_size
     with RunDirectory(tmp_path).spool.open("ab") as file:
@@ -84,7 +84,7 @@ def test_reader_leaves_a_line_still_being_written(tmp_path: Path) -> None:
     assert [entry.end for entry in read_events(RunDirectory(tmp_path).spool)] == [whole]
 
 
-def test_damaged_line_is_passed_over(tmp_path: Path) -> None:
+def test_damaged_lines_are_skipped(tmp_path: Path) -> None:
     spool = Spool(tmp_path, 1)
     spool.metrics(0, {"loss": 1.0})
     with RunDirectory(tmp_path).spool.open("ab") as file:
@@ -108,8 +108,8 @@ def test_damaged_line_is_passed_over(tmp_path: Path) -> None:
         b'{"e":"model","t":1,"a":1,"path":"model.safetensors"}',
     ],
 )
-def test_a_line_whose_fields_are_of_another_kind_is_a_damaged_one(tmp_path: Path, line: bytes) -> None:
-    """It would end `sync`, or stand before all that follows for ever."""
+def test_a_line_with_wrong_types_is_damaged(tmp_path: Path, line: bytes) -> None:
+    """Otherwise it would end `sync` or block all later events."""
     Spool(tmp_path, 1).metrics(0, {"loss": 1.0})
     with RunDirectory(tmp_path).spool.open("ab") as file:
         file.write(line + b"\n")
@@ -117,7 +117,7 @@ def test_a_line_whose_fields_are_of_another_kind_is_a_damaged_one(tmp_path: Path
     assert points(tmp_path) == {("loss", 0): 1.0, ("loss", 1): 2.0}
 
 
-def test_not_a_number_is_kept_as_strict_json(tmp_path: Path) -> None:
+def test_nan_and_infinity_are_strict_json(tmp_path: Path) -> None:
     values = {"nan": float("nan"), "up": float("inf"), "down": float("-inf")}
     Spool(tmp_path, 1).metrics(0, values)
     line = RunDirectory(tmp_path).spool.read_text()
@@ -125,7 +125,9 @@ def test_not_a_number_is_kept_as_strict_json(tmp_path: Path) -> None:
     assert content["v"] == {"nan": "nan", "up": "inf", "down": "-inf"}
 
 
-def test_value_that_is_no_number_costs_only_itself(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_only_a_value_that_is_not_a_number_is_dropped(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     values: dict[str, Any] = {"good": 1, "bad": "text"}
     spool = Spool(tmp_path, 1)
     spool.metrics(0, values)
@@ -134,7 +136,7 @@ def test_value_that_is_no_number_costs_only_itself(tmp_path: Path, caplog: pytes
     assert "bad" in caplog.text
 
 
-def test_full_disk_keeps_everything_in_memory_with_one_warning_and_leaves_whole_lines(
+def test_events_wait_in_memory_while_the_disk_is_full(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     spool = Spool(tmp_path, 1)
@@ -146,19 +148,19 @@ def test_full_disk_keeps_everything_in_memory_with_one_warning_and_leaves_whole_
         for step in range(5, 10):
             spool.metrics(step, {"loss": 1.0})
             spool.metrics(step, {"loss": 9.0})
-        spool.event("tags", tags={"state": "kept until the disk takes it"})
+        spool.event("tags", tags={"state": "kept in memory"})
         assert RunDirectory(tmp_path).spool.stat().st_size == size
-        refused_until = now_ms()
-    assert len([r for r in caplog.records if "takes no tracking events" in r.message]) == 1
+        full_until = now_ms()
+    assert len([r for r in caplog.records if "cannot write tracking events" in r.message]) == 1
 
     time.sleep(0.002)
     spool.metrics(10, {"loss": 1.0})
     assert (spool.dropped, spool.take_waiting()) == (0, [])
-    assert events(tmp_path)[-2]["tags"] == {"state": "kept until the disk takes it"}
+    assert events(tmp_path)[-2]["tags"] == {"state": "kept in memory"}
     assert points(tmp_path) == {("loss", step): 1.0 for step in range(11)}
     times = [event["t"] for event in events(tmp_path)]
     assert times == sorted(times)
-    assert times[-2] <= refused_until < times[-1]
+    assert times[-2] <= full_until < times[-1]
 
 
 @pytest.mark.parametrize("bound", ["MAX_WAITING_BYTES", "MAX_SPOOL_BYTES"])
@@ -181,7 +183,7 @@ def test_memory_and_disk_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert (steps, spool.dropped) == (list(range(len(steps))), 100 - len(steps))
 
 
-def test_next_attempt_ends_the_one_that_was_killed(tmp_path: Path) -> None:
+def test_the_next_attempt_ends_a_killed_one(tmp_path: Path) -> None:
     first = Spool(tmp_path, 1)
     first.start(IDENTITY, {}, {})
     first.metrics(1, {"loss": 1.0})
@@ -189,17 +191,15 @@ def test_next_attempt_ends_the_one_that_was_killed(tmp_path: Path) -> None:
     second.start(IDENTITY, {}, {})
     second.event("end", status="stopped")
     Spool(tmp_path, 3).start(IDENTITY, {}, {})
-    told = [(event["e"], event["a"], event.get("status")) for event in events(tmp_path)]
-    assert told == [
+    actual = [(event["e"], event["a"], event.get("status")) for event in events(tmp_path)]
+    assert actual == [
         *(("start", 1, None), ("metrics", 1, None), ("end", 1, "killed")),
         *(("start", 2, None), ("end", 2, "stopped"), ("start", 3, None)),
     ]
     assert events(tmp_path)[2]["t"] == events(tmp_path)[1]["t"]
 
 
-def test_spool_that_cannot_be_made_at_all_only_warns(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_failing_to_create_the_spool_only_warns(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "events").write_text("a file where the folder should be")
     identity = ensure_identity(tmp_path, "exp", "name")
     spool = Spool(tmp_path, 1)
@@ -231,7 +231,7 @@ def test_param_changed_on_resume_becomes_a_tag(tmp_path: Path) -> None:
     assert (third["params"], third["tags"]) == ({}, {"dl2pa.changed.lr": "0.1"})
 
 
-def test_batches_hold_at_most_the_limit_and_end_where_events_end(tmp_path: Path) -> None:
+def test_batches_respect_the_limit_and_event_boundaries(tmp_path: Path) -> None:
     spool = Spool(tmp_path, 1)
     spool.start(IDENTITY, {}, {})
     for step in range(10):

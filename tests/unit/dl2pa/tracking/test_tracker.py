@@ -59,9 +59,7 @@ def test_disabled_tracker_writes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_spool_only_run_keeps_everything_and_says_how_to_send_it(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_spool_only_run_logs_how_to_send_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     on = tracker(tmp_path)
     on.start({"lr": 0.1}, {"method": "dl2pa"})
@@ -74,7 +72,7 @@ def test_spool_only_run_keeps_everything_and_says_how_to_send_it(
     assert f"dl2pa sync {tmp_path}" in caplog.text
 
 
-def test_no_method_raises_whatever_it_is_given(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_no_method_raises_on_invalid_arguments(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     nonsense: Any = object()
     on = tracker(tmp_path)
     for _ in range(2):
@@ -88,7 +86,7 @@ def test_no_method_raises_whatever_it_is_given(tmp_path: Path, caplog: pytest.Lo
     assert len([r for r in caplog.records if "tracking failed in" in r.message]) == 4
 
 
-def test_full_disk_never_reaches_training(tmp_path: Path) -> None:
+def test_a_full_disk_raises_nothing(tmp_path: Path) -> None:
     on = tracker(tmp_path / "run")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
@@ -105,7 +103,7 @@ def test_full_disk_never_reaches_training(tmp_path: Path) -> None:
     assert (last["e"], last["dropped"]) == ("end", 0)
 
 
-def test_hanging_server_delays_finish_by_no_more_than_the_drain_time(
+def test_a_hanging_server_delays_finish_by_the_drain_time_only(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -116,10 +114,10 @@ def test_hanging_server_delays_finish_by_no_more_than_the_drain_time(
         began = time.monotonic()
         on.metrics(1, {"loss": 1.0})
         on.finish("finished")
-        assert time.monotonic() - began < 60, "MLflow itself would wait for minutes"
+        assert time.monotonic() - began < 60, "MLflow waits for minutes"
         connection.close()
     assert on.mlflow_run_id is None
-    assert f"3 events did not reach MLflow; `dl2pa sync {tmp_path}` sends them" in caplog.text
+    assert f"3 events were not sent to MLflow; `dl2pa sync {tmp_path}` sends them" in caplog.text
     for file in (tmp_path / "events").iterdir():
         assert "s3cret" not in file.read_text()
 
@@ -140,7 +138,7 @@ def test_refused_connections_are_reported_once_without_secrets(
 
 
 class FlakyDelivery:
-    """Fails as often as told, then takes everything."""
+    """Fails `failures` times, then succeeds."""
 
     uri = "http://server"
     run_id = "id"
@@ -159,7 +157,7 @@ class FlakyDelivery:
         return self.calls > self.failures
 
 
-def test_sender_backs_off_to_a_minute_and_starts_over_after_success(
+def test_the_sender_backs_off_to_a_minute_and_resets(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     delivery: Any = FlakyDelivery(failures=8)
@@ -184,7 +182,7 @@ def test_sender_backs_off_to_a_minute_and_starts_over_after_success(
     assert [r.message.split()[3:5] for r in caplog.records] == [["cannot", "be"], ["answers", "again"]]
 
 
-def test_lock_excludes_others_and_is_not_kept_by_a_forked_child(tmp_path: Path) -> None:
+def test_the_lock_is_exclusive_and_not_kept_by_a_forked_child(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     ready, done = os.pipe(), os.pipe()
     with exclusive_lock(path):
@@ -203,16 +201,16 @@ def test_lock_excludes_others_and_is_not_kept_by_a_forked_child(tmp_path: Path) 
 
 
 def test_fork_waits_for_the_import_of_mlflow() -> None:
-    under_way, forked = threading.Event(), threading.Event()
+    started, forked = threading.Event(), threading.Event()
 
     def slow_import() -> None:
         with importing():
-            under_way.set()
+            started.set()
             assert not forked.wait(0.2)
 
     thread = threading.Thread(target=slow_import)
     thread.start()
-    under_way.wait()
+    started.wait()
     child = os.fork()
     if child == 0:
         with importing():
@@ -234,7 +232,7 @@ def test_delivery_waits_for_the_process_that_is_sending(tmp_path: Path) -> None:
     assert report.left == 2
 
 
-def test_notes_are_kept_per_server_without_credentials(tmp_path: Path) -> None:
+def test_the_sync_state_is_kept_per_server_without_credentials(tmp_path: Path) -> None:
     (tmp_path / "events").mkdir()
     save_sync_state(tmp_path, "http://me:pw@one", SyncState("id1", 5))
     save_sync_state(tmp_path, "http://two", SyncState("id2", 7, pending_artifacts=[3]))
@@ -261,7 +259,7 @@ def test_write_json_leaves_the_old_file_when_the_disk_is_full(tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_killed_run_gets_one_end_at_its_last_event(tmp_path: Path) -> None:
+def test_a_killed_run_gets_one_end_event(tmp_path: Path) -> None:
     tracker(tmp_path).start({}, {})
     with RunDirectory(tmp_path).spool.open("ab") as file:
         file.write(b'{"e":"metrics","t":123,"a":1,"step":0,"v":{"loss":1.0}}\n{"e":"met')
@@ -271,7 +269,7 @@ def test_killed_run_gets_one_end_at_its_last_event(tmp_path: Path) -> None:
     assert (last["e"], last["status"], last["t"], last["a"]) == ("end", "killed", 123, 1)
 
 
-def test_sync_names_what_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sync_errors_name_the_missing_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with pytest.raises(UserError, match="no tracking events"):
         sync(tmp_path)

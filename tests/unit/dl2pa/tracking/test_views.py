@@ -1,4 +1,4 @@
-"""What an experiment is set up with, as MLflow's pages read it."""
+"""Description and views of an experiment, in MLflow's format."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Client:
         self.tags[name] = value
 
 
-def test_every_view_fits_a_tag_names_itself_and_is_linked_in_the_description() -> None:
+def test_every_view_fits_a_tag_and_is_linked_in_the_description() -> None:
     tags = experiment_tags("7", {})
     views = {name.removeprefix(VIEW): value for name, value in tags.items() if name.startswith(VIEW)}
     assert len(views) == 4
@@ -59,15 +59,15 @@ def test_an_experiment_is_set_up_once() -> None:
 
 
 @pytest.mark.parametrize("version", [{}, {"dl2pa.views": "0"}])
-def test_what_a_person_wrote_stays(version: dict[str, str]) -> None:
+def test_a_description_of_a_user_is_kept(version: dict[str, str]) -> None:
     assert "mlflow.note.content" not in experiment_tags("1", {"mlflow.note.content": "Ours.", **version})
-    own = experiment_tags("1", {})["mlflow.note.content"]
-    assert ("mlflow.note.content" in experiment_tags("1", {"mlflow.note.content": own, **version})) == bool(
-        version
-    )
+    default = experiment_tags("1", {})["mlflow.note.content"]
+    assert (
+        "mlflow.note.content" in experiment_tags("1", {"mlflow.note.content": default, **version})
+    ) == bool(version)
 
 
-def test_a_user_who_may_not_change_the_experiment_is_no_obstacle() -> None:
+def test_missing_permission_to_change_the_experiment_is_ignored() -> None:
     refusing = Client(PermissionError("403"))
     set_up_experiment(refusing, SimpleNamespace(experiment_id="1", tags={}))
     assert refusing.tags == {}

@@ -79,6 +79,7 @@ class RunDirectory:
         self.job = self.submission / "job.json"
         self.submitted_config = self.submission / "config.yaml"
         self.submitted_diff = self.submission / "code.diff"
+        self.submit_lock = self.submission / "submit.lock"
         self.sweep_log = self.logs / "sweep.log"
         self.summary_page = root / "summary.html"
         self.confusion_page = root / "confusion.html"
@@ -181,6 +182,10 @@ class RunDirectory:
             (report for report in reports if report.get("launch") == launch),
             key=lambda report: report.get("time", 0.0),
         )
+
+    def stall_counters(self) -> list[Path]:
+        """Files in which the batch script counts attempts without progress."""
+        return list(self.submission.glob("without-progress.*"))
 
     def owner(self) -> dict[str, Any]:
         """Read host, process id and start time of the current or last owner."""

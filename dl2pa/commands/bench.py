@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from dl2pa.commands.options import nonempty_path
 from dl2pa.commands.output import say
 from dl2pa.config.schema import BACKBONES
 from dl2pa.errors import UserError
@@ -18,6 +19,66 @@ log = logging.getLogger(__name__)
 Rows = list[dict[str, Any]]
 _COMPILE: dict[str, Any] = {"off": False, "on": True, "graphs": "graphs"}
 _OF_STEPS = ("train", "scaling", "together", "checkpoint", "classes")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "name",
+        choices=(
+            "pipeline",
+            "train",
+            "scaling",
+            "together",
+            "checkpoint",
+            "matching",
+            "classes",
+            "index",
+            "tracking",
+        ),
+        help="what to measure",
+    )
+    parser.add_argument(
+        "--classes", default="100,1000", help="comma-separated class counts (default 100,1000)"
+    )
+    parser.add_argument("--dim", type=int, default=512)
+    parser.add_argument("--points", type=int, default=100_000, help="tracking: metric points a run (100000)")
+    parser.add_argument("--runs", type=int, default=3, help="tracking: runs at a time (3)")
+    parser.add_argument(
+        "--entries", default="1281167", help="index: comma-separated numbers of images (default 1281167)"
+    )
+    parser.add_argument(
+        "--models",
+        metavar="LIST",
+        help="backbones (train: resnet50; scaling, together, checkpoint, classes: resnet32)",
+    )
+    parser.add_argument(
+        "--step-ms",
+        type=float,
+        metavar="X",
+        help="scaling: of one GPU, for the model of many (this machine's)",
+    )
+    parser.add_argument("--processes", default="1,2,4", metavar="LIST", help="scaling, together (1,2,4)")
+    parser.add_argument(
+        "--loaders",
+        metavar="LIST",
+        help="train: synthetic, resident, dali, torchvision (synthetic); pipeline: ours, native-dali, torchvision, "
+        "synthetic (these four), packed",
+    )
+    parser.add_argument(
+        "--data", type=nonempty_path, metavar="ROOT", help="folder of images (pipeline: JPEGs made up for it)"
+    )
+    parser.add_argument(
+        "--image-size", type=int, metavar="S", help="train: pixels (32 for CIFAR's networks, else 224)"
+    )
+    parser.add_argument("--precision", metavar="LIST", help="fp32, bf16, fp16 (GPU: bf16, CPU: fp32)")
+    parser.add_argument("--channels-last", default="on", metavar="LIST", help="train: on, off (on)")
+    parser.add_argument("--compile", default="off", metavar="LIST", help="train: on, off, graphs (off)")
+    parser.add_argument(
+        "--batch-size", type=int, metavar="N", help="(128; pipeline: 64; ResNet-50 on a CPU: 8)"
+    )
+    parser.add_argument("--steps", type=int, metavar="N", help="a turn (20; ResNet-50 on a CPU: 1)")
+    parser.add_argument("--rounds", type=int, default=5, metavar="N")
+    parser.add_argument("--nproc", type=int, default=2, metavar="N", help="matching: processes (2)")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
+from dl2pa.commands.options import add_overrides, nonempty_path
 from dl2pa.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", type=Path, nargs="?", help="YAML configuration")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.epochs=5")
+    parser.add_argument("config", type=nonempty_path, nargs="?", help="YAML configuration")
+    add_overrides(parser, "train.epochs=5")
     parser.add_argument(
         "--explain",
         nargs="?",

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dl2pa.commands.options import Parser, add_json, nonempty_path, nonempty_text
 from dl2pa.commands.output import note, say
 from dl2pa.errors import UserError
 from dl2pa.osutil import usable_cores
@@ -20,6 +21,37 @@ if TYPE_CHECKING:
 
 _MAX_SHOWN = 50
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=Parser)
+
+    def add(name: str, summary: str) -> argparse.ArgumentParser:
+        action = actions.add_parser(name, help=summary, description=summary)
+        add_json(action, default=argparse.SUPPRESS)  # the default is that of `dl2pa data --json`
+        action.add_argument("root", type=nonempty_path, metavar="ROOT", help="folder of the data set")
+        action.add_argument("--workers", type=int, metavar="N", help="processes (default: number of cores)")
+        return action
+
+    index = add("index", "List every image with its location, label and size, and find damaged images.")
+    index.add_argument(
+        "--out", type=nonempty_path, metavar="FILE", help="index file (default: ROOT/dl2pa.index)"
+    )
+    pack = add("pack", "Copy an image folder into WebDataset tar shards with an index.")
+    pack.add_argument("out", type=nonempty_path, metavar="OUT", help="folder of the shards")
+    pack.add_argument(
+        "--short-side", type=int, metavar="PIXELS", help="downsample larger images to this size"
+    )
+    pack.add_argument(
+        "--quality", type=int, default=90, help="JPEG quality of downsampled images (default: 90)"
+    )
+    pack.add_argument(
+        "--shard-size",
+        type=nonempty_text,
+        default="1GiB",
+        metavar="SIZE",
+        help="approximate shard size (default: 1GiB)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:

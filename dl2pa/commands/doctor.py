@@ -22,6 +22,13 @@ from dl2pa.errors import EXIT_DONE, EXIT_FAILURE
 from dl2pa.osutil import usable_cores
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--cluster", action="store_true", help="also run checks on a compute node, in a short job"
+    )
+    parser.add_argument("--partition", metavar="P", help="partition of that job")
+
+
 def run(args: argparse.Namespace) -> int:
     checks: list[Callable[[], Finding]] = [
         _python,

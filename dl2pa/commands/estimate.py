@@ -4,8 +4,25 @@ from __future__ import annotations
 
 import argparse
 
+from dl2pa.commands.options import add_config
 from dl2pa.commands.output import say
 from dl2pa.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config(parser)
+    parser.add_argument(
+        "--devices", type=int, default=1, metavar="N", help="GPUs of the same type (default: 1)"
+    )
+    parser.add_argument("--steps", type=int, default=20, metavar="N", help="measured steps (default: 20)")
+    parser.add_argument(
+        "--link",
+        type=float,
+        default=50.0,
+        metavar="GB/S",
+        help="bandwidth between devices per direction (default: 50)",
+    )
+    parser.add_argument("--price", type=float, metavar="X", help="price per device-hour")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from dl2pa.commands.options import add_checkpoint, add_overrides, add_run
 from dl2pa.commands.output import say
 from dl2pa.errors import UserError
 
@@ -18,6 +19,17 @@ if TYPE_CHECKING:
 
 
 _CHANGEABLE = ("data.", "launch.", "train.eval_batch_size", "train.precision", "train.channels_last")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_run(parser)
+    add_overrides(parser, "data.val_root=DIR")
+    add_checkpoint(parser)
+    parser.add_argument(
+        "--embedding",
+        action="store_true",
+        help="evaluate the embedding with k-NN and nearest class mean; data.* overrides select another data set",
+    )
 
 
 def run(args: argparse.Namespace) -> int:

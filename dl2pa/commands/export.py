@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dl2pa.commands.options import add_checkpoint, add_run, nonempty_path
 from dl2pa.commands.output import note, say
 from dl2pa.errors import UserError
 
@@ -21,6 +22,20 @@ if TYPE_CHECKING:
 
 _CHECKED = 64
 """Images that an ONNX file is compared on."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_run(parser)
+    parser.add_argument(
+        "--out", type=nonempty_path, metavar="DIR", help="folder to write (default: RUN/export)"
+    )
+    add_checkpoint(parser)
+    parser.add_argument(
+        "--onnx", action="store_true", help="also write model.onnx, compared with the original"
+    )
+    parser.add_argument(
+        "--mlflow", action="store_true", help="also write mlflow/, for `mlflow models serve -m`"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

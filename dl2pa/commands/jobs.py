@@ -1,4 +1,4 @@
-"""`dl2pa jobs`: this user's runs on the cluster, how far they are and when they will be done."""
+"""`dl2pa jobs`: list this user's runs on the cluster with progress and remaining time."""
 
 from __future__ import annotations
 
@@ -8,51 +8,58 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dl2pa.commands.options import nonempty_text
 from dl2pa.commands.output import note, table
 from dl2pa.errors import EXIT_DONE, EXIT_FAILURE, UserError
+from dl2pa.rundir import RunDirectory
 from launcher import jobs, submissions
 from launcher.submissions import Submission
 
 _COLUMNS = ("job_id", "state", "nodes", "attempt", "epoch", "step", "images/s", "eta", "top1", "run_dir")
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "job", nargs="*", type=nonempty_text, help="job number, array number or run directory; default: all"
+    )
+    parser.add_argument("--all", action="store_true", help="also list ended jobs")
+
+
 def run(args: argparse.Namespace) -> int:
     named = [submission for job in args.job for submission in submissions.find(job)]
-    found = named or _everything()
+    listed = named or _all_submissions()
     answered = True
     try:
-        states = jobs.states(s.job_id for s in found)
+        states = jobs.states(s.job_id for s in listed)
     except ConnectionError as error:
         note(str(error))
-        states, answered = {s.job_id: jobs.UNKNOWN for s in found}, False
-    rows = [describe(s, states[s.job_id]) for s in found]
-    if not named:  # a directory that is gone is of interest while its job lives
+        states, answered = {s.job_id: jobs.UNKNOWN for s in listed}, False
+    rows = [describe(s, states[s.job_id]) for s in listed]
+    if not named:  # list a deleted directory only while its job is live
         rows = [row for row in rows if row["live"] or Path(row["run_dir"]).is_dir()]
     if not named and not args.all:
         rows = [row for row in rows if row["live"]] or rows[-20:]
     if args.json:
         print(json.dumps(rows), flush=True)  # noqa: T201
     elif rows:
-        table([_COLUMNS, *([_texts(row)[c] for c in _COLUMNS] for row in rows)])
+        table([_COLUMNS, *([_cells(row)[c] for c in _COLUMNS] for row in rows)])
     else:
-        note("no run was submitted from here")
+        note("no submitted runs")
     if answered and any(row["state"] == "UNKNOWN" for row in rows) and not jobs.has_accounting():
-        note("UNKNOWN: the job has left the queue and no accounts answer (sacct); see run_state")
+        note("UNKNOWN: the job has left the queue and sacct does not answer; see run_state")
     return EXIT_DONE if answered else EXIT_FAILURE
 
 
 def describe(submission: Submission, state: jobs.JobState) -> dict[str, Any]:
-    """One run: what SLURM says of its job, and what its own status says."""
-    from dl2pa.rundir import RunDirectory
-
-    run_dir = submission.run_dir
-    status = RunDirectory(run_dir).status()
-    word = state.state
-    if word in ("UNKNOWN", "FAILED") and (run_dir / "cancelled").exists():
-        word = "CANCELLED"  # by `dl2pa cancel`, which lets the batch shell end in its own way
+    """Describe one run by the SLURM state of its job and by its status file."""
+    run = RunDirectory(submission.run_dir)
+    status = run.status()
+    job_state = state.state
+    if job_state in ("UNKNOWN", "FAILED") and run.cancelled_file.exists():
+        job_state = "CANCELLED"  # by `dl2pa cancel`, after which the batch script ends with its own exit code
     return {
         "job_id": submission.job_id,
-        "state": word,
+        "state": job_state,
         "reason": state.reason or None,
         "nodes": state.nodes or None,
         "attempt": _number(status, "attempt") or 0,
@@ -60,55 +67,56 @@ def describe(submission: Submission, state: jobs.JobState) -> dict[str, Any]:
         "step": _number(status, "step") or 0,
         "total_steps": _number(status, "total_steps"),
         "images_per_second": _number(status, "images_per_second"),
-        "eta_seconds": seconds_left(status, run_dir) if state.is_live else None,
+        "eta_seconds": seconds_left(status, run) if state.is_live else None,
         "top1": _number(status, "top1"),
         "run_state": status.get("state"),
-        "run_dir": str(run_dir),
+        "run_dir": str(run.root),
         "live": state.is_live,
     }
 
 
-def seconds_left(status: Mapping[str, Any], run_dir: Path) -> float | None:
-    """Time that the run's remaining steps take at its last speed; None where that is not known."""
+def seconds_left(status: Mapping[str, Any], run: RunDirectory) -> float | None:
+    """Estimate the time of the remaining steps at the last measured speed; None if unknown."""
     from dl2pa.config import load_recorded_config
 
     speed, step, total = (_number(status, k) for k in ("images_per_second", "step", "total_steps"))
     if not speed or step is None or not total:
         return None
     try:
-        batch = load_recorded_config(run_dir / "slurm/config.yaml").train.batch_size
+        batch = load_recorded_config(run.submitted_config).train.batch_size
     except UserError:
         return None
     return (total - step) * batch / speed
 
 
 def _number(status: Mapping[str, Any], key: str) -> Any:
-    """A number of the status; None where it is none (a file damaged by hand)."""
+    """Return a number of the status; None if the value is not a number."""
     value = status.get(key)
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def _everything() -> list[Submission]:
-    found = {s.run_dir: s for s in submissions.known()}
-    for path in sorted(Path("runs").glob(f"*/{submissions.JOB_FILE}")):
-        submission = submissions.read(path.parents[1].absolute())
+def _all_submissions() -> list[Submission]:
+    """Return the submissions on this user's list and of the run directories in `runs/`."""
+    by_directory = {s.run_dir: s for s in submissions.known()}
+    for folder in sorted(path.absolute() for path in Path("runs").glob("*/")):
+        submission = submissions.read(folder)
         if submission is not None:
-            found.setdefault(submission.run_dir, submission)
-    return list(found.values())
+            by_directory.setdefault(folder, submission)
+    return list(by_directory.values())
 
 
-def _texts(row: dict[str, Any]) -> dict[str, str]:
+def _cells(row: dict[str, Any]) -> dict[str, str]:
     state = row["state"] if row["state"] != "UNKNOWN" else f"UNKNOWN ({row['run_state'] or 'not started'})"
     if row["reason"] and row["reason"] != "None":
         state = f"{state} ({row['reason']})"
-    of_total = f"{row['step']}/{row['total_steps']}" if row["total_steps"] else str(row["step"])
+    steps = f"{row['step']}/{row['total_steps']}" if row["total_steps"] else str(row["step"])
     return {
         "job_id": row["job_id"],
         "state": state,
         "nodes": row["nodes"] or "-",
         "attempt": str(row["attempt"]),
         "epoch": str(row["epoch"]),
-        "step": of_total,
+        "step": steps,
         "images/s": "-" if row["images_per_second"] is None else f"{row['images_per_second']:,.0f}",
         "eta": "-" if row["eta_seconds"] is None else _duration(row["eta_seconds"]),
         "top1": "-" if row["top1"] is None else f"{row['top1']:.2f}",

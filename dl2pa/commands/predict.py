@@ -5,7 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 
+from dl2pa.commands.options import nonempty_path
 from dl2pa.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", type=nonempty_path, help="run directory, export or model.safetensors")
+    parser.add_argument("images", type=nonempty_path, nargs="+", metavar="IMAGE", help="image file")
+    parser.add_argument("--top", type=int, default=5, metavar="K", help="classes per image (default: 5)")
 
 
 def run(args: argparse.Namespace) -> int:

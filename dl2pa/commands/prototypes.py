@@ -8,6 +8,7 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from dl2pa.commands.options import add_renamed, nonempty_path
 from dl2pa.commands.output import note, say, short, table
 from dl2pa.errors import UserError
 
@@ -17,12 +18,39 @@ if TYPE_CHECKING:
 _SECONDS_BETWEEN_LINES = 10.0
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--num-classes", "--num_centroids", type=int, required=True, metavar="C", help="number of prototypes"
+    )
+    parser.add_argument("--dim", "--space_dim", type=int, required=True, metavar="D", help="dimension")
+    parser.add_argument("--construction", default="auto", help="default: the best known for C and D")
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
+    parser.add_argument(
+        "--out", type=nonempty_path, metavar="FILE", help=".safetensors or .npy (default: not written)"
+    )
+    parser.add_argument(
+        "--plot",
+        type=nonempty_path,
+        metavar="FILE",
+        help="plot of the pairwise cosines, for D <= 3 also of the sphere: .png, .pdf or .svg",
+    )
+    parser.add_argument(
+        "--compare-with",
+        type=nonempty_path,
+        metavar="FILE",
+        help="also score a prototype file: written by dl2pa, .npy, or the authors' .pth",
+    )
+    add_renamed(parser, "--beside", "--compare-with")
+    parser.add_argument("--batch_size", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--num_epoch", type=int, help=argparse.SUPPRESS)
+
+
 def run(args: argparse.Namespace) -> int:
     from dl2pa.geometry import build_prototypes, save_prototypes
     from dl2pa.geometry.plot import plot_prototypes
 
     _check(args)
-    other = None if args.beside is None else _load(args)
+    other = None if args.compare_with is None else _load(args)
     with _Progress() as progress:
         prototypes = build_prototypes(args.num_classes, args.dim, args.construction, args.seed, progress)
     if args.out is not None:
@@ -37,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     if other is None:
         say(result, args.json, "prototypes:")
         return 0
-    theirs = {**other.certificate.as_dict(), "file": str(args.beside)}
+    theirs = {**other.certificate.as_dict(), "file": str(args.compare_with)}
     if args.json:
         say({**result, "beside": theirs}, True, "")
     else:
@@ -53,7 +81,7 @@ def _check(args: argparse.Namespace) -> None:
     from dl2pa.geometry.plot import check_picture
 
     if args.construction not in CONSTRUCTIONS:
-        remedy = f"Choose one of {', '.join(CONSTRUCTIONS)}; a file is scored by --beside."
+        remedy = f"Choose one of {', '.join(CONSTRUCTIONS)}; a file is scored by --compare-with."
         raise UserError("--construction", args.construction, "no such construction", remedy)
     if args.seed < 0:
         raise UserError("--seed", args.seed, "is negative", "Give 0 or more.")
@@ -70,9 +98,9 @@ def _load(args: argparse.Namespace) -> Prototypes:
     from dl2pa.geometry import load_prototypes
 
     try:
-        return load_prototypes(args.beside, args.num_classes, args.dim)
+        return load_prototypes(args.compare_with, args.num_classes, args.dim)
     except UserError as error:
-        raise UserError("--beside", str(args.beside), error.message, error.remedy) from None
+        raise UserError("--compare-with", str(args.compare_with), error.message, error.remedy) from None
 
 
 class _Progress:

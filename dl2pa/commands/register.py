@@ -5,8 +5,18 @@ from __future__ import annotations
 import argparse
 import dataclasses
 
+from dl2pa.commands.options import add_run
 from dl2pa.commands.output import note, say
 from dl2pa.errors import EXIT_DONE, UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_run(parser)
+    parser.add_argument("--name", required=True, help="registered model; created if it does not exist")
+    parser.add_argument(
+        "--alias", action="append", default=[], help="set this alias, for example champion; can be repeated"
+    )
+    parser.add_argument("--uri", help="MLflow server or store (default: the run's own)")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -6,11 +6,40 @@ import argparse
 import tempfile
 from pathlib import Path
 
+from dl2pa.commands.options import add_run, add_tables, nonempty_path
 from dl2pa.commands.output import note, say, table
 from dl2pa.config.published import published_file
 from dl2pa.errors import EXIT_DONE, UserError
 from dl2pa.reporting import Comparison, compare, find_runs, read_run, record, write_report
 from dl2pa.reporting.compare import Entry
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_run(parser, nargs="*")
+    parser.add_argument(
+        "--all", type=nonempty_path, metavar="DIR", help="every run in this folder, at any depth"
+    )
+    parser.add_argument(
+        "--compare",
+        type=nonempty_path,
+        nargs=2,
+        metavar=("RUN_A", "RUN_B"),
+        help="show the differences between two runs and whether they exceed the spread over seeds; "
+        "--all DIR: folder of the runs with other seeds",
+    )
+    parser.add_argument("--published", action="store_true", help="compare with the published tables")
+    add_tables(parser)
+    parser.add_argument(
+        "--out", type=nonempty_path, metavar="DIR", help="write report.md, report.html and plots to DIR"
+    )
+    parser.add_argument(
+        "--mlflow",
+        metavar="EXPERIMENT",
+        help="log the report to this experiment, as artifacts of the run `report`",
+    )
+    parser.add_argument(
+        "--uri", help="MLflow server or store (default: MLFLOW_TRACKING_URI, else the runs' store)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

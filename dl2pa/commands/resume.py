@@ -1,35 +1,49 @@
-"""`dl2pa resume`: submit a run again, from its snapshot, on the same or other resources."""
+"""`dl2pa resume`: submit a run again from its snapshot, on the same or other resources."""
 
 from __future__ import annotations
 
 import argparse
 import os
+from dataclasses import replace
 
+from dl2pa.commands.options import add_overrides, add_run, add_slurm_request
 from dl2pa.commands.output import say
-from dl2pa.commands.submit import OPTIONS, Job, check_runs, is_finished, note_duration, queue
-from dl2pa.config import load_recorded_config, merge, parse_config
+from dl2pa.commands.submit import REQUEST_OPTIONS, check_runs, note_duration, queue
 from dl2pa.errors import EXIT_DONE, UserError
+from dl2pa.rundir import RunDirectory
+from dl2pa.runplan import RunSpec, plan_runs
 from launcher import slurm, submissions
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_run(parser, help="run directory, or number of its last job")
+    add_overrides(parser, "train.epochs=200")
+    add_slurm_request(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     last = submissions.find_one(str(args.run))
-    snapshot = last.run_dir / "slurm/config.yaml"
     if last.cwd.is_dir():
-        os.chdir(last.cwd)  # relative paths in the snapshot mean what they meant
-    given = {k: getattr(args, k) for k in OPTIONS}
-    # What the first submission waited for is over.
-    request = slurm.Request.of({k: v for k, v in last.request.items() if k != "after"}).merged(given)
-    config = load_recorded_config(snapshot, args.overrides)
-    nproc = request.gpus_per_node or config.launch.nproc
-    config = parse_config(merge(config.model_dump(mode="json"), {"launch": {"nproc": nproc}}))
-    job = Job(config, last.run_dir, last.name)
-    if is_finished(job):
-        raise UserError("run", str(last.run_dir), "is finished", "Give more, for example train.epochs=…")
+        os.chdir(last.cwd)  # relative paths in the snapshot refer to this folder
+    # The job that `after` names has ended.
+    request = slurm.Request.of({k: v for k, v in last.request.items() if k != "after"}).merged(
+        {key: getattr(args, key) for key in REQUEST_OPTIONS}
+    )
+    spec = RunSpec(RunDirectory(last.run_dir).submitted_config, tuple(args.overrides))
+    (plan,) = plan_runs([spec], last.run_dir, nproc=request.gpus_per_node or None)
+    plan = replace(plan, label=last.name)
+    if plan.is_finished():
+        raise UserError(
+            "run", str(last.run_dir), "is finished", "Train longer, for example train.epochs=200."
+        )
     slurm.check_request(request)
-    check_runs([job], request)
-    (new,) = queue([job], request, job.name)
-    told = {"job_id": new.job_id, "run_dir": str(new.run_dir), "log": str(new.log)}
-    say(told, args.json, "submitted again:")
-    note_duration(last.run_dir, request)
+    check_runs([plan], request)
+    (submission,) = queue([plan], request, plan.label)
+    result = {
+        "job_id": submission.job_id,
+        "run_dir": str(submission.run_dir),
+        "log": str(submission.log),
+    }
+    say(result, args.json, "submitted again:")
+    note_duration(plan.directory, request)
     return EXIT_DONE

@@ -1,4 +1,4 @@
-"""`dl2pa submit`: check a training, leave its snapshot in the run directory, and queue it."""
+"""`dl2pa submit`: plan and validate runs, write their snapshots and queue them as SLURM jobs."""
 
 from __future__ import annotations
 
@@ -9,331 +9,299 @@ import sys
 import time
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dl2pa import envvars
-from dl2pa.commands.check import check_trainings
-from dl2pa.commands.expand import Element, check_distinct, expand, run_name
+from dl2pa.commands.options import add_config, add_grid, add_run_dir, add_slurm_request
 from dl2pa.commands.output import note, say
-from dl2pa.config import (
-    Config,
-    dump_config,
-    fingerprint,
-    load_config,
-    load_recorded_config,
-    merge,
-    parse_config,
-)
+from dl2pa.config import dump_config, load_recorded_config, merge, parse_config
 from dl2pa.config.identity import run_title
 from dl2pa.errors import EXIT_DONE, UserError
 from dl2pa.osutil import open_private
 from dl2pa.redaction import redact, redact_tree
+from dl2pa.rundir import RunDirectory
+from dl2pa.runplan import RunPlan, RunSpec, check_trainings, expand, plan_runs
 from launcher import jobs, slurm, submissions
 from launcher.submissions import Submission
 
-OPTIONS = tuple(slurm.Request.__dataclass_fields__)
-"""The request's fields, each an option of `submit` and of `resume`."""
+REQUEST_OPTIONS = tuple(slurm.Request.__dataclass_fields__)
+"""Fields of a SLURM request; each is an option of `submit`, `resume` and `sweep`."""
 
 
-@dataclass(frozen=True)
-class Job:
-    """A run to be: where, under what configuration, called what."""
-
-    config: Config
-    run_dir: Path
-    name: str
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config(parser)
+    add_run_dir(parser)
+    add_grid(parser, "--array")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, print the sbatch script")
+    add_slurm_request(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    elements = expand(args.config, args.overrides, args.array or [])
-    planned = plan(elements, args, len(elements) > 1)
-    submit(planned, args, args.config.stem)
+    specs = expand(args.config, args.overrides, args.grid or [], "--array")
+    plans = plan_jobs(specs, args, in_folder=len(specs) > 1, option="--array")
+    submit(plans, args, args.config.stem)
     return EXIT_DONE
 
 
-def plan(elements: Sequence[Element], args: argparse.Namespace, is_array: bool) -> list[Job]:
-    """The runs to be, each with the configuration the job runs and its directory.
+def plan_jobs(
+    specs: Sequence[RunSpec], args: argparse.Namespace, *, in_folder: bool, option: str
+) -> list[RunPlan]:
+    """Plan runs with the processes per node and the run name that their jobs use.
 
     Args:
-        is_array: `--run-dir` names the folder of the runs.
+        in_folder, option: as for `plan_runs`.
 
     Raises:
-        UserError: a wrong configuration, or two runs that are the same.
+        UserError: an invalid configuration, or two identical runs.
     """
-    request = request_of(args)
-    planned = [_plan(element, request, args.run_dir, is_array) for element in elements]
-    check_distinct([job.run_dir for job in planned])
-    return planned
+    nproc = request_of(args).gpus_per_node or None
+    plans = plan_runs(specs, args.run_dir, in_folder=in_folder, nproc=nproc, option=option)
+    return [_with_tracking(plan, run_name=_run_name(plan)) for plan in plans]
 
 
-def submit(planned: Sequence[Job], args: argparse.Namespace, name: str, sweep: str | None = None) -> None:
-    """Check and queue the runs, several as one array, and tell; with `--dry-run` print the script.
+def _run_name(plan: RunPlan) -> str:
+    return plan.config.tracking.run_name or run_title(plan.config, plan.label)
+
+
+def _with_tracking(plan: RunPlan, **changes: Any) -> RunPlan:
+    tree = merge(plan.config.model_dump(mode="json"), {"tracking": changes})
+    return replace(plan, config=parse_config(tree))
+
+
+def submit(plans: Sequence[RunPlan], args: argparse.Namespace, name: str, sweep: str | None = None) -> None:
+    """Validate and queue runs, several as one job array, and print the jobs; with `--dry-run` print the script.
 
     Args:
-        sweep: the tag that the runs share; by default arrays have one of their own.
+        sweep: tag of all runs; by default an array gets a tag with the current time.
     """
     request = request_of(args)
     slurm.check_request(request)
-    check_runs(planned, request)
-    finished = [job for job in planned if is_finished(job)]
-    for job in finished:
-        note(f"{job.run_dir} is finished; for another run give another --run-dir or configuration")
-    planned = [job for job in planned if job not in finished]
-    if not planned:
+    check_runs(plans, request)
+    finished = [plan for plan in plans if plan.is_finished()]
+    for plan in finished:
+        note(f"{plan.run_dir} is finished. For another run, use another --run-dir or configuration.")
+    plans = [plan for plan in plans if plan not in finished]
+    if not plans:
         if args.json:
             say({"job_id": None, "run_dir": str(finished[0].run_dir), "log": None}, True, "")
         return
     if args.dry_run:
-        folder = _folder_of(planned, name)
-        print(slurm.script(request, [_planned(j) for j in planned], folder, f"dl2pa-{name}"))  # noqa: T201
+        print(_script(plans, request, name))  # noqa: T201
         return
-    if sweep is None and len(planned) > 1:
+    if sweep is None and len(plans) > 1:
         sweep = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    submitted = queue(planned, request, name, sweep)
-    _tell(submitted, planned, sweep, args.json)
-    note_duration(planned[0].run_dir, request)
+    submitted = queue(plans, request, name, sweep)
+    _print_jobs(submitted, plans[0], sweep, args.json)
+    note_duration(plans[0].directory, request)
 
 
 def request_of(args: argparse.Namespace) -> slurm.Request:
-    """What the command line asks of the cluster."""
-    return slurm.Request().merged({k: getattr(args, k) for k in OPTIONS})
+    """Return the SLURM request of the command line."""
+    return slurm.Request().merged({key: getattr(args, key) for key in REQUEST_OPTIONS})
 
 
-def _plan(element: Element, request: slurm.Request, run_dir: Path | None, is_array: bool) -> Job:
-    config = load_config(element.config, element.overrides)
-    default = run_name(element.config, config)
-    place = Path("runs") / default if run_dir is None else run_dir / default if is_array else run_dir
-    stem = element.config.stem
-    return Job(_for_job(config, request, stem), place.absolute(), stem)
-
-
-def _for_job(config: Config, request: slurm.Request, name: str) -> Config:
-    """The configuration as the job runs it: its processes and its name."""
-    changes = {
-        "launch": {"nproc": request.gpus_per_node or config.launch.nproc},
-        "tracking": {"run_name": config.tracking.run_name or run_title(config, name)},
-    }
-    return parse_config(merge(config.model_dump(mode="json"), changes))
-
-
-def check_runs(planned: Sequence[Job], request: slurm.Request) -> None:
-    """Everything that would end a job on the cluster, found before it queues.
+def check_runs(plans: Sequence[RunPlan], request: slurm.Request) -> None:
+    """Check for every error that would end a job after it has queued.
 
     Raises:
-        UserError: naming the field at fault.
+        UserError: naming the invalid field.
     """
     from dl2pa.training.distributed import choose_backend
 
-    for job in planned:
-        config = job.config
-        if config.launch.device == "cuda" and request.gpus_per_node == 0:
+    for plan in plans:
+        launch = plan.config.launch
+        if launch.device == "cuda" and request.gpus_per_node == 0:
             remedy = "Give --gpus-per-node, or launch.device=cpu."
-            raise UserError("launch.device", "cuda", "the job asks for no GPU", remedy)
-        if config.launch.device == "cpu":
+            raise UserError("launch.device", "cuda", "the job requests no GPU", remedy)
+        if launch.device == "cpu":
             import torch
 
-            choose_backend(config.launch.backend, torch.device("cpu"))
-        _check_name(job)
-        _check_continues(job)
-    _check_free([job.run_dir for job in planned])
-    check_trainings([(job.config, request.nodes * job.config.launch.nproc) for job in planned])
-    first = planned[0]
-    runs = [_planned(job) for job in planned]
-    text = slurm.script(request, runs, _folder_of(planned, first.name), f"dl2pa-{first.name}")
-    slurm.check_with_cluster(text)
+            choose_backend(launch.backend, torch.device("cpu"))
+        _check_names(plan)
+        _check_resumable(plan)
+    _check_unused(plans)
+    check_trainings([(plan.config, request.nodes * plan.config.launch.nproc) for plan in plans])
+    slurm.check_with_cluster(_script(plans, request, plans[0].label))
 
 
-def note_duration(run_dir: Path, request: slurm.Request) -> None:
-    """Say how many attempts the rest will take, where an earlier attempt showed how fast it goes."""
+def note_duration(run: RunDirectory, request: slurm.Request) -> None:
+    """Print the number of attempts that the rest of the run takes, if an earlier attempt measured its speed."""
     from dl2pa.commands.jobs import seconds_left
-    from dl2pa.rundir import RunDirectory
 
-    left = seconds_left(RunDirectory(run_dir).status(), run_dir)
+    left = seconds_left(run.status(), run)
     limit = slurm.seconds_of(request.time) if request.time else None
     if left is None or limit is None:
         return
     attempts = -(-left // (limit - request.stop_before))
     if attempts > 1:
-        hours = f"about {left / 3600:.1f} h at the speed of its last attempt"
-        note(f"the rest takes {hours}: {attempts:.0f} attempts of {request.time}, requeued in between")
+        hours = f"about {left / 3600:.1f} h at the speed of the last attempt"
+        note(f"remaining time: {hours}: {attempts:.0f} attempts of {request.time}, requeued automatically")
 
 
-def _check_name(job: Job) -> None:
-    """SLURM and submitit expand % in the names of files, and \\ and control characters do not survive a script."""
-    for field, text in (("run-dir", str(job.run_dir)), ("config", job.name), ("folder", str(Path.cwd()))):
+def _check_names(plan: RunPlan) -> None:
+    """Refuse characters in paths that SLURM and submitit expand (%) or that a batch script does not preserve."""
+    for field, text in (("run-dir", str(plan.run_dir)), ("config", plan.label), ("folder", str(Path.cwd()))):
         bad = next((c for c in text if c in "%\\" or not c.isprintable()), None)
         if bad is not None:
             remedy = "Choose another name with --run-dir." if field == "run-dir" else f"Rename the {field}."
-            raise UserError(field, text, f"holds {bad!r}, which SLURM does not keep as it is", remedy)
+            raise UserError(field, text, f"contains {bad!r}, which SLURM does not preserve", remedy)
 
 
-def _check_free(run_dirs: Sequence[Path]) -> None:
+def _check_unused(plans: Sequence[RunPlan]) -> None:
+    """Refuse a run directory that cannot be written or that a live job or process uses."""
     from dl2pa.ownership import is_owned
-    from dl2pa.rundir import RunDirectory
 
-    last = {run_dir: submissions.read(run_dir) for run_dir in run_dirs}
-    known = jobs.states(s.job_id for s in last.values() if s is not None)
-    for run_dir, submission in last.items():
-        RunDirectory(run_dir).check_place()
-        if submission is not None and known[submission.job_id].is_live:
+    last = [submissions.read(plan.run_dir) for plan in plans]
+    states = jobs.states(submission.job_id for submission in last if submission is not None)
+    for plan, submission in zip(plans, last, strict=True):
+        plan.directory.check_place()
+        if submission is not None and states[submission.job_id].is_live:
             remedy = f"Wait for it, `dl2pa cancel {submission.job_id}`, or choose another --run-dir."
-            raise UserError("run-dir", str(run_dir), f"job {submission.job_id} has it", remedy)
-        if run_dir.exists() and is_owned(RunDirectory(run_dir)):
+            raise UserError("run-dir", str(plan.run_dir), f"job {submission.job_id} uses it", remedy)
+        if plan.run_dir.exists() and is_owned(plan.directory):
             remedy = "Wait for it, stop it, or choose another --run-dir."
-            raise UserError("run-dir", str(run_dir), "a process is training in it", remedy)
+            raise UserError("run-dir", str(plan.run_dir), "a process is training in it", remedy)
 
 
-def _check_continues(job: Job) -> None:
-    """A directory that holds another training is refused here, not by the job."""
-    from dl2pa.rundir import RunDirectory
+def _check_resumable(plan: RunPlan) -> None:
+    """Refuse a directory whose checkpoints the run cannot resume from."""
     from dl2pa.training.checkpoint import CheckpointStore
     from dl2pa.training.compatibility import check_resumable, identity_of
 
-    run = RunDirectory(job.run_dir)
+    run = plan.directory
     steps = CheckpointStore(run.checkpoints, 1, False).steps()
     if not run.config.is_file() or not steps:
         return
-    check_resumable(identity_of(load_recorded_config(run.config)), identity_of(job.config))
-    limit = job.config.train.max_steps
+    check_resumable(identity_of(load_recorded_config(run.config)), identity_of(plan.config))
+    limit = plan.config.train.max_steps
     if limit is not None and limit < steps[-1]:
         remedy = f"Give at least {steps[-1]}."
-        raise UserError("train.max_steps", limit, f"the run is at step {steps[-1]}", remedy)
+        raise UserError("train.max_steps", limit, f"the run is already at step {steps[-1]}", remedy)
 
 
-def is_finished(job: Job) -> bool:
-    """Whether the run is done and its configuration asks for nothing beyond."""
-    from dl2pa.rundir import RunDirectory
-
-    run = RunDirectory(job.run_dir)
-    status = run.status()
-    done = status.get("state") == "finished" and status.get("fingerprint") == fingerprint(job.config)
-    return done and run.model.exists()
+def _log_folder(plans: Sequence[RunPlan], name: str) -> Path:
+    """Folder of submitit's files and the job log: in the run directory, or next to those of an array."""
+    if len(plans) == 1:
+        return plans[0].directory.submission
+    return plans[0].run_dir.parent / f"{name}-array"
 
 
-def _folder_of(planned: Sequence[Job], name: str) -> Path:
-    """Where submitit and the job's log go: in the run, or beside an array's runs."""
-    if len(planned) == 1:
-        return planned[0].run_dir / "slurm"
-    return planned[0].run_dir.parent / f"{name}-array"
+def _script(plans: Sequence[RunPlan], request: slurm.Request, name: str) -> str:
+    return slurm.script(request, _slurm_runs(plans), _log_folder(plans, name), f"dl2pa-{name}")
 
 
-def _planned(job: Job) -> slurm.Planned:
-    return slurm.Planned(job.run_dir, job.run_dir / "slurm/config.yaml", job.config.launch.nproc)
+def _slurm_runs(plans: Sequence[RunPlan]) -> list[slurm.Planned]:
+    return [
+        slurm.Planned(plan.run_dir, plan.directory.submitted_config, plan.config.launch.nproc)
+        for plan in plans
+    ]
 
 
 def queue(
-    planned: Sequence[Job], request: slurm.Request, name: str, sweep: str | None = None
+    plans: Sequence[RunPlan], request: slurm.Request, name: str, sweep: str | None = None
 ) -> list[Submission]:
     """Write the snapshots and queue the jobs.
 
     Args:
-        sweep: the tag that the runs share, if they do.
+        sweep: tag of all runs.
 
     Raises:
-        UserError: somebody else submits the same run, or SLURM refuses.
+        UserError: another process is submitting one of the runs, or SLURM refuses the job.
     """
     from dl2pa.training.environment import code_version
 
-    folder = _folder_of(planned, name)
+    folder = _log_folder(plans, name)
     if sweep is not None:
-        planned = [_tagged(job, sweep) for job in planned]
+        plans = [_with_tracking(plan, tags={"sweep": sweep}) for plan in plans]
     code = code_version()
     with ExitStack() as locks:
-        for job in planned:
-            locks.enter_context(_submitting(job.run_dir))
-        _check_free([job.run_dir for job in planned])
-        for job in planned:
-            _snapshot(job, code)
-        ids = slurm.submit(request, [_planned(job) for job in planned], folder, f"dl2pa-{name}")
+        for plan in plans:
+            locks.enter_context(_submit_lock(plan.directory))
+        _check_unused(plans)
+        for plan in plans:
+            _write_snapshot(plan, code)
+        ids = slurm.submit(request, _slurm_runs(plans), folder, f"dl2pa-{name}")
         try:
             return [
-                _noted(job, job_id, request, folder, code) for job, job_id in zip(planned, ids, strict=True)
+                _record(plan, job_id, request, folder, code) for plan, job_id in zip(plans, ids, strict=True)
             ]
         except BaseException:
-            jobs.cancel(ids)  # nobody would find them
+            jobs.cancel(ids)  # a job without a record cannot be found again
             raise
 
 
-def _noted(job: Job, job_id: str, request: slurm.Request, folder: Path, code: dict[str, Any]) -> Submission:
+def _record(
+    plan: RunPlan, job_id: str, request: slurm.Request, folder: Path, code: dict[str, Any]
+) -> Submission:
     log = slurm.log_of(job_id, folder)
-    submission = Submission(job_id, job.run_dir, log, request.as_dict(), job.name, Path.cwd())
+    submission = Submission(job_id, plan.run_dir, log, request.as_dict(), plan.label, Path.cwd())
     submissions.write(submission, code={k: v for k, v in code.items() if k != "diff"})
     return submission
 
 
-def _tagged(job: Job, sweep: str) -> Job:
-    tree = merge(job.config.model_dump(mode="json"), {"tracking": {"tags": {"sweep": sweep}}})
-    return Job(parse_config(tree), job.run_dir, job.name)
-
-
 @contextmanager
-def _submitting(run_dir: Path) -> Generator[None]:
-    """Only one submission of a run at a time."""
-    place = run_dir / "slurm"
+def _submit_lock(run: RunDirectory) -> Generator[None]:
+    """Refuse a second, concurrent submission of the run."""
     try:
-        place.mkdir(parents=True, exist_ok=True)
-        file = (place / "submit.lock").open("a+", encoding="utf-8")
+        run.submission.mkdir(parents=True, exist_ok=True)
+        file = run.submit_lock.open("a+", encoding="utf-8")
     except OSError as error:
         message = f"cannot be written ({error.strerror})"
-        raise UserError("run-dir", str(run_dir), message, "Choose another with --run-dir.") from None
+        raise UserError("run-dir", str(run.root), message, "Choose another with --run-dir.") from None
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            remedy = "Wait for it."
-            raise UserError(
-                "run-dir", str(run_dir), "is being submitted by another process", remedy
-            ) from None
+            message = "is being submitted by another process"
+            raise UserError("run-dir", str(run.root), message, "Wait for it.") from None
         yield
 
 
-def _without_secret_tags(config: Config) -> Config:
-    """The configuration as the job needs it: the server's address whole, the tags as they will be recorded."""
-    tree = config.model_dump(mode="json")
+def _write_snapshot(plan: RunPlan, code: dict[str, Any]) -> None:
+    """Write the resolved configuration and the code version of the job.
+
+    Only the owner can read the files, because the configuration can contain the password of a server. Its tags are
+    redacted.
+    """
+    run = plan.directory
+    tree = plan.config.model_dump(mode="json")
     tree["tracking"]["tags"] = redact_tree(tree["tracking"]["tags"])
-    return parse_config(tree)
-
-
-def _snapshot(job: Job, code: dict[str, Any]) -> None:
-    """What the job runs: the resolved configuration (readable by its owner only: it may name a server with its
-    password) and the code's version."""
-    place = job.run_dir / "slurm"
-    with open_private(place / "config.yaml", "w") as file:
-        file.write(dump_config(_without_secret_tags(job.config)))
-    with open_private(place / "code.diff", "w") as file:
+    with open_private(run.submitted_config, "w") as file:
+        file.write(dump_config(parse_config(tree)))
+    with open_private(run.submitted_diff, "w") as file:
         file.write(redact(code["diff"] or ""))
-    (job.run_dir / "cancelled").unlink(missing_ok=True)
-    for counter in place.glob("without-progress.*"):
+    run.cancelled_file.unlink(missing_ok=True)
+    for counter in run.stall_counters():
         counter.unlink()
 
 
-def _tell(submitted: Sequence[Submission], planned: Sequence[Job], sweep: str | None, as_json: bool) -> None:
-    shown = [{"job_id": s.job_id, "run_dir": str(s.run_dir), "log": str(s.log)} for s in submitted]
-    tracking = planned[0].config.tracking
+def _print_jobs(submitted: Sequence[Submission], first: RunPlan, sweep: str | None, as_json: bool) -> None:
+    rows = [{"job_id": s.job_id, "run_dir": str(s.run_dir), "log": str(s.log)} for s in submitted]
+    tracking = first.config.tracking
     uri = tracking.uri or os.environ.get(envvars.TRACKING_URI) or "none"
-    spools = not tracking.enabled or uri == "none"
-    result: dict[str, Any] = dict(shown[0])
-    if len(shown) > 1:
+    is_spooled = not tracking.enabled or uri == "none"
+    result: dict[str, Any] = dict(rows[0])
+    if len(rows) > 1:
         result = {
-            "job_id": shown[0]["job_id"].partition("_")[0],
-            "run_dir": str(planned[0].run_dir.parent),
-            "log": str(Path(shown[0]["log"]).parent),
-            "jobs": shown,
+            "job_id": rows[0]["job_id"].partition("_")[0],
+            "run_dir": str(first.run_dir.parent),
+            "log": str(Path(rows[0]["log"]).parent),
+            "jobs": rows,
         }
     if sweep is not None:
         result["sweep"] = sweep
-    result["mlflow"] = None if spools else redact(uri)
+    result["mlflow"] = None if is_spooled else redact(uri)
     if as_json:
         say(result, True, "")
         return
     listed = {k: v for k, v in result.items() if k != "jobs"}
-    if spools:
-        listed["mlflow"] = f"events are spooled; `dl2pa sync {planned[0].run_dir}` sends them"
+    if is_spooled:
+        listed["mlflow"] = f"events are spooled; send them with `dl2pa sync {first.run_dir}`"
     else:
         listed["mlflow"] = f"{listed['mlflow']}, experiment {tracking.experiment}"
-    say(listed, False, "submitted:" if len(shown) == 1 else f"submitted {len(shown)} runs:")
-    for fields in shown if len(shown) > 1 else []:
-        note(f"  {fields['job_id']:<12} {fields['run_dir']}")
+    say(listed, False, "submitted:" if len(rows) == 1 else f"submitted {len(rows)} runs:")
+    for row in rows if len(rows) > 1 else []:
+        note(f"  {row['job_id']:<12} {row['run_dir']}")
     sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""`dl2pa sweep`: many trainings from one command, several at a time on this machine or as a SLURM array."""
+"""`dl2pa sweep`: train many configurations, several at a time on this machine or as a SLURM array."""
 
 from __future__ import annotations
 
@@ -16,205 +16,214 @@ from typing import Any
 
 from dl2pa import envvars
 from dl2pa.commands.cells import expand_cells, select
-from dl2pa.commands.check import check_trainings
-from dl2pa.commands.expand import Element, check_count, check_distinct, expand, run_name
+from dl2pa.commands.options import (
+    add_grid,
+    add_renamed,
+    add_slurm_request,
+    add_tables,
+    nonempty_path,
+    nonempty_text,
+)
 from dl2pa.commands.output import note, say, table
-from dl2pa.commands.train import already_finished
-from dl2pa.config import Config, fingerprint, load_config
+from dl2pa.config import Config, fingerprint
 from dl2pa.config.published import load_published, published_file
 from dl2pa.config.sweep import Sweep, is_sweep, load_sweep
 from dl2pa.errors import EXIT_DONE, EXIT_FAILURE, EXIT_STOPPED, UserError
-from dl2pa.osutil import usable_cores
+from dl2pa.osutil import read_json, usable_cores
+from dl2pa.runplan import RunPlan, RunSpec, check_count, check_trainings, expand, plan_runs
 from launcher.pool import CANNOT_START, Pool, Task
 
 Variant = tuple[str, Path, tuple[str, ...]]
-"""Its name, configuration and overrides."""
+"""Name, configuration file and overrides."""
 _OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
 
 
 @dataclass(frozen=True)
-class Planned:
-    """A run of the sweep: what sets it apart, under what configuration, where."""
-
-    element: Element
-    config: Config
-    run_dir: Path
-
-    @property
-    def label(self) -> str:
-        return " ".join(self.element.swept) or self.element.config.stem
-
-    @property
-    def log(self) -> Path:
-        return self.run_dir / "logs/sweep.log"
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What the file and the command line ask for together.
+class SweepRequest:
+    """Sweep file and command line combined.
 
     Attributes:
-        name: what the sweep is called.
-        config: None where cells of the published tables, or the variants, stand for it.
-        variants: (name, configuration, overrides) of each, the file's overrides among them; the command line's
-            stand in `overrides` and come last.
+        name: name of the sweep.
+        config: configuration file; None if published results or variants replace it.
+        published: names of published results.
+        overrides: `key=value` for every run, those of the command line last.
+        variants: variants with their overrides, which include those of the sweep file.
     """
 
     name: str
     config: Path | None
-    cells: tuple[str, ...]
+    published: tuple[str, ...]
     overrides: tuple[str, ...]
-    sweeps: tuple[str, ...]
+    grid: tuple[str, ...]
     parallel: int | None
     variants: tuple[Variant, ...]
 
 
-def run(args: argparse.Namespace) -> int:
-    from dl2pa.rundir import RunDirectory
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="CONFIG key=value",
+        help="YAML configuration, or a file with the key `sweep`; then overrides for every run",
+    )
+    add_grid(parser, "--grid")
+    add_renamed(parser, "--array", "--grid")
+    parser.add_argument("--seeds", metavar="A..B", help="short for --grid train.seed=A..B")
+    parser.add_argument(
+        "--published",
+        action="append",
+        metavar="TABLE[:ROW[:COLUMN]]",
+        help="run the configurations of these results of the published tables; replaces CONFIG",
+    )
+    add_renamed(parser, "--cells", "--published")
+    parser.add_argument(
+        "--variant",
+        action="append",
+        type=nonempty_text,
+        metavar="NAME",
+        help="run only this variant; can be repeated",
+    )
+    parser.add_argument(
+        "--parallel", type=int, metavar="K", help="concurrent runs on this machine (default: 1)"
+    )
+    parser.add_argument(
+        "--run-dir", type=nonempty_path, metavar="DIR", help="parent folder of the runs (default: runs)"
+    )
+    add_tables(parser)
+    parser.add_argument("--dry-run", action="store_true", help="check everything, print the commands")
+    parser.add_argument("--slurm", action="store_true", help="submit the runs as a SLURM job array")
+    add_slurm_request(parser)
 
-    wanted = _wanted(args)
-    elements = _elements(wanted, args.tables)
+
+def run(args: argparse.Namespace) -> int:
+    request = _read_request(args)
+    specs = _expand(request, args.tables)
     if args.slurm:
-        return _on_cluster(elements, wanted, args)
-    _refuse_cluster_options(args)
-    folder = (args.run_dir or Path("runs")).absolute()
-    planned = [_plan(element, folder) for element in elements]
-    check_distinct([p.run_dir for p in planned])
-    tag = _tag(wanted.name, [p.config for p in planned])
-    pending = [p for p in planned if not already_finished(p.config, p.run_dir)]
-    for p in pending:
-        RunDirectory(p.run_dir).check_place()
-    check_trainings([(p.config, p.config.launch.nproc) for p in pending])
-    at_once = min(wanted.parallel or 1, max(1, len(pending)))
-    tasks = [_task(p, tag, at_once) for p in pending]
+        return _submit(specs, request, args)
+    _refuse_slurm_options(args)
+    plans = plan_runs(specs, args.run_dir or Path("runs"), in_folder=True)
+    tag = _tag(request.name, [plan.config for plan in plans])
+    pending = [plan for plan in plans if not plan.is_finished()]
+    for plan in pending:
+        plan.directory.check_place()
+    check_trainings([(plan.config, plan.config.launch.nproc) for plan in pending])
+    parallel = min(request.parallel or 1, max(1, len(pending)))
+    tasks = [_task(plan, tag, parallel) for plan in pending]
     if args.dry_run and args.json:
         say({"commands": [task.command for task in tasks]}, True, "")
         return EXIT_DONE
     if args.dry_run:
         print("\n".join(shlex.join(task.command) for task in tasks), flush=True)  # noqa: T201
         return EXIT_DONE
-    outcomes = {p.run_dir: Outcome(p, "finished") for p in planned}
-    pool = Pool(places([p.config for p in pending], at_once))
-    outcomes.update(_run(pool, pending, tasks))
-    return _tell([outcomes[p.run_dir] for p in planned], tag, pool.stopping, args.json)
+    pool = Pool(worker_environments([plan.config for plan in pending], parallel))
+    outcomes = {plan.run_dir: Outcome(plan, "finished") for plan in plans}
+    outcomes.update(_run_pool(pool, pending, tasks))
+    return _print_outcomes([outcomes[plan.run_dir] for plan in plans], tag, pool.stopping, args.json)
 
 
-def _wanted(args: argparse.Namespace) -> Wanted:
+def _read_request(args: argparse.Namespace) -> SweepRequest:
     words: list[str] = args.overrides
     files = [word for word in words if Path(word).is_file() or not _OVERRIDE.match(word)]
     if len(files) > 1:
-        remedy = "Give one; --array config=A.yaml,B.yaml sweeps configurations."
+        remedy = "Give one, or vary the configuration with --grid config=A.yaml,B.yaml."
         raise UserError("config", files[1], "is a second configuration", remedy)
     file = Path(files[0]) if files else None
-    written, config = Sweep(), file
+    sweep, config = Sweep(), file
     if file is not None and is_sweep(file):
-        written = load_sweep(file)
-        config = file.parent / written.config if written.config else None
-    cells = tuple(args.cells or written.cells)
-    variants = _chosen(_variants(written, file, config), args.variant, file)
-    if bool(config or variants) == bool(cells):
-        message = "stands beside cells" if cells else "is missing"
-        remedy = "Give either a configuration or --cells TABLE[:ROW[:COLUMN]]."
+        sweep = load_sweep(file)
+        config = file.parent / sweep.config if sweep.config else None
+    published = tuple(args.published or sweep.cells)
+    variants = _select_variants(_variants(sweep, file, config), args.variant, file)
+    if bool(config or variants) == bool(published):
+        message = "cannot be combined with published results" if published else "is missing"
+        remedy = "Give either a configuration or --published TABLE[:ROW[:COLUMN]]."
         raise UserError("config", config and str(config), message, remedy)
     if args.parallel is not None and args.parallel < 1:
         raise UserError("--parallel", args.parallel, "must be at least 1", "Give 1 or more.")
-    if args.tables is not None and not cells:
-        raise UserError("--tables", str(args.tables), "is for --cells", "Add --cells, or leave it out.")
+    if args.tables is not None and not published:
+        raise UserError("--tables", str(args.tables), "requires --published", "Add --published, or omit it.")
     if args.seeds is not None:
-        written = written.model_copy(update={"seeds": args.seeds})
-    return Wanted(
-        name=file.stem if file is not None else cells[0].partition(":")[0],
+        sweep = sweep.model_copy(update={"seeds": args.seeds})
+    return SweepRequest(
+        name=file.stem if file is not None else published[0].partition(":")[0],
         config=config,
-        cells=cells,
-        overrides=(*(() if variants else written.override_texts()), *(w for w in words if w not in files)),
-        sweeps=(*(args.array or ()), *written.array_texts()),
-        parallel=args.parallel or written.parallel,
+        published=published,
+        overrides=(*(() if variants else sweep.override_texts()), *(w for w in words if w not in files)),
+        grid=(*(args.grid or ()), *sweep.array_texts()),
+        parallel=args.parallel or sweep.parallel,
         variants=variants,
     )
 
 
-def _variants(written: Sweep, file: Path | None, config: Path | None) -> tuple[Variant, ...]:
-    found: list[Variant] = []
-    for name, (own, overrides) in written.variant_texts().items():
-        assert file is not None, "variants are written in a file"
-        path = file.parent / own if isinstance(own, str) else config
+def _variants(sweep: Sweep, file: Path | None, config: Path | None) -> tuple[Variant, ...]:
+    variants: list[Variant] = []
+    for name, (variant_config, overrides) in sweep.variant_texts().items():
+        assert file is not None, "only a sweep file has variants"
+        field = f"sweep.variants.{name}"
+        path = file.parent / variant_config if isinstance(variant_config, str) else config
         if path is None:
             remedy = "Give sweep.config, or a config in each variant."
-            raise UserError(f"sweep.variants.{name}", own, "names no configuration", remedy)
-        if twice := sorted(written.array.keys() & written.variants[name].keys()):
-            remedy = "The array's values would stand. Take the key out of one of them."
-            raise UserError(
-                f"sweep.variants.{name}", twice[0], "is set by the variant and by sweep.array", remedy
-            )
-        found.append((name, path, (*written.override_texts(), *overrides)))
-    return tuple(found)
+            raise UserError(field, variant_config, "names no configuration", remedy)
+        if duplicates := sorted(sweep.array.keys() & sweep.variants[name].keys()):
+            remedy = "Remove the key from one of them."
+            raise UserError(field, duplicates[0], "is set by the variant and by sweep.array", remedy)
+        variants.append((name, path, (*sweep.override_texts(), *overrides)))
+    return tuple(variants)
 
 
-def _chosen(variants: tuple[Variant, ...], names: list[str] | None, file: Path | None) -> tuple[Variant, ...]:
-    """The variants that the command line names; all, where it names none."""
+def _select_variants(
+    variants: tuple[Variant, ...], names: list[str] | None, file: Path | None
+) -> tuple[Variant, ...]:
+    """Return the variants that the command line names; all if it names none."""
     if names is None:
         return variants
     known = [name for name, *_ in variants]
     for name in names:
         if name not in known:
-            remedy = f"Use one of {'; '.join(known)}." if known else "Give a sweep's file that has variants."
-            raise UserError("--variant", name, f"is no variant of {file or 'cells'}", remedy)
+            remedy = f"Use one of {'; '.join(known)}." if known else "Give a sweep file that has variants."
+            raise UserError("--variant", name, f"is not a variant of {file or 'published results'}", remedy)
     return tuple(variant for variant in variants if variant[0] in names)
 
 
-def _elements(wanted: Wanted, tables: Path | None) -> list[Element]:
-    if wanted.variants:
-        found = [
-            Element(element.config, element.overrides, (name, *element.swept))
-            for name, config, own in wanted.variants
-            for element in expand(config, (*own, *wanted.overrides), wanted.sweeps)
+def _expand(request: SweepRequest, tables: Path | None) -> list[RunSpec]:
+    if request.variants:
+        specs = [
+            RunSpec(spec.config_file, spec.overrides, (name, *spec.varied))
+            for name, config, overrides in request.variants
+            for spec in expand(config, (*overrides, *request.overrides), request.grid)
         ]
-        check_count(len(found))
-        return found
-    if wanted.config is not None:
-        return expand(wanted.config, wanted.overrides, wanted.sweeps)
+        check_count(len(specs))
+        return specs
+    if request.config is not None:
+        return expand(request.config, request.overrides, request.grid)
     _, cells = load_published(published_file(tables))
-    return expand_cells(select(cells, wanted.cells), wanted.overrides, wanted.sweeps)
-
-
-def _plan(element: Element, folder: Path) -> Planned:
-    config = load_config(element.config, element.overrides)
-    return Planned(element, config, folder / run_name(element.config, config))
+    return expand_cells(select(cells, request.published), request.overrides, request.grid)
 
 
 def _tag(name: str, configs: Sequence[Config]) -> str:
-    """The tag that all runs carry: the user's own, else one that the same command gives again."""
-    own = {config.tracking.tags.get("sweep") for config in configs}
-    if len(own) == 1 and (given := own.pop()) is not None:
-        return given
+    """Return the tag of all runs: the user's tag, else one that depends on the configurations only."""
+    tags = {config.tracking.tags.get("sweep") for config in configs}
+    if len(tags) == 1 and (tag := tags.pop()) is not None:
+        return tag
     prints = "".join(sorted(fingerprint(config) for config in configs))
     return f"{name}-{hashlib.sha256(prints.encode()).hexdigest()[:8]}"
 
 
-def _task(planned: Planned, tag: str, at_once: int) -> Task:
-    """The same `dl2pa train` that resumes the run; the machine's cores are shared out."""
+def _task(plan: RunPlan, tag: str, parallel: int) -> Task:
+    """Return the `dl2pa train` command that starts or resumes the run; concurrent runs share the cores."""
     extra = [f"tracking.tags.sweep={json.dumps(tag)}"]
-    if at_once > 1 and planned.config.launch.threads is None:
-        cores = usable_cores()
-        extra.append(f"launch.threads={max(1, cores // (at_once * planned.config.launch.nproc))}")
-    arguments = [str(planned.element.config), *planned.element.overrides, *extra]
-    command = [
-        sys.executable,
-        "-m",
-        "dl2pa",
-        "train",
-        *arguments,
-        "--run-dir",
-        str(planned.run_dir),
-        "--json",
-    ]
-    return Task(command, planned.log, {envvars.AGENT_PID: str(os.getpid())})
+    if parallel > 1 and plan.config.launch.threads is None:
+        threads = max(1, usable_cores() // (parallel * plan.config.launch.nproc))
+        extra.append(f"launch.threads={threads}")
+    arguments = [str(plan.config_file), *plan.overrides, *extra, "--run-dir", str(plan.run_dir), "--json"]
+    command = [sys.executable, "-m", "dl2pa", "train", *arguments]
+    return Task(command, plan.directory.sweep_log, {envvars.AGENT_PID: str(os.getpid())})
 
 
-def places(configs: Sequence[Config], at_once: int) -> list[dict[str, str]]:
-    """The environment of each place that a run can take: runs of one process are dealt out over the GPUs."""
+def worker_environments(configs: Sequence[Config], parallel: int) -> list[dict[str, str]]:
+    """Return the extra environment per worker of the pool. Single-process runs are distributed over the GPUs."""
     if any(config.launch.nproc > 1 for config in configs) or all(c.launch.device == "cpu" for c in configs):
-        return [{}] * at_once
+        return [{}] * parallel
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         import torch
@@ -223,91 +232,85 @@ def places(configs: Sequence[Config], at_once: int) -> list[dict[str, str]]:
     else:
         gpus = [name for name in visible.split(",") if name]
     if len(gpus) < 2:
-        return [{}] * at_once
-    return [{"CUDA_VISIBLE_DEVICES": gpus[place % len(gpus)]} for place in range(at_once)]
+        return [{}] * parallel
+    return [{"CUDA_VISIBLE_DEVICES": gpus[worker % len(gpus)]} for worker in range(parallel)]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run of the sweep stands at its end: finished, stopped, failed or waiting."""
+    """Result of one run of the sweep; the state is finished, stopped, failed or waiting."""
 
-    planned: Planned
+    plan: RunPlan
     state: str
     exit_code: int | None = 0
     error: str | None = None
 
     def record(self) -> dict[str, Any]:
-        from dl2pa.osutil import read_json
-        from dl2pa.rundir import RunDirectory
-
-        run = RunDirectory(self.planned.run_dir)
+        run = self.plan.directory
         result = read_json(run.result) if self.state == "finished" else {}
         return {
-            "config": str(self.planned.element.config),
-            "swept": list(self.planned.element.swept),
+            "config": str(self.plan.config_file),
+            "swept": list(self.plan.varied),
             "outcome": self.state,
             "exit_code": self.exit_code,
             "error": self.error,
             "top1_last": result.get("top1_last"),
             "top1_best": result.get("top1_best"),
             "steps": result.get("steps", run.status().get("step")),
-            "run_dir": str(self.planned.run_dir),
-            "log": str(self.planned.log),
+            "run_dir": str(self.plan.run_dir),
+            "log": str(run.sweep_log),
         }
 
 
-def _run(pool: Pool, pending: Sequence[Planned], tasks: Sequence[Task]) -> dict[Path, Outcome]:
-    """Run what is not finished yet, telling of each start and end."""
-    before: dict[int, int] = {}
-    outcomes: dict[int, Outcome] = {n: Outcome(p, "waiting", None) for n, p in enumerate(pending)}
+def _run_pool(pool: Pool, pending: Sequence[RunPlan], tasks: Sequence[Task]) -> dict[Path, Outcome]:
+    """Run the tasks and print each start and end."""
+    log_sizes: dict[int, int] = {}
+    outcomes: dict[int, Outcome] = {n: Outcome(plan, "waiting", None) for n, plan in enumerate(pending)}
 
-    def started(number: int) -> None:
-        log = pending[number].log
-        before[number] = log.stat().st_size if log.exists() else 0
-        note(f"[{number + 1}/{len(pending)}] starts: {pending[number].label}, {pending[number].run_dir}")
+    def on_start(number: int) -> None:
+        plan, log = pending[number], tasks[number].log
+        log_sizes[number] = log.stat().st_size if log.exists() else 0
+        note(f"[{number + 1}/{len(pending)}] starts: {plan.title}, {plan.run_dir}")
 
-    def ended(number: int, code: int) -> None:
-        outcome = _outcome(pending[number], code, pool.stopping, before[number])
+    def on_end(number: int, code: int) -> None:
+        outcome = _outcome(pending[number], code, pool.stopping, log_sizes[number])
         outcomes[number] = outcome
-        record = outcome.record()
-        said = outcome.error or (f"top-1 {record['top1_last']:.2f} %" if record["top1_last"] else "")
-        colon = ": " if said else ""
-        note(f"[{number + 1}/{len(pending)}] {outcome.state}: {pending[number].label}{colon}{said}")
+        top1 = outcome.record()["top1_last"]
+        details = outcome.error or (f"top-1 {top1:.2f} %" if top1 else "")
+        colon = ": " if details else ""
+        note(f"[{number + 1}/{len(pending)}] {outcome.state}: {pending[number].title}{colon}{details}")
 
-    pool.run(tasks, started, ended)
-    return {outcome.planned.run_dir: outcome for outcome in outcomes.values()}
+    pool.run(tasks, on_start, on_end)
+    return {outcome.plan.run_dir: outcome for outcome in outcomes.values()}
 
 
-def _outcome(planned: Planned, code: int, stopping: bool, log_from: int) -> Outcome:
+def _outcome(plan: RunPlan, code: int, stopping: bool, log_start: int) -> Outcome:
     if code == EXIT_DONE:
-        return Outcome(planned, "finished", code)
+        return Outcome(plan, "finished", code)
     if code == EXIT_STOPPED or (stopping and code < 0):
-        return Outcome(planned, "stopped", code)
+        return Outcome(plan, "stopped", code)
     if code == CANNOT_START:
-        return Outcome(planned, "failed", code, f"could not be started: {planned.run_dir} cannot be written")
-    ending = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
-    return Outcome(planned, "failed", code, _last_error(planned.log, log_from) or ending)
+        return Outcome(plan, "failed", code, f"could not be started: {plan.run_dir} cannot be written")
+    exit_text = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+    return Outcome(plan, "failed", code, _last_error(plan.directory.sweep_log, log_start) or exit_text)
 
 
 def _last_error(log: Path, start: int) -> str | None:
-    """What `dl2pa train --json` said on its last line, in what this attempt wrote."""
+    """Return the error that `dl2pa train --json` printed in its last line, if this attempt wrote one."""
     try:
         with log.open("rb") as file:
             file.seek(start)
             lines = file.read().decode(errors="replace").splitlines()
         error = json.loads(lines[-1])["error"]
-        parts = [
-            error["field"] and f"{error['field']} = {error['value']!r}",
-            error["message"],
-            error["remedy"],
-        ]
-        return ": ".join(part for part in parts[:2] if part) + (f". {parts[2]}" if parts[2] else "")
+        location = error["field"] and f"{error['field']} = {error['value']!r}"
+        text = ": ".join(part for part in (location, error["message"]) if part)
+        return text + (f". {error['remedy']}" if error["remedy"] else "")
     except (OSError, ValueError, LookupError, TypeError):
         return None
 
 
-def _tell(outcomes: Sequence[Outcome], tag: str, stopped: bool, as_json: bool) -> int:
-    """Print how each run stands; returns the exit code."""
+def _print_outcomes(outcomes: Sequence[Outcome], tag: str, stopped: bool, as_json: bool) -> int:
+    """Print the outcome of each run; return the exit code."""
     records = [outcome.record() for outcome in outcomes]
     counts = {s: sum(o.state == s for o in outcomes) for s in ("finished", "failed", "stopped", "waiting")}
     outcome, code = "finished", EXIT_DONE
@@ -315,53 +318,53 @@ def _tell(outcomes: Sequence[Outcome], tag: str, stopped: bool, as_json: bool) -
         outcome, code = "stopped", EXIT_STOPPED
     elif counts["failed"]:
         outcome, code = "failed", EXIT_FAILURE
-    if counts["finished"] == len(outcomes):  # a stop that came too late
+    if counts["finished"] == len(outcomes):  # the stop signal arrived after the last run had finished
         outcome, code = "finished", EXIT_DONE
     if as_json:
         say({"sweep": tag, "outcome": outcome, **counts, "runs": records}, True, "")
     else:
         _print_table(outcomes, records)
     for failed in (o for o in outcomes if o.state == "failed"):
-        note(f"failed: {failed.planned.label}: {failed.error}; see {failed.planned.log}")
-    told = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
-    more = "; the same command goes on from there" if code != EXIT_DONE else ""
-    note(f"sweep {tag}: {told}{more}")
+        note(f"failed: {failed.plan.title}: {failed.error}; see {failed.plan.directory.sweep_log}")
+    summary = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+    more = "; the same command resumes" if code != EXIT_DONE else ""
+    note(f"sweep {tag}: {summary}{more}")
     return code
 
 
 def _print_table(outcomes: Sequence[Outcome], records: Sequence[dict[str, Any]]) -> None:
     rows = [("run", "outcome", "top-1 last", "best", "steps", "directory")]
     for outcome, record in zip(outcomes, records, strict=True):
-        figures = [record[key] for key in ("top1_last", "top1_best")]
-        last, best = ("-" if value is None else f"{value:.2f}" for value in figures)
+        values = [record[key] for key in ("top1_last", "top1_best")]
+        last, best = ("-" if value is None else f"{value:.2f}" for value in values)
         steps = "-" if record["steps"] is None else str(record["steps"])
-        rows.append((outcome.planned.label, outcome.state, last, best, steps, str(outcome.planned.run_dir)))
+        rows.append((outcome.plan.title, outcome.state, last, best, steps, str(outcome.plan.run_dir)))
     table(rows)
 
 
-def _refuse_cluster_options(args: argparse.Namespace) -> None:
-    from dl2pa.commands.submit import OPTIONS
+def _refuse_slurm_options(args: argparse.Namespace) -> None:
+    from dl2pa.commands.submit import REQUEST_OPTIONS
 
-    for key in OPTIONS:
+    for key in REQUEST_OPTIONS:
         if getattr(args, key) is not None:
             option = f"--{key.replace('_', '-')}"
-            raise UserError(option, getattr(args, key), "is for a cluster", "Add --slurm, or leave it out.")
+            raise UserError(option, getattr(args, key), "requires --slurm", "Add --slurm, or omit it.")
 
 
-def _on_cluster(elements: Sequence[Element], wanted: Wanted, args: argparse.Namespace) -> int:
-    """Hand the runs that are not finished to `dl2pa submit`, as one array."""
-    from dl2pa.commands.submit import plan, submit
+def _submit(specs: Sequence[RunSpec], request: SweepRequest, args: argparse.Namespace) -> int:
+    """Submit the runs that are not finished as one job array."""
+    from dl2pa.commands.submit import plan_jobs, submit
 
-    if wanted.parallel is not None:
-        remedy = "Leave it out: SLURM decides how many run at a time."
-        raise UserError("--parallel", wanted.parallel, "is for this machine", remedy)
-    planned = plan(elements, args, True)
-    pending = [job for job in planned if not already_finished(job.config, job.run_dir)]
-    tag = _tag(wanted.name, [job.config for job in planned])
-    if len(pending) < len(planned):
-        note(f"{len(planned) - len(pending)} of {len(planned)} runs are finished already")
+    if request.parallel is not None:
+        remedy = "Omit it: SLURM decides how many runs are concurrent."
+        raise UserError("--parallel", request.parallel, "cannot be combined with --slurm", remedy)
+    plans = plan_jobs(specs, args, in_folder=True, option="--grid")
+    pending = [plan for plan in plans if not plan.is_finished()]
+    tag = _tag(request.name, [plan.config for plan in plans])
+    if len(pending) < len(plans):
+        note(f"{len(plans) - len(pending)} of {len(plans)} runs are already finished")
     if pending:
-        submit(pending, args, wanted.name, tag)
+        submit(pending, args, request.name, tag)
     elif args.json:
         say({"sweep": tag, "jobs": []}, True, "")
     return EXIT_DONE

@@ -7,8 +7,22 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from dl2pa.commands.options import add_run, nonempty_path
 from dl2pa.commands.output import note, say
 from dl2pa.errors import EXIT_DONE, EXIT_FAILURE, UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_run(parser, nargs="*")
+    parser.add_argument(
+        "--all",
+        type=nonempty_path,
+        nargs="?",
+        const=Path("runs"),
+        metavar="DIR",
+        help="every run in this folder, at any depth (default: runs)",
+    )
+    parser.add_argument("--uri", help="MLflow server or store (default: the run's own)")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,6 +1,7 @@
-"""`dl2pa train`: check everything, then run here, under torchrun, or as the rank torchrun started.
+"""`dl2pa train`: plan and validate a run, then train in this process or under torchrun.
 
-As the one task of a SLURM step's node it is that node's part of the training, and torchrun meets the others'.
+torchrun starts the same command once per rank. In a SLURM job the command runs once per node, and the torchruns of all
+nodes form one training.
 """
 
 from __future__ import annotations
@@ -20,15 +21,18 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from dl2pa import envvars
+from dl2pa.commands.options import add_config, add_run_dir
 from dl2pa.commands.output import note, say
-from dl2pa.config import Config, fingerprint, load_config, load_recorded_config, merge, parse_config
+from dl2pa.config import Config
 from dl2pa.container import in_container
 from dl2pa.errors import EXIT_DONE, EXIT_FAILURE, EXIT_STOPPED, EXIT_USER_ERROR, TrainingFailure, UserError
+from dl2pa.osutil import read_json
 from dl2pa.process import die_with_parent, inside_torchrun, note_command
+from dl2pa.rundir import RunDirectory
+from dl2pa.runplan import RunPlan, RunSpec, plan_runs
 from launcher.node import Node, listen_again, this_node
 
 if TYPE_CHECKING:
-    from dl2pa.rundir import RunDirectory
     from dl2pa.training.data import DataSplits
 
 
@@ -36,110 +40,108 @@ _RANK_MODULES = (
     *("dl2pa.cli", "dl2pa.commands.train", "dl2pa.training.run", "dl2pa.reporting.finished_run"),
     "torch._dynamo",
 )
-"""Modules that the agent imports before it forks. The first has `main`; torch's optimizers need torch._dynamo."""
+"""Modules that the agent imports before it forks; the first one has `main`. torch's optimizers need torch._dynamo."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config(parser)
+    parser.add_argument("--nproc", type=int, metavar="N", help="processes on this machine (launch.nproc)")
+    add_run_dir(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     if os.environ.get(envvars.AGENT_PID) or "SLURM_STEP_ID" in os.environ:
         die_with_parent()  # before the imports, which take seconds
     if inside_torchrun():
-        config, run_dir = _plan(args)
-        code = _train_as_rank(config, run_dir, args.config.stem)
-        if multiprocessing.parent_process() is None:  # started by another torchrun than our agent
-            _leave_at_once(code)
+        code = _train_as_rank(_plan(args))
+        if multiprocessing.parent_process() is None:  # started by torchrun itself, not by our agent
+            _exit_at_once(code)
         return EXIT_DONE if code == EXIT_STOPPED else code
     note_command()
     if not os.environ.get(envvars.SUPERVISED):
-        return _run_here(args, *_plan(args))
+        return _run_here(args, _plan(args))
     try:
-        code = _run_here(args, *_plan(args))
+        code = _run_here(args, _plan(args))
     except (UserError, TrainingFailure) as error:
         if args.run_dir is not None:
-            _leave_word(args.run_dir.absolute(), error)
+            _report_to_supervisor(RunDirectory(args.run_dir.absolute()), error)
         raise
-    # The batch shell reads the run directory; a code that is not 0 would have srun kill the other nodes.
+    # The batch script reads the run directory. A nonzero exit code would make srun kill the other nodes.
     return EXIT_DONE if code == EXIT_STOPPED else code
 
 
-def _plan(args: argparse.Namespace) -> tuple[Config, Path]:
-    """The configuration and the run directory that the command line means."""
-    recorded = args.run_dir is not None and args.config.absolute().is_relative_to(args.run_dir.absolute())
-    load = load_recorded_config if recorded else load_config
-    config = load(args.config, args.overrides)
-    if args.nproc is not None:
-        config = parse_config(merge(config.model_dump(mode="json"), {"launch": {"nproc": args.nproc}}))
-    run_dir: Path = args.run_dir or Path("runs") / f"{args.config.stem}-{fingerprint(config)}"
-    return config, run_dir.absolute()
+def _plan(args: argparse.Namespace) -> RunPlan:
+    spec = RunSpec(args.config, tuple(args.overrides))
+    (plan,) = plan_runs([spec], args.run_dir, nproc=args.nproc)
+    return plan
 
 
-def _run_here(args: argparse.Namespace, config: Config, run_dir: Path) -> int:
-    """This machine's part of the training, which may be all of it; returns the exit code."""
+def _run_here(args: argparse.Namespace, plan: RunPlan) -> int:
+    """Run this node's part of the training; return the exit code."""
     node = this_node()
-    if already_finished(config, run_dir):
-        note(f"{run_dir} is finished; for another run give another --run-dir or configuration")
-        _report(run_dir, args.json)
+    directory = plan.directory
+    if plan.is_finished():
+        note(f"{plan.run_dir} is finished. For another run, use another --run-dir or configuration.")
+        _print_result(directory, args.json)
         return EXIT_DONE
-    code = _launch(args, config, run_dir, args.config.stem, node)
+    code = _launch(plan, node)
     if node.index > 0:
         return code
     if code == EXIT_DONE:
-        _report(run_dir, args.json)
+        _print_result(directory, args.json)
     elif code == EXIT_STOPPED:
-        status = _status(run_dir)
-        note(f"stopped at step {status.get('step')}; the same command goes on from there")
+        step = directory.status().get("step")
+        note(f"stopped at step {step}; the same command resumes")
         if args.json:
-            stopped = {"stopped": True, "step": status.get("step"), "run_dir": str(run_dir)}
+            stopped = {"stopped": True, "step": step, "run_dir": str(plan.run_dir)}
             print(json.dumps(stopped), flush=True)  # noqa: T201
     return code
 
 
-def _leave_word(run_dir: Path, error: Exception) -> None:
-    """Tell the batch shell of an error met before any rank could: it decides by what is in the run directory."""
-    from dl2pa.rundir import RunDirectory
+def _report_to_supervisor(directory: RunDirectory, error: Exception) -> None:
+    """Write an error that occurred before any rank started to the run directory, where the batch script reads it."""
     from dl2pa.training.run import report_node_error
 
-    run = RunDirectory(run_dir)
-    if not run.errors(os.environ.get(envvars.LAUNCH, "")):
-        report_node_error(run, os.environ.get("SLURM_NODEID", "0"), error)
+    if not directory.errors(os.environ.get(envvars.LAUNCH, "")):
+        report_node_error(directory, os.environ.get("SLURM_NODEID", "0"), error)
 
 
-def _train_as_rank(config: Config, run_dir: Path, name: str) -> int:
-    """Train; what goes wrong under our own launcher is left in the run directory for it to tell."""
+def _train_as_rank(plan: RunPlan) -> int:
+    """Train as one rank. Errors are in the run directory, from where our own launcher prints them."""
     from dl2pa.reporting.finished_run import report_run
     from dl2pa.training.run import train
 
     try:
-        return train(config, run_dir, name, on_finished=report_run)
+        return train(plan.config, plan.run_dir, plan.label, on_finished=report_run)
     except Exception as error:
         if not os.environ.get(envvars.LAUNCH):
             raise
         return EXIT_USER_ERROR if isinstance(error, UserError) else EXIT_FAILURE
 
 
-def _leave_at_once(code: int) -> NoReturn:
-    """End a worker whose work is done and written, without tearing down libraries that still hold threads."""
+def _exit_at_once(code: int) -> NoReturn:
+    """End a worker that has written everything, without waiting for the threads of libraries."""
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code if code != EXIT_STOPPED else EXIT_DONE)
 
 
-def _launch(args: argparse.Namespace, config: Config, run_dir: Path, name: str, node: Node) -> int:
-    """Check what can be checked before any process starts, then start it or them."""
+def _launch(plan: RunPlan, node: Node) -> int:
+    """Validate, then train in this process or start torchrun."""
     from dl2pa.ownership import Ownership
-    from dl2pa.rundir import RunDirectory
 
-    world_size = node.count * config.launch.nproc
+    world_size = node.count * plan.config.launch.nproc
     supervised = bool(os.environ.get(envvars.SUPERVISED))
     data = None
-    RunDirectory(run_dir).check_place()
+    directory = plan.directory
+    directory.check_place()
     _check_scratch()
-    if world_size == 1 or not supervised:  # else the ranks find the same, and `submit` has looked already
-        data = _check_before_start(config, world_size)
+    if world_size == 1 or not supervised:  # under SLURM `submit` has checked, and the ranks check again
+        data = _check_before_start(plan.config, world_size)
     if world_size == 1:
-        return _train_here(config, run_dir, name, data)
-    del data  # each process opens its own
-    directory = RunDirectory(run_dir)
+        return _train_here(plan, data)
+    del data  # each rank opens the data itself
     directory.create()
     attempt = directory.status().get("attempt", 0)
     if node.index == 0:
@@ -151,11 +153,11 @@ def _launch(args: argparse.Namespace, config: Config, run_dir: Path, name: str, 
             attempt = directory.status().get("attempt", 0)
         finally:
             owner.release()
-    return _launch_torchrun(args, config, directory, attempt, node)
+    return _launch_torchrun(plan, attempt, node)
 
 
 def _check_before_start(config: Config, world_size: int) -> DataSplits:
-    """Device, data and prototypes; the data set is returned open."""
+    """Check device, data and prototypes; return the open data set."""
     from dl2pa.model.model import check_prototypes
     from dl2pa.training.data import open_data
     from dl2pa.training.distributed import choose_device
@@ -167,17 +169,17 @@ def _check_before_start(config: Config, world_size: int) -> DataSplits:
 
 
 def _check_scratch() -> None:
-    """torchrun ends with a traceback where it has no place for temporary files."""
+    """Refuse a machine without a temporary folder, where torchrun would end with a traceback."""
     try:
         tempfile.gettempdir()
     except FileNotFoundError:
         remedy = "In a container give --tmpfs /tmp; elsewhere set TMPDIR."
-        given = os.environ.get("TMPDIR")
-        raise UserError("TMPDIR", given, "no temporary folder can be written", remedy) from None
+        message = "no temporary folder can be written"
+        raise UserError("TMPDIR", os.environ.get("TMPDIR"), message, remedy) from None
 
 
-def _train_here(config: Config, run_dir: Path, name: str, data: DataSplits | None) -> int:
-    """Train in this process; a stop signal before the loop listens, or after it has ended, does no harm."""
+def _train_here(plan: RunPlan, data: DataSplits | None) -> int:
+    """Train in this process. A stop signal before or after the step loop ends the process without an error."""
     from dl2pa.reporting.finished_run import report_run
     from dl2pa.training.run import train
 
@@ -189,7 +191,7 @@ def _train_here(config: Config, run_dir: Path, name: str, data: DataSplits | Non
         signal.signal(number, leave)
     listen_again()
     try:
-        return train(config, run_dir, name, data, report_run)
+        return train(plan.config, plan.run_dir, plan.label, data, report_run)
     except SystemExit:
         return EXIT_STOPPED
     finally:
@@ -197,36 +199,43 @@ def _train_here(config: Config, run_dir: Path, name: str, data: DataSplits | Non
             signal.signal(number, signal.SIG_IGN)
 
 
-def _launch_torchrun(
-    args: argparse.Namespace, config: Config, directory: RunDirectory, attempt: int, node: Node
-) -> int:
+def _launch_torchrun(plan: RunPlan, attempt: int, node: Node) -> int:
+    """Train under torchrun; return the exit code.
+
+    Args:
+        attempt: number of the last attempt before this one.
+
+    Raises:
+        UserError, TrainingFailure: the first error of this node's ranks.
+    """
     from launcher.local import run_local
 
-    overrides = [*args.overrides, f"launch.nproc={config.launch.nproc}"]
-    arguments = ["train", str(args.config), *overrides, "--run-dir", str(directory.root)]
+    directory, nproc = plan.directory, plan.config.launch.nproc
+    overrides = [*plan.overrides, f"launch.nproc={nproc}"]
+    arguments = ["train", str(plan.config_file), *overrides, "--run-dir", str(plan.run_dir)]
     launch = os.environ.get(envvars.LAUNCH) or uuid.uuid4().hex
-    extra = {envvars.LAUNCH: launch}
-    code = run_local(config.launch.nproc, _RANK_MODULES, arguments, directory.stop_file, extra, node)
+    code = run_local(nproc, _RANK_MODULES, arguments, directory.stop_file, {envvars.LAUNCH: launch}, node)
     errors = directory.errors(launch)
-    if node.count > 1:  # each node tells of its own; the first sees everything
-        first = node.index * config.launch.nproc
-        errors = [e for e in errors if first <= e.get("rank", -1) < first + config.launch.nproc]
+    if node.count > 1:  # each node reports the errors of its own ranks
+        first = node.index * nproc
+        errors = [e for e in errors if first <= e.get("rank", -1) < first + nproc]
     if errors:
-        _retell(errors[0])
+        _raise_reported(errors[0])
     if node.index > 0:
         return EXIT_DONE if code == 0 else EXIT_FAILURE
     status = directory.status()
     outcome = {"finished": EXIT_DONE, "stopped": EXIT_STOPPED}.get(str(status.get("state")))
     if outcome is not None and status.get("attempt", 0) > attempt:
-        return outcome  # written last, after everything else was
+        return outcome  # the status is the last file that a run writes
     note(
-        f"the processes ended with code {code} before the run did; see {directory.logs}. The same command resumes."
+        f"the training processes exited with code {code} before the run was finished; see {directory.logs}. "
+        "The same command resumes."
     )
     return EXIT_FAILURE
 
 
-def _retell(report: dict[str, object]) -> NoReturn:
-    """Raise what a worker met as our own error; one that nobody foresaw is shown with its traceback."""
+def _raise_reported(report: dict[str, object]) -> NoReturn:
+    """Raise the error that a rank reported; print the traceback of an unexpected one."""
     error = report.get("error")
     if isinstance(error, dict):
         raise UserError(error["field"], error["value"], error["message"], error["remedy"])
@@ -235,30 +244,12 @@ def _retell(report: dict[str, object]) -> NoReturn:
     raise TrainingFailure(f"rank {report['rank']}: {report['message']}")
 
 
-def _status(run_dir: Path) -> dict[str, object]:
-    from dl2pa.rundir import RunDirectory
-
-    return RunDirectory(run_dir).status()
-
-
-def already_finished(config: Config, run_dir: Path) -> bool:
-    """Finished, and the configuration asks for nothing beyond what it was finished under."""
-    status = _status(run_dir)
-    return (
-        status.get("state") == "finished"
-        and status.get("fingerprint") == fingerprint(config)
-        and (run_dir / "model.safetensors").exists()
-    )
-
-
-def _report(run_dir: Path, as_json: bool) -> None:
-    from dl2pa.osutil import read_json
-
-    result = read_json(run_dir / "result.json")
+def _print_result(directory: RunDirectory, as_json: bool) -> None:
+    result = read_json(directory.result)
     say(result, as_json, "finished:")
-    if not as_json and result.get("mlflow_run_id") and (run_dir.parent / "mlflow.db").exists():
+    runs = directory.root.parent
+    if not as_json and result.get("mlflow_run_id") and (runs / "mlflow.db").exists():
         program, more = str(Path(sys.executable).parent / "dl2pa"), ""
         if in_container():
             program, more = "docker run -p 5000:5000 … IMAGE", " --host 0.0.0.0 --allow-others localhost"
-        where = shlex.quote(str(run_dir.parent))
-        sys.stdout.write(f"\nsee it in MLflow:  {program} ui --runs {where}{more}\n")
+        sys.stdout.write(f"\nsee it in MLflow:  {program} ui --runs {shlex.quote(str(runs))}{more}\n")

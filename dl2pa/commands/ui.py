@@ -12,8 +12,30 @@ import tempfile
 from pathlib import Path
 from types import FrameType
 
+from dl2pa.commands.options import nonempty_path, nonempty_text
 from dl2pa.commands.output import note
 from dl2pa.errors import EXIT_DONE, EXIT_FAILURE, UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--runs",
+        type=nonempty_path,
+        default=Path("runs"),
+        metavar="DIR",
+        help="folder of the runs (default: runs)",
+    )
+    parser.add_argument("--uri", help="another local store: sqlite:///FILE, postgresql://…")
+    parser.add_argument(
+        "--host", type=nonempty_text, default="127.0.0.1", help="address to listen on (default: 127.0.0.1)"
+    )
+    parser.add_argument(
+        "--allow-others",
+        type=nonempty_text,
+        metavar="NAMES",
+        help="comma-separated host names that other machines use; required if --host is not a loopback address",
+    )
+    parser.add_argument("--port", type=int, default=5000, help="0 selects any free port (default: 5000)")
 
 
 def run(args: argparse.Namespace) -> int:

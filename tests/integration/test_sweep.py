@@ -78,7 +78,7 @@ def test_a_sweep_is_stopped_resumed_by_the_same_command_and_reported(
     told = stopped_sweep.result
     assert told["outcome"] == "stopped"
     assert (told["failed"], told["stopped"], told["waiting"], told["finished"]) == (0, 1, 1, 0)
-    assert "the same command goes on from there" in first.error
+    assert "the same command resumes" in first.error
     stopped = {
         Path(run["run_dir"]): run["steps"]
         for run in told["runs"]
@@ -141,7 +141,7 @@ def test_a_run_that_fails_stops_no_other_and_is_named_at_the_end(
     digits: Path, tmp_path: Path, place: Path, program: Program
 ) -> None:
     config = config_with(tmp_path / "config", digits, {**SMALL, "train": {"max_steps": 3}})
-    grid = ["--array", "optim.lr=1.0e+30,0.1"]
+    grid = ["--grid", "optim.lr=1.0e+30,0.1"]
     done = program.run("sweep", config, *grid, "--run-dir", place, "--json")
     assert done.code == FAILED, done.error
     bad, good = done.result["runs"]

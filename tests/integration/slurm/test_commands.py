@@ -120,7 +120,7 @@ def test_a_cancelled_run_resumes_with_fewer_nodes(
     )
     job.wait_for_step(20)
     again = dl2pa("submit", job.run.parents[1] / "config-it's one; run/small.yaml", "--run-dir", job.run)
-    assert again.code == 2 and f"job {job.job} has it" in again.error, again.error
+    assert again.code == 2 and f"job {job.job} uses it" in again.error, again.error
     (row,) = rows_of(dl2pa, job.job)
     assert (row["state"], row["attempt"], row["run_dir"]) == ("RUNNING", 1, str(job.run))
     assert row["nodes"] == "node[1-2]" and row["step"] >= 20 and row["total_steps"] == 232

@@ -15,7 +15,7 @@ def names(cells: list[Cell]) -> list[tuple[str, str, object]]:
     return [(cell.table, cell.row, cell.column) for cell in cells]
 
 
-def test_a_table_a_row_a_cell() -> None:
+def test_select_by_table_row_and_column() -> None:
     assert len(select(CELLS, ["cifar100"])) == 16
     assert names(select(CELLS, ["cifar100:hpn"])) == [("cifar100", "hpn", d) for d in (10, 25, 50, 100)]
     assert names(select(CELLS, ["cifar10_lt:dl2pa:0.010"])) == [("cifar10_lt", "dl2pa", 0.01)]
@@ -25,7 +25,7 @@ def test_a_table_a_row_a_cell() -> None:
     ]
 
 
-def test_cells_are_selected_once_in_the_order_of_the_tables() -> None:
+def test_several_names_select_each_result_once_in_table_order() -> None:
     found = select(CELLS, ["cifar100:dl2pa:10", "cifar100:hpn:25", "cifar100:dl2pa"])
     assert names(found) == [("cifar100", "hpn", 25), *(("cifar100", "dl2pa", d) for d in (10, 25, 50, 100))]
 
@@ -33,51 +33,51 @@ def test_cells_are_selected_once_in_the_order_of_the_tables() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("cifar", "has the table 'cifar'.*Valid: cifar100, imagenet200"),
-        ("cifar100:dnc", "has the row 'dnc'.*Valid: psc, word2vec, hpn, dl2pa"),
-        ("cifar100:hpn:11", "has the column '11'.*Valid: 10, 25, 50, 100"),
-        ("imagenet1k:psc:resnet101", "has the column 'resnet101'.*Valid: resnet50, swin_t"),
-        ("cifar100:hpn:x", "has the column 'x'"),
+        ("cifar", "there is no table 'cifar'.*Known: cifar100, imagenet200"),
+        ("cifar100:dnc", "there is no row 'dnc'.*Known: psc, word2vec, hpn, dl2pa"),
+        ("cifar100:hpn:11", "there is no column '11'.*Known: 10, 25, 50, 100"),
+        ("imagenet1k:psc:resnet101", "there is no column 'resnet101' with a result.*Known: resnet50, swin_t"),
+        ("cifar100:hpn:x", "there is no column 'x'"),
         ("cifar100:hpn:10:1", "too many parts"),
-        ("", "has the table ''"),
+        ("", "there is no table ''"),
     ],
 )
-def test_an_unknown_cell_is_refused_with_the_valid_names(text: str, words: str) -> None:
+def test_unknown_names_are_refused_with_the_known_ones(text: str, words: str) -> None:
     with pytest.raises(UserError, match=words) as caught:
         select(CELLS, [text])
     assert (caught.value.field, caught.value.value) == ("--published", text)
 
 
-def test_each_cell_runs_its_configuration_with_overrides_and_sweeps() -> None:
+def test_each_result_runs_its_configuration_with_overrides_and_grid() -> None:
     cells = select(CELLS, ["cifar100:hpn:10", "cifar100:psc:10"])
     found = expand_cells(cells, ["data.root=/data"], ["train.seed=0..1"])
     psc, hpn = cells
-    assert [(e.config, e.overrides) for e in found] == [
+    assert [(e.config_file, e.overrides) for e in found] == [
         (cell.config, (*cell.overrides, "data.root=/data", f"train.seed={seed}"))
         for cell in (psc, hpn)
         for seed in (0, 1)
     ]
-    assert found[3].swept == ("cifar100:hpn:10", "train.seed=1")
+    assert found[3].varied == ("cifar100:hpn:10", "train.seed=1")
 
 
-def test_a_required_key_is_set_for_its_cells_only() -> None:
+def test_a_required_key_is_passed_only_to_results_that_need_it() -> None:
     cells = select(CELLS, ["cifar100:word2vec:10", "cifar100:hpn:10"])
     found = expand_cells(cells, ["method.class_vectors=v.npy", "data.root=/data"], [])
-    assert {e.swept[0]: "method.class_vectors=v.npy" in e.overrides for e in found} == {
+    assert {e.varied[0]: "method.class_vectors=v.npy" in e.overrides for e in found} == {
         "cifar100:word2vec:10": True,
         "cifar100:hpn:10": False,
     }
     swept = expand_cells(cells, [], ["method.class_vectors=v.npy,w.npy"])
-    assert [e.swept for e in swept] == [
+    assert [e.varied for e in swept] == [
         ("cifar100:word2vec:10", "method.class_vectors=v.npy"),
         ("cifar100:word2vec:10", "method.class_vectors=w.npy"),
         ("cifar100:hpn:10",),
     ]
-    with pytest.raises(UserError, match="is required by the cell cifar100:word2vec:10") as caught:
+    with pytest.raises(UserError, match="is required for cifar100:word2vec:10") as caught:
         expand_cells(cells, ["data.root=/data"], [])
     assert caught.value.field == "method.class_vectors"
 
 
-def test_too_many_cells_times_seeds_are_refused() -> None:
+def test_too_many_runs_are_refused() -> None:
     with pytest.raises(UserError, match="more than 1000 runs"):
         expand_cells(select(CELLS, ["cifar100:hpn", "cifar100:dl2pa"]), [], ["train.seed=0..199"])

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from dl2pa.cli import main
-from dl2pa.commands.sweep import places
+from dl2pa.commands.sweep import worker_environments
 from dl2pa.config import fingerprint, load_config
 
 TINY: dict[str, Any] = {
@@ -53,7 +53,7 @@ def plan(capsys: pytest.CaptureFixture[str]) -> Callable[..., Planned]:
 
 
 def test_each_run_is_the_train_command_that_resumes_it(plan: Callable[..., Planned], place: Path) -> None:
-    found = plan("tiny.yaml", "--array", "method.name=dl2pa,hpn", "--seeds", "0..1", "train.epochs=3")
+    found = plan("tiny.yaml", "--grid", "method.name=dl2pa,hpn", "--seeds", "0..1", "train.epochs=3")
     swept = [(overrides["method.name"], overrides["train.seed"]) for _, overrides, _ in found]
     assert swept == [("dl2pa", "0"), ("dl2pa", "1"), ("hpn", "0"), ("hpn", "1")]
     for config, overrides, run_dir in found:
@@ -108,7 +108,7 @@ def test_runs_of_one_process_are_dealt_out_over_the_gpus(
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     configs = [load_config("tiny.yaml", ["launch.device=auto", *overrides])] * 6
-    assert [place.get("CUDA_VISIBLE_DEVICES") for place in places(configs, 4)] == expected
+    assert [place.get("CUDA_VISIBLE_DEVICES") for place in worker_environments(configs, 4)] == expected
 
 
 def test_a_sweep_file_with_the_command_line_over_it(plan: Callable[..., Planned], place: Path) -> None:
@@ -121,7 +121,7 @@ def test_a_sweep_file_with_the_command_line_over_it(plan: Callable[..., Planned]
         "overrides": {"train.epochs": 3},
     }
     (place / "deep/all.yaml").write_text(yaml.safe_dump({"sweep": tree}))
-    found = plan("deep/all.yaml", "--seeds", "7", "train.epochs=4", "--array", "method.name=dl2pa,hpn")
+    found = plan("deep/all.yaml", "--seeds", "7", "train.epochs=4", "--grid", "method.name=dl2pa,hpn")
     assert [config for config, _, _ in found] == [Path("deep/tiny.yaml")] * 4
     told = [
         [o[key] for key in ("method.name", "optim.lr", "train.seed", "train.epochs")] for _, o, _ in found
@@ -165,7 +165,9 @@ def test_cells_of_a_table(plan: Callable[..., Planned], place: Path) -> None:
     rows = {"dl2pa": row, "hpn": {**row, "overrides": [*row["overrides"], "method.name=hpn"]}}
     table = {"title": "Small", "column": "d", "columns": [2, 3], "rows": rows}
     (place / "p.yaml").write_text(yaml.safe_dump({"source": "us", "tables": {"small": table}}))
-    found = plan("--tables", "p.yaml", "--cells", "small:hpn", "--cells", "small:dl2pa:3", "--seeds", "4")
+    found = plan(
+        "--tables", "p.yaml", "--published", "small:hpn", "--published", "small:dl2pa:3", "--seeds", "4"
+    )
     told = [(o["model.embedding_dim"], o.get("method.name"), o["train.seed"]) for _, o, _ in found]
     assert told == [("3", None, "4"), ("2", "hpn", "4"), ("3", "hpn", "4")]
     assert json.loads(found[0][1]["tracking.tags.sweep"]).startswith("small-")
@@ -177,21 +179,21 @@ def test_cells_of_a_table(plan: Callable[..., Planned], place: Path) -> None:
         ([], "config"),
         (["tiny.yaml", "other.yaml"], "config"),
         (["gone.yaml"], "config"),
-        (["tiny.yaml", "--cells", "cifar100"], "config"),
+        (["tiny.yaml", "--published", "cifar100"], "config"),
         (["train.epochs=3"], "config"),
-        (["--cells", "cifar"], "--cells"),
-        (["--cells", "cifar100:hpn"], "data.root"),
-        (["--cells", "cifar100:word2vec"], "method.class_vectors"),
+        (["--published", "cifar"], "--published"),
+        (["--published", "cifar100:hpn"], "data.root"),
+        (["--published", "cifar100:word2vec"], "method.class_vectors"),
         (["tiny.yaml", "--tables", "x.yaml"], "--tables"),
-        (["--cells", "small", "--tables", "gone.yaml"], "config"),
+        (["--published", "small", "--tables", "gone.yaml"], "config"),
         (["tiny.yaml", "--parallel", "0"], "--parallel"),
         (["tiny.yaml", "--seeds", "x"], "train.seed"),
-        (["tiny.yaml", "--seeds", ""], "--array"),
-        (["tiny.yaml", "--seeds", "1,1"], "--array"),
-        (["tiny.yaml", "--array", "optim.lr"], "--array"),
-        (["tiny.yaml", "--array", "optim.lrr=1,2"], "optim.lrr"),
-        (["tiny.yaml", "--array", "train.batch_size=8,100"], "train.batch_size"),
-        (["tiny.yaml", "--array", "data.dataset=synthetic,imagefolder"], "data.root"),
+        (["tiny.yaml", "--seeds", ""], "--grid"),
+        (["tiny.yaml", "--seeds", "1,1"], "--grid"),
+        (["tiny.yaml", "--grid", "optim.lr"], "--grid"),
+        (["tiny.yaml", "--grid", "optim.lrr=1,2"], "optim.lrr"),
+        (["tiny.yaml", "--grid", "train.batch_size=8,100"], "train.batch_size"),
+        (["tiny.yaml", "--grid", "data.dataset=synthetic,imagefolder"], "data.root"),
         (["tiny.yaml", "--nodes", "2"], "--nodes"),
         (["tiny.yaml", "--cpus-per-gpu", "2"], "--cpus-per-gpu"),
         (["tiny.yaml", "--slurm", "--parallel", "2"], "--parallel"),
@@ -217,7 +219,7 @@ def test_wrong_input_is_told_before_anything_starts(
         ({"a": {"config": 5}}, "sweep.variants.a"),
         ({"a": {"config": "none.yaml"}}, "config"),
         ({"a": {"config": "tiny.yaml", "method.scael": 2}}, "method.scael"),
-        ({"a": {"config": "tiny.yaml"}, "b": {"config": "tiny.yaml"}}, "--array"),
+        ({"a": {"config": "tiny.yaml"}, "b": {"config": "tiny.yaml"}}, "--grid"),
         ({"a": [1]}, "sweep.variants.a"),
     ],
 )

@@ -20,7 +20,7 @@ case "$1" in
   *) cp "$1" "$FOLDER/submitted"; echo "Submitted batch job 77";;
 esac
 """
-COMMAND = ["sweep", "tiny.yaml", "--array", "method.name=dl2pa,hpn", "--seeds", "0..1", "--slurm", "--json"]
+COMMAND = ["sweep", "tiny.yaml", "--grid", "method.name=dl2pa,hpn", "--seeds", "0..1", "--slurm", "--json"]
 
 
 @pytest.fixture(autouse=True)

@@ -49,7 +49,7 @@ def test_a_file_in_the_authors_form_is_scored_beside_ours(
 ) -> None:
     points = torch.nn.functional.normalize(torch.eye(6)[:5] + 0.1, dim=1)
     torch.save({"w": points.T.contiguous()}, tmp_path / "theirs.pth")
-    shape = ["prototypes", "--num-classes", "5", "--dim", "6", "--beside", str(tmp_path / "theirs.pth")]
+    shape = ["prototypes", "--num-classes", "5", "--dim", "6", "--compare-with", str(tmp_path / "theirs.pth")]
     assert main([*shape, "--json"]) == 0
     said = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert said["beside"]["construction"] == "file"
@@ -62,8 +62,8 @@ def test_a_file_in_the_authors_form_is_scored_beside_ours(
 def test_an_unknown_construction_or_file_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     shape = ["prototypes", "--num-classes", "5", "--dim", "6"]
     assert main([*shape, "--construction", "theirs.pth"]) == 2
-    assert "--beside" in capsys.readouterr().err
-    assert main([*shape, "--beside", "/nowhere/theirs.pth"]) == 2
+    assert "--compare-with" in capsys.readouterr().err
+    assert main([*shape, "--compare-with", "/nowhere/theirs.pth"]) == 2
 
 
 @pytest.mark.parametrize("flag", ["--out", "--plot"])

@@ -1,0 +1,131 @@
+"""Parser, argument types and option groups that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+from dl2pa.errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """Argument parser that raises `UserError` and accepts no abbreviated options."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError("command line", " ".join(sys.argv[1:]), message, f"See `{self.prog} --help`.")
+
+
+class _Renamed(argparse.Action):
+    """Refuse an option under its old name; `const` is the new name."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: object, values: Any, option: str | None = None
+    ) -> NoReturn:
+        raise UserError(str(option), values, f"is now called {self.const}", f"Use {self.const}.")
+
+
+def add_renamed(parser: argparse.ArgumentParser, old: str, new: str) -> None:
+    """Refuse the option `old` with the name `new` in the message."""
+    parser.add_argument(old, action=_Renamed, nargs="?", const=new, help=argparse.SUPPRESS)
+
+
+def nonempty_text(value: str) -> str:
+    """Argument type: any text except an empty one, which is usually an unset shell variable."""
+    if not value:
+        raise argparse.ArgumentTypeError("an empty value (an unset variable?)")
+    return value
+
+
+def nonempty_path(value: str) -> Path:
+    """Argument type: a path; an empty one is refused because it would mean the current folder."""
+    if not value:
+        raise argparse.ArgumentTypeError("an empty path (an unset variable?)")
+    return Path(value)
+
+
+def add_json(parser: argparse.ArgumentParser, **kwargs: Any) -> None:
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object as the last output line", **kwargs
+    )
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """Add the configuration file and its overrides."""
+    parser.add_argument("config", type=nonempty_path, help="YAML configuration")
+    add_overrides(parser, "train.epochs=5")
+
+
+def add_overrides(parser: argparse.ArgumentParser, example: str) -> None:
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help=f"for example {example}")
+
+
+def add_grid(parser: argparse.ArgumentParser, option: str) -> None:
+    """Add the option that starts one run per value of a key."""
+    parser.add_argument(
+        option,
+        action="append",
+        dest="grid",
+        metavar="KEY=VALUES",
+        help="one run per value: train.seed=0..4, optim.lr=0.1,0.2, config=A.yaml,B.yaml; "
+        "repeat the option for all combinations",
+    )
+
+
+def add_run(parser: argparse.ArgumentParser, **kwargs: Any) -> None:
+    parser.add_argument("run", type=nonempty_path, **{"help": "run directory", **kwargs})
+
+
+def add_run_dir(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--run-dir",
+        type=nonempty_path,
+        metavar="DIR",
+        help="run directory (default: runs/<config>-<fingerprint>)",
+    )
+
+
+def add_tables(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--tables",
+        type=nonempty_path,
+        metavar="FILE",
+        help="published tables (default: configs/published.yaml)",
+    )
+
+
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--checkpoint",
+        choices=("final", "latest", "best"),
+        default="final",
+        help="weights to use (default: final)",
+    )
+
+
+def add_slurm_request(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a SLURM job. They have no defaults here: `launcher.slurm.Request` has them."""
+    add = parser.add_argument_group("SLURM job").add_argument
+    add("--nodes", type=int, metavar="N", help="number of nodes (default: 1)")
+    add(
+        "--gpus-per-node",
+        type=int,
+        metavar="G",
+        help="GPUs and processes per node; 0 starts launch.nproc processes on CPUs",
+    )
+    add(
+        "--time",
+        type=nonempty_text,
+        metavar="T",
+        help="time limit per attempt: minutes, H:MM:SS or D-HH:MM:SS",
+    )
+    add("--stop-before", type=int, metavar="S", help="seconds before the limit to save at (default: 180)")
+    for name in ("partition", "account", "qos", "constraint", "exclude", "mem"):
+        add(f"--{name}", type=nonempty_text, metavar=name[0].upper(), help=f"passed to sbatch as --{name}")
+    add("--cpus-per-gpu", type=int, metavar="N", help="CPU cores per process")
+    add("--container", type=nonempty_text, metavar="IMAGE", help="image to run in, with Pyxis or Apptainer")
+    add("--after", type=nonempty_text, metavar="JOB", help="start after this job has succeeded")

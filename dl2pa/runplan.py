@@ -1,0 +1,201 @@
+"""Planned runs of `train`, `submit` and `sweep`: configurations, run directories and checks."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dl2pa.config import Config, fingerprint, load_config, load_recorded_config, merge, parse_config
+from dl2pa.config.validate import validate
+from dl2pa.errors import UserError
+from dl2pa.rundir import RunDirectory
+
+_RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
+_MAX_RUNS = 1000
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """Input of a planned run, before its configuration is loaded.
+
+    Attributes:
+        config_file: configuration file.
+        overrides: `key=value` for it, grid values last.
+        varied: what distinguishes the run from the others of the command: its variant or published result, and its
+            `key=value` of each grid key.
+    """
+
+    config_file: Path
+    overrides: tuple[str, ...]
+    varied: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """A planned run.
+
+    Attributes:
+        config_file, overrides: what the configuration was loaded from.
+        config: configuration that the run uses.
+        run_dir: absolute path of its run directory.
+        label: name of the run: the stem of its configuration file.
+        varied: see `RunSpec`.
+    """
+
+    config_file: Path
+    overrides: tuple[str, ...]
+    config: Config
+    run_dir: Path
+    label: str
+    varied: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """Text that distinguishes the run from the others of the command."""
+        return " ".join(self.varied) or self.label
+
+    @property
+    def directory(self) -> RunDirectory:
+        return RunDirectory(self.run_dir)
+
+    def is_finished(self) -> bool:
+        """Return whether the run is finished under this configuration and its model is written."""
+        status = self.directory.status()
+        return (
+            status.get("state") == "finished"
+            and status.get("fingerprint") == fingerprint(self.config)
+            and self.directory.model.exists()
+        )
+
+
+def plan_runs(
+    specs: Sequence[RunSpec],
+    run_dir: Path | None,
+    *,
+    in_folder: bool = False,
+    nproc: int | None = None,
+    option: str = "--grid",
+) -> list[RunPlan]:
+    """Load the configuration of each run and choose its directory.
+
+    Args:
+        run_dir: the run directory, or with `in_folder` the parent of the run directories; None means `runs/`.
+        nproc: replaces `launch.nproc`.
+        option: command-line option named if two runs have the same directory.
+
+    Raises:
+        UserError: an invalid configuration, or two runs with the same directory.
+    """
+    plans: list[RunPlan] = []
+    for spec in specs:
+        # A configuration inside the run directory was recorded there, perhaps by an older version.
+        recorded = run_dir is not None and spec.config_file.absolute().is_relative_to(run_dir.absolute())
+        config = (load_recorded_config if recorded else load_config)(spec.config_file, spec.overrides)
+        if nproc is not None:
+            config = parse_config(merge(config.model_dump(mode="json"), {"launch": {"nproc": nproc}}))
+        stem = spec.config_file.stem
+        place = run_dir or Path("runs")
+        if in_folder or run_dir is None:
+            place /= f"{stem}-{fingerprint(config)}"
+        plans.append(RunPlan(spec.config_file, spec.overrides, config, place.absolute(), stem, spec.varied))
+    directories = [plan.run_dir for plan in plans]
+    for directory in directories:
+        if directories.count(directory) > 1:
+            remedy = "Vary a key that changes the run."
+            raise UserError(option, str(directory), "two runs are identical", remedy)
+    return plans
+
+
+def check_trainings(trainings: Iterable[tuple[Config, int]]) -> None:
+    """Check each configuration against its data set. Configurations that share a data set open it once.
+
+    Args:
+        trainings: configurations, each with its world size.
+
+    Raises:
+        UserError: naming the invalid field.
+    """
+    from dl2pa.model.model import check_prototypes
+    from dl2pa.training.data import open_data, sizes_of
+
+    seen: set[str] = set()
+    data, opened = None, ""
+    for config, world_size in sorted(trainings, key=lambda pair: pair[0].data.model_dump_json()):
+        tree = config.model_dump(mode="json")
+        tree["tracking"], tree["train"]["seed"] = None, None
+        key = json.dumps([tree, world_size], sort_keys=True)
+        if key in seen:
+            continue
+        seen.add(key)
+        if data is None or opened != config.data.model_dump_json():
+            data, opened = open_data(config, world_size), config.data.model_dump_json()
+        else:
+            validate(config, world_size, sizes_of(data))
+        check_prototypes(config, len(data.classes))
+
+
+def expand(
+    config_file: Path, overrides: Sequence[str], grid: Sequence[str], option: str = "--grid"
+) -> list[RunSpec]:
+    """Return one run per combination of the grid values; the first key varies slowest.
+
+    Args:
+        grid: `key=a,b,c` or `key=0..4`; the key `config` takes configuration files.
+        option: command-line option that the grid comes from, named in errors.
+
+    Raises:
+        UserError: invalid grid syntax, or too many runs.
+    """
+    axes = [_axis(text, option) for text in grid]
+    check_count(math.prod(len(axis) for axis in axes), option)
+    specs: list[RunSpec] = []
+    for combination in itertools.product(*axes):
+        files = [Path(value) for key, value in combination if key == "config"]
+        keys = [f"{key}={value}" for key, value in combination if key != "config"]
+        varied = tuple(f"{key}={value}" for key, value in combination)
+        specs.append(RunSpec(files[-1] if files else config_file, (*overrides, *keys), varied))
+    return specs
+
+
+def check_count(runs: int, option: str = "--grid") -> None:
+    """Refuse more than 1000 runs.
+
+    Raises:
+        UserError: too many runs.
+    """
+    if runs > _MAX_RUNS:
+        raise UserError(option, runs, f"more than {_MAX_RUNS} runs", "Split it into several commands.")
+
+
+def _axis(text: str, option: str) -> list[tuple[str, str]]:
+    """Parse `key=values` into (key, value) pairs."""
+    key, equals, values = text.partition("=")
+    span = _RANGE.fullmatch(values)
+    if span is not None:
+        low, high = int(span[1]), int(span[2])
+        if high < low:
+            raise UserError(option, text, "the range ends before it begins", f"Write {key}={high}..{low}.")
+        check_count(high - low + 1, option)
+        listed = [str(n) for n in range(low, high + 1)]
+    else:
+        listed = [value for value in _split(values) if value]
+    if not equals or not key or not listed:
+        remedy = "Write key=0..4 or key=a,b,c, for example train.seed=0..4."
+        raise UserError(option, text, "is not a key with values", remedy)
+    return [(key, value) for value in listed]
+
+
+def _split(values: str) -> Iterator[str]:
+    """Split at commas outside brackets."""
+    depth, start = 0, 0
+    for index, character in enumerate(values):
+        depth += (character in "[{") - (character in "]}")
+        if character == "," and depth == 0:
+            yield values[start:index]
+            start = index + 1
+    yield values[start:]

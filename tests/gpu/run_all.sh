@@ -6,15 +6,15 @@
 # holds more of the benchmarks' command line.
 # Needs torch, torchvision, numpy, scipy, pyyaml, pydantic, safetensors, tqdm, scikit-learn, matplotlib and pytest; neither
 # DALI nor MLflow. TERM saves (exit code 75), and the same call goes on from there: what has its file in OUT is not measured
-# again. ONLY="step-cifar together" measures these alone, so that a machine lent by the minute does them in several calls;
+# again. ONLY="step-cifar concurrent" measures these alone, so that a machine lent by the minute does them in several calls;
 # no measurement takes longer than LIMIT seconds (300). SEEDS ("0 1 2") and SWEEP (more of the sweeps' command line) change
 # what is trained.
-# Rehearsal on a CPU: ONLY="step-cifar together checkpoint" BENCH="--models resnet8 --batch-size 8 --steps 1 --rounds 1
+# Rehearsal on a CPU: ONLY="step-cifar concurrent checkpoint" BENCH="--models resnet8 --batch-size 8 --steps 1 --rounds 1
 # --precision fp32 --compile off" tests/gpu/run_all.sh /tmp/out
 set -u
 cd "$(dirname "$0")/../.." || exit
 out=$(mkdir -p "$1" && cd "$1" && pwd)
-export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
+export PYTHONPATH="$PWD:$PWD/tests${PYTHONPATH:+:$PYTHONPATH}"
 # A child in the background and `wait`, so that this shell hears a signal and passes it on.
 child=
 trap '[ -z "$child" ] || kill -TERM "$child"; stopped=1' TERM INT
@@ -30,7 +30,8 @@ fi
 bench() { # bench NAME BENCHMARK ARGUMENTS…: once
     if [ -e "$out/$1.json" ] || ! wanted "$1"; then return; fi
     # shellcheck disable=SC2086
-    run timeout "${LIMIT:-300}" python3 -m dl2pa bench "$2" --json "${@:3}" ${BENCH:-} >"$out/$1.tmp" 2>"$out/$1.err" &&
+    case $2 in concurrent | checkpoint) module=benchmarks ;; *) module="dl2pa bench" ;; esac
+    run timeout "${LIMIT:-300}" python3 -m $module "$2" --json "${@:3}" ${BENCH:-} >"$out/$1.tmp" 2>"$out/$1.err" &&
         mv "$out/$1.tmp" "$out/$1.json"
     echo "== $1"
     tail -c 2000 "$out/$1.json" 2>/dev/null || tail -n 3 "$out/$1.err"
@@ -38,13 +39,13 @@ bench() { # bench NAME BENCHMARK ARGUMENTS…: once
 # An epoch of CIFAR: epoch_s of the rows "resident"; ours against the tutorial's loop: speed/reference.
 bench step-cifar train --models resnet32 --loaders resident --compile off,on,graphs --batch-size 128 --steps 50
 bench step-imagenet train --models resnet50,swin_t --loaders synthetic --batch-size 128 --steps 10
-bench together together --models resnet32 --processes 3,6 --batch-size 128 --steps 100
+bench concurrent concurrent --models resnet32 --processes 3,6 --batch-size 128 --steps 100
 # Side by side on the device, not in slices of time, where this machine lets a user start NVIDIA's server of many processes.
-if wanted together-mps && [ ! -e "$out/together-mps.json" ] && command -v nvidia-cuda-mps-control >/dev/null; then
+if wanted concurrent-mps && [ ! -e "$out/concurrent-mps.json" ] && command -v nvidia-cuda-mps-control >/dev/null; then
     CUDA_MPS_PIPE_DIRECTORY=$(mktemp -d) && CUDA_MPS_LOG_DIRECTORY=$CUDA_MPS_PIPE_DIRECTORY
     export CUDA_MPS_PIPE_DIRECTORY CUDA_MPS_LOG_DIRECTORY
     if nvidia-cuda-mps-control -d; then
-        bench together-mps together --models resnet32 --processes 3,6 --batch-size 128 --steps 100
+        bench concurrent-mps concurrent --models resnet32 --processes 3,6 --batch-size 128 --steps 100
         echo quit | nvidia-cuda-mps-control
     fi
     unset CUDA_MPS_PIPE_DIRECTORY CUDA_MPS_LOG_DIRECTORY

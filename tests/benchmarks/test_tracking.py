@@ -1,4 +1,4 @@
-"""`dl2pa bench tracking`: what it prints, with a real server."""
+"""The benchmark of the tracking, with a real server."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from dl2pa.cli import main
+from benchmarks.__main__ import main
 
 pytest.importorskip("mlflow")
 
 
 @pytest.mark.thorough
 def test_rows_for_machines(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dl2pa.bench.tracking._BLOCK_SECONDS", 0.2)
-    assert main(["bench", "tracking", "--points", "200", "--runs", "2", "--rounds", "1", "--json"]) == 0
+    monkeypatch.setattr("benchmarks.tracking._BLOCK_SECONDS", 0.2)
+    assert main(["tracking", "--points", "200", "--runs", "2", "--rounds", "1", "--json"]) == 0
     found: dict[str, Any] = json.loads(capfd.readouterr().out.splitlines()[-1])
     *steps, volume = found["rows"]
     assert [row["state"] for row in steps] == ["off", "spool", "server", "stopped"]

@@ -1,4 +1,4 @@
-"""`dl2pa bench together` and `bench checkpoint`: what they print."""
+"""The benchmarks of concurrent trainings and of checkpoints."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dl2pa.cli import main
+from benchmarks.__main__ import main
 
 SHORT = ["--models", "resnet8", "--batch-size", "4", "--steps", "1", "--rounds", "1", "--json"]
 
@@ -18,7 +18,7 @@ def _last(capfd: pytest.CaptureFixture[str]) -> dict[str, Any]:
 
 @pytest.mark.thorough
 def test_runs_at_once_beside_one_alone(capfd: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "together", *SHORT, "--processes", "2"]) == 0
+    assert main(["concurrent", *SHORT, "--processes", "2"]) == 0
     found = _last(capfd)
     (row,) = found["rows"]
     assert row["runs"] == 2
@@ -28,7 +28,7 @@ def test_runs_at_once_beside_one_alone(capfd: pytest.CaptureFixture[str]) -> Non
 
 
 def test_steps_beside_a_save(capfd: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "checkpoint", *SHORT]) == 0
+    assert main(["checkpoint", *SHORT]) == 0
     found = _last(capfd)
     (row,) = found["rows"]
     assert row["mib"] > 0.3 and 0 < row["held_ms"] <= 1e3 * row["written_s"]
@@ -40,9 +40,9 @@ def test_steps_beside_a_save(capfd: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "field"),
     [
-        (["together", "--models", "resnet50"], "--models"),
-        (["together", "--processes", "0"], "--processes"),
-        (["together", "--compile", "off,on"], "--compile"),
+        (["concurrent", "--models", "resnet50"], "--models"),
+        (["concurrent", "--processes", "0"], "--processes"),
+        (["concurrent", "--compile", "off,on"], "--compile"),
         (["checkpoint", "--precision", "fp32,bf16"], "--precision"),
     ],
     ids=" ".join,
@@ -50,5 +50,5 @@ def test_steps_beside_a_save(capfd: pytest.CaptureFixture[str]) -> None:
 def test_wrong_options_are_named(
     arguments: list[str], field: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["bench", *arguments, "--json"]) == 2
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["error"]["field"] == field
+    assert main([*arguments, "--json"]) == 2
+    assert capsys.readouterr().err.startswith(f"benchmarks: {field} = ")

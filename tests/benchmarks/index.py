@@ -94,8 +94,10 @@ def _write_synthetic(root: Path, count: int) -> None:
 
 
 def _in_a_process(root: Path) -> dict[str, float]:
-    code = "import sys; from dl2pa.bench.index import first_batch; first_batch(sys.argv[1])"
-    done = subprocess.run([sys.executable, "-c", code, str(root)], capture_output=True, text=True, check=True)
+    code = "import sys; from benchmarks.index import first_batch; first_batch(sys.argv[1])"
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", code, str(root)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -125,7 +127,7 @@ def first_batch(root: str) -> None:
     passed = time.perf_counter() - began
     pipeline.close()
     found = {"open_s": opened, "first_batch_s": passed, "own_mib": own / _MIB}
-    print(json.dumps(found), flush=True)  # noqa: T201
+    print(json.dumps(found), flush=True)
     sys.stdout.flush()
     os._exit(0)
 

@@ -18,7 +18,7 @@ _WARM_UP = 5
 _DISCARDED = 2
 
 
-def bench_together(
+def bench_concurrent(
     model: str, counts: list[int], batch_size: int, steps: int, rounds: int, precision: str, compile: Compile
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Runs of a small network on images in memory, a process each, as `dl2pa sweep --parallel K` starts them.

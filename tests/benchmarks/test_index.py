@@ -1,4 +1,4 @@
-"""`dl2pa bench index`: an index of its own, opened by fresh processes."""
+"""The benchmark of the data index, with an index opened by fresh processes."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from dl2pa.cli import main
+from benchmarks.__main__ import main
 
 
 @pytest.mark.thorough
 def test_rows_for_machines(capfd: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "index", "--entries", "70000,2000", "--rounds", "1", "--json"]) == 0
+    assert main(["index", "--entries", "70000,2000", "--rounds", "1", "--json"]) == 0
     found: dict[str, Any] = json.loads(capfd.readouterr().out.splitlines()[-1])
     large, small = found["rows"]
     assert (large["entries"], small["entries"]) == (70000, 2000)
@@ -23,5 +23,5 @@ def test_rows_for_machines(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 def test_fewer_than_a_batch_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "index", "--entries", "10", "--json"]) == 2
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["error"]["field"] == "--entries"
+    assert main(["index", "--entries", "10", "--json"]) == 2
+    assert capsys.readouterr().err.startswith("benchmarks: --entries = ")

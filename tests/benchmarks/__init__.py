@@ -1,0 +1,1 @@
+"""Benchmarks of internals. Run from the repository: `PYTHONPATH=.:tests python -m benchmarks NAME [options]`."""

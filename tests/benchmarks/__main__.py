@@ -1,0 +1,99 @@
+"""Command line of the benchmarks of internals."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from dl2pa.backbones import is_small
+from dl2pa.commands.bench import COMPILE, Measured, add_steps, measure, numbers, one_model, words
+from dl2pa.commands.options import Parser, add_json
+from dl2pa.config.schema import BACKBONES
+from dl2pa.errors import EXIT_USER_ERROR, UserError
+from dl2pa.osutil import usable_cores
+
+
+def _precision(args: argparse.Namespace, world: Any) -> str:
+    default = "bf16" if world.device.type == "cuda" else "fp32"
+    return words("--precision", args.precision or default, ("fp32", "bf16", "fp16"), most=1)[0]
+
+
+def _concurrent(args: argparse.Namespace, world: Any) -> Measured:
+    from benchmarks.concurrent import bench_concurrent
+
+    model = one_model(args, [name for name in BACKBONES if is_small(name)])
+    counts = numbers("--processes", args.processes, 1)
+    compile = COMPILE[words("--compile", args.compile, tuple(COMPILE), most=1)[0]]
+    steps = args.batch_size, args.steps, args.rounds
+    return *bench_concurrent(model, counts, *steps, _precision(args, world), compile), {}
+
+
+def _checkpoint(args: argparse.Namespace, world: Any) -> Measured:
+    from benchmarks.checkpoint import bench_checkpoint
+
+    models, steps = words("--models", args.models, BACKBONES), (args.batch_size, args.steps, args.rounds)
+    return *bench_checkpoint(models, *steps, _precision(args, world), world), {}
+
+
+def _index(args: argparse.Namespace, world: Any) -> Measured:
+    from benchmarks.index import bench_index
+
+    return {}, bench_index(numbers("--entries", args.entries, 64), args.rounds), {}
+
+
+def _tracking(args: argparse.Namespace, world: Any) -> Measured:
+    from benchmarks.tracking import bench_tracking
+
+    return *bench_tracking(args.points, args.runs, args.rounds, world), {}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """One sub-command per benchmark."""
+    parser = Parser(prog="python -m benchmarks", description="Measure internals of dl2pa.")
+    names = parser.add_subparsers(dest="name", required=True, metavar="NAME", parser_class=Parser)
+
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        benchmark = names.add_parser(name, help=text, description=text)
+        add_json(benchmark)
+        benchmark.add_argument("--rounds", type=int, default=5, metavar="N", help="number of rounds (5)")
+        return benchmark
+
+    concurrent = add("concurrent", "Several trainings at once on one device, next to one alone.")
+    add_steps(concurrent, "resnet32")
+    concurrent.add_argument("--processes", default="1,2,4", metavar="LIST", help="numbers of runs (1,2,4)")
+    concurrent.add_argument("--compile", default="off", metavar="MODE", help="on, off or graphs (off)")
+    checkpoint = add("checkpoint", "Steps during a checkpoint, next to steps without one.")
+    add_steps(checkpoint, "resnet32")
+    for benchmark in (concurrent, checkpoint):
+        benchmark.add_argument("--precision", metavar="P", help="fp32, bf16 or fp16 (GPU: bf16, CPU: fp32)")
+    index = add("index", "Opening a data index with millions of images.")
+    index.add_argument("--entries", default="1281167", metavar="LIST", help="numbers of images (1281167)")
+    tracking = add("tracking", "Step time and throughput of the tracking, with a real MLflow server.")
+    tracking.add_argument(
+        "--points", type=int, default=100_000, metavar="N", help="metric points per run (100000)"
+    )
+    tracking.add_argument("--runs", type=int, default=3, metavar="N", help="concurrent runs (3)")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one benchmark and return its exit code."""
+    try:
+        args = build_parser().parse_args(arguments)
+        # The tracking server on the same machine gets a core to itself.
+        threads = max(1, usable_cores() - 1) if args.name == "tracking" else None
+        benchmarks = {
+            "concurrent": _concurrent,
+            "checkpoint": _checkpoint,
+            "index": _index,
+            "tracking": _tracking,
+        }
+        return measure(args, benchmarks[args.name], threads)
+    except UserError as error:
+        print(f"benchmarks: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -77,7 +77,8 @@ def add_grid(parser: argparse.ArgumentParser, option: str) -> None:
 
 
 def add_run(parser: argparse.ArgumentParser, **kwargs: Any) -> None:
-    parser.add_argument("run", type=nonempty_path, **{"help": "run directory", **kwargs})
+    settings: dict[str, Any] = {"help": "run directory", **kwargs}
+    parser.add_argument("run", type=nonempty_path, **settings)
 
 
 def add_run_dir(parser: argparse.ArgumentParser) -> None:

@@ -28,6 +28,7 @@ _MOST_NAMES = 64
 # comes by the environment: it may hold a password, and SLURM keeps command lines.
 _ON_NODE = """
 import json, os, pathlib, socket, sys, time
+from dl2pa import envvars
 seen = {"host": os.environ.get(envvars.NODE_NAME) or socket.gethostname(), "time": time.time()}
 seen["shared"] = pathlib.Path(sys.argv[1]).exists()
 if os.environ.get(envvars.TRACKING_URI, "").startswith("http"):

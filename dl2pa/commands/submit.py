@@ -17,7 +17,7 @@ from dl2pa import envvars
 from dl2pa.commands.options import add_config, add_grid, add_run_dir, add_slurm_request
 from dl2pa.commands.output import note, say
 from dl2pa.config import dump_config, load_recorded_config, merge, parse_config
-from dl2pa.config.identity import run_title
+from dl2pa.config.identity import check_resumable, checkpoint_identity, run_title
 from dl2pa.errors import EXIT_DONE, UserError
 from dl2pa.osutil import open_private
 from dl2pa.redaction import redact, redact_tree
@@ -168,14 +168,13 @@ def _check_unused(plans: Sequence[RunPlan]) -> None:
 def _check_resumable(plan: RunPlan) -> None:
     """Refuse a directory whose checkpoints the run cannot resume from."""
     from dl2pa.training.checkpoint import CheckpointStore
-    from dl2pa.training.compatibility import check_resumable, identity_of
 
     run = plan.directory
     steps = CheckpointStore(run.checkpoints, 1, False).steps()
     if not run.config.is_file() or not steps:
         return
-    check_resumable(identity_of(load_recorded_config(run.config)), identity_of(plan.config))
-    limit = plan.config.train.max_steps
+    check_resumable(checkpoint_identity(load_recorded_config(run.config)), checkpoint_identity(plan.config))
+    limit = job.config.train.max_steps
     if limit is not None and limit < steps[-1]:
         remedy = f"Give at least {steps[-1]}."
         raise UserError("train.max_steps", limit, f"the run is already at step {steps[-1]}", remedy)

@@ -1,14 +1,18 @@
-"""What makes two runs runs of the same recipe, and a recipe in a few words."""
+"""Identity of a run: which runs share a recipe, and which checkpoints a configuration may resume."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from dl2pa.config import Config, flatten
-from dl2pa.config.load import PLACES
+from dl2pa.config.load import PLACES, with_current_names
+from dl2pa.errors import UserError
+
+log = logging.getLogger(__name__)
 
 SEED = "train.seed"
 NEUTRAL = (
@@ -18,56 +22,112 @@ NEUTRAL = (
     "train.deterministic",
     "train.channels_last",
 )
-"""Keys that say how a result is computed or watched, not what is computed."""
+"""Keys that do not affect the result."""
 _LENGTH = ("train.epochs", "train.max_steps")
 _SCALES_WITH_LENGTH = ("optim.milestones", "optim.warmup_epochs")
+_CHANGEABLE = (
+    "optim.",
+    "train.epochs",
+    "train.max_steps",
+    "train.log_every_steps",
+    "train.eval_every_epochs",
+    "train.eval_batch_size",
+    "train.precision",
+    "train.compile",
+    "train.deterministic",
+    "train.channels_last",
+    "train.ema",
+    "method.match.",
+    "data.threads",
+    "data.max_bad_fraction",
+    "data.loader",
+)
+"""Prefixes of keys that may change between two attempts of a run, with a warning."""
+_NOT_CHANGEABLE = ("optim.name", "optim.decay_all", "method.match.warmup_epochs")
+"""Exceptions to ``_CHANGEABLE``."""
 
 Identity = dict[str, Any]
 Length = Literal["full", "short", "other"]
-"""How long a run is beside another: as long, shorter, or neither."""
+"""Length of a run relative to a published one: equal, shorter, or neither."""
 
 
-def identity_of(config: Config) -> Identity:
-    """The configuration without its seed, its places and what changes no result; a default as what it stands for."""
+def run_identity(config: Config, epochs_done: int | None = None) -> Identity:
+    """Flat configuration of a recipe: without seed, paths, resources and keys that do not affect the result.
+
+    Values that default to the method's choice are resolved.
+
+    Args:
+        epochs_done: trained epochs. If they are all epochs, `train.max_steps` was not reached and is ignored.
+    """
     flat = flatten(config)
-    of_method = getattr(config, "method_defaults", None)  # what a method chooses where nothing is given
     for key, value in flat.items():
         name = key.rpartition(".")[2]
         if isinstance(getattr(Config, name, None), property):
             flat[key] = getattr(config, name)
         elif value is None and key.startswith("method."):
-            flat[key] = getattr(of_method, name, None)
+            flat[key] = getattr(config.method_defaults, name, None)
+    if epochs_done is not None and epochs_done >= config.train.epochs:
+        flat["train.max_steps"] = None
     return {k: v for k, v in flat.items() if k != SEED and not k.startswith((*PLACES, *NEUTRAL))}
 
 
+def checkpoint_identity(config: Config) -> Identity:
+    """Flat configuration stored in a checkpoint: without paths, resources and tracking."""
+    return {k: v for k, v in flatten(config).items() if not k.startswith(PLACES)}
+
+
+def check_resumable(before: Mapping[str, Any], now: Identity) -> None:
+    """Compare the identity in a checkpoint with the current one; log changes that are allowed.
+
+    Raises:
+        UserError: a change that is not allowed, with the key and both values.
+    """
+    # Older checkpoints lack newer keys, which had their default, and contain former names.
+    before = {**checkpoint_identity(Config()), **with_current_names(before)}
+    # The data fingerprint comes last: the key that changed it gives a clearer message.
+    for key in sorted(differing(before, now), key=lambda key: (key == "data.fingerprint", key)):
+        old, new = before.get(key), now.get(key)
+        if key.startswith(_CHANGEABLE) and key not in _NOT_CHANGEABLE:
+            log.warning("%s changed from %s to %s; the new value is used from now on", key, old, new)
+            continue
+        what = (
+            "the images differ from those" if key == "data.fingerprint" else f"was {old!r} in the checkpoint"
+        )
+        raise UserError(
+            "data.root" if key == "data.fingerprint" else key,
+            new,
+            f"{what} this run directory was started with",
+            "Use another --run-dir for another run, or restore the old value.",
+        )
+
+
 def group_name(config: Config) -> str:
-    """A name that runs of one recipe share, whatever their seed: method, d, data set and six hexadecimal digits."""
-    digest = hashlib.sha256(json.dumps(identity_of(config), sort_keys=True, default=str).encode()).hexdigest()
+    """Name shared by all seeds of a recipe: method, d, data set and six hexadecimal digits."""
+    digest = hashlib.sha256(
+        json.dumps(run_identity(config), sort_keys=True, default=str).encode()
+    ).hexdigest()
     return f"{config.method.name} d={config.model.embedding_dim} {config.data.dataset} {digest[:6]}"
 
 
 def run_title(config: Config, stem: str) -> str:
-    """A run's name in MLflow where none is given: it tells the runs of a sweep apart.
-
-    Args:
-        stem: of the configuration's file.
-    """
+    """Default name of a run in MLflow; `stem` is that of the configuration file."""
     return f"{stem} {config.method.name} seed {config.train.seed}"
 
 
-def differing(one: Identity, other: Identity) -> set[str]:
+def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> set[str]:
     """Keys whose values differ."""
     return {key for key in one.keys() | other.keys() if one.get(key) != other.get(key)}
 
 
-def length_beside(run: Identity, epochs_done: int, cell: Identity, free: tuple[str, ...]) -> Length | None:
-    """How long a run is beside a cell whose recipe it follows; None where it follows another recipe.
+def relative_length(run: Identity, epochs_done: int, cell: Identity, free: tuple[str, ...]) -> Length | None:
+    """Length of a run relative to a published one with the same recipe; None if the recipes differ.
 
-    A shorter run may have the epochs of its schedule shortened with it: as many milestones, a warm-up still.
+    In a shorter run, the epochs of the schedule may be shortened too: same number of milestones, warm-up kept.
 
     Args:
         epochs_done: epochs the run has trained.
-        free: keys in which a run of the cell may differ.
+        cell: identity of the published run.
+        free: keys that may differ.
     """
     keys = differing(run, cell) - set(free)
     if not keys:
@@ -88,11 +148,10 @@ def _is_scaled(run: Any, cell: Any) -> bool:
 
 
 def describe(recipe: Identity, *, beside: Sequence[Identity] = ()) -> str:
-    """Loss, assignment, optimizer, schedule and length in a line.
+    """Describe loss, assignment, optimizer, schedule and length in one line.
 
     Args:
-        beside: recipes from which this one has to be told apart: keys that the line would leave out are added
-            where their values differ.
+        beside: recipes to distinguish this one from; other keys with different values are appended.
     """
     loss = str(recipe["method.loss"])
     if loss == "cross_entropy":
@@ -124,7 +183,7 @@ _DESCRIBED = (
     *("optim.schedule", "optim.warmup_epochs", "optim.gamma", "optim.milestones", "train.epochs"),
     *("train.max_steps", "train.batch_size", "train.mixup", "train.cutmix", "train.ema", "train.precision"),
 )
-"""Keys that ``describe``, or a table's other columns, speak of."""
+"""Keys that appear in ``describe`` or in other columns of a table."""
 
 
 def _schedule(recipe: Identity) -> str:
@@ -136,10 +195,6 @@ def _schedule(recipe: Identity) -> str:
 
 
 def _plain(value: Any) -> str:
-    return (
-        str(value).lower()
-        if isinstance(value, bool)
-        else f"{value:g}"
-        if isinstance(value, float)
-        else str(value)
-    )
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import ValidationError, model_validator
 
+from dl2pa.config.identity import Length, relative_length, run_identity
 from dl2pa.config.load import load_config, read_yaml
 from dl2pa.config.schema import Config, PositiveInt, Section
 from dl2pa.errors import UserError
@@ -133,6 +134,46 @@ def load_published(path: Path) -> tuple[Published, tuple[Cell, ...]]:
         if row.top1[position] is not None
     ]
     return published, tuple(cells)
+
+
+@dataclass(frozen=True)
+class PublishedMatch:
+    """Published result with the recipe of a run.
+
+    Attributes:
+        title: of the table.
+        length: length of the run relative to the published one.
+    """
+
+    cell: Cell
+    title: str
+    length: Length
+
+
+def matching_cells(config: Config, epochs: int, num_validated: int) -> list[PublishedMatch]:
+    """Published results whose recipe a run follows.
+
+    Args:
+        epochs: epochs the run has trained.
+        num_validated: images the run was validated on.
+
+    Raises:
+        UserError: the file of published tables does not exist.
+    """
+    published, cells = load_published(published_file())
+    identity = run_identity(config, epochs)
+    result: list[PublishedMatch] = []
+    for cell in cells:
+        table = published.tables[cell.table]
+        if table.num_validated not in (None, num_validated):
+            continue
+        try:
+            length = relative_length(identity, epochs, run_identity(cell.load()), cell.needs)
+        except UserError:  # a method or file that this version does not have
+            continue
+        if length is not None:
+            result.append(PublishedMatch(cell, table.title, length))
+    return result
 
 
 def _cell(folder: Path, table_name: str, table: Table, row_name: str, row: Row, position: int) -> Cell:

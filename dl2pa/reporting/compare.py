@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dl2pa.config.identity import Identity, Length, identity_of, length_beside
+from dl2pa.config.identity import Identity, Length, relative_length, run_identity
 from dl2pa.config.published import Cell, Table, load_published
 from dl2pa.errors import UserError
 from dl2pa.reporting.groups import Group, group_runs
@@ -140,7 +140,7 @@ def _line(
     entries: list[Entry] = []
     refused: dict[int, str] = {}
     for group in groups:
-        length = length_beside(group.identity, group.epochs, identity, cell.needs)
+        length = relative_length(group.identity, group.epochs, identity, cell.needs)
         if length is None:
             continue
         reason = _difference(group, table)
@@ -162,7 +162,7 @@ def _difference(group: Group, table: Table) -> str | None:
 def _identity(cell: Cell) -> tuple[Identity | None, str | None]:
     """Return the recipe of the cell, or the reason why this version cannot run it."""
     try:
-        return identity_of(cell.load()), None
+        return run_identity(cell.load()), None
     except UserError as error:
         if error.field == "method.name":
             return None, f"method {error.value} is not available in this version"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dl2pa.config import Config, flatten, load_recorded_config
-from dl2pa.config.identity import NEUTRAL, SEED, identity_of
+from dl2pa.config.identity import NEUTRAL, SEED, run_identity
 from dl2pa.config.load import PLACES
 from dl2pa.errors import UserError
 from dl2pa.osutil import read_json
@@ -110,7 +110,7 @@ def compare_runs(first: Path, second: Path, below: Path | None = None) -> Differ
     runs = [read_run(path) for path in paths]
     configs = [_config_of(path) for path in paths]
     env_a, env_b = (_environment(path) for path in paths)
-    identity_a, identity_b = (identity_of(config) for config in configs)
+    identity_a, identity_b = (run_identity(config) for config in configs)
     # The identity has the resolved values of defaults.
     flat_a, flat_b = (
         {**flatten(config), **identity}

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from dl2pa.config.identity import Identity, identity_of
+from dl2pa.config.identity import Identity, run_identity
 from dl2pa.reporting.runs import Run
 from pipelines.longtail import GROUPS
 
@@ -116,7 +116,7 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
     """Group runs by recipe and data size; groups are ordered by method and embedding dimension."""
     by_recipe: dict[str, tuple[Identity, dict[int, list[Run]]]] = {}
     for run in runs:
-        identity = _recipe_of(run)
+        identity = run_identity(run.config, run.result.epochs)
         result = run.result
         size = (result.num_validated, result.num_classes, result.steps, run.changed)
         key = json.dumps([identity, size], sort_keys=True)
@@ -130,12 +130,6 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
         counted = tuple(same[0] for same in ordered)
         groups.append(Group(identity, counted, tuple(run for same in ordered for run in same[1:])))
     return sorted(groups, key=lambda g: (g.method, g.dim, g.is_cut, -g.epochs, str(g.runs[0].path)))
-
-
-def _recipe_of(run: Run) -> Identity:
-    """Return the identity of the run; a step limit that was not reached is ignored."""
-    identity = identity_of(run.config)
-    return identity if run.is_cut else {**identity, "train.max_steps": None}
 
 
 def _summary(values: Sequence[float | None]) -> Summary | None:

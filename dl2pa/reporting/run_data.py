@@ -13,12 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dl2pa.config import Config
-from dl2pa.config.identity import Length
-from dl2pa.config.published import Cell, published_file
+from dl2pa.config.published import PublishedMatch, matching_cells, published_file
 from dl2pa.reporting.class_metrics import Confusion, Labels, confuse
-from dl2pa.reporting.compare import compare
 from dl2pa.reporting.run_plots import Curve, best_point
-from dl2pa.reporting.runs import Result, Run
 
 
 @dataclass(frozen=True)
@@ -80,25 +77,12 @@ class RunData:
         return [value for _, value in sorted(self.points.get(name, ())) if math.isfinite(value)]
 
 
-@dataclass(frozen=True)
-class PublishedResult:
-    """A published figure with the configuration of the run, and the length of the run relative to it."""
-
-    cell: Cell
-    length: Length
-
-
-def published_results(run_data: RunData) -> list[PublishedResult]:
-    """Find the published figures with the configuration of the run; none if there is no file of published tables."""
-    file = published_file()
-    if not file.is_file():
+def published_results(run_data: RunData) -> list[PublishedMatch]:
+    """Find the published results of the run's recipe; none if its configuration changed or there is no file of them."""
+    if run_data.changed or not published_file().is_file():
         return []
-    run = Run(
-        *(run_data.run_dir, run_data.config, Result.model_validate(dict(run_data.result)), run_data.ended),
-        *(dict(run_data.environment), run_data.changed),
-    )
-    lines = (line for table in compare([run], file).tables for line in table.lines)
-    return [PublishedResult(line.cell, entry.length) for line in lines for entry in line.entries]
+    result = run_data.result
+    return matching_cells(run_data.config, int(result["epochs"]), int(result["num_validated"]))
 
 
 @dataclass(frozen=True)

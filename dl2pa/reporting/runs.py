@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dl2pa.config import Config, load_recorded_config
 from dl2pa.config.identity import NEUTRAL
-from dl2pa.config.load import PLACES
+from dl2pa.config.load import PLACES, RENAMED_KEYS
 from dl2pa.errors import UserError
 from dl2pa.osutil import read_json
 from dl2pa.rundir import RunDirectory
@@ -150,7 +150,8 @@ def _changed_between_attempts(spool: Path, config: Config) -> tuple[str, ...]:
     if config.optim.schedule != "cosine":
         neutral.append("train.epochs")
     names = {name for tags in _tags_of_attempts(spool) for name in tags}
-    changed = {name.removeprefix(CHANGED_TAG) for name in names if name.startswith(CHANGED_TAG)}
+    keys = {name.removeprefix(CHANGED_TAG) for name in names if name.startswith(CHANGED_TAG)}
+    changed = {RENAMED_KEYS.get(key, key) for key in keys}
     return tuple(sorted(key for key in changed if not key.startswith(tuple(neutral))))
 
 

@@ -8,11 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import median_high
 from typing import Any
 
-from dl2pa.config.identity import describe, identity_of
+from dl2pa.config.identity import describe, run_identity
+from dl2pa.config.published import PublishedMatch
 from dl2pa.reporting.class_metrics import class_rows, worst_pairs
 from dl2pa.reporting.document import Grid, code
 from dl2pa.reporting.render import render
-from dl2pa.reporting.run_data import Check, PublishedResult, RunData
+from dl2pa.reporting.run_data import Check, RunData
 from dl2pa.reporting.samples import SampleSelection
 from dl2pa.rundir import RunDirectory
 from pipelines.longtail import GROUPS
@@ -26,7 +27,7 @@ _LENGTHS = {"full": "full length", "short": "shorter than published", "other": "
 def summary_page(
     run_data: RunData,
     checks: Sequence[Check],
-    published: Sequence[PublishedResult],
+    published: Sequence[PublishedMatch],
     pictures: Mapping[str, bytes],
     selection: SampleSelection | None,
     thumbnails: Mapping[int, bytes],
@@ -72,7 +73,7 @@ def _overview(run_data: RunData) -> str:
     return f"{kind}; {data}, {train:,} training images, {val:,} validation images. Finished {ended}."
 
 
-def _cards(run_data: RunData, published: Sequence[PublishedResult]) -> list[tuple[str, str, str]]:
+def _cards(run_data: RunData, published: Sequence[PublishedMatch]) -> list[tuple[str, str, str]]:
     """Return name, value and remark of each headline figure."""
     result = run_data.result
     cards = [
@@ -95,7 +96,7 @@ def _cards(run_data: RunData, published: Sequence[PublishedResult]) -> list[tupl
     return [*cards, ("elapsed time", _duration(run_data.ended - run_data.started), length)]
 
 
-def _published(run_data: RunData, published: Sequence[PublishedResult]) -> Grid:
+def _published(run_data: RunData, published: Sequence[PublishedMatch]) -> Grid:
     best, last = run_data.result["top1_best"], run_data.result["top1_last"]
     rows = [
         [
@@ -175,7 +176,7 @@ def _details(run_data: RunData) -> Grid:
     versions = [f"{k} {env[k]}" for k in ("torch", "nvidia-dali-cuda130", "python", "dl2pa") if env.get(k)]
     device = f"{run_data.result['world_size']} × {env.get('device')} ({env.get('processor')})"
     rows = [
-        ["recipe", describe(identity_of(config))],
+        ["recipe", describe(run_identity(config))],
         ["data", f"{config.data.dataset}, fingerprint {code(run_data.fingerprint)}"],
         ["seed", str(config.train.seed)],
         ["hardware", f"{device}, {env.get('threads')} threads each"],

@@ -7,8 +7,8 @@ from typing import Any
 from urllib.parse import quote
 
 from dl2pa.config import Config
-from dl2pa.config.identity import Length, group_name, identity_of, length_beside
-from dl2pa.config.published import Cell, load_published, published_file
+from dl2pa.config.identity import Length, group_name
+from dl2pa.config.published import Cell, matching_cells
 from dl2pa.errors import UserError
 from dl2pa.escaping import markdown_text
 from dl2pa.tracking.server import EXPERIMENT_ID
@@ -62,36 +62,11 @@ def _published_sentences(config: Config, result: Mapping[str, Any]) -> list[str]
     """One sentence per published accuracy of the run's configuration."""
     try:
         return [
-            _published_sentence(cell, length, float(result["top1_best"]), title)
-            for cell, length, title in cells_of(config, int(result["epochs"]), int(result["num_validated"]))
+            _published_sentence(match.cell, match.length, float(result["top1_best"]), match.title)
+            for match in matching_cells(config, int(result["epochs"]), int(result["num_validated"]))
         ]
     except UserError:  # an installation without the tables
         return []
-
-
-def cells_of(config: Config, epochs: int, num_validated: int) -> list[tuple[Cell, Length, str]]:
-    """Published accuracies of a run's configuration.
-
-    Returns:
-        For each: the table cell, the run's length compared with the published one, and the table's title.
-
-    Raises:
-        UserError: the file of published tables does not exist.
-    """
-    published, cells = load_published(published_file())
-    identity = identity_of(config)
-    matches: list[tuple[Cell, Length, str]] = []
-    for cell in cells:
-        table = published.tables[cell.table]
-        if table.num_validated not in (None, num_validated):
-            continue
-        try:
-            length = length_beside(identity, epochs, identity_of(cell.load()), cell.needs)
-        except UserError:  # a method or file that this version lacks
-            continue
-        if length is not None:
-            matches.append((cell, length, table.title))
-    return matches
 
 
 def _published_sentence(cell: Cell, length: Length, best: float, title: str) -> str:

@@ -19,6 +19,7 @@ import torch
 from dl2pa import envvars
 from dl2pa.config import Config
 from dl2pa.config.checks import warnings
+from dl2pa.config.identity import check_resumable, checkpoint_identity
 from dl2pa.console import SafeFormatter
 from dl2pa.errors import EXIT_DONE, EXIT_FAILURE, EXIT_STOPPED, EXIT_USER_ERROR, TrainingFailure, UserError
 from dl2pa.model.model import PrototypeInit, build_model, init_prototypes, prototypes_of_checkpoint
@@ -27,7 +28,6 @@ from dl2pa.ownership import Ownership
 from dl2pa.rundir import RunDirectory
 from dl2pa.tracking import Tracker
 from dl2pa.training.checkpoint import CheckpointStore
-from dl2pa.training.compatibility import check_resumable, identity_of
 from dl2pa.training.data import (
     DataSplits,
     build_eval_pipeline,
@@ -202,7 +202,7 @@ def _build(
     eval_pipeline = build_eval_pipeline(config, data.val, world)
     store = CheckpointStore(run.checkpoints, config.checkpoint.keep, config.checkpoint.keep_best)
     identity = {
-        **identity_of(config),
+        **checkpoint_identity(config),
         "data.fingerprint": data.fingerprint,
         "data.classes": _digest_of(data.classes),
     }

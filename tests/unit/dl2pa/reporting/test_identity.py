@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from dl2pa.config import Config
-from dl2pa.config.identity import describe, identity_of, length_beside
+from dl2pa.config.identity import describe, relative_length, run_identity
 
 ConfigWith = Callable[..., Config]
 
@@ -25,7 +25,7 @@ ConfigWith = Callable[..., Config]
     ids=lambda changes: next(iter(changes)),
 )
 def test_what_changes_no_result_is_no_other_recipe(changes: dict[str, Any], config_with: ConfigWith) -> None:
-    assert identity_of(config_with(changes)) == identity_of(config_with())
+    assert run_identity(config_with(changes)) == run_identity(config_with())
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_what_changes_no_result_is_no_other_recipe(changes: dict[str, Any], conf
     ],
 )
 def test_what_changes_a_result_is_another_recipe(key: str, value: Any, config_with: ConfigWith) -> None:
-    assert identity_of(config_with({key: value})) != identity_of(config_with())
+    assert run_identity(config_with({key: value})) != run_identity(config_with())
 
 
 @pytest.mark.parametrize(
@@ -71,45 +71,45 @@ def test_what_changes_a_result_is_another_recipe(key: str, value: Any, config_wi
         ({"method.class_vectors": "vectors.npy"}, 20, None),
     ],
 )
-def test_length_beside_a_cell(
+def test_relative_length(
     changes: dict[str, Any], epochs_done: int, expected: str | None, config_with: ConfigWith
 ) -> None:
-    cell, run = identity_of(config_with()), identity_of(config_with(changes))
-    assert length_beside(run, epochs_done, cell, ()) == expected
+    cell, run = run_identity(config_with()), run_identity(config_with(changes))
+    assert relative_length(run, epochs_done, cell, ()) == expected
 
 
 def test_a_shortened_warm_up_is_a_shortened_schedule(config_with: ConfigWith) -> None:
-    cell = identity_of(config_with({"optim.warmup_epochs": 4}))
+    cell = run_identity(config_with({"optim.warmup_epochs": 4}))
     for warmup, expected in ((1, "short"), (0, None)):
-        run = identity_of(config_with({"train.epochs": 5, "optim.warmup_epochs": warmup}))
-        assert length_beside(run, 5, cell, ()) == expected
+        run = run_identity(config_with({"train.epochs": 5, "optim.warmup_epochs": warmup}))
+        assert relative_length(run, 5, cell, ()) == expected
 
 
 def test_what_a_cell_leaves_to_the_user_may_differ(config_with: ConfigWith) -> None:
-    run = identity_of(config_with({"method.class_vectors": "vectors.npy"}))
-    assert length_beside(run, 20, identity_of(config_with()), ("method.class_vectors",)) == "full"
+    run = run_identity(config_with({"method.class_vectors": "vectors.npy"}))
+    assert relative_length(run, 20, run_identity(config_with()), ("method.class_vectors",)) == "full"
 
 
 def test_a_recipe_in_a_line(config_with: ConfigWith) -> None:
-    text = describe(identity_of(config_with()))
+    text = describe(run_identity(config_with()))
     assert text == "squared_cosine, dynamic; sgd 0.1, decay 2e-05, ×0.1 after 10, 15; 20 epochs, batch 8"
     changes = {
         "method": {"loss": "cross_entropy", "scale": 14, "label_smoothing": 0.1, "prototypes": "hpn"},
         "optim": {"schedule": "cosine", "warmup_epochs": 2},
         "train": {"mixup": 0.2, "precision": "bf16"},
     }
-    rich = describe(identity_of(config_with(changes)))
+    rich = describe(run_identity(config_with(changes)))
     for words in ("cross_entropy at scale 14, smoothing 0.1", "prototypes hpn", "warm-up 2, cosine"):
         assert words in rich
     assert rich.endswith("mixup 0.2, bf16")
     linear = {"method.name": "psc", "method.normalize": False}
-    assert describe(identity_of(config_with(linear))).startswith("cross_entropy (linear), static")
-    assert describe(identity_of(config_with({"method.name": "dnc"}))).startswith("cross_entropy, static")
+    assert describe(run_identity(config_with(linear))).startswith("cross_entropy (linear), static")
+    assert describe(run_identity(config_with({"method.name": "dnc"}))).startswith("cross_entropy, static")
 
 
 def test_recipes_side_by_side_are_told_apart(config_with: ConfigWith) -> None:
-    plain = identity_of(config_with())
-    other = identity_of(config_with({"model.widths": [8, 16, 32], "train.sync_bn": True, "optim.lr": 0.2}))
+    plain = run_identity(config_with())
+    other = run_identity(config_with({"model.widths": [8, 16, 32], "train.sync_bn": True, "optim.lr": 0.2}))
     assert describe(plain, beside=[plain]) == describe(plain)
     assert describe(plain, beside=[plain, other]).endswith("model.widths=[16, 32, 64], train.sync_bn=false")
     assert describe(other, beside=[plain, other]).endswith("model.widths=[8, 16, 32], train.sync_bn=true")

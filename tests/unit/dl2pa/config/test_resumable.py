@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from dl2pa.config import Config, merge, parse_config
+from dl2pa.config.identity import check_resumable, checkpoint_identity
 from dl2pa.errors import UserError
-from dl2pa.training.compatibility import check_resumable, identity_of
 
 BASE: dict[str, Any] = {
     "data": {"dataset": "cifar100", "root": "/a", "crop": "pad"},
@@ -15,7 +15,7 @@ BASE: dict[str, Any] = {
 
 
 def identity(change: dict[str, Any], fingerprint: str = "same") -> dict[str, Any]:
-    return {**identity_of(parse_config(merge(BASE, change))), "data.fingerprint": fingerprint}
+    return {**checkpoint_identity(parse_config(merge(BASE, change))), "data.fingerprint": fingerprint}
 
 
 @pytest.mark.parametrize(
@@ -108,3 +108,14 @@ def test_a_removed_key_is_named() -> None:
     with pytest.raises(UserError) as caught:
         check_resumable({**identity({}), "train.magic": 3}, identity({}))
     assert caught.value.field == "train.magic"
+
+
+def test_former_key_names_of_an_old_checkpoint_are_translated(caplog: pytest.LogCaptureFixture) -> None:
+    before = identity({"train": {"log_every_steps": 7, "eval_every_epochs": 3}})
+    before["train.log_every"] = before.pop("train.log_every_steps")
+    before["train.eval_every"] = before.pop("train.eval_every_epochs")
+    before["method.match.lag_steps"] = 0
+    check_resumable(before, identity({"train": {"log_every_steps": 7, "eval_every_epochs": 3}}))
+    assert caplog.text == ""
+    check_resumable(before, identity({"train": {"log_every_steps": 7, "eval_every_epochs": 4}}))
+    assert "train.eval_every_epochs changed from 3 to 4" in caplog.text

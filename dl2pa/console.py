@@ -1,4 +1,4 @@
-"""Standard output and standard error without secrets, and without control characters that a terminal would obey."""
+"""Standard output and standard error without secrets and terminal control characters."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dl2pa.redaction import redact
 
 
 class SafeStream:
-    """A text stream that redacts and escapes what is written; everything else is the stream's own."""
+    """Text stream that redacts and escapes what is written; other attributes are those of the wrapped stream."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -31,7 +31,7 @@ class SafeStream:
 
 
 class SafeFormatter(logging.Formatter):
-    """Log records without secrets."""
+    """Log formatter that removes secrets."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(redact(super().format(record)))
@@ -39,7 +39,7 @@ class SafeFormatter(logging.Formatter):
 
 @contextmanager
 def safe_output() -> Generator[None]:
-    """Within the block, everything printed goes through ``SafeStream``."""
+    """Redirect standard output and standard error through ``SafeStream``."""
     before = sys.stdout, sys.stderr
     safe: Any = [stream and SafeStream(stream) for stream in before]
     sys.stdout, sys.stderr = safe

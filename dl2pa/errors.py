@@ -1,4 +1,4 @@
-"""The errors a person can meet, and the exit codes they end with. A leaf: every package may import it."""
+"""User errors and exit codes. Imports no other module of the project."""
 
 from __future__ import annotations
 
@@ -8,30 +8,29 @@ EXIT_DONE = 0
 EXIT_FAILURE = 1
 EXIT_USER_ERROR = 2
 EXIT_STOPPED = 75
-"""Stopped on request; the same command goes on from there (sysexits' EX_TEMPFAIL)."""
+"""Stopped on request; the same command resumes (EX_TEMPFAIL of sysexits)."""
 
-
-_MOST_SHOWN = 1000
-"""Characters of a value or a reason in a message."""
+_MAX_LENGTH = 1000
+"""Maximum length of a value or a reason in a message, in characters."""
 
 
 def printable(text: str) -> str:
-    """``text`` with control characters other than line ends and tabs written as escapes: a terminal obeys them."""
+    """Escape control characters other than line ends and tabs, so that terminals do not interpret them."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 
 def _cut(text: str) -> str:
-    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}…"
+    return text if len(text) <= _MAX_LENGTH else f"{text[:_MAX_LENGTH]}…"
 
 
 class UserError(ValueError):
-    """The user's input is wrong: one message naming the field, the value seen and the remedy; exit code 2.
+    """Invalid user input, reported as one message; exit code 2.
 
     Args:
-        field: what is wrong, as the user wrote it: a config key, an option, a file.
-        value: the value seen.
+        field: the invalid config key, option or file, as the user wrote it.
+        value: its value.
         message: what is wrong with it.
         remedy: what to do.
     """
@@ -47,10 +46,10 @@ class UserError(ValueError):
         return printable(f"{self.field} = {_cut(repr(self.value))}: {_cut(self.message)}. {self.remedy}")
 
     def as_dict(self) -> dict[str, Any]:
-        """The machine-readable form printed by ``--json``."""
+        """JSON form, as printed with ``--json``."""
         value = self.value if isinstance(self.value, bool | int | float | str | None) else str(self.value)
         return {"field": self.field, "value": value, "message": self.message, "remedy": self.remedy}
 
 
 class TrainingFailure(RuntimeError):
-    """Training itself went wrong (a non-finite loss, ranks that disagree); exit code 1."""
+    """Failure of training, such as a non-finite loss or different assignments on two ranks; exit code 1."""

@@ -1,7 +1,7 @@
-"""Text without secrets, for every file that a run writes and every line that is printed. A leaf module.
+"""Removal of secrets from the text that a run prints and writes.
 
-Hidden are credentials in addresses; values given to names such as password, token or key; keys of known forms; and
-the values of environment variables of such names. Too much is hidden rather than too little.
+Redacted are credentials in URLs; values assigned to names such as password, token or key; keys of known formats; and
+the values of environment variables with such names. In doubt, text is redacted.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from urllib.parse import quote, unquote
 
 HIDDEN = "***"
 _SHORTEST = 6
-"""Characters of the shortest secret that is looked for by its value."""
+"""Minimum length of a secret that is searched for by its value, in characters."""
 
 _WORD = (
     r"(?:password|passwd|passphrase|secret|token|credentials?|(?:api|access|account|private|secret|signing|"
@@ -50,7 +50,7 @@ _HARMLESS = ("", "none", "null", "true", "false", "str", "int", HIDDEN)
 
 
 def redact(text: str) -> str:
-    """``text`` with each secret replaced by ``***``; a second time changes nothing."""
+    """Replace each secret in ``text`` by ``***``; idempotent."""
     for secret in _known_values(tuple(os.environ.items())):
         text = text.replace(secret, HIDDEN)
     text = _KNOWN_FORM.sub(HIDDEN, text)
@@ -60,12 +60,12 @@ def redact(text: str) -> str:
 
 
 def redact_command(words: Sequence[str]) -> str:
-    """A command line as a shell takes it, without secrets: in each word, and in a word that follows its option."""
+    """Shell command line without secrets, in single words and in values that follow an option."""
     return redact(shlex.join(redact(word) for word in words))
 
 
 def redact_tree(tree: Any) -> Any:
-    """JSON or YAML content without secrets: each text by itself, so that what is written keeps its form."""
+    """JSON or YAML content without secrets. Each string is redacted separately, which keeps the file valid."""
     if isinstance(tree, Mapping):
         return {key: _redact_item(str(key), value) for key, value in tree.items()}
     if isinstance(tree, list | tuple):
@@ -79,35 +79,35 @@ def _redact_item(name: str, value: Any) -> Any:
 
 
 def is_secret_name(name: str) -> bool:
-    """Whether a variable, a key or a tag of this name holds a secret."""
+    """Whether a variable, key or tag with this name contains a secret."""
     return _SECRET_NAME.search(name) is not None
 
 
 def has_hidden_credentials(uri: str) -> bool:
-    """Whether ``uri`` was redacted, so that it no longer opens the server it names."""
+    """Whether ``uri`` was redacted and can no longer be used to connect."""
     return f"//{HIDDEN}@" in uri or f"={HIDDEN}" in uri
 
 
 @functools.lru_cache(maxsize=2)
 def _known_values(environment: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
-    """The secrets in the environment, as they are and as addresses and JSON write them, the longest first."""
-    found: set[str] = set()
+    """Secrets in the environment, also in their URL and JSON encodings, longest first."""
+    known: set[str] = set()
     for name, value in environment:
         secrets = [value.strip()] if is_secret_name(name) and name not in ("PWD", "OLDPWD") else []
         secrets += [match[0].partition(":")[2] for match in _USER_INFO.finditer(value)]
         for secret in secrets:
             if len(secret) >= _SHORTEST and secret.lower() not in _HARMLESS:
-                found |= {secret, quote(secret, ""), unquote(secret), json.dumps(secret)[1:-1]}
-    return tuple(sorted(found, key=len, reverse=True))
+                known |= {secret, quote(secret, ""), unquote(secret), json.dumps(secret)[1:-1]}
+    return tuple(sorted(known, key=len, reverse=True))
 
 
-def _hide_value(found: re.Match[str]) -> str:
-    dashes, name, closing, between, value = found.groups()[:5]
+def _hide_value(match: re.Match[str]) -> str:
+    dashes, name, closing, between, value = match.groups()[:5]
     if not between.strip() and not dashes:  # two words of a sentence
-        return found[0]
+        return match[0]
     bare = value.strip("\\\"'")
     if bare.lower() in _HARMLESS or not bare:
-        return found[0]
+        return match[0]
     opening = re.match(r"""[\\]{0,3}(?:\"\"\"|'''|["'])?""", value)
     quotes = opening[0] if opening else ""
     return f"{dashes or ''}{name}{closing}{between}{quotes}{HIDDEN}{quotes}"

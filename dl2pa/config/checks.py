@@ -1,19 +1,19 @@
-"""Checks across fields, once the numbers from the data are known."""
+"""Checks of combinations of settings; ``validate`` calls them."""
 
 from __future__ import annotations
 
 from dl2pa.config.schema import Config
 from dl2pa.errors import UserError
 
-MOST_REFITTED = 4096
-"""Classes whose prototypes may follow them: a matching's 400 steps cost C² d each."""
+MAX_REFIT_CLASSES = 4096
+"""Largest number of classes with refit prototypes: each of the 400 steps of an update costs C² d."""
 
 
 def check_batches(config: Config, world_size: int) -> None:
-    """The global batch splits into its virtual shards and these into the processes.
+    """Check that the batch divides into virtual shards, and these into processes.
 
     Raises:
-        UserError: naming train.batch_size, train.virtual_shards or launch.nproc.
+        UserError: for train.virtual_shards or launch.nproc.
     """
     batch, shards = config.train.batch_size, config.virtual_shards
     if batch % shards:
@@ -34,7 +34,7 @@ def check_batches(config: Config, world_size: int) -> None:
 
 
 def check_lengths(config: Config, num_train: int) -> None:
-    """At least one global batch an epoch."""
+    """Check that an epoch has at least one global batch."""
     if num_train < config.train.batch_size:
         raise UserError(
             "train.batch_size",
@@ -45,13 +45,15 @@ def check_lengths(config: Config, num_train: int) -> None:
 
 
 def check_method(config: Config, num_classes: int) -> None:
-    """Combinations that no method can run.
+    """Check the combination of method, backbone and dimensions.
 
     Raises:
-        UserError: naming the field at fault.
+        UserError: the first invalid field.
     """
     if num_classes < 2:
-        raise UserError("data.num_classes", num_classes, "a classifier needs two classes", "Add a class.")
+        raise UserError(
+            "data.num_classes", num_classes, "a classifier needs at least two classes", "Add a class."
+        )
     if config.method_defaults.learned:
         _check_learned(config)
     else:
@@ -60,7 +62,7 @@ def check_method(config: Config, num_classes: int) -> None:
         raise UserError(
             "method.margin",
             config.method.margin,
-            "is taken off a cosine, and method.normalize = false leaves none",
+            "a margin is subtracted from a cosine, and method.normalize = false uses none",
             "Set method.normalize=true or method.margin=0.",
         )
     cifar = config.model.backbone in ("resnet8", "resnet14", "resnet20", "resnet32", "resnet44", "resnet56")
@@ -70,7 +72,7 @@ def check_method(config: Config, num_classes: int) -> None:
             raise UserError(
                 "model.head",
                 "batchnorm",
-                "takes the backbone's own features, whose dimension must equal model.embedding_dim "
+                "uses the backbone features, whose dimension must equal model.embedding_dim "
                 f"= {config.model.embedding_dim}",
                 f"Set model.embedding_dim={width} with a CIFAR ResNet, or model.head=linear.",
             )
@@ -89,7 +91,7 @@ def _check_learned(config: Config) -> None:
         raise UserError(
             "method.assignment",
             "dynamic",
-            f"{name} learns its class vectors: there are no fixed prototypes to match",
+            f"{name} learns its class vectors and has no fixed prototypes to assign",
             "Use static, or a method with prototypes: dl2pa, hpn, ebv, etf, kasarla, word2vec.",
         )
     count = config.method.sub_prototypes or config.method_defaults.sub_prototypes
@@ -97,7 +99,7 @@ def _check_learned(config: Config) -> None:
         raise UserError(
             "method.sub_prototypes",
             count,
-            f"there are no {count} orthonormal vectors in {dim} dimensions (model.embedding_dim)",
+            f"more than the number of orthonormal vectors in {dim} dimensions (model.embedding_dim)",
             f"Choose at most {dim}.",
         )
 
@@ -108,53 +110,59 @@ def _check_prototypical(config: Config, num_classes: int) -> None:
         raise UserError(
             "method.class_vectors",
             None,
-            "word2vec makes its prototypes from vectors of the class names",
-            "Give a .npy file [classes, k], a row a class in label order.",
+            "word2vec computes its prototypes from vectors of the class names",
+            "Give a .npy file of shape [classes, k], with one row per class in label order.",
         )
     if method.name == "kasarla" and method.prototypes == "auto" and dim < num_classes - 1:
         raise UserError(
             "model.embedding_dim",
             dim,
             f"kasarla's simplex of {num_classes} classes needs at least {num_classes - 1} dimensions",
-            f"Set model.embedding_dim={num_classes - 1}, or other prototypes: method.prototypes=max_cosine.",
+            f"Set model.embedding_dim={num_classes - 1}, or method.prototypes=max_cosine.",
         )
     if (
         method.match.refit_cosine is not None
         and config.assignment == "dynamic"
-        and num_classes > MOST_REFITTED
+        and num_classes > MAX_REFIT_CLASSES
     ):
         raise UserError(
             "method.match.refit_cosine",
             method.match.refit_cosine,
-            f"would take minutes a matching with {num_classes} classes",
-            f"Leave it out with more than {MOST_REFITTED} classes.",
+            f"takes minutes per assignment update with {num_classes} classes",
+            f"Remove it with more than {MAX_REFIT_CLASSES} classes.",
         )
 
 
 def check_loader(config: Config) -> None:
-    """The loader can read the data set, and does what the recipe asks."""
+    """Check that the loader supports the data set and its cropping."""
     arrays = config.data.dataset in ("cifar10", "cifar100", "svhn", "svhn_lt_legacy", "stl10")
     loader = config.loader
     if arrays and loader in ("dali", "torchvision"):
         raise UserError(
-            "data.loader", loader, f"{config.data.dataset} is an array, not image files", "Use resident."
+            "data.loader",
+            loader,
+            f"{config.data.dataset} consists of arrays, not image files",
+            "Use resident.",
         )
     if config.data.dataset != "synthetic" and loader == "synthetic":
         raise UserError(
             "data.loader",
             loader,
-            f"would ignore data.dataset = {config.data.dataset}",
+            f"does not read data.dataset = {config.data.dataset}",
             "Set data.dataset=synthetic.",
         )
     if loader == "resident" and config.data.crop == "random_resized":
         raise UserError(
-            "data.crop", "random_resized", "resident arrays are cropped by pad or none", "Set data.crop=pad."
+            "data.crop",
+            "random_resized",
+            "resident arrays support the crops pad and none",
+            "Set data.crop=pad.",
         )
     if loader in ("dali", "torchvision") and config.data.crop == "pad":
         raise UserError(
             "data.crop",
             "pad",
-            "image files are cropped by random_resized or none",
+            "image files support the crops random_resized and none",
             "Set data.loader=resident.",
         )
     if loader in ("dali", "torchvision") and config.data.eval_resize < config.data.image_size:
@@ -166,45 +174,45 @@ def check_loader(config: Config) -> None:
         )
     if config.data.dataset == "synthetic" and config.data.num_classes is None:
         raise UserError(
-            "data.num_classes", None, "synthetic data has no classes of its own", "Set data.num_classes."
+            "data.num_classes", None, "synthetic data needs a number of classes", "Set data.num_classes."
         )
     if config.data.dataset == "synthetic" and config.data.imbalance is not None:
         raise UserError(
             "data.imbalance",
             config.data.imbalance,
-            "synthetic data has no images to leave out",
-            "Remove it, or name a real data set with data.dataset.",
+            "not supported for synthetic data",
+            "Remove it, or choose another data.dataset.",
         )
     low, high = config.data.crop_scale
     if not 0 < low <= high:
-        raise UserError("data.crop_scale", [low, high], "is not a range in (0, 1]", "Write [low, high].")
+        raise UserError("data.crop_scale", [low, high], "not a range in (0, 1]", "Write [low, high].")
     low, high = config.data.crop_ratio
     if low > high:
-        raise UserError("data.crop_ratio", [low, high], "is not a range", "Write [low, high].")
+        raise UserError("data.crop_ratio", [low, high], "not a range", "Write [low, high].")
 
 
 def warnings(config: Config, num_classes: int) -> list[str]:
-    """Sentences about settings that are legal and hardly meant."""
-    said: list[str] = []
+    """Warnings about settings that are valid but probably not intended."""
+    result: list[str] = []
     if config.assignment == "dynamic" and config.model.embedding_dim >= num_classes - 1:
-        said.append(
+        result.append(
             f"model.embedding_dim = {config.model.embedding_dim} >= C - 1 = {num_classes - 1}: the prototypes are a "
-            "regular simplex, every permutation of which is an isometry, so matching cannot help; "
+            "regular simplex, every permutation of which is an isometry, so a dynamic assignment has no effect; "
             "method.assignment=static costs less."
         )
     side, data = config.data.image_size / config.data.eval_resize, config.data
     if config.loader in ("dali", "torchvision") and side < 0.5:
-        said.append(
-            f"data.eval_resize = {data.eval_resize} with data.image_size = {data.image_size}: validation sees the "
-            f"middle {100 * side**2:.0f} % of a square picture; data.eval_resize="
-            f"{round(data.image_size / 0.875)} shows seven eighths of each side."
+        result.append(
+            f"data.eval_resize = {data.eval_resize} with data.image_size = {data.image_size}: validation uses the "
+            f"middle {100 * side**2:.0f} % of a square image; data.eval_resize="
+            f"{round(data.image_size / 0.875)} uses seven eighths of each side."
         )
-    said.extend(f"{key} is ignored: {why}." for key, why in _ignored(config) if _was_set(config, key))
-    return said
+    result.extend(f"{key} is ignored: {why}." for key, why in _ignored(config) if _was_set(config, key))
+    return result
 
 
 def _ignored(config: Config) -> list[tuple[str, str]]:
-    """Keys that have no effect under the others, each with the reason."""
+    """Keys that other settings make ineffective, each with the reason."""
     data, method, optim = config.data, config.method, config.optim
     name, schedule = method.name, f"optim.schedule is {optim.schedule}"
     learned, softmax = config.method_defaults.learned, config.loss == "cross_entropy"
@@ -220,7 +228,7 @@ def _ignored(config: Config) -> list[tuple[str, str]]:
         (
             name == "word2vec",
             ("method.prototypes", "method.prototype_seed"),
-            "word2vec's prototypes are its class vectors",
+            "the prototypes of word2vec are its class vectors",
         ),
         (
             not softmax,
@@ -229,18 +237,22 @@ def _ignored(config: Config) -> list[tuple[str, str]]:
         ),
         (name == "psc" and not config.normalize, factors, "the linear classifier has no scale"),
         (name == "dnc", factors, "dnc normalizes its scores over the classes"),
-        (data.dataset == "synthetic", ("method.logit_adjustment",), "synthetic classes are all as common"),
-        (name in ("dnc", "goto"), ("method.normalize",), f"{name} has one form"),
-        (name not in ("dnc", "goto"), ("method.sub_prototypes",), f"{name} has one vector a class"),
+        (
+            data.dataset == "synthetic",
+            ("method.logit_adjustment",),
+            "synthetic classes are balanced",
+        ),
+        (name in ("dnc", "goto"), ("method.normalize",), f"{name} defines the normalization"),
+        (name not in ("dnc", "goto"), ("method.sub_prototypes",), f"{name} has one vector per class"),
         (name != "dnc", ("method.centroid_momentum",), f"{name} has no centroids"),
-        (torchvision_model, ("model.shortcut", "model.widths"), f"{config.model.backbone} has its own"),
+        (torchvision_model, ("model.shortcut", "model.widths"), f"{config.model.backbone} defines them"),
         (data.crop != "random_resized", ("data.crop_scale", "data.crop_ratio"), f"data.crop is {data.crop}"),
         (data.crop != "pad", ("data.pad",), f"data.crop is {data.crop}"),
         (config.loader == "resident", ("data.eval_resize",), "resident arrays are not resized"),
         (optim.schedule != "step", ("optim.milestones", "optim.gamma"), schedule),
         (optim.schedule != "cosine", ("optim.min_lr",), schedule),
-        (optim.name == "adamw", ("optim.momentum", "optim.nesterov"), "adamw takes optim.betas"),
-        (optim.name == "sgd", ("optim.betas",), "sgd takes optim.momentum"),
+        (optim.name == "adamw", ("optim.momentum", "optim.nesterov"), "adamw uses optim.betas"),
+        (optim.name == "sgd", ("optim.betas",), "sgd uses optim.momentum"),
         (
             not config.tracking.enabled,
             ("tracking.uri", "tracking.experiment", "tracking.run_name"),
@@ -251,7 +263,7 @@ def _ignored(config: Config) -> list[tuple[str, str]]:
 
 
 def _was_set(config: Config, key: str) -> bool:
-    """Whether the user wrote it with a value of its own (a resolved file writes every default)."""
+    """Whether the key was set to a value other than its default (a resolved file contains every default)."""
     section, _, name = key.partition(".")
     part = getattr(config, section)
     return name in part.model_fields_set and getattr(part, name) != type(part).model_fields[name].default

@@ -1,4 +1,4 @@
-"""The published tables cell by cell, each with the configuration that stands for it (configs/published.yaml)."""
+"""Published results (configs/published.yaml), each with the configuration that reproduces it."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ Column = int | float | str
 
 @dataclass(frozen=True)
 class Cell:
-    """One published figure.
+    """One published result.
 
     Attributes:
-        table, row, column: where it stands; the row is the method's name.
-        top1: accuracy, per cent: the best epoch on the test set, as published.
+        table, row, column: its position; the row is the name of the method.
+        top1: accuracy in percent, of the best epoch on the test set.
         config: the configuration file.
-        overrides: `key=value` for it.
-        needs: keys that the user has to give besides.
-        venue: where the row's method was published, where the table says so.
-        suspect: why the number cannot be trusted; None where nothing speaks against it.
-        note: what else to know when comparing.
+        overrides: `key=value` overrides of it.
+        needs: additional keys that the user must set.
+        venue: publication of the method, if the table names it.
+        suspect: reason why the number is not reliable; None if it is.
+        note: remark on the comparison.
     """
 
     table: str
@@ -44,19 +44,19 @@ class Cell:
     note: str | None
 
     def load(self, overrides: Sequence[str] = ()) -> Config:
-        """The cell's configuration, with further overrides."""
+        """Configuration of the cell, with additional overrides."""
         return load_config(self.config, [*self.overrides, *overrides])
 
 
 class Suspect(Section):
-    """Columns whose every figure is suspect."""
+    """Columns in which all results are suspect."""
 
     columns: tuple[Column, ...]
     why: str
 
 
 class Row(Section):
-    """A method's figures, one a column, and the configuration of each; see ``Cell``."""
+    """Results of a method, one per column, and their configuration; see ``Cell``."""
 
     top1: tuple[float | None, ...]
     config: str
@@ -71,8 +71,8 @@ class Table(Section):
     """One published table.
 
     Attributes:
-        column: what the columns are.
-        num_validated: images of the whole validation set: a run that saw another number is not of this table.
+        column: meaning of the columns.
+        num_validated: size of the validation set; runs validated on another number of images are not compared.
     """
 
     title: str
@@ -83,41 +83,37 @@ class Table(Section):
     suspect: Suspect | None = None
 
     @model_validator(mode="after")
-    def _one_figure_a_column(self) -> Table:
+    def _check_columns(self) -> Table:
         for name, row in self.rows.items():
             if len(row.top1) != len(self.columns):
-                raise ValueError(f"row {name} has {len(row.top1)} figures for {len(self.columns)} columns")
+                raise ValueError(f"row {name} has {len(row.top1)} values for {len(self.columns)} columns")
         unknown = set(self.suspect.columns if self.suspect else ()) - set(self.columns)
         if unknown:
-            raise ValueError(f"suspect names columns that are not there: {sorted(unknown, key=str)}")
+            raise ValueError(f"suspect names unknown columns: {sorted(unknown, key=str)}")
         return self
 
 
 class Published(Section):
-    """The tables by name.
-
-    Attributes:
-        source: what they were copied from.
-    """
+    """Tables by name; `source` is the publication."""
 
     source: str
     tables: dict[str, Table]
 
 
-def published_file(given: Path | None = None) -> Path:
-    """The file of the published tables: the one given, else this folder's, else the one beside the program."""
+def published_file(path: Path | None = None) -> Path:
+    """File of the published tables: `path`, or that of the current folder, or that of the installation."""
     here = Path("configs/published.yaml")
-    return given or (here if here.is_file() else Path(__file__).resolve().parents[2] / here)
+    return path or (here if here.is_file() else Path(__file__).resolve().parents[2] / here)
 
 
 def load_published(path: Path) -> tuple[Published, tuple[Cell, ...]]:
-    """Read the tables and their cells, table by table, row by row.
+    """Read the tables and their cells, in the order of the file.
 
     Args:
-        path: published.yaml; the configurations lie beside it.
+        path: published.yaml; paths of configurations are relative to its folder.
 
     Raises:
-        UserError: the file is missing or not of this form.
+        UserError: the file is missing or invalid.
     """
     try:
         published = Published.model_validate(read_yaml(path))
@@ -178,7 +174,7 @@ def matching_cells(config: Config, epochs: int, num_validated: int) -> list[Publ
 
 def _cell(folder: Path, table_name: str, table: Table, row_name: str, row: Row, position: int) -> Cell:
     column, top1 = table.columns[position], row.top1[position]
-    assert top1 is not None, "cells without a figure are left out"
+    assert top1 is not None, "empty cells are skipped"
     reasons = [row.suspect]
     if table.suspect is not None and column in table.suspect.columns:
         reasons.append(table.suspect.why)

@@ -27,7 +27,7 @@ MARKUP = (
 )
 
 
-def test_control_characters_reach_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_control_characters_are_not_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("stdout", "stderr"):
         stream = io.StringIO()
         monkeypatch.setattr(sys, name, stream)
@@ -48,7 +48,7 @@ def test_a_file_name_with_control_characters_is_shown_escaped(capsys: pytest.Cap
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_spreadsheet_calculates_no_class_name(name: str) -> None:
+def test_class_names_are_not_spreadsheet_formulas(name: str) -> None:
     assert spreadsheet_cell(name) == f"'{name}"
     assert spreadsheet_cell("\r=1") == "\\r=1"
     assert [spreadsheet_cell(cell) for cell in ("cat", -1.5, 3, "", "a=b")] == ["cat", -1.5, 3, "", "a=b"]
@@ -59,7 +59,7 @@ def test_a_spreadsheet_calculates_no_class_name(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MARKUP)
-def test_names_are_text_in_markdown_and_in_pages(name: str) -> None:
+def test_names_are_escaped_in_markdown_and_pages(name: str) -> None:
     blocks = [Heading(1, name), Paragraph(name), Bullets([name]), Grid(["class "], [[name]])]
     markdown = to_markdown(blocks) + markdown_text(name)
     assert "](" not in markdown.replace("\\](", "") and "<" not in markdown.replace("\\<", "")

@@ -19,13 +19,13 @@ from support.secrets import FORMS, SECRET, in_environment
         "Invalid header value b'Bearer from-the-environment'",
     ],
 )
-def test_secrets_are_hidden(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secrets_are_redacted(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "from-the-environment")
     assert "s3cret" not in redact(text)
     assert "from-the-environment" not in redact(text)
 
 
-def test_addresses_without_secrets_stay_as_they_are() -> None:
+def test_addresses_without_secrets_are_unchanged() -> None:
     for uri in ["sqlite:////runs/mlflow.db", "http://host:5000", "https://host/a@b?step=3"]:
         assert redact(uri) == uri
         assert not has_hidden_credentials(redact(uri))
@@ -46,17 +46,17 @@ def test_addresses_without_secrets_stay_as_they_are() -> None:
         *((same, same) for same in ("def f(token: str) -> None:", "+token = next(tokens)", "password=None")),
     ],
 )
-def test_a_command_or_diff_loses_its_secrets_and_nothing_else(text: str, expected: str) -> None:
+def test_only_secrets_of_a_command_or_diff_are_redacted(text: str, expected: str) -> None:
     assert redact(text) == expected
 
 
-def test_values_of_secret_variables_are_hidden_wherever_they_stand(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_of_secret_variables_are_redacted_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_API_KEY", "swordfish-77")
     assert redact("-  open('swordfish-77')") == "-  open('***')"
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_every_form_is_hidden_and_hiding_twice_changes_nothing(
+def test_every_form_is_redacted_and_redaction_is_idempotent(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     in_environment(monkeypatch)

@@ -1,4 +1,4 @@
-"""The configurations that are shipped, and a reading of them that knows which methods are still to come."""
+"""Loading of the shipped configurations."""
 
 from __future__ import annotations
 
@@ -20,10 +20,9 @@ def no_data_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def load_shipped() -> Callable[..., tuple[Config, bool]]:
-    """Read a shipped configuration; the second value says whether its method exists.
+    """Load a shipped configuration and return whether its method exists.
 
-    One that names a method the schema does not have yet is read with another in its place: everything else in it
-    has to be valid all the same.
+    A method that the schema does not have is replaced, so that the other keys are still validated.
     """
 
     def load(path: Path, overrides: Sequence[str] = ()) -> tuple[Config, bool]:

@@ -45,7 +45,7 @@ def test_a_batch_that_does_not_split_is_refused(train: dict[str, int], world: in
     assert caught.value.value == (world if field == "launch.nproc" else train["virtual_shards"])
 
 
-def test_the_fitting_numbers_of_processes_are_listed() -> None:
+def test_valid_numbers_of_processes_are_listed() -> None:
     with pytest.raises(UserError, match=r"\[1, 2, 3, 4, 6, 12\]"):
         check_batches(config({"train": {"batch_size": 48}}), 5)
 
@@ -86,7 +86,7 @@ def test_a_method_that_cannot_run_is_refused(tree: dict[str, Any], field: str) -
     assert caught.value.remedy
 
 
-def test_prototypes_of_too_many_classes_do_not_follow_them() -> None:
+def test_refit_is_refused_with_too_many_classes() -> None:
     tree = {"method": {"match": {"refit_cosine": 0.9}}}
     check_method(config(CIFAR, tree), 4096)
     with pytest.raises(UserError) as caught:
@@ -102,7 +102,7 @@ def test_kasarla_names_the_dimension_it_needs() -> None:
 
 
 def test_one_class_is_refused() -> None:
-    with pytest.raises(UserError, match="two classes"):
+    with pytest.raises(UserError, match="at least two classes"):
         check_method(config(CIFAR), 1)
 
 
@@ -161,17 +161,17 @@ def test_a_loader_that_cannot_read_the_data_is_refused(data: dict[str, Any], fie
         {"dataset": "synthetic", "num_classes": 3},
     ],
 )
-def test_a_loader_that_fits_is_accepted(data: dict[str, Any]) -> None:
+def test_a_supported_loader_is_accepted(data: dict[str, Any]) -> None:
     check_loader(config({"data": data}))
 
 
-@pytest.mark.parametrize(("dim", "said"), [(98, False), (99, True), (512, True)])
-def test_matching_in_a_simplex_is_warned_about(dim: int, said: bool) -> None:
+@pytest.mark.parametrize(("dim", "expected"), [(98, False), (99, True), (512, True)])
+def test_dynamic_assignment_in_a_simplex_gives_a_warning(dim: int, expected: bool) -> None:
     sentences = warnings(config({"model": {"embedding_dim": dim}}), 100)
-    assert any("isometry" in s for s in sentences) == said
+    assert any("isometry" in s for s in sentences) == expected
 
 
-def test_static_assignment_in_a_simplex_is_not_warned_about() -> None:
+def test_static_assignment_in_a_simplex_gives_no_warning() -> None:
     tree = {"model": {"embedding_dim": 512}, "method": {"assignment": "static"}}
     assert warnings(config(tree), 100) == []
 
@@ -214,16 +214,16 @@ SMALL = {"model": {"embedding_dim": 10}, "method": {"assignment": "dynamic"}}
         ({"tracking": {"enabled": False, "uri": "http://x"}}, "tracking.uri"),
     ],
 )
-def test_a_setting_that_would_be_ignored_is_named(tree: dict[str, Any], key: str) -> None:
+def test_an_ignored_setting_gives_a_warning(tree: dict[str, Any], key: str) -> None:
     sentences = warnings(config(SMALL, tree), 100)
     assert len(sentences) == 1
     assert sentences[0].startswith(f"{key} is ignored: ")
 
 
-def test_a_validation_that_sees_little_of_each_picture_is_told() -> None:
+def test_a_small_validation_crop_gives_a_warning() -> None:
     small = {"data": {"dataset": "imagefolder", "image_size": 64}}
     (sentence,) = warnings(config(SMALL, small), 100)
-    assert "middle 6 % of a square picture; data.eval_resize=73 " in sentence
+    assert "middle 6 % of a square image; data.eval_resize=73 " in sentence
     assert warnings(config(SMALL, small, {"data": {"eval_resize": 73}}), 100) == []
 
 
@@ -243,10 +243,10 @@ def test_a_validation_that_sees_little_of_each_picture_is_told() -> None:
         {"tracking": {"enabled": False, "experiment": "dl2pa"}},
     ],
 )
-def test_settings_in_force_are_not_warned_about(tree: dict[str, Any]) -> None:
+def test_effective_settings_give_no_warning(tree: dict[str, Any]) -> None:
     assert warnings(config(SMALL, tree), 100) == []
 
 
-def test_a_resolved_file_which_writes_every_default_draws_no_warning() -> None:
+def test_a_resolved_file_gives_no_warning() -> None:
     resolved = config(SMALL)
     assert warnings(parse_config(resolved.model_dump(mode="json")), 100) == []

@@ -57,16 +57,16 @@ def refused(call: Callable[[], object]) -> UserError:
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: str(p.relative_to(ROOT)))
-def test_every_shipped_configuration_is_valid_and_says_what_to_expect(
+def test_every_shipped_configuration_is_valid_and_has_a_header(
     path: Path, load_shipped: Callable[..., tuple[Config, bool]]
 ) -> None:
-    given = ["method.class_vectors=vectors.npy"] if "word2vec" in path.name else []
-    config, method_exists = load_shipped(path, given)
+    overrides = ["method.class_vectors=vectors.npy"] if "word2vec" in path.name else []
+    config, method_exists = load_shipped(path, overrides)
     check_loader(config)
     if method_exists:
         check_method(config, config.data.num_classes or 10)
-        pointless = [s for s in warnings(config, config.data.num_classes or 10) if "isometry" not in s]
-        assert pointless == [], "nothing is set that has no effect"
+        unexpected = [s for s in warnings(config, config.data.num_classes or 10) if "isometry" not in s]
+        assert unexpected == []
     header = "".join(takewhile(lambda line: line.startswith("#"), path.read_text("utf-8").splitlines(True)))
     assert "measured" in header
     assert re.search(r"published|Expected", header, re.IGNORECASE)
@@ -76,7 +76,7 @@ def test_there_are_shipped_configurations() -> None:
     assert (ROOT / "configs/quickstart.yaml") in CONFIGS
 
 
-def test_bases_are_merged_in_order_and_the_file_itself_wins(write: Callable[[str, str], Path]) -> None:
+def test_bases_are_merged_in_order_and_the_file_takes_precedence(write: Callable[[str, str], Path]) -> None:
     write("_base/one.yaml", "train: {epochs: 1, batch_size: 8}\noptim: {lr: 0.1}")
     write("_base/two.yaml", "base: one.yaml\ntrain: {epochs: 2}\nmethod: {match: {every_steps: 7}}")
     write("other.yaml", "optim: {lr: 0.3}\ndata: {mean: [0.1, 0.2, 0.3]}")
@@ -89,7 +89,7 @@ def test_bases_are_merged_in_order_and_the_file_itself_wins(write: Callable[[str
     assert config.data.mean == (0.1, 0.2, 0.3)
 
 
-def test_a_base_may_be_reached_twice_but_not_from_itself(write: Callable[[str, str], Path]) -> None:
+def test_a_base_may_be_used_twice_but_not_by_itself(write: Callable[[str, str], Path]) -> None:
     write("root.yaml", "train: {epochs: 3}")
     write("left.yaml", "base: root.yaml")
     write("right.yaml", "base: root.yaml")
@@ -106,7 +106,7 @@ def test_a_missing_base_is_named(write: Callable[[str, str], Path]) -> None:
 
 
 @pytest.mark.parametrize("base", ["3", "{a: b}", "[[x.yaml]]"])
-def test_a_base_that_is_no_file_name_is_refused(write: Callable[[str, str], Path], base: str) -> None:
+def test_a_base_that_is_not_a_file_name_is_refused(write: Callable[[str, str], Path], base: str) -> None:
     assert refused(lambda: load_config(write("a.yaml", f"base: {base}"))).field == "base"
 
 
@@ -144,7 +144,7 @@ def test_the_last_of_two_overrides_wins(write: Callable[[str, str], Path]) -> No
 
 
 @pytest.mark.parametrize("text", ["train.epochs", "=5", "train..epochs=5", ".train=1", "train.=1"])
-def test_an_override_of_another_form_is_refused(write: Callable[[str, str], Path], text: str) -> None:
+def test_a_malformed_override_is_refused(write: Callable[[str, str], Path], text: str) -> None:
     error = refused(lambda: load_config(write("a.yaml", ""), [text]))
     assert error.field == "override"
     assert error.value == text
@@ -159,7 +159,7 @@ def test_an_override_of_another_form_is_refused(write: Callable[[str, str], Path
         ({"model": {"embeding_dim": 3}}, "model.embeding_dim", "model.embedding_dim"),
     ],
 )
-def test_an_unknown_key_is_answered_with_the_nearest_name(
+def test_an_unknown_key_is_refused_with_the_nearest_name(
     tree: dict[str, Any], field: str, nearest: str
 ) -> None:
     error = refused(lambda: parse_config(tree))
@@ -167,7 +167,7 @@ def test_an_unknown_key_is_answered_with_the_nearest_name(
     assert error.remedy == f"Did you mean {nearest}?"
 
 
-def test_an_unknown_key_near_nothing_lists_those_known() -> None:
+def test_an_unknown_key_without_near_names_lists_known_keys() -> None:
     error = refused(lambda: parse_config({"checkpoint": {"zzzz": 1}}))
     assert error.remedy == "Known: every_epochs, every_steps, keep, keep_best."
 
@@ -232,13 +232,13 @@ def test_a_recorded_configuration_may_use_former_names(write: Callable[[str, str
         ("tracking.tags", "vision"),
     ],
 )
-def test_a_bad_value_is_named_with_its_field(field: str, value: Any) -> None:
+def test_an_invalid_value_is_refused_with_its_field(field: str, value: Any) -> None:
     error = refused(lambda: parse_config(nested(field, value)))
     assert error.field.startswith(field)
     assert field in str(error)
 
 
-def test_a_section_must_hold_keys() -> None:
+def test_a_section_must_be_a_mapping() -> None:
     sections = ["data", "model", "method", "optim", "train", "checkpoint", "launch"]
     for section, value in itertools.product(sections, [None, 5, "text", [1]]):
         assert refused(lambda s=section, v=value: parse_config({s: v})).field == section
@@ -248,7 +248,7 @@ def test_a_section_must_hold_keys() -> None:
     "content",
     [b"train: [1, 2", b"train: {epochs: 1}}", b"\xff\xfe\x00", b"- a\n- b\n", b"just text", b"a: b: c"],
 )
-def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_mapping_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "broken.yaml"
     path.write_bytes(content)
     error = refused(lambda: load_config(path))
@@ -256,7 +256,7 @@ def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, content: bytes) ->
     assert error.value == str(path)
 
 
-def test_the_line_of_broken_yaml_is_told(write: Callable[[str, str], Path]) -> None:
+def test_the_line_of_invalid_yaml_is_named(write: Callable[[str, str], Path]) -> None:
     error = refused(lambda: load_config(write("a.yaml", "train:\n  epochs: 1\n  lr: [1,\noptim: }")))
     assert "line 4" in error.message
 
@@ -279,7 +279,7 @@ def test_a_dumped_configuration_reads_back_the_same(
         assert fingerprint(again) == fingerprint(config), path
 
 
-def test_the_fingerprint_is_what_is_learned_not_where_it_runs() -> None:
+def test_the_fingerprint_depends_on_the_recipe_not_on_paths() -> None:
     def changed(override: dict[str, Any]) -> str:
         return fingerprint(parse_config(merge({"train": {"seed": 1}}, override)))
 
@@ -303,14 +303,14 @@ def test_the_fingerprint_is_what_is_learned_not_where_it_runs() -> None:
     assert len({plain, *map(changed, others)}) == len(others) + 1
 
 
-def test_flattening_gives_dotted_keys_and_leaves_tags_whole() -> None:
+def test_flattening_gives_dotted_keys_and_keeps_tags() -> None:
     flat = flatten(parse_config({"tracking": {"tags": {"a": "b"}}, "method": {"match": {"every_steps": 2}}}))
     assert flat["method.match.every_steps"] == 2
     assert flat["tracking.tags"] == {"a": "b"}
     assert not any(isinstance(v, dict) for k, v in flat.items() if k != "tracking.tags")
 
 
-def test_the_data_folder_comes_from_the_environment_where_the_file_names_none(
+def test_the_default_data_folder_is_that_of_the_environment(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("DL2PA_DATA", "/data")
@@ -321,7 +321,7 @@ def test_the_data_folder_comes_from_the_environment_where_the_file_names_none(
         assert parse_config({"data": {"dataset": dataset, "num_classes": 3}}).data.root is None
 
 
-def test_the_data_folder_comes_from_the_environment_without_a_data_section(
+def test_the_default_data_folder_needs_no_data_section(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("DL2PA_DATA", "/data")
@@ -358,7 +358,7 @@ def test_a_configuration_cannot_be_changed() -> None:
         ({"data": {"loader": "torchvision"}}, "squared_cosine", "dynamic", "torchvision"),
     ],
 )
-def test_what_is_left_open_follows_the_method_and_the_data(
+def test_defaults_follow_the_method_and_the_data(
     tree: dict[str, Any], loss: str, assignment: str, loader: str
 ) -> None:
     config = parse_config(tree)
@@ -369,7 +369,7 @@ def test_what_is_left_open_follows_the_method_and_the_data(
     ("batch", "shards"),
     [(1, 1), (3, 1), (4, 1), (48, 12), (50, 10), (128, 32), (1024, 256), (7, 1), (1030, 206)],
 )
-def test_virtual_shards_are_as_many_as_leave_four_samples(batch: int, shards: int) -> None:
+def test_default_virtual_shards_have_at_least_four_samples(batch: int, shards: int) -> None:
     assert parse_config({"train": {"batch_size": batch}}).virtual_shards == shards
 
 
@@ -381,9 +381,9 @@ def test_the_resolved_file_is_plain_yaml() -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/sweeps").glob("*.yaml")), ids=lambda p: p.name)
 def test_every_shipped_sweep_has_variants_that_are_valid_and_differ(path: Path) -> None:
     sweep = load_sweep(path)
-    found = set()
-    for own, overrides in sweep.variant_texts().values():
-        config = load_config(path.parent / str(own or sweep.config), [*sweep.override_texts(), *overrides])
+    fingerprints = set()
+    for file, overrides in sweep.variant_texts().values():
+        config = load_config(path.parent / str(file or sweep.config), [*sweep.override_texts(), *overrides])
         check_method(config, 100)
-        found.add(fingerprint(config))
-    assert len(found) == len(sweep.variants) > 1
+        fingerprints.add(fingerprint(config))
+    assert len(fingerprints) == len(sweep.variants) > 1

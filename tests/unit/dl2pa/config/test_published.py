@@ -30,7 +30,7 @@ def name_of(cell: Cell) -> str:
     return f"{cell.table}-{cell.row}-{cell.column}"
 
 
-def test_every_cell_has_a_configuration_that_is_the_cells(
+def test_every_cell_has_a_valid_configuration(
     load_shipped: Callable[..., tuple[Config, bool]],
 ) -> None:
     given = {"method.class_vectors": "vectors.npy"}
@@ -51,7 +51,7 @@ def test_every_cell_has_a_configuration_that_is_the_cells(
         assert columns[PUBLISHED.tables[cell.table].column] == cell.column, name_of(cell)
 
 
-def test_every_cell_is_of_its_tables_data_network_and_length(
+def test_cells_use_the_data_network_and_length_of_their_table(
     load_shipped: Callable[..., tuple[Config, bool]],
 ) -> None:
     expected: dict[str, tuple[str, set[int], set[str]]] = {
@@ -80,7 +80,7 @@ def test_sums_over_the_batch_are_converted_to_means() -> None:
             assert config.optim.weight_decay == pytest.approx(1e-4 / config.train.batch_size)
 
 
-def test_every_table_says_how_many_images_a_whole_validation_has() -> None:
+def test_every_table_has_the_size_of_its_validation_set() -> None:
     official = {"cifar10": 10000, "cifar100": 10000, "stl10": 8000, "svhn_lt_legacy": 26032}
     official |= {"tiny_imagenet": 10000, "imagefolder": 50000}
     for cell in CELLS:
@@ -92,7 +92,7 @@ def test_rows_are_methods() -> None:
     assert {cell.row for cell in CELLS} <= METHODS
 
 
-def test_cells_that_cannot_be_trusted_say_so() -> None:
+def test_suspect_cells_are_marked() -> None:
     suspect = {(cell.table, cell.row, cell.column) for cell in CELLS if cell.suspect}
     longtail = {"cifar10_lt", "cifar100_lt", "stl10_lt"}
     assert suspect == {
@@ -108,7 +108,7 @@ def test_cells_that_cannot_be_trusted_say_so() -> None:
     assert "labels" in both.suspect
 
 
-def test_every_figure_is_the_published_one_and_none_is_left_out(results: dict[str, Any]) -> None:
+def test_every_published_number_is_included(results: dict[str, Any]) -> None:
     expected: dict[tuple[str, str, Any], float] = {}
     tables = {**results["balanced"], **{f"{k}_lt": v for k, v in results["longtail"].items()}}
     for name, table in tables.items():
@@ -122,7 +122,7 @@ def test_every_figure_is_the_published_one_and_none_is_left_out(results: dict[st
     assert results["source"] in PUBLISHED.source
 
 
-def test_dimensions_optimizers_venues_and_doubts_are_the_published_ones(
+def test_dimensions_optimizers_venues_and_doubts_are_correct(
     results: dict[str, Any], load_shipped: Callable[..., tuple[Config, bool]]
 ) -> None:
     for cell in CELLS:
@@ -170,7 +170,7 @@ def written(tmp_path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
     return path
 
 
-def test_the_column_is_put_in_and_cells_without_a_figure_are_left_out(tmp_path: Path) -> None:
+def test_the_column_is_substituted_and_empty_cells_are_skipped(tmp_path: Path) -> None:
     path = written(tmp_path, lambda table: None)
     (tmp_path / "x_10.yaml").write_text("train: {epochs: 3}", encoding="utf-8")
     _, (cell,) = load_published(path)
@@ -183,13 +183,13 @@ def test_the_column_is_put_in_and_cells_without_a_figure_are_left_out(tmp_path: 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda table: table["rows"]["hpn"].update(top1=[1.0]), "row hpn has 1 figures for 2 columns"),
+        (lambda table: table["rows"]["hpn"].update(top1=[1.0]), "row hpn has 1 values for 2 columns"),
         (lambda table: table["rows"]["hpn"].update(top_1=[1.0, 2.0]), "top_1"),
-        (lambda table: table.update(suspect={"columns": [11], "why": "?"}), "columns that are not there"),
+        (lambda table: table.update(suspect={"columns": [11], "why": "?"}), "unknown columns"),
         (lambda table: table.pop("title"), "title"),
     ],
 )
-def test_a_file_of_another_form_is_refused(
+def test_an_invalid_file_is_refused(
     tmp_path: Path, change: Callable[[dict[str, Any]], object], words: str
 ) -> None:
     path = written(tmp_path, change)
@@ -198,6 +198,6 @@ def test_a_file_of_another_form_is_refused(
     assert (caught.value.field, caught.value.value) == ("published", str(path))
 
 
-def test_a_missing_file_is_told() -> None:
+def test_a_missing_file_is_refused() -> None:
     with pytest.raises(UserError, match="no such file"):
         load_published(ROOT / "configs/gone.yaml")

@@ -174,7 +174,7 @@ def _check_resumable(plan: RunPlan) -> None:
     if not run.config.is_file() or not steps:
         return
     check_resumable(checkpoint_identity(load_recorded_config(run.config)), checkpoint_identity(plan.config))
-    limit = job.config.train.max_steps
+    limit = plan.config.train.max_steps
     if limit is not None and limit < steps[-1]:
         remedy = f"Give at least {steps[-1]}."
         raise UserError("train.max_steps", limit, f"the run is already at step {steps[-1]}", remedy)

@@ -15,6 +15,8 @@ Curve = Sequence[tuple[float, float]]
 INK, SOFT = "#1c1c22", "#8a8a96"
 BLUE, ORANGE, GREEN, RED = "#1f6fb4", "#d9700f", "#2f8f57", "#c0392b"
 _MAX_NAMES = 40
+_MAX_CELLS, _MAX_CELL_TEXTS = 60, 25
+"""Classes up to which the confusion matrix is drawn as cells, and with percentages."""
 
 
 def curves(points: Mapping[str, Curve], steps_per_epoch: int, published: float | None = None) -> bytes | None:
@@ -174,42 +176,29 @@ def confusion_picture(confusion: Confusion, order: Labels, names: Sequence[str])
     c = confusion.num_classes
     position = np.empty(c, dtype=np.int64)
     position[order] = np.arange(c)
-    share = 100.0 * confusion.share()
-    on = confusion.true == confusion.predicted
+    row, column = position[confusion.true], position[confusion.predicted]
+    share, hits = 100.0 * confusion.share(), confusion.true == confusion.predicted
+    least = max(0.05, float(share[~hits].min()) if (~hits).any() else 1.0)
     figure = new_figure(8.6, 7.2)
     axes = figure.subplots()
-    top, left = position[confusion.true], position[confusion.predicted]
-    if c <= 60:
-        hits, misses = np.full((c, c), np.nan), np.full((c, c), np.nan)
-        hits[top[on], left[on]] = share[on]
-        misses[top[~on], left[~on]] = share[~on]
-        first = axes.imshow(hits, cmap="Greens", norm=Normalize(0, 110))
-        least = max(0.05, float(share[~on].min()) if (~on).any() else 1.0)
-        second = axes.imshow(misses, cmap="Oranges", norm=LogNorm(least / 3, 100))
-        for row, column, value in zip(top, left, share, strict=True):
-            dark = value > (70 if row == column else 25)
-            text = f"{value:.0f}" if value >= 1 else f"{value:.1f}"
-            if c <= 25:
-                axes.text(
-                    column, row, text, ha="center", va="center", fontsize=7, color="white" if dark else INK
-                )
+    if c <= _MAX_CELLS:
+        norms = ("Greens", Normalize(0, 110)), ("Oranges", LogNorm(least / 3, 100))
+        images: list[Any] = []
+        for part, (cmap, norm) in zip((hits, ~hits), norms, strict=True):
+            cells = np.full((c, c), np.nan)
+            cells[row[part], column[part]] = share[part]
+            images.append(axes.imshow(cells, cmap=cmap, norm=norm))
+        if c <= _MAX_CELL_TEXTS:
+            _write_shares(axes, row, column, share)
     else:
-        size = max(3.0, min(12.0, (420.0 / c) ** 2 * 2.2))
-        kwargs: dict[str, Any] = {"marker": "s", "linewidths": 0}
-        first = axes.scatter(
-            left[on], top[on], c=share[on], s=size, cmap="Greens", norm=Normalize(0, 110), **kwargs
-        )
-        by = np.argsort(share[~on], kind="stable")
-        least = max(0.05, float(share[~on].min()) if (~on).any() else 1.0)
-        second = axes.scatter(
-            left[~on][by],
-            top[~on][by],
-            c=share[~on][by],
-            s=size,
-            cmap="Oranges",
-            norm=LogNorm(least / 6, 100),
-            **kwargs,
-        )
+        kwargs = {"s": max(3.0, min(12.0, (420.0 / c) ** 2 * 2.2)), "marker": "s", "linewidths": 0}
+        norms = ("Greens", Normalize(0, 110)), ("Oranges", LogNorm(least / 6, 100))
+        by_share = np.argsort(share, kind="stable")
+        parts = by_share[hits[by_share]], by_share[~hits[by_share]]
+        images = [
+            axes.scatter(column[part], row[part], c=share[part], cmap=cmap, norm=norm, **kwargs)
+            for part, (cmap, norm) in zip(parts, norms, strict=True)
+        ]
         axes.set_xlim(-0.5, c - 0.5)
         axes.set_ylim(c - 0.5, -0.5)
         axes.set_aspect("equal")
@@ -217,9 +206,9 @@ def confusion_picture(confusion: Confusion, order: Labels, names: Sequence[str])
     name_axes(axes, [names[int(i)] for i in order], _MAX_NAMES, 7)
     axes.set_xlabel("predicted class", fontsize=9)
     axes.set_ylabel("true class", fontsize=9)
-    for shown, what in ((second, "errors"), (first, "correct")):
-        bar = figure.colorbar(shown, ax=axes, shrink=0.5, pad=0.02)
-        bar.set_label(f"{what}: % of the true class", fontsize=8)
+    for image, name in zip(images[::-1], ("errors", "correct"), strict=True):
+        bar = figure.colorbar(image, ax=axes, shrink=0.5, pad=0.02)
+        bar.set_label(f"{name}: % of the true class", fontsize=8)
         bar.ax.yaxis.set_major_formatter("{x:g}")
     axes.set_title(
         f"Confusion matrix of {c:,} classes, often confused ones adjacent",
@@ -228,6 +217,15 @@ def confusion_picture(confusion: Confusion, order: Labels, names: Sequence[str])
         fontweight="bold",
     )
     return _png(figure)
+
+
+def _write_shares(axes: Any, rows: Labels, columns: Labels, share: NDArray[np.float64]) -> None:
+    """Write the percentages into the cells, in white on dark ones."""
+    for row, column, value in zip(rows, columns, share, strict=True):
+        dark = value > (70 if row == column else 25)
+        text = f"{value:.0f}" if value >= 1 else f"{value:.1f}"
+        style = {"ha": "center", "va": "center", "fontsize": 7, "color": "white" if dark else INK}
+        axes.text(column, row, text, **style)
 
 
 def cosine_histogram(

@@ -1,4 +1,4 @@
-"""Run directories as a training leaves them, without the training."""
+"""Run directories of finished runs, written without training."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def no_data_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def config_with() -> Callable[..., Config]:
-    """The small configuration with changes: ``config_with({"train.seed": 3})``."""
+    """Build the small configuration with changes: ``config_with({"train.seed": 3})``."""
 
     def make(changes: Mapping[str, Any] | None = None) -> Config:
         tree = json.loads(json.dumps(TREE))
@@ -47,16 +47,16 @@ def config_with() -> Callable[..., Config]:
 
 @pytest.fixture
 def make_run(tmp_path: Path, make_runs_in: Callable[[Path], MakeRun]) -> MakeRun:
-    """Makes finished run directories in the test's own folder."""
+    """Create finished run directories in the folder of the test."""
     return make_runs_in(tmp_path)
 
 
 @pytest.fixture(scope="session")
 def make_runs_in(config_with: Callable[..., Config]) -> Callable[[Path], MakeRun]:
-    """Makes what makes finished run directories in a folder.
+    """Create a function that creates finished run directories in a folder.
 
     ``make_run({"train.seed": 1}, last=50.0)`` builds on the small configuration, ``make_run(config)`` on another;
-    further keywords stand in result.json. ``attempts`` are configurations that the attempts began with.
+    further keywords are written to result.json. ``attempts`` are the configurations of the attempts.
     """
 
     def in_folder(folder: Path) -> MakeRun:
@@ -85,9 +85,9 @@ def _make_run(
     made.append(run)
     (run / "logs").mkdir(parents=True)
     (run / "config.yaml").write_text(dump_config(config), encoding="utf-8")
-    whole = config.train.epochs * steps_per_epoch
-    steps = min(whole, config.train.max_steps or whole)
-    told = {
+    full = config.train.epochs * steps_per_epoch
+    steps = min(full, config.train.max_steps or full)
+    content = {
         "top1_last": last,
         "top1_best": best if best is not None else last,
         "ece_last": 3.0,
@@ -98,17 +98,17 @@ def _make_run(
         "world_size": 1,
         **result,
     }
-    (run / "result.json").write_text(json.dumps(told), encoding="utf-8")
-    standing = {"state": state, "step": steps, "total_steps": steps, "updated": 1000.0 + len(made)}
-    (run / "status.json").write_text(json.dumps({**standing, **(status or {})}), encoding="utf-8")
-    ran_on = {"device": "cpu", "git_commit": "0123456789abcdef", "git_dirty": False}
-    (run / "environment.json").write_text(json.dumps({"attempts": [ran_on]}), encoding="utf-8")
+    (run / "result.json").write_text(json.dumps(content), encoding="utf-8")
+    defaults = {"state": state, "step": steps, "total_steps": steps, "updated": 1000.0 + len(made)}
+    (run / "status.json").write_text(json.dumps({**defaults, **(status or {})}), encoding="utf-8")
+    environment = {"device": "cpu", "git_commit": "0123456789abcdef", "git_dirty": False}
+    (run / "environment.json").write_text(json.dumps({"attempts": [environment]}), encoding="utf-8")
     _record_attempts(run, attempts or [config])
     return run
 
 
 def _record_attempts(run: Path, attempts: Sequence[Config]) -> None:
-    """The spool, as the tracker of each attempt writes it."""
+    """Write the spool of the attempts."""
     identity = ensure_identity(run, "report", run.name)
     for number, config in enumerate(attempts, 1):
         spool = Spool(run, number)

@@ -24,34 +24,34 @@ def matrix() -> np.ndarray:
     return counted
 
 
-def test_the_confusion_matrix_is_the_one_counted_image_by_image() -> None:
-    found = confuse(TARGETS, PREDICTED, 4)
+def test_the_confusion_matrix_equals_a_direct_count() -> None:
+    result = confuse(TARGETS, PREDICTED, 4)
     dense = np.zeros((4, 4), dtype=int)
-    dense[found.true, found.predicted] = found.count
+    dense[result.true, result.predicted] = result.count
     assert dense.tolist() == matrix().tolist()
-    assert found.totals.tolist() == matrix().sum(1).tolist()
-    assert found.share() == pytest.approx(found.count / matrix().sum(1)[found.true])
+    assert result.totals.tolist() == matrix().sum(1).tolist()
+    assert result.share() == pytest.approx(result.count / matrix().sum(1)[result.true])
 
 
 def test_the_worst_pairs_come_first() -> None:
     counted = matrix()
     cells = [(t, p) for t, p in itertools.product(range(4), range(4)) if t != p and counted[t, p]]
     expected = sorted(cells, key=lambda c: (-counted[c], -counted[c] / counted[c[0]].sum(), c[0], c[1]))
-    found = worst_pairs(confuse(TARGETS, PREDICTED, 4), 5)
-    assert [(p.true, p.predicted) for p in found] == expected[:5]
-    assert [p.back for p in found] == [counted[p, t] for t, p in expected[:5]]
+    result = worst_pairs(confuse(TARGETS, PREDICTED, 4), 5)
+    assert [(p.true, p.predicted) for p in result] == expected[:5]
+    assert [p.back for p in result] == [counted[p, t] for t, p in expected[:5]]
 
 
-def test_a_class_has_its_own_rates_and_one_without_images_has_none() -> None:
+def test_class_rows_equal_a_direct_count() -> None:
     rows = class_rows(TARGETS, PREDICTED, CONFIDENCE, IN_TOP5, NAMES, trained=[5, 6, 7, 8])
     counted = matrix()
     for c, row in enumerate(rows[:3]):
-        own = c == TARGETS
-        assert row.images == own.sum()
-        assert row.top1 == pytest.approx(100 * counted[c, c] / own.sum())
-        assert row.top5 == pytest.approx(100 * IN_TOP5[own].mean())
+        mask = c == TARGETS
+        assert row.images == mask.sum()
+        assert row.top1 == pytest.approx(100 * counted[c, c] / mask.sum())
+        assert row.top5 == pytest.approx(100 * IN_TOP5[mask].mean())
         assert row.precision == pytest.approx(100 * counted[c, c] / counted[:, c].sum())
-        assert row.confidence == pytest.approx(100 * CONFIDENCE[own].mean())
+        assert row.confidence == pytest.approx(100 * CONFIDENCE[mask].mean())
         others = [0 if p == c else counted[c, p] for p in range(4)]
         assert row.taken_for_count == max(others)
         assert counted[c, NAMES.index(str(row.taken_for))] == max(others)
@@ -59,21 +59,21 @@ def test_a_class_has_its_own_rates_and_one_without_images_has_none() -> None:
     assert rows[3].precision == 0.0
 
 
-def test_calibration_bin_by_bin() -> None:
+def test_reliability_equals_a_direct_computation() -> None:
     hits = TARGETS == PREDICTED
     bins, error = reliability(hits, CONFIDENCE, 15)
     total = 0.0
-    for found, (low, high) in zip(bins, itertools.pairwise(np.linspace(0, 1, 16)), strict=True):
+    for entry, (low, high) in zip(bins, itertools.pairwise(np.linspace(0, 1, 16)), strict=True):
         inside = (low <= CONFIDENCE) & ((high > CONFIDENCE) | (high == 1))
-        assert found.count == inside.sum()
+        assert entry.count == inside.sum()
         if inside.any():
-            assert found.accuracy == pytest.approx(hits[inside].mean())
-            assert found.confidence == pytest.approx(CONFIDENCE[inside].mean())
+            assert entry.accuracy == pytest.approx(hits[inside].mean())
+            assert entry.confidence == pytest.approx(CONFIDENCE[inside].mean())
             total += inside.mean() * abs(hits[inside].mean() - CONFIDENCE[inside].mean())
     assert error == pytest.approx(100 * total)
 
 
-def test_classes_confused_lie_side_by_side() -> None:
+def test_confused_classes_are_adjacent() -> None:
     targets = np.repeat(np.arange(6), 10)
     predicted = targets.copy()
     predicted[targets == 0] = 4
@@ -85,13 +85,13 @@ def test_classes_confused_lie_side_by_side() -> None:
     assert abs(order.index(2) - order.index(5)) == 1
 
 
-def test_samples_are_the_most_confident_and_not_all_of_one_kind() -> None:
+def test_samples_are_confident_and_diverse() -> None:
     selection = select_samples(TARGETS, PREDICTED, CONFIDENCE)
     wrong = [i for i in np.argsort(-CONFIDENCE, kind="stable") if TARGETS[i] != PREDICTED[i]]
     assert selection.errors[0] == wrong[0]
     assert len(set(selection.errors)) == len(selection.errors) == min(24, len(wrong))
     assert all(TARGETS[i] == PREDICTED[i] for i in selection.hits)
-    assert {int(TARGETS[i]) for i in selection.hits[:3]} == {0, 1, 2}, "one of each class first"
+    assert {int(TARGETS[i]) for i in selection.hits[:3]} == {0, 1, 2}, "one per class first"
     counted = matrix()
     rates = [counted[c, c] / counted[c].sum() for c in range(3)]
     assert list(selection.by_class) == sorted(range(3), key=lambda c: rates[c]), "the lowest accuracy first"

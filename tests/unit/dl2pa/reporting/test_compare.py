@@ -20,7 +20,7 @@ SHIPPED = Path(__file__).resolve().parents[4] / "configs/published.yaml"
 
 @pytest.fixture
 def tables(tmp_path: Path, config_with: ConfigWith) -> Callable[..., Path]:
-    """A file of one published table over the small configuration: ``tables({"num_validated": 100})``."""
+    """Write one published table for the small configuration: ``tables({"num_validated": 100})``."""
 
     def write(changes: Mapping[str, Any] | None = None) -> Path:
         folder = tmp_path / "published"

@@ -49,7 +49,7 @@ def test_differences_are_listed_with_both_values(make_run: MakeRun) -> None:
         ([50.0], [50.0], "equal"),
     ],
 )
-def test_a_difference_is_judged_by_the_spread_over_seeds(
+def test_a_difference_is_compared_with_the_noise_of_seeds(
     make_run: MakeRun, seeds_of_a: list[float], seeds_of_b: list[float], verdict: str
 ) -> None:
     a = [make_run({"train.seed": s}, last=v) for s, v in enumerate(seeds_of_a)]

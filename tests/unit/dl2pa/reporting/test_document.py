@@ -32,7 +32,7 @@ def test_markdown() -> None:
 
 
 class Page(HTMLParser):
-    """Text, cells and attributes of a page."""
+    """Tags, attributes and text of a page."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Page(HTMLParser):
         self.text += data
 
 
-def test_html_shows_text_as_text_and_carries_its_pictures() -> None:
+def test_html_escapes_text_and_embeds_its_figures() -> None:
     text = to_html(BLOCKS, "Title & <more>")
     page = Page(text)
     assert "<title>Title &amp; &lt;more&gt;</title>" in text

@@ -21,7 +21,7 @@ def groups_of(*paths: Path) -> list[Group]:
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 9])
-def test_mean_and_sample_deviation_are_numpys(n: int) -> None:
+def test_mean_and_sample_deviation_equal_numpy(n: int) -> None:
     values = [random.Random(n * 100 + i).uniform(0, 100) for i in range(n)]
     summary = Summary.of(values)
     assert summary.mean == pytest.approx(np.mean(values), rel=1e-12)
@@ -35,7 +35,7 @@ def test_one_value_has_no_deviation() -> None:
     assert str(Summary.of([57.214])) == "57.21"
 
 
-def test_seeds_of_a_recipe_are_one_group_over_last_and_best(make_run: MakeRun) -> None:
+def test_seeds_of_a_recipe_are_one_group(make_run: MakeRun) -> None:
     last, best = [50.0, 51.5, 49.0], [52.0, 51.5, 50.5]
     paths = [
         make_run(
@@ -54,7 +54,7 @@ def test_seeds_of_a_recipe_are_one_group_over_last_and_best(make_run: MakeRun) -
     assert group.ece == Summary(3.0, 0.0, 3)
 
 
-def test_another_recipe_dimension_or_method_is_another_group(make_run: MakeRun) -> None:
+def test_recipe_dimension_and_method_separate_groups(make_run: MakeRun) -> None:
     changes: list[dict[str, Any]] = [
         {},
         {"optim.lr": 0.2},
@@ -69,7 +69,7 @@ def test_another_recipe_dimension_or_method_is_another_group(make_run: MakeRun) 
     ]
 
 
-def test_a_seed_that_ran_twice_counts_once_the_first_that_finished(make_run: MakeRun) -> None:
+def test_the_first_finished_run_of_a_seed_counts(make_run: MakeRun) -> None:
     late = make_run({"train.seed": 1}, last=90.0, status={"updated": 300.0})
     early = make_run({"train.seed": 1}, last=40.0, status={"updated": 200.0})
     other = make_run({"train.seed": 2}, last=42.0)
@@ -79,7 +79,7 @@ def test_a_seed_that_ran_twice_counts_once_the_first_that_finished(make_run: Mak
     assert (group.n, group.last.mean) == (2, 41.0)
 
 
-def test_runs_cut_short_stand_apart_and_a_limit_that_was_not_met_does_not(make_run: MakeRun) -> None:
+def test_only_a_reached_step_limit_separates_groups(make_run: MakeRun) -> None:
     whole = make_run({"train.seed": 0})
     unmet = make_run({"train.seed": 1, "train.max_steps": 9000})
     cut = make_run({"train.seed": 2, "train.max_steps": 300})
@@ -89,7 +89,7 @@ def test_runs_cut_short_stand_apart_and_a_limit_that_was_not_met_does_not(make_r
     assert [group.is_cut for group in groups] == [False, True, True]
 
 
-def test_equal_configurations_on_other_data_stand_apart(make_run: MakeRun) -> None:
+def test_the_data_size_separates_groups(make_run: MakeRun) -> None:
     groups = groups_of(
         make_run({"train.seed": 0}),
         make_run({"train.seed": 1}, num_validated=100),
@@ -98,7 +98,7 @@ def test_equal_configurations_on_other_data_stand_apart(make_run: MakeRun) -> No
     assert [group.n for group in groups] == [1, 1, 1]
 
 
-def test_a_figure_that_a_run_lacks_is_not_averaged_over_the_others(make_run: MakeRun) -> None:
+def test_a_metric_missing_in_one_run_is_not_averaged(make_run: MakeRun) -> None:
     (group,) = groups_of(
         make_run({"train.seed": 0}, top1_head=50.0), make_run({"train.seed": 1}, ece_last=None)
     )

@@ -24,7 +24,9 @@ ConfigWith = Callable[..., Config]
     ],
     ids=lambda changes: next(iter(changes)),
 )
-def test_what_changes_no_result_is_no_other_recipe(changes: dict[str, Any], config_with: ConfigWith) -> None:
+def test_settings_without_effect_on_results_keep_the_recipe(
+    changes: dict[str, Any], config_with: ConfigWith
+) -> None:
     assert run_identity(config_with(changes)) == run_identity(config_with())
 
 
@@ -49,7 +51,9 @@ def test_what_changes_no_result_is_no_other_recipe(changes: dict[str, Any], conf
         ("data.flip", 0.0),
     ],
 )
-def test_what_changes_a_result_is_another_recipe(key: str, value: Any, config_with: ConfigWith) -> None:
+def test_settings_with_effect_on_results_change_the_recipe(
+    key: str, value: Any, config_with: ConfigWith
+) -> None:
     assert run_identity(config_with({key: value})) != run_identity(config_with())
 
 
@@ -71,26 +75,26 @@ def test_what_changes_a_result_is_another_recipe(key: str, value: Any, config_wi
         ({"method.class_vectors": "vectors.npy"}, 20, None),
     ],
 )
-def test_relative_length(
+def test_length_relative_to_a_cell(
     changes: dict[str, Any], epochs_done: int, expected: str | None, config_with: ConfigWith
 ) -> None:
     cell, run = run_identity(config_with()), run_identity(config_with(changes))
     assert relative_length(run, epochs_done, cell, ()) == expected
 
 
-def test_a_shortened_warm_up_is_a_shortened_schedule(config_with: ConfigWith) -> None:
+def test_a_shorter_warm_up_is_a_shorter_schedule(config_with: ConfigWith) -> None:
     cell = run_identity(config_with({"optim.warmup_epochs": 4}))
     for warmup, expected in ((1, "short"), (0, None)):
         run = run_identity(config_with({"train.epochs": 5, "optim.warmup_epochs": warmup}))
         assert relative_length(run, 5, cell, ()) == expected
 
 
-def test_what_a_cell_leaves_to_the_user_may_differ(config_with: ConfigWith) -> None:
+def test_required_keys_of_a_cell_may_differ(config_with: ConfigWith) -> None:
     run = run_identity(config_with({"method.class_vectors": "vectors.npy"}))
     assert relative_length(run, 20, run_identity(config_with()), ("method.class_vectors",)) == "full"
 
 
-def test_a_recipe_in_a_line(config_with: ConfigWith) -> None:
+def test_description_of_a_recipe(config_with: ConfigWith) -> None:
     text = describe(run_identity(config_with()))
     assert text == "squared_cosine, dynamic; sgd 0.1, decay 2e-05, ×0.1 after 10, 15; 20 epochs, batch 8"
     changes = {
@@ -107,7 +111,7 @@ def test_a_recipe_in_a_line(config_with: ConfigWith) -> None:
     assert describe(run_identity(config_with({"method.name": "dnc"}))).startswith("cross_entropy, static")
 
 
-def test_recipes_side_by_side_are_told_apart(config_with: ConfigWith) -> None:
+def test_descriptions_of_several_recipes_differ(config_with: ConfigWith) -> None:
     plain = run_identity(config_with())
     other = run_identity(config_with({"model.widths": [8, 16, 32], "train.sync_bn": True, "optim.lr": 0.2}))
     assert describe(plain, beside=[plain]) == describe(plain)

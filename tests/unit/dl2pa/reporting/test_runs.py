@@ -138,9 +138,7 @@ def test_a_run_without_a_spool_is_read(make_run: MakeRun) -> None:
     assert finished(path).changed == ()
 
 
-def test_runs_are_found_at_any_depth_each_once_and_not_inside_a_run(
-    make_run: MakeRun, tmp_path: Path
-) -> None:
+def test_runs_are_found_once_at_any_depth_outside_runs(make_run: MakeRun, tmp_path: Path) -> None:
     one = make_run(name="one")
     two = make_run(name="sweep/of/two")
     make_run(name="one/export/copy")
@@ -151,7 +149,7 @@ def test_runs_are_found_at_any_depth_each_once_and_not_inside_a_run(
     found = find_runs([one, one], tmp_path / "runs")
     assert {path.resolve() for path in found} == {one, two}
     assert len(found) == 2
-    assert find_runs([], one) == [one], "a run is a folder that holds itself"
+    assert find_runs([], one) == [one], "a run directory itself"
 
 
 @pytest.mark.parametrize(

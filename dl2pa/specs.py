@@ -1,44 +1,75 @@
-"""What each method does unless told otherwise. A leaf without torch: the configuration reads it, the registry too."""
+"""Registry of methods, backbones and data sets: one row each, with all that validation, help and builders need.
+
+Imports no torch. Classes and functions are named as text, `module:name`, and resolved by the builders.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-_TEMPERATURE = 0.07
-"""EBV's published one (Shen et al., CVPR 2023); a scale is its inverse."""
+from pipelines.names import CIFAR100, DATASETS, IMAGE_FOLDER, SYNTHETIC, DatasetSpec
 
+__all__ = [
+    "BACKBONES",
+    "CIFAR100",
+    "DATASETS",
+    "DEFAULT_BACKBONE",
+    "IMAGE_FOLDER",
+    "MAX_LOGITS",
+    "METHODS",
+    "SMALL_BACKBONE",
+    "SYNTHETIC",
+    "BackboneSpec",
+    "DatasetSpec",
+    "MethodSpec",
+]
+
+_TEMPERATURE = 0.07
+"""Temperature of EBV (Shen et al., CVPR 2023); a scale is its inverse."""
 
 MAX_LOGITS = 2**27
 """Default of `method.max_logits`: 512 MiB in float32."""
 
 
 @dataclass(frozen=True)
-class MethodDefaults:
-    """A method's own choices; `method.*` of the configuration overrides each.
+class MethodSpec:
+    """Source and defaults of a method; `method.*` of the configuration overrides the defaults.
 
     Attributes:
+        paper: title.
+        venue: conference and year.
         loss: squared_cosine, dot_regression or cross_entropy.
         assignment: static or dynamic.
         construction: of the prototypes; `class_vectors`: the user's file, reduced to d; None: class vectors are
             learned and there are no prototypes.
-        otherwise: construction where the first does not exist for this C and d; None: refuse.
+        fallback_construction: used where `construction` does not exist for this C and d; None: an error.
         scale: factor of the scores in cross_entropy.
         label_smoothing: of cross_entropy.
-        normalize: whether cross_entropy sees cosines (true) or dot products with the raw features.
-        sub_prototypes: vectors a class, where a method has several.
-        centroid_momentum: weight of the old sub-centroid at an update, where a method has them.
+        normalize: whether the scores of cross_entropy are cosines (true) or dot products with the raw features.
+        sub_prototypes: vectors per class; more than 1 only for methods with sub-prototypes.
+        orthonormal: whether the vectors of a class are orthonormal, which bounds their number by d.
+        centroid_momentum: weight of the old sub-centroid at an update; 0: the method has no centroids.
+        scaled: whether `method.scale` and `method.margin` apply.
+        fixed_form: whether `method.normalize` has no effect.
+        builder: class, `module:name`.
     """
 
+    paper: str
+    venue: str
     loss: Literal["squared_cosine", "dot_regression", "cross_entropy"]
     assignment: Literal["static", "dynamic"] = "static"
     construction: str | None = None
-    otherwise: str | None = None
+    fallback_construction: str | None = None
     scale: float = 1 / _TEMPERATURE
     label_smoothing: float = 0.0
     normalize: bool = True
     sub_prototypes: int = 1
+    orthonormal: bool = False
     centroid_momentum: float = 0.0
+    scaled: bool = True
+    fixed_form: bool = False
+    builder: str = "dl2pa.methods.prototypical:PrototypeMethod"
 
     @property
     def learned(self) -> bool:
@@ -47,13 +78,141 @@ class MethodDefaults:
 
 
 METHODS = {
-    "dl2pa": MethodDefaults("squared_cosine", assignment="dynamic", construction="auto"),
-    "psc": MethodDefaults("cross_entropy"),
-    "word2vec": MethodDefaults("squared_cosine", construction="class_vectors"),
-    "hpn": MethodDefaults("squared_cosine", construction="hpn"),
-    "ebv": MethodDefaults("cross_entropy", construction="ebv", label_smoothing=0.1),
-    "etf": MethodDefaults("dot_regression", construction="etf", otherwise="auto"),
-    "kasarla": MethodDefaults("cross_entropy", construction="kasarla", scale=0.1, normalize=False),
-    "dnc": MethodDefaults("cross_entropy", sub_prototypes=4, centroid_momentum=0.999),
-    "goto": MethodDefaults("cross_entropy", sub_prototypes=4),
+    # Alternates gradient descent under fixed P [C, d] and σ with σ ← argmax_σ Σ_c q_c · P[σ(c)], where q_c is the
+    # direction of class c's mean unit feature since the last update. Not in the paper: the exact, order-independent
+    # statistic, updates by step and after a learned-classifier warm-up, the choice of loss, scale and margin.
+    "dl2pa": MethodSpec(
+        "Hyperspherical classification with dynamic label-to-prototype assignment",
+        "CVPR 2024",
+        "squared_cosine",
+        assignment="dynamic",
+        construction="auto",
+    ),
+    "psc": MethodSpec(
+        "parametric softmax classifier",
+        "baseline of the published tables",
+        "cross_entropy",
+        builder="dl2pa.methods.psc:Psc",
+    ),
+    # Class vectors of a file, centered, reduced to d by PCA, scaled to length 1, after Mikolov et al. (2013). Trained
+    # like HPN. The source does not specify the PCA; here without weighting or whitening.
+    "word2vec": MethodSpec(
+        "word vectors, trained as hyperspherical prototype networks",
+        "NeurIPS 2019",
+        "squared_cosine",
+        construction="class_vectors",
+    ),
+    # Mettes, van der Pol, Snoek. Minimizes the mean over classes of the largest cosine to another prototype.
+    "hpn": MethodSpec(
+        "Hyperspherical prototype networks", "NeurIPS 2019", "squared_cosine", construction="hpn"
+    ),
+    # Shen, Wang, Wei. Minimizes Σ_{i≠j} ReLU(|cos_ij| − threshold); CE(f̂ Pᵀ / 0.07), soft targets under mixup and
+    # cutmix. Thresholds at shapes that were not published: `geometry.objectives.ebv_threshold`.
+    "ebv": MethodSpec(
+        "Equiangular basis vectors", "CVPR 2023", "cross_entropy", construction="ebv", label_smoothing=0.1
+    ),
+    # Yang et al. P = √(C/(C−1)) · U (I − 11ᵀ/C), U [d, C] with random orthonormal columns, d ≥ C; for d < C, where no
+    # such frame exists, the best known prototypes. Evaluated with the unweighted class vectors.
+    "etf": MethodSpec(
+        "Inducing neural collapse in imbalanced learning",
+        "NeurIPS 2022",
+        "dot_regression",
+        construction="etf",
+        fallback_construction="auto",
+    ),
+    # Kasarla et al. Recursive simplex, d = C − 1; CE(0.1 · f P) with unnormalized f. Not in the paper: d > C − 1 by
+    # zero coordinates, which change no logit, and d < C − 1 with other prototypes.
+    "kasarla": MethodSpec(
+        "Maximum class separation as inductive bias in one matrix",
+        "NeurIPS 2022",
+        "cross_entropy",
+        construction="kasarla",
+        scale=0.1,
+        normalize=False,
+    ),
+    "dnc": MethodSpec(
+        "Visual recognition with deep nearest centroids",
+        "ICLR 2023",
+        "cross_entropy",
+        sub_prototypes=4,
+        centroid_momentum=0.999,
+        scaled=False,
+        fixed_form=True,
+        builder="dl2pa.methods.dnc:Dnc",
+    ),
+    "goto": MethodSpec(
+        "Learning intra-class multimodal distributions with orthonormal matrices",
+        "WACV 2024",
+        "cross_entropy",
+        sub_prototypes=4,
+        orthonormal=True,
+        fixed_form=True,
+        builder="dl2pa.methods.goto:Goto",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """A backbone.
+
+    Attributes:
+        family: `cifar` for ResNets on images of about 32 pixels, `torchvision` for ImageNet models.
+        builder: class or function, `module:name`.
+        depth: of a CIFAR ResNet, 6n + 2; None for the others.
+        features: width of the features; None: the last of `model.widths`.
+        classifier: attribute of a torchvision model that is replaced by the identity.
+        channels_last: default memory format; faster for convolutional networks, not for Swin (timm's benchmarks).
+        min_image_size: smallest `data.image_size`, pixels.
+    """
+
+    family: Literal["cifar", "torchvision"]
+    builder: str
+    depth: int | None = None
+    features: int | None = None
+    classifier: str = "fc"
+    channels_last: bool = True
+    min_image_size: int = 1
+
+    @property
+    def small(self) -> bool:
+        """Whether the backbone takes images of CIFAR's size."""
+        return self.family == "cifar"
+
+    @property
+    def bench_image_size(self) -> int:
+        """Side of the images in benchmarks, pixels."""
+        return 32 if self.small else 224
+
+
+def _cifar(depth: int) -> BackboneSpec:
+    return BackboneSpec("cifar", "dl2pa.backbones.cifar:CifarResNet", depth)
+
+
+def _resnet(name: str) -> BackboneSpec:
+    return BackboneSpec("torchvision", f"torchvision.models:{name}", features=2048)
+
+
+DEFAULT_BACKBONE = "resnet50"
+SMALL_BACKBONE = "resnet32"
+"""Default of the benchmarks that are not about ImageNet."""
+
+BACKBONES = {
+    "resnet8": _cifar(8),
+    "resnet14": _cifar(14),
+    "resnet20": _cifar(20),
+    SMALL_BACKBONE: _cifar(32),
+    "resnet44": _cifar(44),
+    "resnet56": _cifar(56),
+    DEFAULT_BACKBONE: _resnet(DEFAULT_BACKBONE),
+    "resnet101": _resnet("resnet101"),
+    "resnet152": _resnet("resnet152"),
+    "swin_t": BackboneSpec(
+        "torchvision",
+        "torchvision.models:swin_t",
+        features=768,
+        classifier="head",
+        channels_last=False,
+        min_image_size=32,
+    ),
 }

@@ -1,16 +1,12 @@
-"""A backbone by name, with the head that brings its features to the embedding dimension."""
+"""Build a backbone with a head that maps its features to the embedding."""
 
 from __future__ import annotations
 
-from typing import Any
+from pkgutil import resolve_name
 
 from torch import Tensor, nn
 
-from dl2pa.backbones.cifar import CifarResNet
-
-_CIFAR_DEPTHS = (8, 14, 20, 32, 44, 56)
-TORCHVISION = ("resnet50", "resnet101", "resnet152", "swin_t")
-"""The backbones that torchvision builds."""
+from dl2pa.specs import BACKBONES
 
 
 class Embedder(nn.Module):
@@ -33,48 +29,28 @@ def build_embedder(
     shortcut: str = "conv",
     widths: tuple[int, int, int] = (16, 32, 64),
 ) -> Embedder:
-    """Build a CIFAR ResNet or one of torchvision's models, weights drawn anew from torch's generator.
+    """Build a backbone of `dl2pa.specs.BACKBONES` with random weights from torch's generator.
 
     Args:
-        backbone: resnet8/14/20/32/44/56 for small images; resnet50/101/152, swin_t.
+        backbone: name.
         embedding_dim: d.
-        head: `linear`, a projection with bias to d; `batchnorm`, BN(d) on the backbone's own d features.
+        head: `linear`, a projection with bias to d; `batchnorm`, BN(d) on the d features of the backbone.
+        shortcut, widths: of CIFAR ResNets (`CifarResNet`).
+
+    Raises:
+        ValueError: unknown backbone.
     """
-    if is_small(backbone):
-        body: nn.Module = CifarResNet(_depth(backbone), widths, shortcut)
-        features = widths[-1]
+    spec = BACKBONES.get(backbone)
+    if spec is None:
+        raise ValueError(f"{backbone!r} is not a known backbone")
+    build = resolve_name(spec.builder)
+    if spec.family == "cifar":
+        body: nn.Module = build(spec.depth, widths, shortcut)
     else:
-        body, features = _torchvision(backbone)
+        body = build(weights=None)
+        setattr(body, spec.classifier, nn.Identity())
+    features = spec.features or widths[-1]
     if head == "batchnorm":
         assert features == embedding_dim, "checked with the configuration"
         return Embedder(body, nn.BatchNorm1d(embedding_dim))
     return Embedder(body, nn.Linear(features, embedding_dim))
-
-
-def is_small(backbone: str) -> bool:
-    """Whether it is one of the CIFAR ResNets, for images of 32 pixels or so."""
-    return _depth(backbone) in _CIFAR_DEPTHS
-
-
-def likes_channels_last(backbone: str) -> bool:
-    """Whether the memory format pays: convolutional networks, not Swin (timm's published table)."""
-    return backbone.startswith("resnet")
-
-
-def _depth(backbone: str) -> int:
-    return int(backbone.removeprefix("resnet")) if backbone.startswith("resnet") else 0
-
-
-def _torchvision(name: str) -> tuple[nn.Module, int]:
-    from torchvision import models
-
-    if name not in TORCHVISION:
-        raise ValueError(f"{name!r} is not a known backbone")
-    model: Any = getattr(models, name)(weights=None)
-    if name.startswith("swin"):
-        features = model.head.in_features
-        model.head = nn.Identity()
-    else:
-        features = model.fc.in_features
-        model.fc = nn.Identity()
-    return model, features

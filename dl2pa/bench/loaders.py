@@ -21,6 +21,7 @@ from dl2pa.bench.reference import data_loader
 from dl2pa.config import parse_config
 from dl2pa.errors import UserError
 from dl2pa.osutil import usable_cores
+from dl2pa.specs import IMAGE_FOLDER
 from dl2pa.training.data import build_transforms, open_split
 from pipelines.batch import Pipeline
 from pipelines.build import SyntheticDataset, build_pipeline
@@ -112,7 +113,7 @@ def open_images(root: Path) -> ImageTable:
         return index_folder(root, None, "--data")
     # With a place for validation, an index of one half, without a name, will do.
     places = {"root": str(root), "val_root": str(root)}
-    config = parse_config({"data": {"dataset": "imagefolder", **places, "loader": "dali"}})
+    config = parse_config({"data": {"dataset": IMAGE_FOLDER, **places, "loader": "dali"}})
     dataset = open_split(config, "train")
     assert isinstance(dataset, ImageTable), "of an image folder"
     return dataset

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import torch
@@ -12,10 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from dl2pa.backbones import build_embedder, is_small
+from dl2pa.backbones import build_embedder
 from dl2pa.config import Config
 from dl2pa.errors import UserError
 from dl2pa.osutil import usable_cores
+from dl2pa.specs import BACKBONES
 from dl2pa.training.train_state import autocast
 from pipelines.datasets.arrays import ArrayDataset
 
@@ -80,11 +82,10 @@ class ReferenceLoop:
 
 
 def _network(backbone: str, classes: int) -> nn.Module:
-    if is_small(backbone):
+    spec = BACKBONES[backbone]
+    if spec.small:
         return build_embedder(backbone, classes)
-    from torchvision import models
-
-    return getattr(models, backbone)(weights=None, num_classes=classes)
+    return resolve_name(spec.builder)(weights=None, num_classes=classes)
 
 
 def data_loader(source: Dataset[Any], batch_size: int, device: torch.device) -> DataLoader[Any]:

@@ -14,12 +14,13 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from dl2pa.backbones import build_embedder, is_small
+from dl2pa.backbones import build_embedder
 from dl2pa.bench.loaders import endless
 from dl2pa.bench.reference import ReferenceLoop
 from dl2pa.config import Config, parse_config
 from dl2pa.methods import Targets
 from dl2pa.model.model import build_model
+from dl2pa.specs import BACKBONES, CIFAR100, DATASETS, SYNTHETIC
 from dl2pa.training.data import build_train_pipeline, open_split
 from dl2pa.training.distributed import World
 from dl2pa.training.optim import build_optimizer
@@ -37,12 +38,13 @@ def synthetic_config(
     model: str, batch_size: int, data: dict[str, Any] | None = None, train: dict[str, Any] | None = None
 ) -> Config:
     """A backbone on batches of CIFAR's or ImageNet's shape, which `data` and `train` change."""
-    small = is_small(model)
+    spec = BACKBONES[model]
+    small = spec.small
     images = {
-        "dataset": "synthetic",
-        "loader": "synthetic",
+        "dataset": SYNTHETIC,
+        "loader": DATASETS[SYNTHETIC].loader,
         "num_classes": 100 if small else 1000,
-        "image_size": 32 if small else 224,
+        "image_size": spec.bench_image_size,
         "synthetic_samples": [IMAGES[small], batch_size],
     }
     return parse_config(
@@ -58,7 +60,7 @@ def synthetic_config(
 
 def resident_config(model: str, batch_size: int, train: dict[str, Any]) -> Config:
     """A small backbone on as many images as CIFAR has, held on the device; ``noise_set`` stands for the files."""
-    data = {"dataset": "cifar100", "root": "/", "loader": "resident", "crop": "pad"}
+    data = {"dataset": CIFAR100, "root": "/", "loader": "resident", "crop": "pad"}
     return synthetic_config(model, batch_size, data, train)
 
 
@@ -103,7 +105,7 @@ class Ours(Runner):
     @property
     def steps_per_epoch(self) -> int:
         """Of CIFAR or of ImageNet."""
-        return IMAGES[is_small(self._config.model.backbone)] // self._config.train.batch_size
+        return IMAGES[BACKBONES[self._config.model.backbone].small] // self._config.train.batch_size
 
     def more(self, step_s: float, ceilings: dict[str, dict[str, Any]]) -> dict[str, Any]:
         method_s, match_s = self._method_seconds()

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from dl2pa.backbones import is_small
 from dl2pa.bench.runners import Bare, Compile, Ours, Plain, Runner, fastest, synthetic_config, wait
 from dl2pa.config import Config
 from dl2pa.errors import UserError
+from dl2pa.specs import BACKBONES, CIFAR100, IMAGE_FOLDER
 from dl2pa.training.distributed import World
 
 LOADERS = ("synthetic", "resident", "dali", "torchvision")
@@ -169,7 +169,7 @@ def _belongs(yardstick: str, variant: Variant) -> bool:
 
 
 def _config(choices: Choices, variant: Variant) -> Config:
-    if variant.loader == "resident" and not is_small(variant.model):
+    if variant.loader == "resident" and not BACKBONES[variant.model].small:
         remedy = "Use synthetic, dali or torchvision."
         raise UserError("--loaders", variant.loader, f"is not for {variant.model}", remedy)
     if variant.source == "files" and choices.root is None:
@@ -179,13 +179,13 @@ def _config(choices: Choices, variant: Variant) -> Config:
     data: dict[str, Any] = {}
     if variant.source == "files":
         data = {
-            "dataset": "imagefolder",
+            "dataset": IMAGE_FOLDER,
             "root": str(choices.root),
             "loader": variant.loader,
             "num_classes": None,
         }
     elif variant.loader == "resident":
-        data = {"dataset": "cifar100", "root": "/", "loader": "resident", "crop": "pad"}
+        data = {"dataset": CIFAR100, "root": "/", "loader": "resident", "crop": "pad"}
     size = {} if choices.image_size is None else {"image_size": choices.image_size}
     return synthetic_config(
         variant.model,

@@ -10,8 +10,8 @@ from typing import Any
 
 from dl2pa.commands.options import add_json, nonempty_path
 from dl2pa.commands.output import say
-from dl2pa.config.schema import BACKBONES
 from dl2pa.errors import UserError
+from dl2pa.specs import BACKBONES, DEFAULT_BACKBONE, SMALL_BACKBONE
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ def add_steps(parser: argparse.ArgumentParser, model: str) -> None:
     parser.add_argument("--steps", type=int, default=20, metavar="N", help="steps per turn (20)")
 
 
-def one_model(args: argparse.Namespace, known: Sequence[str] = BACKBONES) -> str:
+def one_model(args: argparse.Namespace, known: Sequence[str] = tuple(BACKBONES)) -> str:
     """The only backbone of `--models`."""
     return words("--models", args.models, known, most=1)[0]
 
@@ -127,7 +127,7 @@ def _machine(args: argparse.Namespace, environment: dict[str, Any]) -> tuple[dic
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--models", metavar="LIST", help="backbones (resnet50)")
+    parser.add_argument("--models", metavar="LIST", help=f"backbones ({DEFAULT_BACKBONE})")
     parser.add_argument(
         "--loaders",
         default="synthetic",
@@ -156,7 +156,7 @@ def _train(args: argparse.Namespace, world: Any) -> Measured:
     slow = args.models is None and not gpu  # ResNet-50 on a CPU, within ten minutes
     switch = ("off", "on")
     choices = Choices(
-        models=words("--models", args.models or "resnet50", BACKBONES),
+        models=words("--models", args.models or DEFAULT_BACKBONE, [*BACKBONES]),
         loaders=words("--loaders", args.loaders, LOADERS),
         precisions=words("--precision", args.precision or ("bf16" if gpu else "fp32"), PRECISIONS),
         channels_last=[word == "on" for word in words("--channels-last", args.channels_last, switch)],
@@ -209,7 +209,7 @@ def _matching(args: argparse.Namespace, world: Any) -> Measured:
 
 
 def _add_scaling(parser: argparse.ArgumentParser) -> None:
-    add_steps(parser, "resnet32")
+    add_steps(parser, SMALL_BACKBONE)
     parser.add_argument("--processes", default="1,2,4", metavar="LIST", help="process counts (1,2,4)")
     parser.add_argument(
         "--step-ms",
@@ -231,7 +231,7 @@ def _scaling(args: argparse.Namespace, world: Any) -> Measured:
 
 
 def _add_classes(parser: argparse.ArgumentParser) -> None:
-    add_steps(parser, "resnet32")
+    add_steps(parser, SMALL_BACKBONE)
     parser.add_argument("--classes", default="100,1000", metavar="LIST", help="class counts (100,1000)")
     parser.add_argument("--dim", type=int, default=512, metavar="D", help="embedding dimension (512)")
 

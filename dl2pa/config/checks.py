@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dl2pa.config.schema import Config
 from dl2pa.errors import UserError
+from dl2pa.specs import BACKBONES, DATASETS, METHODS, SYNTHETIC
 
 MAX_REFIT_CLASSES = 4096
 """Largest number of classes with refit prototypes: each of the 400 steps of an update costs C² d."""
@@ -65,10 +66,10 @@ def check_method(config: Config, num_classes: int) -> None:
             "a margin is subtracted from a cosine, and method.normalize = false uses none",
             "Set method.normalize=true or method.margin=0.",
         )
-    cifar = config.model.backbone in ("resnet8", "resnet14", "resnet20", "resnet32", "resnet44", "resnet56")
+    backbone = BACKBONES[config.model.backbone]
     if config.model.head == "batchnorm":
         width = config.model.widths[-1]
-        if not cifar or width != config.model.embedding_dim:
+        if not backbone.small or width != config.model.embedding_dim:
             raise UserError(
                 "model.head",
                 "batchnorm",
@@ -76,10 +77,10 @@ def check_method(config: Config, num_classes: int) -> None:
                 f"= {config.model.embedding_dim}",
                 f"Set model.embedding_dim={width} with a CIFAR ResNet, or model.head=linear.",
             )
-    if config.model.backbone == "swin_t" and config.data.image_size < 32:
-        raise UserError(
-            "data.image_size", config.data.image_size, "too small for swin_t", "Choose at least 32."
-        )
+    if config.data.image_size < backbone.min_image_size:
+        message = f"too small for {config.model.backbone}"
+        remedy = f"Choose at least {backbone.min_image_size}."
+        raise UserError("data.image_size", config.data.image_size, message, remedy)
 
 
 def _check_learned(config: Config) -> None:
@@ -92,10 +93,10 @@ def _check_learned(config: Config) -> None:
             "method.assignment",
             "dynamic",
             f"{name} learns its class vectors and has no fixed prototypes to assign",
-            "Use static, or a method with prototypes: dl2pa, hpn, ebv, etf, kasarla, word2vec.",
+            f"Use static, or a method with prototypes: {', '.join(k for k, v in METHODS.items() if not v.learned)}.",
         )
     count = config.method.sub_prototypes or config.method_defaults.sub_prototypes
-    if name == "goto" and count > dim:
+    if config.method_defaults.orthonormal and count > dim:
         raise UserError(
             "method.sub_prototypes",
             count,
@@ -106,18 +107,22 @@ def _check_learned(config: Config) -> None:
 
 def _check_prototypical(config: Config, num_classes: int) -> None:
     method, dim = config.method, config.model.embedding_dim
-    if method.name == "word2vec" and method.class_vectors is None:
+    if config.method_defaults.construction == "class_vectors" and method.class_vectors is None:
         raise UserError(
             "method.class_vectors",
             None,
-            "word2vec computes its prototypes from vectors of the class names",
+            f"{method.name} computes its prototypes from vectors of the class names",
             "Give a .npy file of shape [classes, k], with one row per class in label order.",
         )
-    if method.name == "kasarla" and method.prototypes == "auto" and dim < num_classes - 1:
+    if (
+        config.method_defaults.construction == "kasarla"
+        and method.prototypes == "auto"
+        and dim < num_classes - 1
+    ):
         raise UserError(
             "model.embedding_dim",
             dim,
-            f"kasarla's simplex of {num_classes} classes needs at least {num_classes - 1} dimensions",
+            f"{method.name}'s simplex of {num_classes} classes needs at least {num_classes - 1} dimensions",
             f"Set model.embedding_dim={num_classes - 1}, or method.prototypes=max_cosine.",
         )
     if (
@@ -135,21 +140,21 @@ def _check_prototypical(config: Config, num_classes: int) -> None:
 
 def check_loader(config: Config) -> None:
     """Check that the loader supports the data set and its cropping."""
-    arrays = config.data.dataset in ("cifar10", "cifar100", "svhn", "svhn_lt_legacy", "stl10")
+    layout = DATASETS[config.data.dataset].layout
     loader = config.loader
-    if arrays and loader in ("dali", "torchvision"):
+    if layout == "arrays" and loader in ("dali", "torchvision"):
         raise UserError(
             "data.loader",
             loader,
             f"{config.data.dataset} consists of arrays, not image files",
             "Use resident.",
         )
-    if config.data.dataset != "synthetic" and loader == "synthetic":
+    if layout != "generated" and loader == DATASETS[SYNTHETIC].loader:
         raise UserError(
             "data.loader",
             loader,
             f"does not read data.dataset = {config.data.dataset}",
-            "Set data.dataset=synthetic.",
+            f"Set data.dataset={SYNTHETIC}.",
         )
     if loader == "resident" and config.data.crop == "random_resized":
         raise UserError(
@@ -172,11 +177,11 @@ def check_loader(config: Config) -> None:
             f"smaller than the crop, data.image_size = {config.data.image_size}",
             f"Choose at least {config.data.image_size}.",
         )
-    if config.data.dataset == "synthetic" and config.data.num_classes is None:
+    if layout == "generated" and config.data.num_classes is None:
         raise UserError(
             "data.num_classes", None, "synthetic data needs a number of classes", "Set data.num_classes."
         )
-    if config.data.dataset == "synthetic" and config.data.imbalance is not None:
+    if layout == "generated" and config.data.imbalance is not None:
         raise UserError(
             "data.imbalance",
             config.data.imbalance,
@@ -217,7 +222,8 @@ def _ignored(config: Config) -> list[tuple[str, str]]:
     name, schedule = method.name, f"optim.schedule is {optim.schedule}"
     learned, softmax = config.method_defaults.learned, config.loss == "cross_entropy"
     factors = ("method.scale", "method.learn_scale", "method.margin")
-    torchvision_model = config.model.backbone in ("resnet50", "resnet101", "resnet152", "swin_t")
+    spec, backbone = config.method_defaults, config.model.backbone
+    generated = DATASETS[data.dataset].layout == "generated"
     table: list[tuple[bool, tuple[str, ...], str]] = [
         (config.assignment == "static", ("method.match",), "method.assignment is static"),
         (
@@ -226,26 +232,26 @@ def _ignored(config: Config) -> list[tuple[str, str]]:
             f"{name} learns its class vectors",
         ),
         (
-            name == "word2vec",
+            spec.construction == "class_vectors",
             ("method.prototypes", "method.prototype_seed"),
-            "the prototypes of word2vec are its class vectors",
+            f"the prototypes of {name} are its class vectors",
         ),
         (
             not softmax,
             (*factors, "method.logit_adjustment", "method.label_smoothing", "method.normalize"),
             f"the loss is {config.loss}",
         ),
-        (name == "psc" and not config.normalize, factors, "the linear classifier has no scale"),
-        (name == "dnc", factors, "dnc normalizes its scores over the classes"),
         (
-            data.dataset == "synthetic",
-            ("method.logit_adjustment",),
-            "synthetic classes are balanced",
+            learned and not spec.fixed_form and not config.normalize,
+            factors,
+            "the linear classifier has no scale",
         ),
-        (name in ("dnc", "goto"), ("method.normalize",), f"{name} defines the normalization"),
-        (name not in ("dnc", "goto"), ("method.sub_prototypes",), f"{name} has one vector per class"),
-        (name != "dnc", ("method.centroid_momentum",), f"{name} has no centroids"),
-        (torchvision_model, ("model.shortcut", "model.widths"), f"{config.model.backbone} defines them"),
+        (not spec.scaled, factors, f"{name} normalizes its scores over the classes"),
+        (generated, ("method.logit_adjustment",), "synthetic classes are balanced"),
+        (spec.fixed_form, ("method.normalize",), f"{name} defines the normalization"),
+        (spec.sub_prototypes == 1, ("method.sub_prototypes",), f"{name} has one vector per class"),
+        (not spec.centroid_momentum, ("method.centroid_momentum",), f"{name} has no centroids"),
+        (not BACKBONES[backbone].small, ("model.shortcut", "model.widths"), f"{backbone} defines them"),
         (data.crop != "random_resized", ("data.crop_scale", "data.crop_ratio"), f"data.crop is {data.crop}"),
         (data.crop != "pad", ("data.pad",), f"data.crop is {data.crop}"),
         (config.loader == "resident", ("data.eval_resize",), "resident arrays are not resized"),

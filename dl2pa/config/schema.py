@@ -11,7 +11,15 @@ from typing import Annotated, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from dl2pa import envvars
-from dl2pa.specs import MAX_LOGITS, METHODS, MethodDefaults
+from dl2pa.specs import (
+    BACKBONES,
+    DATASETS,
+    DEFAULT_BACKBONE,
+    IMAGE_FOLDER,
+    MAX_LOGITS,
+    METHODS,
+    MethodSpec,
+)
 
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
@@ -21,18 +29,6 @@ Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 Triple = tuple[float, float, float]
 
 METHOD_NAMES = tuple(METHODS)
-BACKBONES = (
-    "resnet8",
-    "resnet14",
-    "resnet20",
-    "resnet32",
-    "resnet44",
-    "resnet56",
-    "resnet50",
-    "resnet101",
-    "resnet152",
-    "swin_t",
-)
 
 
 class Section(BaseModel):
@@ -53,17 +49,7 @@ class Section(BaseModel):
 class DataConfig(Section):
     """Data set, image loading, cropping and augmentation."""
 
-    dataset: Literal[
-        "imagefolder",
-        "tiny_imagenet",
-        "cifar10",
-        "cifar100",
-        "svhn",
-        "svhn_lt_legacy",
-        "stl10",
-        "digits",
-        "synthetic",
-    ] = "imagefolder"
+    dataset: Literal[tuple(DATASETS)] = IMAGE_FOLDER  # pyright: ignore[reportInvalidTypeForm]
     """Data set, or layout of its files. `synthetic` needs no files. `svhn_lt_legacy` is the long-tailed SVHN of the
     DL2PA authors' code, in which a third of the training labels are wrong."""
     root: str | None = None
@@ -130,8 +116,8 @@ class DataConfig(Section):
     @classmethod
     def _root_from_environment(cls, values: object) -> object:
         if isinstance(values, dict) and values.get("root") is None and os.environ.get(envvars.DATA):
-            needs_files = values.get("dataset", "imagefolder") not in ("synthetic", "digits")
-            if needs_files:
+            spec = DATASETS.get(str(values.get("dataset", IMAGE_FOLDER)))
+            if spec is None or spec.needs_root:
                 return {**values, "root": os.environ[envvars.DATA]}
         return values  # pyright: ignore[reportUnknownVariableType]
 
@@ -139,7 +125,7 @@ class DataConfig(Section):
 class ModelConfig(Section):
     """Backbone and embedding head."""
 
-    backbone: Literal[BACKBONES] = "resnet50"  # pyright: ignore[reportInvalidTypeForm]
+    backbone: Literal[tuple(BACKBONES)] = DEFAULT_BACKBONE  # pyright: ignore[reportInvalidTypeForm]
     """Network that computes the features. resnet8 to resnet56 are CIFAR ResNets for images of 32 pixels."""
     embedding_dim: PositiveInt = 512
     """Dimension d of the embedding and of the prototypes."""
@@ -369,7 +355,7 @@ class Config(Section):
     launch: LaunchConfig = LaunchConfig()
 
     @property
-    def method_defaults(self) -> MethodDefaults:
+    def method_defaults(self) -> MethodSpec:
         """Defaults of the configured method."""
         return METHODS[self.method.name]
 
@@ -392,12 +378,8 @@ class Config(Section):
     @property
     def loader(self) -> str:
         """Effective loader."""
-        if self.data.dataset == "synthetic":
-            return "synthetic"
-        if self.data.loader != "auto":
-            return self.data.loader
-        files = self.data.dataset in ("imagefolder", "tiny_imagenet", "digits")
-        return "dali" if files else "resident"
+        spec = DATASETS[self.data.dataset]
+        return spec.loader if self.data.loader == "auto" or spec.layout == "generated" else self.data.loader
 
     @property
     def virtual_shards(self) -> int:

@@ -1,53 +1,44 @@
-"""Methods by name. A new one is a file with a class, a row here and its defaults in the catalog."""
+"""Build methods by name. A new method is one file with a class and one row in `dl2pa.specs.METHODS`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pkgutil import resolve_name
 from typing import Any
 
 from torch import Tensor
 
+from dl2pa import specs
 from dl2pa.methods.base import Method
-from dl2pa.methods.dl2pa import Dl2pa
-from dl2pa.methods.dnc import Dnc
-from dl2pa.methods.ebv import Ebv
-from dl2pa.methods.etf import Etf
-from dl2pa.methods.goto import Goto
-from dl2pa.methods.hpn import Hpn
-from dl2pa.methods.kasarla import Kasarla
 from dl2pa.methods.options import MethodOptions
 from dl2pa.methods.prototypical import PrototypeMethod
-from dl2pa.methods.psc import Psc
-from dl2pa.methods.word2vec import Word2Vec
-from dl2pa.specs import METHODS as CATALOG
-from dl2pa.specs import MethodDefaults
 
 
 @dataclass(frozen=True)
 class Entry:
     """A method's defaults."""
 
-    defaults: MethodDefaults
+    defaults: specs.MethodSpec
 
-    def options(self, **given: Any) -> MethodOptions:
-        """The method's own choices but for those given; None counts as not given."""
-        own = self.defaults
-        choices: dict[str, Any] = {
-            "loss": own.loss,
-            "dynamic": own.assignment == "dynamic",
-            "scale": own.scale,
-            "label_smoothing": own.label_smoothing,
-            "normalize": own.normalize,
-            "sub_prototypes": own.sub_prototypes,
-            "centroid_momentum": own.centroid_momentum,
+    def options(self, **overrides: Any) -> MethodOptions:
+        """Defaults of the method, replaced by the overrides that are not None."""
+        defaults = self.defaults
+        options: dict[str, Any] = {
+            "loss": defaults.loss,
+            "dynamic": defaults.assignment == "dynamic",
+            "scale": defaults.scale,
+            "label_smoothing": defaults.label_smoothing,
+            "normalize": defaults.normalize,
+            "sub_prototypes": defaults.sub_prototypes,
+            "centroid_momentum": defaults.centroid_momentum,
         }
-        return MethodOptions(**{**choices, **{k: v for k, v in given.items() if v is not None}})
+        return MethodOptions(**{**options, **{k: v for k, v in overrides.items() if v is not None}})
 
 
 @dataclass(frozen=True)
 class PrototypeEntry(Entry):
-    """A method over fixed prototypes: built from P [C, d], options and the first σ."""
+    """A method with fixed prototypes: built from P [C, d], options and the initial assignment."""
 
     build: Callable[[Tensor, MethodOptions, Tensor | None], PrototypeMethod]
 
@@ -60,13 +51,6 @@ class LearnedEntry(Entry):
 
 
 METHODS: dict[str, PrototypeEntry | LearnedEntry] = {
-    "dl2pa": PrototypeEntry(CATALOG["dl2pa"], Dl2pa),
-    "psc": LearnedEntry(CATALOG["psc"], Psc),
-    "word2vec": PrototypeEntry(CATALOG["word2vec"], Word2Vec),
-    "hpn": PrototypeEntry(CATALOG["hpn"], Hpn),
-    "ebv": PrototypeEntry(CATALOG["ebv"], Ebv),
-    "etf": PrototypeEntry(CATALOG["etf"], Etf),
-    "kasarla": PrototypeEntry(CATALOG["kasarla"], Kasarla),
-    "dnc": LearnedEntry(CATALOG["dnc"], Dnc),
-    "goto": LearnedEntry(CATALOG["goto"], Goto),
+    name: (LearnedEntry if spec.learned else PrototypeEntry)(spec, resolve_name(spec.builder))
+    for name, spec in specs.METHODS.items()
 }

@@ -100,10 +100,10 @@ def construction_of(config: Config, num_classes: int) -> str | None:
         return defaults.construction
     if config.method.prototypes != "auto":
         return config.method.prototypes
-    if defaults.otherwise is not None and not is_defined(
+    if defaults.fallback_construction is not None and not is_defined(
         defaults.construction, num_classes, config.model.embedding_dim
     ):
-        return defaults.otherwise
+        return defaults.fallback_construction
     return defaults.construction
 
 

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
-from dl2pa.backbones import TORCHVISION
 from dl2pa.config import Config, fingerprint
 from dl2pa.config.identity import group_name
 from dl2pa.redaction import redact
 from dl2pa.rundir import RunDirectory
+from dl2pa.specs import BACKBONES
 from dl2pa.tracking.description import NOTE_TAG, describe_run
 
 _SERVING_PACKAGES = ("mlflow", "numpy", "pandas", "pillow", "safetensors", "torch")
@@ -115,7 +115,7 @@ def model_payload(run: RunDirectory, config: Config, result: Mapping[str, Any]) 
 
 def serving_requirements(backbone: str) -> list[str]:
     """Packages that inference needs, pinned to the installed versions; dl2pa's own code is in the logged model."""
-    torchvision = ("torchvision",) if backbone in TORCHVISION else ()
+    torchvision = ("torchvision",) if BACKBONES[backbone].family == "torchvision" else ()
     pinned: list[str] = []
     for package in sorted((*_SERVING_PACKAGES, *torchvision)):
         try:

@@ -16,6 +16,7 @@ from dl2pa.config.schema import DataConfig
 from dl2pa.config.validate import DataSizes, validate
 from dl2pa.container import in_container
 from dl2pa.errors import UserError
+from dl2pa.specs import DATASETS
 from dl2pa.training.distributed import World
 from pipelines.batch import Pipeline
 from pipelines.build import Dataset, SyntheticDataset, build_pipeline, num_samples
@@ -56,13 +57,14 @@ def open_split(config: Config, split: Literal["train", "val"]) -> Dataset:
         UserError: the data is missing or damaged, or the class count differs from the configured one.
     """
     data = config.data
-    if data.dataset == "synthetic":
+    spec = DATASETS[data.dataset]
+    if spec.layout == "generated":
         assert data.num_classes is not None, "checked with the loader"
         count = data.synthetic_samples[0 if split == "train" else 1]
         return SyntheticDataset(count, tuple(str(c) for c in range(data.num_classes)))
-    root = Path(data.root) if data.root else _digits_root() if data.dataset == "digits" else None
+    root = Path(data.root) if data.root else None if spec.needs_root else _digits_root()
     val_root = Path(data.val_root) if data.val_root else None
-    if in_container() and data.dataset != "digits" and root is not None and _is_empty(root):
+    if in_container() and spec.needs_root and root is not None and _is_empty(root):
         raise UserError("data.root", str(root), "is empty", "Mount the data set: docker run -v DIR:/data:ro.")
     index = Path(data.index) if data.index else None
     dataset = open_dataset(data.dataset, root, val_root, data.classes, split, data.imbalance, index)

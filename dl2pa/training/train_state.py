@@ -13,10 +13,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import record_function
 
 from dl2pa.assignment import Matching
-from dl2pa.backbones import likes_channels_last
 from dl2pa.config import Config
 from dl2pa.methods import Targets
 from dl2pa.model.model import Model, embedder_buffers
+from dl2pa.specs import BACKBONES
 from dl2pa.training.distributed import World
 from dl2pa.training.ema import ModelEma
 from dl2pa.training.meter import TrainMeter
@@ -58,7 +58,7 @@ class TrainState:
         self._steps_per_epoch = steps_per_epoch
         channels_last = config.train.channels_last
         if channels_last is None:
-            channels_last = likes_channels_last(config.model.backbone)
+            channels_last = BACKBONES[config.model.backbone].channels_last
         self._format = torch.channels_last if channels_last else torch.contiguous_format
         self.model = model.to(world.device)
         self.model.embedder.to(memory_format=self._format)

@@ -2,52 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from pkgutil import resolve_name
 
 from dl2pa.errors import UserError
 from pipelines.datasets.arrays import ArrayDataset, Split
-from pipelines.datasets.cifar import load_cifar10, load_cifar100
 from pipelines.datasets.classes import check_num_classes, load_classes, nearest
 from pipelines.datasets.digits import has_digits, write_digits
 from pipelines.datasets.folder import class_folders, index_folder, open_folders, split_root
 from pipelines.datasets.index import INDEX_NAME, Index, SplitIndex, open_index, with_classes
 from pipelines.datasets.shards import find_shards
-from pipelines.datasets.stl10 import load_stl10
-from pipelines.datasets.svhn import load_svhn, load_svhn_lt_legacy
 from pipelines.datasets.table import ImageTable, PathTable
-from pipelines.datasets.tiny_imagenet import index_tiny_imagenet
 from pipelines.longtail import long_tail
+from pipelines.names import DATASETS, IMAGE_FOLDER
 
 __all__ = [
     "ArrayDataset",
-    "DatasetName",
     "ImageTable",
     "PathTable",
     "Split",
     "check_num_classes",
+    "has_digits",
     "index_folder",
     "load_classes",
     "open_dataset",
     "write_digits",
 ]
 
-DatasetName = Literal[
-    "imagefolder", "tiny_imagenet", "cifar10", "cifar100", "svhn", "svhn_lt_legacy", "stl10", "digits"
-]
-
-_IN_MEMORY: dict[str, Callable[[Path, Split], ArrayDataset]] = {
-    "cifar10": load_cifar10,
-    "cifar100": load_cifar100,
-    "svhn": load_svhn,
-    "svhn_lt_legacy": load_svhn,
-    "stl10": load_stl10,
-}
-
 
 def open_dataset(
-    name: DatasetName,
+    name: str,
     root: Path | None,
     val_root: Path | None,
     classes: str | Path | Sequence[str] | None,
@@ -72,38 +57,35 @@ def open_dataset(
     Raises:
         UserError: a config value is invalid, or the data set cannot be read.
     """
-    if name not in get_args(DatasetName):
-        known = ", ".join(get_args(DatasetName))
-        raise UserError(
-            "data.dataset",
-            name,
-            f"is not a known data set{nearest(name, get_args(DatasetName))}",
-            f"Use {known}.",
-        )
+    known = [key for key, row in DATASETS.items() if row.layout != "generated"]
+    if name not in known:
+        message = f"is not a known data set{nearest(name, known)}"
+        raise UserError("data.dataset", name, message, f"Use {', '.join(known)}.")
+    long_tailed = DATASETS[name].long_tail
     if root is None:
         remedy = "Set data.root=DIR or the environment variable DL2PA_DATA."
         raise UserError("data.root", None, "is not set", remedy)
-    if val_root is not None and name != "imagefolder":
+    if val_root is not None and name != IMAGE_FOLDER:
         remedy = "Leave it out: this data set includes its validation split."
         raise UserError("data.val_root", str(val_root), f"is not used by data.dataset={name}", remedy)
-    if index is not None and name != "imagefolder":
+    if index is not None and name != IMAGE_FOLDER:
         remedy = "Leave it out: only image folders and tar shards use an index."
         raise UserError("data.index", str(index), f"is not used by data.dataset={name}", remedy)
-    if name == "svhn_lt_legacy" and imbalance is None:
+    if long_tailed and imbalance is None:
+        opener = DATASETS[name].opener
+        full = next(key for key in known if DATASETS[key].opener == opener and not DATASETS[key].long_tail)
         remedy = (
-            "Set data.imbalance=0.01 (published: 0.005, 0.01, 0.02), or data.dataset=svhn for all of SVHN."
+            f"Set data.imbalance=0.01 (published: 0.005, 0.01, 0.02), or data.dataset={full} for all images."
         )
-        raise UserError(
-            "data.imbalance", None, "is not set, but svhn_lt_legacy is a long-tailed data set", remedy
-        )
+        raise UserError("data.imbalance", None, f"is not set, but {name} is a long-tailed data set", remedy)
     class_names = load_classes(classes)
     try:
         if split == "val" or imbalance is None:
             return _open(name, root, val_root, class_names, split, index)
-        if name == "svhn_lt_legacy":
-            return _check_classes(load_svhn_lt_legacy(root, imbalance), name, class_names)
-        full = _open(name, root, val_root, class_names, split, index)
-        return full.subset(long_tail(full.labels, full.classes, imbalance))
+        if long_tailed:
+            return _check_classes(resolve_name(long_tailed)(root, imbalance), name, class_names)
+        full_split = _open(name, root, val_root, class_names, split, index)
+        return full_split.subset(long_tail(full_split.labels, full_split.classes, imbalance))
     except OSError as error:
         remedy = "Make it readable for the training user."
         path, problem = str(error.filename or root), f"cannot be read: {error.strerror or error}"
@@ -111,21 +93,20 @@ def open_dataset(
 
 
 def _open(
-    name: DatasetName,
+    name: str,
     root: Path,
     val_root: Path | None,
     classes: tuple[str, ...] | None,
     split: Split,
     index: Path | None,
 ) -> ArrayDataset | ImageTable:
-    if name in _IN_MEMORY:
-        return _check_classes(_IN_MEMORY[name](root, split), name, classes)
-    if name == "tiny_imagenet":
-        return index_tiny_imagenet(root, split, classes)
-    if name == "digits":
-        folder = root if has_digits(root) else write_digits(root)
-        return index_folder(folder / split, classes, "data.root")
-    return _open_imagefolder(root, val_root, classes, split, index)
+    spec = DATASETS[name]
+    if spec.opener is None:
+        return _open_imagefolder(root, val_root, classes, split, index)
+    opener = resolve_name(spec.opener)
+    if spec.layout == "arrays":
+        return _check_classes(opener(root, split), name, classes)
+    return opener(root, split, classes)
 
 
 def _check_classes(dataset: ArrayDataset, name: str, classes: tuple[str, ...] | None) -> ArrayDataset:

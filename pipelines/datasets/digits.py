@@ -17,6 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dl2pa.errors import UserError
+from pipelines.datasets.arrays import Split
+from pipelines.datasets.folder import index_folder
+from pipelines.datasets.table import ImageTable
 from pipelines.rng import random_bits
 
 log = logging.getLogger(__name__)
@@ -61,6 +64,12 @@ def write_digits(root: Path, seed: int = 0, size: int = 32) -> Path:
             "data.root", str(root), f"cannot be written: {error.strerror or error}", remedy
         ) from error
     return root
+
+
+def index_digits(root: Path, split: Split, classes: tuple[str, ...] | None) -> ImageTable:
+    """Index one split of the digits; writes them first if `root` does not have them."""
+    written = root if has_digits(root) else write_digits(root)
+    return index_folder(written / split, classes, "data.root")
 
 
 def has_digits(root: Path) -> bool:

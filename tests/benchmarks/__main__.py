@@ -6,12 +6,11 @@ import argparse
 import sys
 from typing import Any
 
-from dl2pa.backbones import is_small
 from dl2pa.commands.bench import COMPILE, Measured, add_steps, measure, numbers, one_model, words
 from dl2pa.commands.options import Parser, add_json
-from dl2pa.config.schema import BACKBONES
 from dl2pa.errors import EXIT_USER_ERROR, UserError
 from dl2pa.osutil import usable_cores
+from dl2pa.specs import BACKBONES, SMALL_BACKBONE
 
 
 def _precision(args: argparse.Namespace, world: Any) -> str:
@@ -22,7 +21,7 @@ def _precision(args: argparse.Namespace, world: Any) -> str:
 def _concurrent(args: argparse.Namespace, world: Any) -> Measured:
     from benchmarks.concurrent import bench_concurrent
 
-    model = one_model(args, [name for name in BACKBONES if is_small(name)])
+    model = one_model(args, [name for name, spec in BACKBONES.items() if spec.small])
     counts = numbers("--processes", args.processes, 1)
     compile = COMPILE[words("--compile", args.compile, tuple(COMPILE), most=1)[0]]
     steps = args.batch_size, args.steps, args.rounds
@@ -60,11 +59,11 @@ def build_parser() -> argparse.ArgumentParser:
         return benchmark
 
     concurrent = add("concurrent", "Several trainings at once on one device, next to one alone.")
-    add_steps(concurrent, "resnet32")
+    add_steps(concurrent, SMALL_BACKBONE)
     concurrent.add_argument("--processes", default="1,2,4", metavar="LIST", help="numbers of runs (1,2,4)")
     concurrent.add_argument("--compile", default="off", metavar="MODE", help="on, off or graphs (off)")
     checkpoint = add("checkpoint", "Steps during a checkpoint, next to steps without one.")
-    add_steps(checkpoint, "resnet32")
+    add_steps(checkpoint, SMALL_BACKBONE)
     for benchmark in (concurrent, checkpoint):
         benchmark.add_argument("--precision", metavar="P", help="fp32, bf16 or fp16 (GPU: bf16, CPU: fp32)")
     index = add("index", "Opening a data index with millions of images.")

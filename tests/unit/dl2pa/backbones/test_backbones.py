@@ -5,8 +5,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dl2pa.backbones import build_embedder, likes_channels_last
+from dl2pa.backbones import build_embedder
 from dl2pa.backbones.cifar import CifarResNet
+from dl2pa.specs import BACKBONES
 
 
 def parameters(module: nn.Module) -> int:
@@ -120,5 +121,5 @@ def test_the_memory_format_changes_no_result() -> None:
         images.contiguous(memory_format=torch.channels_last)
     )
     assert torch.allclose(plain, last, atol=1e-5)
-    assert likes_channels_last("resnet32")
-    assert not likes_channels_last("swin_t")
+    assert BACKBONES["resnet32"].channels_last
+    assert not BACKBONES["swin_t"].channels_last

@@ -1,0 +1,49 @@
+"""Table of the data sets: one row each. Imports nothing, so that the configuration can read it without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """Properties of one value of `data.dataset`.
+
+    Attributes:
+        layout: `arrays` in memory, image `files` on disk, or `generated` batches.
+        loader: `data.loader` chosen by `auto`.
+        opener: `module:function`; arrays: (root, split); files: (root, split, classes); None: an image folder or no
+            files at all.
+        long_tail: `module:function` of a published long-tailed training split, (root, imbalance).
+        needs_root: whether the user must set `data.root`.
+    """
+
+    layout: Literal["arrays", "files", "generated"]
+    loader: Literal["dali", "resident", "synthetic"]
+    opener: str | None = None
+    long_tail: str | None = None
+    needs_root: bool = True
+
+
+IMAGE_FOLDER = "imagefolder"
+CIFAR100 = "cifar100"
+SYNTHETIC = "synthetic"
+
+DATASETS = {
+    IMAGE_FOLDER: DatasetSpec("files", "dali"),
+    "tiny_imagenet": DatasetSpec("files", "dali", "pipelines.datasets.tiny_imagenet:index_tiny_imagenet"),
+    "cifar10": DatasetSpec("arrays", "resident", "pipelines.datasets.cifar:load_cifar10"),
+    CIFAR100: DatasetSpec("arrays", "resident", "pipelines.datasets.cifar:load_cifar100"),
+    "svhn": DatasetSpec("arrays", "resident", "pipelines.datasets.svhn:load_svhn"),
+    # The authors' long-tailed SVHN: a third of its training labels is wrong.
+    "svhn_lt_legacy": DatasetSpec(
+        "arrays",
+        "resident",
+        "pipelines.datasets.svhn:load_svhn",
+        long_tail="pipelines.datasets.svhn:load_svhn_lt_legacy",
+    ),
+    "stl10": DatasetSpec("arrays", "resident", "pipelines.datasets.stl10:load_stl10"),
+    "digits": DatasetSpec("files", "dali", "pipelines.datasets.digits:index_digits", needs_root=False),
+    SYNTHETIC: DatasetSpec("generated", "synthetic", needs_root=False),
+}

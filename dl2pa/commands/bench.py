@@ -156,7 +156,7 @@ def _train(args: argparse.Namespace, world: Any) -> Measured:
     slow = args.models is None and not gpu  # ResNet-50 on a CPU, within ten minutes
     switch = ("off", "on")
     choices = Choices(
-        models=words("--models", args.models or DEFAULT_BACKBONE, [*BACKBONES]),
+        models=words("--models", args.models or DEFAULT_BACKBONE, tuple(BACKBONES)),
         loaders=words("--loaders", args.loaders, LOADERS),
         precisions=words("--precision", args.precision or ("bf16" if gpu else "fp32"), PRECISIONS),
         channels_last=[word == "on" for word in words("--channels-last", args.channels_last, switch)],

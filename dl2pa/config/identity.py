@@ -88,17 +88,13 @@ def check_resumable(before: Mapping[str, Any], now: Identity) -> None:
     for key in sorted(differing(before, now), key=lambda key: (key == "data.fingerprint", key)):
         old, new = before.get(key), now.get(key)
         if key.startswith(_CHANGEABLE) and key not in _NOT_CHANGEABLE:
-            log.warning("%s changed from %s to %s; the new value is used from now on", key, old, new)
+            log.warning("%s changed from %s to %s; training continues with the new value", key, old, new)
             continue
-        what = (
-            "the images differ from those" if key == "data.fingerprint" else f"was {old!r} in the checkpoint"
-        )
-        raise UserError(
-            "data.root" if key == "data.fingerprint" else key,
-            new,
-            f"{what} this run directory was started with",
-            "Use another --run-dir for another run, or restore the old value.",
-        )
+        remedy = "Use another --run-dir for a new run, or restore the old value."
+        if key == "data.fingerprint":
+            message = "the images differ from those this run was started with"
+            raise UserError("data.root", new, message, remedy)
+        raise UserError(key, new, f"this run was started with {old!r}", remedy)
 
 
 def group_name(config: Config) -> str:

@@ -31,7 +31,10 @@ def _concurrent(args: argparse.Namespace, world: Any) -> Measured:
 def _checkpoint(args: argparse.Namespace, world: Any) -> Measured:
     from benchmarks.checkpoint import bench_checkpoint
 
-    models, steps = words("--models", args.models, tuple(BACKBONES)), (args.batch_size, args.steps, args.rounds)
+    models, steps = (
+        words("--models", args.models, tuple(BACKBONES)),
+        (args.batch_size, args.steps, args.rounds),
+    )
     return *bench_checkpoint(models, *steps, _precision(args, world), world), {}
 
 

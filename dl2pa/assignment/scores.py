@@ -152,6 +152,13 @@ class ScoreSearch:
         with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
             return np.concatenate([np.empty(0), *pool.map(chunk, range(0, len(first), _CHUNK))])
 
+    def exact_all(self) -> Floats:
+        """Float64 scores of all pairs, row by row; the same bits as `exact`, which a matrix product does not give."""
+        shape = self.points.shape
+        return np.concatenate(
+            [np.einsum("ed,ed->e", np.broadcast_to(row, shape), self.points) for row in self.rows]
+        )
+
     def _sampled(self, these: Tensor, others: Tensor, count: int) -> Tensor:
         """For each of `these` the score that about `count` of the others exceed, estimated on a sample."""
         total = len(others)

@@ -203,14 +203,9 @@ class _Problem:
             return match_rows(self.graph, self._weights, start.columns if start else self._current, start)
 
     def _take_all_pairs(self) -> None:
-        from threadpoolctl import threadpool_limits
-
         with self._timed("candidates"):
-            # One thread: how BLAS splits the work may change a last bit.
-            with threadpool_limits(1, user_api="blas"):
-                scores = self._search.rows @ self._search.points.T
             self.graph = Graph.complete(self.graph.shape)
-            self._weights = _rounded(scores.ravel())
+            self._weights = _rounded(self._search.exact_all())
 
     def _find_candidates(self) -> None:
         with self._timed("candidates"):

@@ -148,7 +148,7 @@ ROWS: dict[str, tuple[Command, str, str, str]] = {
         lambda p: ["train", p.file("loop.yaml", "base: loop.yaml\n")],
         "base",
         "loop.yaml",
-        "circle",
+        "circular",
     ),
     "unknown command": (lambda p: ["trian"], "command line", "trian", "--help"),
     "unknown option": (lambda p: ["train", p.config, "--epochs", 5], "command line", "--epochs", "--help"),

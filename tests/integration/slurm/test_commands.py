@@ -135,11 +135,11 @@ def test_a_cancelled_run_resumes_with_fewer_nodes(
 
     resumed = dl2pa("resume", job.run, "--nodes=1", "--json")
     assert resumed.code == 0, resumed.error
-    result = resumed.result
-    assert cluster.finish(result["job_id"]) == "COMPLETED", Path(result["log"]).read_text()
+    submission = resumed.result
+    assert cluster.finish(submission["job_id"]) == "COMPLETED", Path(submission["log"]).read_text()
     result = json.loads((job.run / "result.json").read_text())
     assert (result["steps"], result["world_size"]) == (232, 1)
-    log = dl2pa("logs", result["job_id"])
+    log = dl2pa("logs", submission["job_id"])
     assert f"from step {saved}" in log.output and "finished" in log.output
     assert "Traceback" not in dl2pa("logs", job.run, "--rank", "1").output
     (row,) = rows_of(dl2pa, job.run)

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
@@ -88,6 +88,7 @@ def test_the_best_of_all_permutations_is_found(classes: int, seed: int) -> None:
     dim=st.sampled_from([2, 3, 10, 64]),
     seed=st.integers(0, 2**16),
 )
+@example(kind="ties everywhere", count=204, dim=10, seed=204)  # one rounded score used to depend on the path
 @settings(max_examples=30, deadline=None)
 def test_as_good_as_the_dense_solver_from_any_candidates(kind: str, count: int, dim: int, seed: int) -> None:
     """The same permutation from 8, 32 and 128 candidates and from the complete graph."""

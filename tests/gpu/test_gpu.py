@@ -1,4 +1,4 @@
-"""What only a GPU can show: steps without a host sync, the same statistic, training in each precision."""
+"""Checks that need a GPU: steps without a host sync, equal statistics, training in each precision."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _pipeline(world: World, recipe: Transforms):
     ],
     ids=lambda method: str(method.get("name", "dl2pa")),
 )
-def test_a_step_never_waits_for_the_device(world: World, precision: str, method: dict[str, object]) -> None:
+def test_training_step_has_no_host_sync(world: World, precision: str, method: dict[str, object]) -> None:
     config = _config(method, precision=precision)
     recipe = Transforms(image_size=32, train=True, crop="pad", trivial_augment=True, erasing=0.5)
     pipeline = _pipeline(world, recipe)
@@ -84,7 +84,7 @@ def test_a_step_never_waits_for_the_device(world: World, precision: str, method:
     assert train_state.meter.read() > 0
 
 
-def test_the_statistic_is_that_of_the_cpu(world: World) -> None:
+def test_statistic_equals_the_cpu_statistic(world: World) -> None:
     features = torch.randn(512, 16).round(decimals=3)
     features /= features.norm(dim=1, keepdim=True)
     labels = torch.randint(0, 7, (512,))
@@ -97,7 +97,7 @@ def test_the_statistic_is_that_of_the_cpu(world: World) -> None:
     assert (here.sums - there.sums.cpu()).abs().max() < 512 * 2**10
 
 
-def test_the_assignment_is_that_of_the_cpu(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_assignment_equals_the_cpu_assignment(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Candidates found on the GPU, with TF32 allowed elsewhere, give the same permutation."""
     monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
     random = np.random.default_rng(0)
@@ -111,7 +111,7 @@ def test_the_assignment_is_that_of_the_cpu(world: World, monkeypatch: pytest.Mon
         assert np.array_equal(found.assignment, expected.assignment)
 
 
-def test_trivial_augment_gives_the_pixels_of_the_cpu(world: World) -> None:
+def test_trivial_augment_pixels_equal_the_cpu_pixels(world: World) -> None:
     images = torch.randint(0, 256, (128, 3, 64, 64), dtype=torch.uint8)
     draw = draw_trivial(0, 0, np.arange(128))
     there = apply_trivial(images.to(world.device), draw).cpu()

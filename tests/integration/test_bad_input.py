@@ -21,7 +21,7 @@ USER_ERROR, FAILURE = 2, 1
 
 @dataclass(frozen=True)
 class Places:
-    """What a row's command line may refer to."""
+    """Paths that the command line of a row uses."""
 
     folder: Path
     config: Path
@@ -73,7 +73,7 @@ ROWS: dict[str, tuple[Command, str, str, str]] = {
     "wrong type": (training("train.epochs=many"), "train.epochs", "many", "dl2pa config"),
     "not key=value": (training("train.epochs"), "override", "train.epochs", "train.epochs=5"),
     "missing data folder": (training("data.root=/nowhere/at/all"), "data.root", "/nowhere/at/all", "folder"),
-    "folder without halves": (_empty_folder, "data.root", "empty", "train"),
+    "folder without splits": (_empty_folder, "data.root", "empty", "train"),
     "no data folder given": (training("data.root="), "data.root", "not set", "DL2PA_DATA"),
     "class count": (training("data.num_classes=11"), "data.num_classes", "11", "data.num_classes=10"),
     "class list lacks a folder": (_class_list, "data.classes", "'9'", "data.classes"),
@@ -112,7 +112,7 @@ ROWS: dict[str, tuple[Command, str, str, str]] = {
         "",
     ),
     "word2vec without vectors": (training("method.name=word2vec"), "method.class_vectors", "", ".npy"),
-    "word2vec of classes alike": (
+    "word2vec with equal vectors": (
         lambda p: _class_vectors(p, np.ones((10, 4), dtype=np.float32)),
         "method.class_vectors",
         "",
@@ -158,10 +158,10 @@ ROWS: dict[str, tuple[Command, str, str, str]] = {
         "taken",
         "--run-dir",
     ),
-    "evaluate a folder that is no run": (lambda p: ["evaluate", p.digits], "run", "digits", "dl2pa train"),
+    "evaluate a folder without a run": (lambda p: ["evaluate", p.digits], "run", "digits", "dl2pa train"),
     "evaluate nothing": (lambda p: ["evaluate", p.folder / "no-run"], "run", "no-run", "dl2pa train"),
-    "sync a folder that is no run": (lambda p: ["sync", p.digits], "run", "digits", ""),
-    "export a folder that is no run": (lambda p: ["export", p.digits], "run", "digits", "dl2pa train"),
+    "sync a folder without a run": (lambda p: ["sync", p.digits], "run", "digits", ""),
+    "export a folder without a run": (lambda p: ["export", p.digits], "run", "digits", "dl2pa train"),
     "predict without a model": (
         lambda p: ["predict", p.digits, p.file("x.jpeg")],
         "model",
@@ -201,16 +201,16 @@ def test_refused(name: str, places: Places) -> None:
     assert not (places.run / "checkpoints").exists() or not any((places.run / "checkpoints").iterdir())
 
 
-def test_a_refusal_ends_the_process_with_code_2(places: Places, program: Program) -> None:
-    """The same through the operating system, with the message for people and nothing on standard output."""
+def test_a_refused_command_exits_with_code_2(places: Places, program: Program) -> None:
+    """Without --json, one line on standard error and nothing on standard output."""
     done = program.start(*training("train.epoch=5")(places)).completed()
     assert done.code == USER_ERROR
     assert done.output == ""
     assert done.error.count("\n") == 1
 
 
-def test_an_error_that_only_a_rank_can_find_reaches_the_command(places: Places, program: Program) -> None:
-    """Under torchrun the message of the rank becomes the message of the launching command."""
+def test_error_found_by_one_rank_is_reported_by_the_command(places: Places, program: Program) -> None:
+    """Under torchrun the launching command prints the message of the rank."""
     file = sorted((places.digits / "val" / "3").iterdir())[0]
     shutil.copytree(places.digits / "val", places.folder / "val")
     bad = places.folder / "val" / "3" / file.name
@@ -225,20 +225,20 @@ def test_an_error_that_only_a_rank_can_find_reaches_the_command(places: Places, 
 
 
 def make_corrupt(root: Path) -> list[str]:
-    """Break training images; returns those that must be counted: cut short, empty, text, undecodable."""
+    """Damage training images. Return those that must be counted: truncated, empty, text, undecodable."""
     folders = sorted((root / "train").iterdir())
     files = [sorted(folder.iterdir())[0] for folder in folders[:4]]
-    whole = files[0].read_bytes()
-    files[0].write_bytes(whole[: len(whole) // 2])
+    content = files[0].read_bytes()
+    files[0].write_bytes(content[: len(content) // 2])
     files[1].write_bytes(b"")
-    files[2].write_text("this is no picture\n" * 20)
-    # A Huffman table that cannot be: the header is sound, decoding fails.
+    files[2].write_text("not an image\n" * 20)
+    # An impossible Huffman table: the header is valid, decoding fails.
     data = bytearray(files[3].read_bytes())
     table = data.index(b"\xff\xc4")
     data[table + 5 : table + 21] = b"\xff" * 16
     files[3].write_bytes(bytes(data))
-    # Damage amid the compressed data: Pillow and DALI only warned and decoded zeros, random bytes, a restart
-    # marker or an early end there, so it is not among the files to be counted; the run has to finish all the same.
+    # Damage within the compressed data: Pillow and DALI decode it with a warning, so the file is not counted. The run
+    # must still finish.
     undetected = sorted(folders[4].iterdir())[0]
     data = bytearray(undetected.read_bytes())
     middle = (data.index(b"\xff\xda") + 14 + len(data)) // 2
@@ -271,7 +271,7 @@ def test_corrupt_training_images_are_counted_named_and_replaced(
 
 
 @pytest.mark.parametrize("nproc", [1, pytest.param(2, marks=pytest.mark.thorough)])
-def test_corrupt_images_of_every_rank_are_in_the_result_after_a_kill_too(
+def test_corrupt_images_of_all_ranks_are_counted_after_a_kill(
     nproc: int, corrupt: tuple[Path, list[str]], places: Places, train: Callable[..., Training]
 ) -> None:
     root, files = corrupt
@@ -287,7 +287,9 @@ def test_corrupt_images_of_every_rank_are_in_the_result_after_a_kill_too(
     assert_identical(cut.run, whole.run)
 
 
-def test_more_corrupt_training_images_than_allowed(corrupt: tuple[Path, list[str]], places: Places) -> None:
+def test_more_corrupt_training_images_than_allowed_are_refused(
+    corrupt: tuple[Path, list[str]], places: Places
+) -> None:
     root, files = corrupt
     changed = (f"data.root={root}", "data.max_bad_fraction=0.001", "train.epochs=2")
     done = run_here(*training(*changed)(places), "--json")
@@ -296,9 +298,7 @@ def test_more_corrupt_training_images_than_allowed(corrupt: tuple[Path, list[str
 
 
 @pytest.mark.parametrize("nproc", [1, pytest.param(2, marks=pytest.mark.thorough)])
-def test_a_non_finite_loss_stops_the_run_and_names_the_remedy(
-    nproc: int, places: Places, program: Program
-) -> None:
+def test_non_finite_loss_stops_the_run_with_a_remedy(nproc: int, places: Places, program: Program) -> None:
     changed = (
         "optim.lr=1.0e+30",
         "optim.warmup_epochs=0",

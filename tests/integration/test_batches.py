@@ -85,8 +85,8 @@ def test_batches_are_the_same_for_every_world_size_and_start(loader: str, digits
 
 
 @pytest.mark.parametrize("loader", LOADERS)
-def test_used_pipeline_can_start_at_any_step(loader: str, digits: Path) -> None:
-    """After an iteration that was abandoned in the middle of an epoch."""
+def test_abandoned_pipeline_restarts_at_any_step(loader: str, digits: Path) -> None:
+    """The first iteration is abandoned in the middle of an epoch."""
     config = make_config(digits, loader)
     expected = global_batches(config, 1, epoch=3, start=26)
     assert len(expected) == 3
@@ -106,7 +106,7 @@ def test_seed_changes_the_order(digits: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.thorough)])
-def test_epoch_has_no_image_twice_and_drops_the_remainder(size: int, digits: Path) -> None:
+def test_epoch_repeats_no_image_and_drops_the_remainder(size: int, digits: Path) -> None:
     config = make_config(digits, "resident")
     config = parse_config(with_changes(config, {"data": {"trivial_augment": False, "erasing": 0.0}}))
     dropped: list[frozenset[int]] = []

@@ -1,4 +1,4 @@
-"""What a reviewer sees: MLflow's real pages in headless Chromium, on runs that were really trained.
+"""MLflow's pages in headless Chromium, on trained runs.
 
 Screenshots go to build/browser.
 """
@@ -68,7 +68,7 @@ def address_of(url: str) -> tuple[str, int]:
 
 
 class Browser:
-    """Headless Chromium. Now and then it stops answering for good on a busy machine: then another one is started."""
+    """Headless Chromium, restarted when it stops answering, which happens on a busy machine."""
 
     answer_s, attempts = 30, 4
 
@@ -78,7 +78,7 @@ class Browser:
         self._driver: Any = None
 
     def see(self, look: Callable[[Any], str]) -> str:
-        """What `look` makes of the driver."""
+        """Page text as `look` reads it from the driver."""
         from selenium.common.exceptions import WebDriverException
         from urllib3.exceptions import HTTPError
 
@@ -201,7 +201,7 @@ def recorded(ui: str) -> list[Any]:
     return sorted(found, key=lambda run: run.data.tags["seed"])
 
 
-def test_the_list_of_runs_opens_with_our_columns(look: Callable[..., str], recorded: list[Any]) -> None:
+def test_run_list_opens_with_the_experiment_columns(look: Callable[..., str], recorded: list[Any]) -> None:
     experiment = recorded[0].info.experiment_id
     place = f"/experiments/{experiment}/runs?viewStateShareKey=dl2pa-runs&workflowType=machine_learning"
     text = look(place, "runs", "val/top1", "val/ece", "train/loss", "2 matching runs", "Mean over seeds")
@@ -210,9 +210,7 @@ def test_the_list_of_runs_opens_with_our_columns(look: Callable[..., str], recor
         assert str(run.data.metrics["val/top1"])[:6] in text
 
 
-def test_seeds_of_a_recipe_are_one_line_with_their_mean(
-    look: Callable[..., str], recorded: list[Any]
-) -> None:
+def test_seeds_of_a_recipe_are_grouped_with_their_mean(look: Callable[..., str], recorded: list[Any]) -> None:
     experiment = recorded[0].info.experiment_id
     assert recorded[0].data.tags["group"] == recorded[1].data.tags["group"]
     mean = sum(run.data.metrics["val/top1"] for run in recorded) / 2
@@ -220,7 +218,7 @@ def test_seeds_of_a_recipe_are_one_line_with_their_mean(
     assert str(mean)[:6] in look(place, "seeds", "Group: dl2pa d=5")
 
 
-def test_a_run_says_what_it_is_how_it_went_and_where_its_siblings_are(
+def test_run_page_shows_description_result_and_related_runs(
     look: Callable[..., str], recorded: list[Any]
 ) -> None:
     run = recorded[0]
@@ -230,7 +228,7 @@ def test_a_run_says_what_it_is_how_it_went_and_where_its_siblings_are(
     look(siblings.partition("#")[2], "siblings", "2 matching runs")
 
 
-def test_a_run_shows_its_curves_and_files(look: Callable[..., str], recorded: list[Any]) -> None:
+def test_run_page_shows_curves_and_files(look: Callable[..., str], recorded: list[Any]) -> None:
     run = recorded[0]
     place = f"/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
     look(f"{place}/model-metrics{MODE}", "charts", "compactness", "moved", charts=3)
@@ -243,7 +241,7 @@ def test_a_run_shows_its_curves_and_files(look: Callable[..., str], recorded: li
     )
 
 
-def test_runs_are_compared_side_by_side(look: Callable[..., str], recorded: list[Any]) -> None:
+def test_compare_page_shows_runs_in_columns(look: Callable[..., str], recorded: list[Any]) -> None:
     ids = json.dumps([run.info.run_id for run in recorded])
     place = f'/compare-runs?runs={ids}&experiments=["{recorded[0].info.experiment_id}"]'
     text = look(place, "compare", "Comparing 2 Runs", "train.seed", "match/compactness")
@@ -263,8 +261,8 @@ def test_runs_are_compared_side_by_side(look: Callable[..., str], recorded: list
         ("attacker.example", 403),
     ],
 )
-def test_ui_answers_to_its_own_names_only(ui: str, host: str, status: int) -> None:
-    """A page of another site, whose name is made to mean this machine, could else read every run."""
+def test_ui_refuses_foreign_host_names(ui: str, host: str, status: int) -> None:
+    """Without this check a page of another site could read every run by DNS rebinding."""
     place = ui.removeprefix("http://")
     request = urllib.request.Request(f"{ui}/api/2.0/mlflow/experiments/search?max_results=1")
     request.add_header("Host", host.format(place, place.partition(":")[2]))
@@ -276,7 +274,7 @@ def test_ui_answers_to_its_own_names_only(ui: str, host: str, status: int) -> No
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1"])
-def test_ui_lets_others_in_only_where_that_is_meant(runs: Path, host: str) -> None:
+def test_ui_accepts_other_hosts_only_when_configured(runs: Path, host: str) -> None:
     refused = run_here("ui", "--runs", runs, "--host", host)
     assert refused.code == 2 and "--allow-others" in refused.error
     assert run_here("ui", "--runs", runs, "--allow-others", "name").code == 2
@@ -294,7 +292,7 @@ def test_ui_refuses_a_taken_port_and_a_folder_without_runs(runs: Path, tmp_path:
     assert "holds no mlflow.db" in refused.error
 
 
-def test_the_summary_and_the_confusions_stand_alone(
+def test_summary_and_confusion_pages_are_self_contained(
     recorded: list[Any], browser: Browser, ui: str, tmp_path: Path
 ) -> None:
     """Two pages of a run's artifacts, fetched from MLflow and opened without it."""

@@ -137,7 +137,7 @@ def record_of(client: Any, experiment: str, artifacts: Path) -> dict[str, Any]:
 
 @pytest.mark.thorough
 @pytest.mark.timeout(2400)
-def test_a_disturbed_record_equals_an_undisturbed_one(
+def test_mlflow_record_is_equal_after_disturbances(
     tracking_server: TrackingServer,
     database: Database,
     train: Callable[..., Training],

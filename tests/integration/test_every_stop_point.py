@@ -117,7 +117,9 @@ def finish(attempt: Attempts) -> None:
         pytest.param("crash", WARM_UP_THEN_FIXED, id="crash, warm-up then fixed", marks=pytest.mark.thorough),
     ],
 )
-def test_any_point(how: str, changes: Mapping[str, Any], attempts: Callable[..., Attempts]) -> None:
+def test_killed_at_any_stop_point_resumes_identically(
+    how: str, changes: Mapping[str, Any], attempts: Callable[..., Attempts]
+) -> None:
     whole = attempts("whole", changes)
     finish(whole)
     assert whole.polls == STOP_POINTS
@@ -136,7 +138,7 @@ def test_any_point(how: str, changes: Mapping[str, Any], attempts: Callable[...,
         assert [s for n, s in sorted(history) if n == "val/top1"] == [3, 6], f"point {point}"
 
 
-def test_many_short_attempts_reach_the_same_result(attempts: Callable[..., Attempts]) -> None:
+def test_many_short_attempts_give_the_same_result(attempts: Callable[..., Attempts]) -> None:
     changes = {**TINY, "data": IN_MEMORY}
     whole, cut = attempts("whole", changes), attempts("cut", changes)
     finish(whole)
@@ -193,7 +195,7 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
 }
 
 
-def test_damaged_newest_checkpoint_falls_back(
+def test_damaged_newest_checkpoint_falls_back_to_the_previous(
     attempts: Callable[..., Attempts], caplog: pytest.LogCaptureFixture
 ) -> None:
     changes = {**TINY, "data": IN_MEMORY}
@@ -216,7 +218,7 @@ def test_damaged_newest_checkpoint_falls_back(
         assert_identical(cut.run, whole.run)
 
 
-def test_only_damaged_checkpoints_are_refused_and_kept(
+def test_run_with_only_damaged_checkpoints_is_refused(
     attempts: Callable[..., Attempts],
 ) -> None:
     cut = attempts("cut")

@@ -24,7 +24,7 @@ def run(name: str, folder: Path) -> str:
     return process.stdout
 
 
-def test_plain_loop(tmp_path: Path) -> None:
+def test_plain_loop_example_runs(tmp_path: Path) -> None:
     output = run("plain_loop.py", tmp_path)
     moved = [int(n) for n in re.findall(r": (\d+) labels moved", output)]
     assert sum(moved) > 0
@@ -34,7 +34,7 @@ def test_plain_loop(tmp_path: Path) -> None:
 
 
 @pytest.mark.thorough
-def test_timm_model(tmp_path: Path) -> None:
+def test_timm_example_runs(tmp_path: Path) -> None:
     pytest.importorskip("timm", reason="timm is not installed")
     moved = re.search(r"step 6: (\d+) labels moved, ([-\d.]+) from ([-\d.]+)", run("timm_model.py", tmp_path))
     assert moved is not None, "the assignment is updated after step 6"

@@ -116,7 +116,7 @@ def test_interrupted_at_random_steps(
     assert_identical(training.run, undisturbed(nproc, changes).run)
 
 
-def test_the_undisturbed_run_learns_and_moves_labels(undisturbed: Undisturbed) -> None:
+def test_undisturbed_run_learns_and_changes_the_assignment(undisturbed: Undisturbed) -> None:
     """Runs that learn nothing would also be bit-identical."""
     outcome = outcome_of(undisturbed(1, {}).run)
     assert outcome.result["steps"] == STEPS
@@ -135,7 +135,7 @@ def test_without_figures_no_figures_or_pages_are_written(undisturbed: Undisturbe
         assert not (run / name).exists()
 
 
-def test_a_finished_run_is_reported_and_not_repeated(undisturbed: Undisturbed) -> None:
+def test_finished_run_is_reported_and_not_repeated(undisturbed: Undisturbed) -> None:
     training = undisturbed(1, {})
     before = (training.run / "status.json").read_bytes()
     again = training.finish()

@@ -60,7 +60,7 @@ def write_svhn(root: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "write"), [("stl10", write_stl10), ("svhn", write_svhn), ("svhn_lt_legacy", write_svhn)]
 )
-def test_a_shipped_long_tail_trains_and_tells_its_groups(
+def test_longtail_config_trains_and_reports_class_groups(
     name: str, write: Callable[[Path], None], tmp_path: Path
 ) -> None:
     data, run = tmp_path / "data", tmp_path / "run"
@@ -96,8 +96,8 @@ def test_a_shipped_long_tail_trains_and_tells_its_groups(
     assert latest.result == evaluated.result
 
 
-def test_a_run_adjusts_its_logits_to_the_classes_that_are_left(tmp_path: Path) -> None:
-    """The first step's loss, its weights being the same, differs by what the shares of the thinned data say."""
+def test_logit_adjustment_uses_the_thinned_class_counts(tmp_path: Path) -> None:
+    """With equal weights the losses of the first step differ by at most the logarithm of the class ratio."""
     (tmp_path / "data").mkdir()
     write_stl10(tmp_path / "data")
     losses: list[float] = []

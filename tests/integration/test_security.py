@@ -130,7 +130,7 @@ def foreign(undisturbed: Callable[..., Training], tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("variable", ["MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"])
-def test_a_server_that_only_the_run_names_gets_no_credentials(foreign: Path, variable: str) -> None:
+def test_server_named_only_by_the_run_gets_no_credentials(foreign: Path, variable: str) -> None:
     config = foreign / "config.yaml"
     address = f"http://127.0.0.1:{free_port()}"
     config.write_text(config.read_text().replace("uri: none", f"uri: {address}"))
@@ -140,9 +140,7 @@ def test_a_server_that_only_the_run_names_gets_no_credentials(foreign: Path, var
     assert f"{address}" in done.error and "named only by the run directory" in done.error
 
 
-def test_a_database_that_only_the_run_names_lies_beside_it_or_is_refused(
-    foreign: Path, tmp_path: Path
-) -> None:
+def test_database_named_only_by_the_run_must_be_in_its_folder(foreign: Path, tmp_path: Path) -> None:
     config = foreign / "config.yaml"
     config.write_text(config.read_text().replace("uri: none", f"uri: sqlite:///{tmp_path}/mine/other.db"))
     done = run_here("sync", foreign)
@@ -173,7 +171,7 @@ def test_sync_sends_no_file_from_outside_the_run(foreign: Path, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("chosen", ["all artifacts", "models only"])
-def test_a_database_beside_the_run_does_not_choose_where_files_are_written(
+def test_database_of_the_run_does_not_choose_where_files_go(
     foreign: Path, tmp_path: Path, chosen: str
 ) -> None:
     """MLflow's client writes a run's and a model's files to the paths that the database names."""
@@ -196,7 +194,7 @@ def test_a_database_beside_the_run_does_not_choose_where_files_are_written(
 
 
 @pytest.mark.parametrize("name", ["status.json", "events/run.json", "events/mlflow.json", "environment.json"])
-def test_a_deeply_nested_file_of_a_run_is_a_damaged_file(foreign: Path, name: str) -> None:
+def test_deeply_nested_file_is_reported_as_damaged(foreign: Path, name: str) -> None:
     (foreign / name).write_text("[" * 100_000)
     for command in (["report", foreign, "--out", foreign.parent / "report"], ["sync", foreign]):
         done = run_here(*command)

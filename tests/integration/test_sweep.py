@@ -61,7 +61,7 @@ def processes_below(folder: Path) -> list[int]:
     return found
 
 
-def test_a_sweep_is_stopped_resumed_by_the_same_command_and_reported(
+def test_stopped_sweep_resumes_by_the_same_command(
     command: list[Any], place: Path, tables: Path, program: Program, tmp_path: Path
 ) -> None:
     first = program.start(*command)
@@ -137,7 +137,7 @@ def _assert_reported(sweep: dict[str, Any], tables: Path, place: Path, out: Path
 
 
 @pytest.mark.thorough
-def test_a_run_that_fails_stops_no_other_and_is_named_at_the_end(
+def test_failed_run_of_a_sweep_is_named_and_stops_no_other(
     digits: Path, tmp_path: Path, place: Path, program: Program
 ) -> None:
     config = config_with(tmp_path / "config", digits, {**SMALL, "train": {"max_steps": 3}})
@@ -151,9 +151,7 @@ def test_a_run_that_fails_stops_no_other_and_is_named_at_the_end(
     assert "finite" in Path(bad["log"]).read_text()
 
 
-def test_runs_do_not_outlive_a_sweep_that_is_killed(
-    command: list[Any], place: Path, program: Program
-) -> None:
+def test_killed_sweep_leaves_no_running_process(command: list[Any], place: Path, program: Program) -> None:
     sweep = program.start(*command, "train.epochs=200", "--parallel", "2")
 
     def two_run() -> bool:

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.xdist_group("runs")
 STEP_TIMEOUT_S = 6
 
 
-def test_a_stuck_process_ends_the_run(train: Callable[..., Training]) -> None:
+def test_stuck_process_ends_the_run(train: Callable[..., Training]) -> None:
     changes = {"train": {"epochs": 50}, "launch": {"step_timeout_s": STEP_TIMEOUT_S}, "data": IN_MEMORY}
     training = train(2, "stuck", changes)
     started = training.start()

@@ -1,4 +1,4 @@
-"""The arrows of DESIGN.md: who may import whom, and what the heavy libraries may be left out of."""
+"""Import directions between packages, and commands that must not load heavy libraries."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-OURS = ("dl2pa", "launcher", "pipelines")
+PACKAGES = ("dl2pa", "launcher", "pipelines")
 METHOD = ("dl2pa.geometry", "dl2pa.assignment", "dl2pa.methods", "dl2pa.backbones")
 LEAVES = ("dl2pa.errors", "dl2pa.envvars", "dl2pa.osutil", "dl2pa.redaction")
 ABOVE_METHOD = (
@@ -22,7 +22,7 @@ ABOVE_METHOD = (
 
 
 def imports_of(file: Path) -> Iterator[str]:
-    """Every module a file imports, wherever in the file; of `from a import b` both a and a.b."""
+    """Modules imported anywhere in a file; for `from a import b` both a and a.b."""
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -38,11 +38,11 @@ def within(module: str, packages: tuple[str, ...]) -> bool:
 
 
 def imported(package: str) -> set[tuple[str, str]]:
-    """(file, module) for each import of ours in a package's sources."""
+    """(file, module) for each import of a product package in the sources of a package."""
     place = ROOT / package.replace(".", "/")
     files = sorted(place.rglob("*.py")) if place.is_dir() else [place.with_suffix(".py")]
     assert files, f"no sources of {package}"
-    return {(str(f.relative_to(ROOT)), m) for f in files for m in imports_of(f) if within(m, OURS)}
+    return {(str(f.relative_to(ROOT)), m) for f in files for m in imports_of(f) if within(m, PACKAGES)}
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def imported(package: str) -> set[tuple[str, str]]:
         ("dl2pa.config", ("dl2pa.config", "dl2pa.specs", *LEAVES)),
     ],
 )
-def test_a_package_imports_only_what_lies_below_it(package: str, allowed: tuple[str, ...]) -> None:
+def test_package_imports_only_lower_layers(package: str, allowed: tuple[str, ...]) -> None:
     # `from dl2pa import errors` yields the bare name too, which loads nothing but the version.
     assert {(f, m) for f, m in imported(package) if not within(m, allowed) and m != "dl2pa"} == set()
 
@@ -75,7 +75,7 @@ def test_a_package_imports_only_what_lies_below_it(package: str, allowed: tuple[
         ("dl2pa.reporting", ("dl2pa.commands", "dl2pa.cli", "launcher")),
     ],
 )
-def test_a_package_imports_nothing_above_it(package: str, forbidden: tuple[str, ...]) -> None:
+def test_package_imports_no_higher_layer(package: str, forbidden: tuple[str, ...]) -> None:
     assert {(f, m) for f, m in imported(package) if within(m, forbidden)} == set()
 
 
@@ -86,7 +86,7 @@ def loaded_by(statement: str) -> set[str]:
     return set(done.stdout.split())
 
 
-def test_the_command_line_answers_before_anything_heavy_is_loaded() -> None:
+def test_command_line_help_loads_no_heavy_library() -> None:
     heavy = {
         "torch",
         "pydantic",
@@ -101,8 +101,8 @@ def test_the_command_line_answers_before_anything_heavy_is_loaded() -> None:
     assert loaded_by("import dl2pa.cli; dl2pa.cli.build_parser().format_help()") & heavy == set()
 
 
-def test_a_launcher_of_processes_loads_nothing_that_only_they_need() -> None:
-    """On a cluster every node has one, and they all start at once."""
+def test_launching_process_loads_no_training_library() -> None:
+    """Every node of a cluster starts one at the same time."""
     heavy = {"torch", "mlflow", "nvidia.dali", "torchvision", "submitit", "scipy"}
     statement = "import dl2pa.commands.train, dl2pa.rundir, launcher.local"
     assert loaded_by(statement) & heavy == set()
@@ -126,8 +126,8 @@ sys.exit(train(config, Path(sys.argv[1]), "bare"))
 """
 
 
-def test_training_needs_neither_dali_mlflow_submitit_nor_torchvision(tmp_path: Path) -> None:
-    """Two steps, a matching and a validation run where those libraries cannot be imported."""
+def test_training_runs_without_optional_libraries(tmp_path: Path) -> None:
+    """Two steps, an assignment update and a validation, with the imports of these libraries blocked."""
     command = [sys.executable, "-c", STEPS_WITHOUT, tmp_path / "run"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
@@ -139,12 +139,12 @@ def test_importing_the_run_loads_no_optional_library() -> None:
     assert loaded_by("import dl2pa.training.run") & heavy == set()
 
 
-def test_reading_runs_needs_neither_torch_mlflow_nor_a_plot() -> None:
+def test_reading_runs_loads_neither_torch_mlflow_nor_matplotlib() -> None:
     heavy = {"torch", "nvidia.dali", "mlflow", "submitit", "torchvision", "matplotlib"}
     assert loaded_by("import dl2pa.commands.report") & heavy == set()
 
 
-def test_a_served_model_needs_no_library_of_training() -> None:
+def test_served_model_loads_no_training_library() -> None:
     """The model in MLflow pins what these two modules import; see dl2pa/tracking/payloads.py."""
     heavy = {"scipy", "pydantic", "yaml", "torchvision", "sklearn", "matplotlib", "mlflow", "nvidia.dali"}
     loaded = loaded_by("import dl2pa.model.inference, pipelines.single")

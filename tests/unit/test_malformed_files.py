@@ -18,8 +18,8 @@ from support.malformed import GOOD, PREPROCESSING, counted, jpeg, npy, small_ind
 TESTS = Path(__file__).resolve().parents[1]
 
 
-def test_sound_files_of_the_same_forms_are_read(tmp_path: Path) -> None:
-    """Else the refusals below would show nothing."""
+def test_valid_files_of_each_format_are_read(tmp_path: Path) -> None:
+    """Shows that the refusals of the next test are due to the damage."""
     (tmp_path / "cat").mkdir()
     for form in ("JPEG", "PNG", "WEBP", "BMP"):
         Image.new("RGB", (32, 16)).save(tmp_path / f"cat/1.{form.lower()}", form)
@@ -36,7 +36,7 @@ def test_sound_files_of_the_same_forms_are_read(tmp_path: Path) -> None:
 
 
 def test_every_malformed_file_is_refused_or_counted(tmp_path: Path) -> None:
-    """Nothing in them runs either: `gs` stands for Ghostscript, which Pillow starts for an EPS file."""
+    """Code in the files is not executed either: the fake `gs` replaces Ghostscript, which Pillow starts for EPS files."""
     ghostscript = tmp_path / "bin/gs"
     ghostscript.parent.mkdir()
     ghostscript.write_text(f"#!/bin/sh\ntouch '{tmp_path}/work/TRACE'\n")

@@ -193,9 +193,7 @@ def test_an_array_is_one_sweep_listed_and_cancelled_together(
     assert {run.data.params["train.seed"] for run in mlflow_runs} == {"0", "1"}
 
 
-def test_a_final_error_ends_the_job_and_comes_first_in_the_log(
-    submit: Callable[..., Job], dl2pa: Command
-) -> None:
+def test_final_error_ends_the_job_and_is_first_in_the_log(submit: Callable[..., Job], dl2pa: Command) -> None:
     job = submit({"optim": {"lr": 1e30}, "data": IN_MEMORY}, name="diverges", nodes=1)
     assert job.finish() == "FAILED"
     assert job.starts() == 1, job.log

@@ -36,7 +36,7 @@ def test_valid_files_of_each_format_are_read(tmp_path: Path) -> None:
 
 
 def test_every_malformed_file_is_refused_or_counted(tmp_path: Path) -> None:
-    """Code in the files is not executed either: the fake `gs` replaces Ghostscript, which Pillow starts for EPS files."""
+    """Code in the files is not executed: the fake `gs` replaces Ghostscript, which Pillow starts for EPS files."""
     ghostscript = tmp_path / "bin/gs"
     ghostscript.parent.mkdir()
     ghostscript.write_text(f"#!/bin/sh\ntouch '{tmp_path}/work/TRACE'\n")

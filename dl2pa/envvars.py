@@ -27,6 +27,12 @@ HEAD = "DL2PA_HEAD"
 PORT = "DL2PA_PORT"
 """Port at which the ranks of a SLURM job meet; set by the batch script."""
 
+RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+"""Set by torchrun for each process that it starts."""
+
+RENDEZVOUS = ("MASTER_ADDR", "MASTER_PORT")
+"""Address at which the processes of torchrun meet; also set by other programs."""
+
 TRACKING_URI = "MLFLOW_TRACKING_URI"
 """MLflow's own variable for the tracking server."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import time
@@ -11,6 +10,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+
+from dl2pa.process import environment_without_ranks
 
 _POLL_S = 0.1
 _IMPATIENT = 3
@@ -96,7 +97,7 @@ class Pool:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, **task.env, **self._places[place]},
+                env={**environment_without_ranks(), **task.env, **self._places[place]},
                 process_group=0,  # a terminal's Ctrl-C reaches this process alone, which passes it on once
             )
         self._running[number] = (process, self._free.pop())

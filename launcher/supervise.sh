@@ -29,6 +29,7 @@ supervise() {
     return 75
   fi
   trap '_request_stop "$run"' USR2 TERM
+  unset RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE # left over from the shell of `dl2pa submit`
   export DL2PA_SUPERVISED=1 DL2PA_LAUNCHED="$SLURM_JOB_ID.$restarts"
   export DL2PA_HEAD=${DL2PA_HEAD:-${SLURMD_NODENAME:-$(hostname)}} DL2PA_PORT
   DL2PA_PORT=$(_free_port)

@@ -24,10 +24,11 @@ def run(args: argparse.Namespace) -> int:
 
     check_names(args.name, args.alias)  # before anything heavy is imported
 
+    from dl2pa.config.tracking import check_uri
     from dl2pa.osutil import read_json
     from dl2pa.redaction import has_hidden_credentials
     from dl2pa.rundir import RunDirectory
-    from dl2pa.tracking import check_uri, choose_uri, sync
+    from dl2pa.tracking import choose_uri, sync
     from dl2pa.tracking.payloads import model_payload
     from dl2pa.tracking.spool import load_identity
     from dl2pa.tracking.sync import resolve_uri

@@ -119,7 +119,7 @@ def _length(entry: Entry) -> str:
 
 
 def _check_uri(args: argparse.Namespace) -> None:
-    from dl2pa.tracking import check_uri
+    from dl2pa.config.tracking import check_uri
 
     check_uri("--uri", args.uri)
     if args.mlflow is None:

@@ -26,9 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from dl2pa.config.tracking import check_uri
     from dl2pa.reporting.runs import find_runs
     from dl2pa.rundir import RunDirectory
-    from dl2pa.tracking import check_uri
 
     if args.uri is not None:
         check_uri("--uri", args.uri)

@@ -27,7 +27,7 @@ from dl2pa.config import Config
 from dl2pa.container import in_container
 from dl2pa.errors import EXIT_DONE, EXIT_FAILURE, EXIT_STOPPED, EXIT_USER_ERROR, TrainingFailure, UserError
 from dl2pa.osutil import read_json
-from dl2pa.process import die_with_parent, inside_torchrun, note_command
+from dl2pa.process import die_with_parent, note_command, torchrun_ranks
 from dl2pa.rundir import RunDirectory
 from dl2pa.runplan import RunPlan, RunSpec, plan_runs
 from launcher.node import Node, listen_again, this_node
@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if os.environ.get(envvars.AGENT_PID) or "SLURM_STEP_ID" in os.environ:
         die_with_parent()  # before the imports, which take seconds
-    if inside_torchrun():
+    if torchrun_ranks():
         code = _train_as_rank(_plan(args))
         if multiprocessing.parent_process() is None:  # started by torchrun itself, not by our agent
             _exit_at_once(code)

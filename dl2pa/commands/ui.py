@@ -39,7 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from dl2pa.tracking import check_uri, sqlite_file
+    from dl2pa.config.tracking import check_uri
+    from dl2pa.tracking import sqlite_file
     from dl2pa.tracking.local import LocalServer, ServerFailed
 
     store = args.uri or _store_of(args.runs)

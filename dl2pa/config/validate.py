@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from dl2pa.config.checks import check_batches, check_lengths, check_loader, check_method
 from dl2pa.config.schema import Config
+from dl2pa.config.tracking import check_tracking
 from dl2pa.errors import UserError
 
 
@@ -36,6 +37,7 @@ def validate(config: Config, world_size: int, data: DataSizes | None = None) -> 
     """
     check_loader(config)
     check_batches(config, world_size)
+    check_tracking(config.tracking)
     if data is None:
         return
     if data.num_val == 0:

@@ -9,6 +9,7 @@ import threading
 from dl2pa.redaction import redact
 from dl2pa.tracking.delivery import Delivery
 from dl2pa.tracking.filelock import Busy
+from dl2pa.tracking.refusal import brief, refusal
 from dl2pa.tracking.server import RunDeleted
 
 _log = logging.getLogger(__name__)
@@ -63,10 +64,12 @@ class Sender(threading.Thread):
         except Exception as error:
             self._failures += 1
             if self._failures == 1:
+                refused = refusal(error)
                 self._warn(
-                    "MLflow at %s cannot be reached (%s); training continues, events are kept in %s",
+                    "MLflow at %s %s (%s); training continues, events are kept in %s",
                     redact(self._delivery.uri),
-                    _brief(error),
+                    "refuses the events" if refused else "cannot be reached",
+                    refused or brief(error),
                     self._delivery.run_dir / "events",
                 )
             return _backoff(self._failures, _MAX_BACKOFF_AT_END if finishing else MAX_BACKOFF_SECONDS)
@@ -83,9 +86,3 @@ class Sender(threading.Thread):
 def _backoff(failures: int, longest: float) -> float:
     seconds = min(longest, 2.0 ** min(failures - 1, 10))
     return seconds * random.uniform(0.8, 1.0)
-
-
-def _brief(error: Exception) -> str:
-    """Error on one line, without secrets and without traceback."""
-    text = " ".join(redact(f"{type(error).__name__}: {error}").split())
-    return text if len(text) <= 300 else text[:299] + "…"

@@ -19,6 +19,7 @@ from dl2pa.errors import UserError
 from dl2pa.redaction import redact
 from dl2pa.tracking.imports import importing
 from dl2pa.tracking.model import log_model
+from dl2pa.tracking.refusal import ExperimentDeleted
 from dl2pa.tracking.spool import Event, Identity
 from dl2pa.tracking.views import set_up_experiment
 
@@ -31,7 +32,6 @@ MAX_METRICS = 1000
 MAX_PARAMS = 100
 _STATUS = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED", "killed": "KILLED"}
 _REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST")
-_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
 _DEFAULTS = {
     # Requests are bounded; the sender retries with back-off.
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
@@ -306,6 +306,8 @@ def ensure_experiment(client: Any, uri: str, name: str) -> str:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
         experiment = client.get_experiment_by_name(name)
+    if experiment.lifecycle_stage != "active":
+        raise ExperimentDeleted(f"the experiment {name} (id {experiment.experiment_id}) was deleted")
     set_up_experiment(client, experiment)
     return str(experiment.experiment_id)
 
@@ -323,18 +325,6 @@ def connect(uri: str) -> tuple[Any, type[Exception]]:
         if not uri.startswith("http"):
             importlib.import_module("mlflow.store.tracking.sqlalchemy_store")
     return mlflow.MlflowClient(tracking_uri=uri), MlflowException
-
-
-def check_uri(field: str, uri: str) -> None:
-    """Refuse a URI that is not a tracking server or database, including `none`.
-
-    Raises:
-        UserError: the scheme is not supported.
-    """
-    scheme, colon, _ = uri.partition(":")
-    if not colon or scheme.split("+")[0] not in _SCHEMES:
-        remedy = f"Give a URI that begins with one of {', '.join(f'{s}:' for s in _SCHEMES)}."
-        raise UserError(field, redact(uri), "is not the URI of a tracking server or database", remedy)
 
 
 def sqlite_file(uri: str) -> Path | None:

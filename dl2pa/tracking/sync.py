@@ -15,6 +15,7 @@ from dl2pa.rundir import RunDirectory
 from dl2pa.tracking.delivery import Delivery, count_events
 from dl2pa.tracking.filelock import Busy, exclusive_lock
 from dl2pa.tracking.nodes import OtherNodes
+from dl2pa.tracking.refusal import refusal
 from dl2pa.tracking.server import RunDeleted, set_client_defaults, sqlite_file
 from dl2pa.tracking.spool import Spool, load_identity
 from dl2pa.tracking.sync_state import last_server
@@ -101,6 +102,10 @@ def sync(
             error = str(deleted)
             break
         except Exception as failure:
+            refused = refusal(failure)
+            if refused is not None:
+                error = f"the server refuses the events: {refused}"
+                break
             error = redact(f"{type(failure).__name__}: {failure}")
     return SyncReport(
         run_dir=run_dir,

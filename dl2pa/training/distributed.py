@@ -17,7 +17,7 @@ from dl2pa import envvars
 from dl2pa.config import Config
 from dl2pa.errors import UserError
 from dl2pa.osutil import usable_cores
-from dl2pa.process import die_with_parent, inside_torchrun
+from dl2pa.process import Ranks, die_with_parent, torchrun_ranks
 
 log = logging.getLogger(__name__)
 
@@ -63,32 +63,56 @@ def choose_device(name: str, local_rank: int) -> torch.device:
 def join_world(config: Config) -> World:
     """Join the process group that torchrun describes, if any; set threads and device."""
     env = os.environ
-    rank, size = int(env.get("RANK", "0")), int(env.get("WORLD_SIZE", "1"))
-    local_rank, local_size = int(env.get("LOCAL_RANK", "0")), int(env.get("LOCAL_WORLD_SIZE", "1"))
-    device = choose_device(config.launch.device, local_rank)
+    described = torchrun_ranks()
+    ranks = described or Ranks(0, 1, 0, 1)
+    device = choose_device(config.launch.device, ranks.local_rank)
     allocated = env.get("SLURM_GPUS_ON_NODE", "0")
-    if device.type == "cpu" and config.launch.device == "auto" and allocated != "0" and rank == 0:
+    if device.type == "cpu" and config.launch.device == "auto" and allocated != "0" and ranks.rank == 0:
         log.warning(
             "%s GPU(s) are allocated on this node, but torch finds none: training on the CPU", allocated
         )
-    threads = config.launch.threads or max(1, usable_cores() // local_size)
+    threads = config.launch.threads or max(1, usable_cores() // ranks.local_size)
     torch.set_num_threads(threads)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     side_group = None
-    if inside_torchrun():
+    if described:
         die_with_parent()
         timeout = datetime.timedelta(seconds=config.launch.timeout_s)
         rendezvous: dict[str, Any] = {}
         if envvars.STORE in env:  # one machine: no port is opened beyond loopback
-            store = dist.FileStore(env[envvars.STORE], size)
+            store = dist.FileStore(env[envvars.STORE], ranks.size)
             store.set_timeout(timeout)
-            rendezvous = {"store": store, "rank": rank, "world_size": size}
+            rendezvous = {"store": store, "rank": ranks.rank, "world_size": ranks.size}
         elif config.launch.interface:
             env["NCCL_SOCKET_IFNAME"] = env["GLOO_SOCKET_IFNAME"] = config.launch.interface
-        dist.init_process_group(choose_backend(config.launch.backend, device), timeout=timeout, **rendezvous)
+        backend = choose_backend(config.launch.backend, device)
+        if rendezvous or env.get(envvars.LAUNCH):
+            dist.init_process_group(backend, timeout=timeout, **rendezvous)
+        else:
+            _join_foreign_group(backend, timeout, ranks)
         side_group = dist.new_group(backend="gloo", timeout=timeout)
-    return World(rank, size, local_rank, local_size, device, threads, side_group)
+    return World(ranks.rank, ranks.size, ranks.local_rank, ranks.local_size, device, threads, side_group)
+
+
+def _join_foreign_group(backend: str, timeout: datetime.timedelta, ranks: Ranks) -> None:
+    """Join the process group of a torchrun that dl2pa did not start.
+
+    Raises:
+        UserError: the other processes do not arrive; the variables may be left over from another program.
+    """
+    names = (*envvars.RANKS, *envvars.RENDEZVOUS)
+    values = " ".join(f"{name}={os.environ[name]}" for name in names)
+    log.info(
+        "waiting up to %d s for %d other processes (%s)", timeout.total_seconds(), ranks.size - 1, values
+    )
+    try:
+        dist.init_process_group(backend, timeout=timeout)
+    except dist.DistError as error:
+        remedy = f"Start all {ranks.size} processes, or run `unset {' '.join(envvars.RANKS)}` to train alone."
+        raise UserError(
+            "environment", values, f"the other processes did not arrive: {error}", remedy
+        ) from error
 
 
 def choose_backend(name: str, device: torch.device) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -207,6 +208,24 @@ def test_a_refused_command_exits_with_code_2(places: Places, program: Program) -
     assert done.code == USER_ERROR
     assert done.output == ""
     assert done.error.count("\n") == 1
+
+
+def test_leftover_rank_variables_are_refused(places: Places) -> None:
+    done = run_here(*training()(places), "--json", env={"WORLD_SIZE": "8"})
+    assert_refused(done, "environment", "WORLD_SIZE=8", "unset WORLD_SIZE")
+    assert not places.run.exists()
+
+
+def test_missing_processes_of_a_foreign_torchrun_are_named(places: Places, program: Program) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = {"RANK": 0, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
+    ranks |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    env = {name: str(value) for name, value in ranks.items()}
+    done = program.start(*training("launch.timeout_s=1")(places), "--json", env=env).completed()
+    assert "waiting up to 1 s for 1 other processes" in done.error
+    assert_refused(done, "environment", f"MASTER_PORT={port}", "Start all 2 processes")
 
 
 def test_error_found_by_one_rank_is_reported_by_the_command(places: Places, program: Program) -> None:

@@ -1,10 +1,12 @@
 """Tracking with a real MLflow server that is killed, restarted, loses responses or gets duplicates."""
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -136,6 +138,40 @@ def test_sqlite_store_direct(mlflow_server: MlflowServer, tmp_path: Path) -> Non
     report = sync(run, alive=False)
     assert (report.events_sent, report.left, report.run_id) == (0, 0, tracker.mlflow_run_id)
     assert report.already_there == 105
+
+
+DAMAGE = {
+    "experiment": (
+        "UPDATE experiments SET lifecycle_stage = 'deleted' WHERE name = 'exp'",
+        "mlflow experiments restore",
+    ),
+    "older schema": ("UPDATE alembic_version SET version_num = '0c779009ac13'", "mlflow db upgrade"),
+    "newer schema": (
+        "UPDATE alembic_version SET version_num = 'ffffffffffff'",
+        "MLflow version of the database",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_store_that_refuses_the_run_is_reported_with_a_remedy(
+    kind: str, mlflow_server: MlflowServer, tmp_path: Path
+) -> None:
+    statement, remedy = DAMAGE[kind]
+    shutil.copy(mlflow_server.database, tmp_path / "mlflow.db")
+    mlflow.MlflowClient(local_uri(tmp_path)).create_experiment("exp")
+    with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as database, database:
+        database.execute(statement)
+    run = tmp_path / "runs" / "run"
+    tracker = Tracker(run, enabled=True, uri=None, experiment="exp", run_name="a run", attempt=1)
+    tracker.start({}, {})
+    tracker.finish("finished")
+    copied = tmp_path / "store"
+    copied.mkdir()
+    shutil.copy(tmp_path / "mlflow.db", copied / "mlflow.db")  # MLflow caches stores by address
+    report = sync(run, local_uri(copied))
+    assert report.error is not None and remedy in report.error
+    assert (report.events_sent, report.left) == (0, 2)
 
 
 def test_lost_responses_and_resending_create_no_duplicates(

@@ -72,6 +72,7 @@ class RunDirectory:
         self.events = root / "events"
         self.spool = self.events / "events.jsonl"
         self.identity = self.events / "run.json"
+        self.place = self.events / "place.json"
         self.sync_state = self.events / "mlflow.json"
         self.sync_lock = self.events / "mlflow.json.lock"
         self.mlflow_model = self.events / "mlflow-model"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Concatenate, Literal, ParamSpec
 
 from dl2pa.redaction import redact
+from dl2pa.tracking.copies import detach_copy
 from dl2pa.tracking.delivery import Delivery
 from dl2pa.tracking.sanitize import clean_tags
 from dl2pa.tracking.sender import Sender
@@ -77,6 +78,7 @@ class Tracker:
         if not enabled:
             return
         try:
+            detach_copy(self._run_dir)
             self._spool = Spool(self._run_dir, attempt)
             self._identity = ensure_identity(self._run_dir, experiment, run_name)
             if uri is not None:

@@ -26,6 +26,8 @@ from dl2pa.tracking.views import set_up_experiment
 _log = logging.getLogger(__name__)
 
 RUN_TAG = "dl2pa.run_uuid"
+COPIED_TAG = "dl2pa.copied_from"
+"""run_uuid of the run whose directory was copied."""
 EXPERIMENT_ID, RUN_ID = "@experiment@", "@run@"
 """Placeholders for MLflow ids in tag values that are written before the ids are known."""
 MAX_METRICS = 1000
@@ -91,6 +93,7 @@ class Server:
 
     def __init__(self, uri: str, identity: Identity, last_run_id: str | None, *, trusted: bool) -> None:
         self._client, self._error = connect(uri)
+        self._run_uuid = identity.run_uuid
         run = self._find_or_create_run(uri, identity, last_run_id)
         self.run_id, self._experiment_id = str(run.info.run_id), str(run.info.experiment_id)
         self._untrusted = None if trusted else uri
@@ -125,7 +128,7 @@ class Server:
         for first in range(0, len(params), MAX_PARAMS):
             self._log_all("params", params[first : first + MAX_PARAMS])
         state = {
-            RUN_TAG: event["run"]["run_uuid"],
+            RUN_TAG: self._run_uuid,
             "dl2pa.attempt": str(event["a"]),
             "dl2pa.state": "running",
         }
@@ -224,11 +227,12 @@ class Server:
         if run is None and last_run_id is not None:
             run = self._get(last_run_id)
         if run is None:
+            copied = {COPIED_TAG: identity.copied_from} if identity.copied_from else {}
             run = self._client.create_run(
                 experiment,
                 start_time=identity.created,
                 run_name=identity.run_name,
-                tags={RUN_TAG: identity.run_uuid},
+                tags={RUN_TAG: identity.run_uuid, **copied},
             )
             _log.info("MLflow run %s (%s)", run.info.run_id, identity.run_name)
         if run.info.lifecycle_stage != "active":

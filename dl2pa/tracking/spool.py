@@ -111,6 +111,8 @@ class Identity:
     run_name: str
     created: int
     """Milliseconds since 1970."""
+    copied_from: str | None = None
+    """run_uuid of the run whose directory was copied; None if there is none."""
 
 
 def load_identity(run_dir: Path) -> Identity | None:
@@ -119,7 +121,7 @@ def load_identity(run_dir: Path) -> Identity | None:
     content = read_json(run.identity)
     if not content:
         starts = (e.event for e in read_events(run.spool) if e.event and e.event["e"] == "start")
-        content = next((start["run"] for start in starts), {})
+        content = next(reversed([start["run"] for start in starts]), {})  # a copy has a later identity
     try:
         identity = Identity(**content) if content else None
     except TypeError:

@@ -46,6 +46,16 @@ def save_sync_state(run_dir: Path, uri: str, state: SyncState) -> None:
         _log.debug("could not save the sync state: %s", error)
 
 
+def forget_runs(run_dir: Path) -> None:
+    """Forget what was sent, but keep the addresses of the servers.
+
+    Raises:
+        OSError: the state cannot be written.
+    """
+    content = {"servers": {name: asdict(SyncState()) for name in _servers(run_dir)}}
+    write_atomically(RunDirectory(run_dir).sync_state, json.dumps(content))
+
+
 def last_server(run_dir: Path) -> str | None:
     """Return the URI of the last server, without credentials."""
     return next(reversed(_servers(run_dir)), None)

@@ -21,7 +21,7 @@ import pytest
 
 from dl2pa.rundir import RunDirectory
 from dl2pa.tracking import Tracker, local_uri, sync
-from dl2pa.tracking.server import RUN_TAG
+from dl2pa.tracking.server import COPIED_TAG, RUN_TAG
 from dl2pa.tracking.spool import read_events
 from dl2pa.tracking.sync_state import load_sync_state, save_sync_state
 from support.paths import REPOSITORY
@@ -143,7 +143,7 @@ def test_sqlite_store_direct(mlflow_server: MlflowServer, tmp_path: Path) -> Non
 DAMAGE = {
     "experiment": (
         "UPDATE experiments SET lifecycle_stage = 'deleted' WHERE name = 'exp'",
-        "mlflow experiments restore",
+        "experiments restore",
     ),
     "older schema": ("UPDATE alembic_version SET version_num = '0c779009ac13'", "mlflow db upgrade"),
     "newer schema": (
@@ -172,6 +172,30 @@ def test_a_store_that_refuses_the_run_is_reported_with_a_remedy(
     report = sync(run, local_uri(copied))
     assert report.error is not None and remedy in report.error
     assert (report.events_sent, report.left) == (0, 2)
+
+
+def attempt(run: Path, number: int, uri: str) -> Tracker:
+    tracker = Tracker(run, enabled=True, uri=uri, experiment="copies", run_name="a run", attempt=number)
+    tracker.start({"lr": 0.1}, {})
+    tracker.metrics(number, {"loss": float(number)})
+    tracker.finish("stopped")
+    return tracker
+
+
+def test_a_copied_run_directory_becomes_a_run_of_its_own(mlflow_server: MlflowServer, tmp_path: Path) -> None:
+    original, copy, uri = tmp_path / "original", tmp_path / "copy", mlflow_server.uri
+    first = attempt(original, 1, uri)
+    shutil.copytree(original, copy)
+    second, third = attempt(copy, 2, uri), attempt(original, 2, uri)
+    fourth = attempt(copy, 3, uri)
+    assert first.mlflow_run_id == third.mlflow_run_id
+    assert second.mlflow_run_id == fourth.mlflow_run_id != first.mlflow_run_id
+    client = mlflow.MlflowClient(uri)
+    assert second.mlflow_run_id is not None and first.mlflow_run_id is not None
+    tags = client.get_run(second.mlflow_run_id).data.tags
+    assert (tags[RUN_TAG], tags[COPIED_TAG]) == (second.run_uuid, first.run_uuid)
+    assert_same(client, second.mlflow_run_id, copy)
+    assert_same(client, first.mlflow_run_id, original)
 
 
 def test_lost_responses_and_resending_create_no_duplicates(

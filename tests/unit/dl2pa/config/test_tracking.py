@@ -57,7 +57,7 @@ def test_refusal_shows_no_password() -> None:
 
 @pytest.mark.parametrize("name", ["", "  ", "a\nb", "x" * 501])
 def test_names_that_mlflow_refuses_are_refused(name: str) -> None:
-    with pytest.raises(UserError, match="tracking.experiment"):
+    with pytest.raises(UserError, match=r"tracking\.experiment"):
         check_experiment("tracking.experiment", name)
 
 
@@ -68,5 +68,5 @@ def test_settings_and_environment_are_checked(monkeypatch: pytest.MonkeyPatch) -
     assert refused.value.field == envvars.TRACKING_URI
     for tracking in ({"uri": "none"}, {"enabled": False}, {"uri": "http://host"}):
         check_tracking(parse_config({"tracking": tracking}).tracking)
-    with pytest.raises(UserError, match="tracking.uri"):
+    with pytest.raises(UserError, match=r"tracking\.uri"):
         check_tracking(parse_config({"tracking": {"uri": "mlruns"}}).tracking)

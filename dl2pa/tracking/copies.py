@@ -6,6 +6,7 @@ folder where the run last trained still exists elsewhere and contains the same r
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import uuid
@@ -40,9 +41,10 @@ def detach_copy(run_dir: Path) -> None:
             forget_runs(run_dir)
             write_atomically(run.identity, json.dumps(asdict(copied)))
             _log.warning("%s is a copy of %s and is recorded as a new MLflow run", root, original)
-    status = root.stat()
-    run.place.parent.mkdir(parents=True, exist_ok=True)
-    write_json(run.place, {"path": str(root), "device": status.st_dev, "inode": status.st_ino})
+    with contextlib.suppress(OSError):
+        run.place.parent.mkdir(parents=True, exist_ok=True)
+        status = root.stat()
+        write_json(run.place, {"path": str(root), "device": status.st_dev, "inode": status.st_ino})
 
 
 def _contains(folder: Path, run_uuid: str) -> bool:

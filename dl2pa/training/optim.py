@@ -23,8 +23,39 @@ def build_optimizer(module: nn.Module, config: OptimConfig, fused: bool) -> torc
     for group, settings in zip(groups, group_settings(config), strict=True):
         group.update(settings)
     if config.name == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, fused=fused or None)
+        optimizer = torch.optim.SGD(groups, lr=config.lr, fused=fused or None)
+        if fused and config.momentum:
+            _init_momentum(optimizer)
+        return optimizer
     return torch.optim.AdamW(groups, lr=config.lr, fused=fused or None)
+
+
+def _init_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Set the momentum to zero, which gives the same first step as no momentum.
+
+    The fused kernel allocates momentum without initializing it at the first step. If that step is skipped because its
+    fp16 gradients overflow, the next step would use the uninitialized memory.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], config: OptimConfig) -> None:
+    """Load a saved state for the device, memory format and hyperparameters of this attempt.
+
+    Args:
+        state: a state dict, whose tensors may come from another device or memory format.
+    """
+    fused = [group.get("fused") for group in optimizer.param_groups]
+    # With `fused` set, torch moves the step count to the parameters' device.
+    groups = [{**group, "fused": value} for group, value in zip(state["param_groups"], fused, strict=True)]
+    optimizer.load_state_dict({**state, "param_groups": groups})
+    for parameter, entries in optimizer.state.items():
+        for name, value in entries.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                entries[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+    apply_settings(optimizer, config)
 
 
 def group_settings(config: OptimConfig) -> list[dict[str, object]]:
@@ -38,7 +69,7 @@ def group_settings(config: OptimConfig) -> list[dict[str, object]]:
 
 
 def apply_settings(optimizer: torch.optim.Optimizer, config: OptimConfig) -> None:
-    """Set the configured hyperparameters again after a load, which restores those of the checkpoint."""
+    """Set the configured hyperparameters, which a load replaces by those of the checkpoint."""
     for group, settings in zip(optimizer.param_groups, group_settings(config), strict=True):
         group.update(settings)
 

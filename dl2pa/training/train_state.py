@@ -20,7 +20,7 @@ from dl2pa.specs import BACKBONES
 from dl2pa.training.distributed import World
 from dl2pa.training.ema import ModelEma
 from dl2pa.training.meter import TrainMeter
-from dl2pa.training.optim import apply_settings, build_optimizer, learning_rate
+from dl2pa.training.optim import build_optimizer, learning_rate, load_optimizer
 from pipelines.batch import Batch
 from pipelines.mixing import apply_mix, draw_mix
 from pipelines.rng import Stream, random_bits
@@ -189,11 +189,7 @@ class TrainState:
     def load(self, state: dict[str, Any]) -> None:
         """Restore a state dict; hyperparameters are taken from the configuration."""
         self.model.load_state_dict(state["model"])
-        fused = [group.get("fused") for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(state["optimizer"])
-        for group, value in zip(self.optimizer.param_groups, fused, strict=True):
-            group["fused"] = value  # depends on this device, not on the checkpoint's
-        apply_settings(self.optimizer, self._config.optim)
+        load_optimizer(self.optimizer, state["optimizer"], self._config.optim)
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.model.method.refresh()

@@ -2,14 +2,16 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dl2pa.config.schema import OptimConfig
-from dl2pa.training.optim import apply_settings, build_optimizer, learning_rate
+from dl2pa.training.optim import build_optimizer, learning_rate, load_optimizer
 
 STEPS = 10
 
@@ -49,7 +51,7 @@ def test_step_schedule_falls_right_after_each_milestone() -> None:
 
 
 def test_the_schedule_of_the_long_tailed_recipe() -> None:
-    """Warm-up 5, then x0.1 after 160 and x0.01 after 180 of 200 epochs (ALGORITHMS, section 4)."""
+    """Warm-up 5, then x0.1 after 160 and x0.01 after 180 of 200 epochs."""
     optim = config(lr=0.1, schedule="step", milestones=[160, 180], warmup_epochs=5)
     at = {epoch: learning_rate(optim, epoch * STEPS, STEPS, 200) for epoch in (0, 5, 159, 160, 180, 199)}
     expected = {0: 0.001, 5: 0.1, 159: 0.1, 160: 0.01, 180: 0.001, 199: 0.001}
@@ -129,6 +131,70 @@ def test_hyperparameters_after_a_load_are_the_configured() -> None:
     old = build_optimizer(Net(), config(momentum=0.9, weight_decay=1e-4), fused=False)
     changed = config(momentum=0.5, weight_decay=5e-4)
     optimizer = build_optimizer(Net(), changed, fused=False)
-    optimizer.load_state_dict(old.state_dict())
-    apply_settings(optimizer, changed)
+    load_optimizer(optimizer, old.state_dict(), changed)
     assert [(g["momentum"], g["weight_decay"]) for g in optimizer.param_groups] == [(0.5, 5e-4), (0.5, 0.0)]
+
+
+@pytest.fixture
+def uninitialized_memory_is_nan() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def steps_with_scaler(gradients: list[float], optim: OptimConfig, *, fused: bool) -> Tensor:
+    """Weights after steps with these gradients under fp16's gradient scaler."""
+    module = nn.Linear(4, 3, bias=False)
+    nn.init.ones_(module.weight)
+    optimizer = build_optimizer(module, optim, fused=fused)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
+    for gradient in gradients:
+        scaler.scale((module.weight * gradient).sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+    return module.weight.detach()
+
+
+@pytest.mark.usefixtures("uninitialized_memory_is_nan")
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_an_overflow_at_the_first_step_is_skipped(name: str) -> None:
+    optim = config(name=name, lr=0.1, momentum=0.9, nesterov=True)
+    skipped = steps_with_scaler([math.inf, 1.0, 2.0], optim, fused=True)
+    assert torch.equal(skipped, steps_with_scaler([1.0, 2.0], optim, fused=True))
+    assert torch.allclose(skipped, steps_with_scaler([1.0, 2.0], optim, fused=False))
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+@pytest.mark.parametrize(("saved", "loaded"), [("cpu", "cuda"), ("cuda", "cpu"), ("cuda", "cuda")])
+def test_a_state_moves_between_cpu_and_gpu(name: str, saved: str, loaded: str) -> None:
+    """Fake tensors replace those of a GPU. The saved state is in host memory, as a checkpoint is read."""
+    optim = config(name=name, lr=0.1, momentum=0.9)
+    module = nn.Linear(4, 3, bias=False)
+    optimizer = build_optimizer(module, optim, fused=False)
+    module.weight.grad = torch.ones_like(module.weight)
+    optimizer.step()
+    state = optimizer.state_dict()
+    for group in state["param_groups"]:
+        group["fused"] = saved == "cuda" or None
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        resumed = build_optimizer(nn.Linear(4, 3, bias=False, device=loaded), optim, fused=loaded == "cuda")
+        load_optimizer(resumed, state, optim)
+        (entries,) = resumed.state.values()
+        assert entries.keys() == {"momentum_buffer"} if name == "sgd" else {"step", "exp_avg", "exp_avg_sq"}
+        assert {value.device.type for value in entries.values()} == {loaded}
+    assert [group["fused"] for group in resumed.param_groups] == [loaded == "cuda" or None] * 2
+
+
+def test_a_state_takes_the_memory_format_of_the_parameters() -> None:
+    saved, loaded = Net(), Net()
+    loaded.to(memory_format=torch.channels_last)
+    optim = config(lr=0.1, momentum=0.9)
+    old, new = build_optimizer(saved, optim, fused=False), build_optimizer(loaded, optim, fused=False)
+    for parameter in saved.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    old.step()
+    load_optimizer(new, old.state_dict(), optim)
+    before, after = old.state[saved.conv.weight], new.state[loaded.conv.weight]
+    assert torch.equal(before["momentum_buffer"], after["momentum_buffer"])
+    assert after["momentum_buffer"].stride() == loaded.conv.weight.stride() != saved.conv.weight.stride()

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from dl2pa import envvars
-from dl2pa.commands.cells import expand_cells, select
 from dl2pa.commands.options import (
     add_grid,
     add_renamed,
@@ -25,6 +24,7 @@ from dl2pa.commands.options import (
     nonempty_text,
 )
 from dl2pa.commands.output import note, say, table
+from dl2pa.commands.published_runs import expand_results, select_results
 from dl2pa.config import Config, fingerprint
 from dl2pa.config.published import load_published, published_file
 from dl2pa.config.sweep import Sweep, is_sweep, load_sweep
@@ -132,7 +132,7 @@ def _read_request(args: argparse.Namespace) -> SweepRequest:
     if file is not None and is_sweep(file):
         sweep = load_sweep(file)
         config = file.parent / sweep.config if sweep.config else None
-    published = tuple(args.published or sweep.cells)
+    published = tuple(args.published or sweep.published)
     variants = _select_variants(_variants(sweep, file, config), args.variant, file)
     if bool(config or variants) == bool(published):
         message = "cannot be combined with published results" if published else "is missing"
@@ -149,7 +149,7 @@ def _read_request(args: argparse.Namespace) -> SweepRequest:
         config=config,
         published=published,
         overrides=(*(() if variants else sweep.override_texts()), *(w for w in words if w not in files)),
-        grid=(*(args.grid or ()), *sweep.array_texts()),
+        grid=(*(args.grid or ()), *sweep.grid_texts()),
         parallel=args.parallel or sweep.parallel,
         variants=variants,
     )
@@ -163,10 +163,10 @@ def _variants(sweep: Sweep, file: Path | None, config: Path | None) -> tuple[Var
         path = file.parent / variant_config if isinstance(variant_config, str) else config
         if path is None:
             remedy = "Give sweep.config, or a config in each variant."
-            raise UserError(field, variant_config, "names no configuration", remedy)
-        if duplicates := sorted(sweep.array.keys() & sweep.variants[name].keys()):
+            raise UserError(field, variant_config, "has no configuration", remedy)
+        if duplicates := sorted(sweep.grid.keys() & sweep.variants[name].keys()):
             remedy = "Remove the key from one of them."
-            raise UserError(field, duplicates[0], "is set by the variant and by sweep.array", remedy)
+            raise UserError(field, duplicates[0], "is set by the variant and by sweep.grid", remedy)
         variants.append((name, path, (*sweep.override_texts(), *overrides)))
     return tuple(variants)
 
@@ -196,8 +196,8 @@ def _expand(request: SweepRequest, tables: Path | None) -> list[RunSpec]:
         return specs
     if request.config is not None:
         return expand(request.config, request.overrides, request.grid)
-    _, cells = load_published(published_file(tables))
-    return expand_cells(select(cells, request.published), request.overrides, request.grid)
+    _, results = load_published(published_file(tables))
+    return expand_results(select_results(results, request.published), request.overrides, request.grid)
 
 
 def _tag(name: str, configs: Sequence[Config]) -> str:

@@ -1,4 +1,4 @@
-"""A sweep written down: the file that `dl2pa sweep` takes in place of a configuration."""
+"""Sweep files: YAML files with the single key `sweep`, which `dl2pa sweep` accepts instead of a configuration."""
 
 from __future__ import annotations
 
@@ -13,43 +13,43 @@ from dl2pa.config.schema import PositiveInt, Section
 from dl2pa.errors import UserError
 
 KEY = "sweep"
-"""The one key of such a file; no configuration has it."""
+"""The only top-level key of a sweep file; configurations do not have it."""
+_RENAMED_KEYS = {"sweep.cells": "sweep.published", "sweep.array": "sweep.grid"}
 
 
 class Sweep(Section):
-    """What `dl2pa sweep` is asked for; each key is also an option of the command line."""
+    """Content of a sweep file; most keys correspond to options of `dl2pa sweep`."""
 
     config: str | None = None
     """Configuration file, relative to this file."""
-    cells: tuple[str, ...] = ()
-    """Cells of the published tables, TABLE[:ROW[:COLUMN]], in place of a configuration."""
+    published: tuple[str, ...] = ()
+    """Published results to reproduce, TABLE[:ROW[:COLUMN]], instead of a configuration."""
     overrides: dict[str, Any] = {}
     """Values for every run, by key: `train.epochs: 5`."""
     variants: dict[str, dict[str, Any]] = {}
-    """Values that belong together, by a name of yours: `margin: {method.loss: cross_entropy, method.margin: 0.2}`. Each
-    is run with every combination of the array; the key `config` takes another configuration, relative to this file."""
-    array: dict[str, Any] = {}
-    """Values to sweep, by key, in all combinations: `optim.lr: [0.1, 0.2]`, `method.name: dl2pa,hpn`; one alone is one
-    value."""
+    """Named sets of values: `margin: {method.loss: cross_entropy, method.margin: 0.2}`. Each is run with every
+    combination of the grid; the key `config` selects another configuration, relative to this file."""
+    grid: dict[str, Any] = {}
+    """Values to sweep, by key, in all combinations: `optim.lr: [0.1, 0.2]` or `method.name: dl2pa,hpn`."""
     seeds: int | str | tuple[int, ...] | None = None
-    """Short for `train.seed` in `array`: 0..4, or a list."""
+    """Short for `train.seed` in `grid`: 0..4, or a list."""
     parallel: PositiveInt | None = None
-    """Runs at a time on this machine."""
+    """Concurrent runs on this machine."""
 
     def override_texts(self) -> list[str]:
-        """The overrides as the command line writes them."""
+        """Return the overrides in the form of the command line."""
         return _texts(self.overrides)
 
     def variant_texts(self) -> dict[str, tuple[str | None, list[str]]]:
-        """Each variant's configuration, where it has its own, and its overrides as the command line writes them."""
+        """Return each variant's configuration, if set, and its overrides in the form of the command line."""
         return {
             name: (values.get("config"), _texts({k: v for k, v in values.items() if k != "config"}))
             for name, values in self.variants.items()
         }
 
-    def array_texts(self) -> list[str]:
-        """The sweeps as the command line writes them, the seeds last."""
-        axes = {**self.array, **({} if self.seeds is None else {"train.seed": self.seeds})}
+    def grid_texts(self) -> list[str]:
+        """Return the grid in the form of the command line, seeds last."""
+        axes = {**self.grid, **({} if self.seeds is None else {"train.seed": self.seeds})}
         return [
             f"{key}={','.join(map(_text, values)) if isinstance(values, list | tuple) else _text(values)}"
             for key, values in axes.items()
@@ -61,34 +61,38 @@ def _texts(values: dict[str, Any]) -> list[str]:
 
 
 def _text(value: Any) -> str:
-    """A value as YAML reads it back, plain where it is a text: it also names the run for people."""
+    """Return a value that YAML reads back; strings without quotes, because the text is part of the run's title."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
 def is_sweep(path: Path) -> bool:
-    """Whether the file describes a sweep rather than a configuration.
+    """Return whether the file describes a sweep rather than a configuration.
 
     Raises:
-        UserError: there is no such file, or it is not YAML.
+        UserError: the file does not exist or is not YAML.
     """
     return KEY in read_yaml(path)
 
 
 def load_sweep(path: Path) -> Sweep:
-    """Read a file whose only key is `sweep`.
+    """Read a sweep file.
 
     Raises:
-        UserError: an unknown key or a bad value, naming it.
+        UserError: an unknown or renamed key, or an invalid value.
     """
     tree = read_yaml(path)
     if set(tree) != {KEY}:
         other = next(key for key in tree if key != KEY)
-        raise UserError(str(other), tree[other], f"stands beside `{KEY}:`", f"Put it below `{KEY}:`.")
+        raise UserError(
+            str(other), tree[other], f"cannot be combined with `{KEY}:`", f"Move it below `{KEY}:`."
+        )
     try:
         return Sweep.model_validate(tree[KEY] or {})
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join([KEY, *(str(part) for part in first["loc"])])
+        field = ".".join([KEY, *map(str, first["loc"])])
         message = first["msg"].removeprefix("Value error, ")
-        remedy = f"Known: {', '.join(Sweep.model_fields)}."
-        raise UserError(field, first["input"], message[0].lower() + message[1:], remedy) from None
+        message, remedy = message[0].lower() + message[1:], f"Known: {', '.join(Sweep.model_fields)}."
+        if field in _RENAMED_KEYS:
+            message, remedy = "the key was renamed", f"Use {_RENAMED_KEYS[field]}."
+        raise UserError(field, first["input"], message, remedy) from None

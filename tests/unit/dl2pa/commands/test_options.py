@@ -57,10 +57,10 @@ def test_a_host_that_is_none_is_blamed_and_not_the_port(
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["error"]["field"] == "--host"
 
 
-def test_a_key_of_the_array_is_no_variants(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_key_in_grid_and_variant_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "sweep.yaml"
     file.write_text(
-        f"sweep: {{config: {CONFIG}, array: {{optim.lr: [0.1, 0.2]}}, variants: {{slow: {{optim.lr: 0.01}}}}}}\n"
+        f"sweep: {{config: {CONFIG}, grid: {{optim.lr: [0.1, 0.2]}}, variants: {{slow: {{optim.lr: 0.01}}}}}}\n"
     )
     assert main(["sweep", str(file), "--dry-run", "--json"]) == 2
     error = json.loads(capsys.readouterr().out.splitlines()[-1])["error"]

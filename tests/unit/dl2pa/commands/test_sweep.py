@@ -1,4 +1,4 @@
-"""What `dl2pa sweep` plans and what it refuses; nothing is trained here."""
+"""`dl2pa sweep`: planned runs and refused input, without training."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Planned = list[tuple[Path, dict[str, str], Path]]
 
 
 @pytest.fixture(autouse=True)
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DL2PA_DATA", raising=False)
     Path("tiny.yaml").write_text(yaml.safe_dump(TINY))
@@ -36,37 +36,37 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def plan(capsys: pytest.CaptureFixture[str]) -> Callable[..., Planned]:
-    """What would be started: configuration, overrides and run directory of each."""
+    """Return configuration, overrides and run directory of each run in a dry run."""
 
     def dry_run(*arguments: str) -> Planned:
         assert main(["sweep", *arguments, "--dry-run"]) == 0, capsys.readouterr().err
-        found: Planned = []
+        runs: Planned = []
         for line in capsys.readouterr().out.splitlines():
-            start, module, program, command, config, *rest = shlex.split(line)
-            assert (start, module, program, command) == (sys.executable, "-m", "dl2pa", "train")
+            python, module, program, command, config, *rest = shlex.split(line)
+            assert (python, module, program, command) == (sys.executable, "-m", "dl2pa", "train")
             *overrides, option, run_dir, as_json = rest
             assert (option, as_json) == ("--run-dir", "--json")
-            found.append((Path(config), dict(text.split("=", 1) for text in overrides), Path(run_dir)))
-        return found
+            runs.append((Path(config), dict(text.split("=", 1) for text in overrides), Path(run_dir)))
+        return runs
 
     return dry_run
 
 
-def test_each_run_is_the_train_command_that_resumes_it(plan: Callable[..., Planned], place: Path) -> None:
-    found = plan("tiny.yaml", "--grid", "method.name=dl2pa,hpn", "--seeds", "0..1", "train.epochs=3")
-    swept = [(overrides["method.name"], overrides["train.seed"]) for _, overrides, _ in found]
+def test_each_run_is_the_train_command_that_resumes_it(plan: Callable[..., Planned], folder: Path) -> None:
+    runs = plan("tiny.yaml", "--grid", "method.name=dl2pa,hpn", "--seeds", "0..1", "train.epochs=3")
+    swept = [(overrides["method.name"], overrides["train.seed"]) for _, overrides, _ in runs]
     assert swept == [("dl2pa", "0"), ("dl2pa", "1"), ("hpn", "0"), ("hpn", "1")]
-    for config, overrides, run_dir in found:
+    for config, overrides, run_dir in runs:
         assert (config, overrides["train.epochs"]) == (Path("tiny.yaml"), "3")
         texts = [f"{key}={value}" for key, value in overrides.items()]
         name = f"tiny-{fingerprint(load_config('tiny.yaml', texts))}"
-        assert run_dir == place / "runs" / name, "where dl2pa train would put it"
+        assert run_dir == folder / "runs" / name, "the default directory of dl2pa train"
         assert "launch.threads" not in overrides
-    assert len({overrides["tracking.tags.sweep"] for _, overrides, _ in found}) == 1
-    assert not (place / "runs").exists()
+    assert len({overrides["tracking.tags.sweep"] for _, overrides, _ in runs}) == 1
+    assert not (folder / "runs").exists()
 
 
-def test_the_same_command_gives_the_same_tag_and_another_sweep_another(plan: Callable[..., Planned]) -> None:
+def test_the_tag_depends_only_on_the_configurations(plan: Callable[..., Planned]) -> None:
     def tag(*arguments: str) -> str:
         ((_, overrides, _), *_) = plan("tiny.yaml", *arguments)
         return json.loads(overrides["tracking.tags.sweep"])
@@ -77,7 +77,7 @@ def test_the_same_command_gives_the_same_tag_and_another_sweep_another(plan: Cal
     assert tag("--seeds", "0..1", "tracking.tags={sweep: mine}") == "mine"
 
 
-def test_runs_at_a_time_share_the_cores(
+def test_concurrent_runs_share_the_cores(
     plan: Callable[..., Planned], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(12)))
@@ -88,8 +88,8 @@ def test_runs_at_a_time_share_the_cores(
     assert threads == ["4"] * 4
     few = plan("tiny.yaml", "--seeds", "0..1", "--parallel", "9", "launch.nproc=2")
     assert [overrides["launch.threads"] for _, overrides, _ in few] == ["3", "3"]
-    own = plan("tiny.yaml", "--seeds", "0..1", "--parallel", "2", "launch.threads=5")
-    assert [overrides["launch.threads"] for _, overrides, _ in own] == ["5", "5"]
+    explicit = plan("tiny.yaml", "--seeds", "0..1", "--parallel", "2", "launch.threads=5")
+    assert [overrides["launch.threads"] for _, overrides, _ in explicit] == ["5", "5"]
 
 
 @pytest.mark.parametrize(
@@ -103,35 +103,35 @@ def test_runs_at_a_time_share_the_cores(
         ("4,5", ["launch.nproc=2"], [None] * 4),
     ],
 )
-def test_runs_of_one_process_are_dealt_out_over_the_gpus(
+def test_single_process_runs_are_distributed_over_the_gpus(
     visible: str, overrides: list[str], expected: list[str | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     configs = [load_config("tiny.yaml", ["launch.device=auto", *overrides])] * 6
-    assert [place.get("CUDA_VISIBLE_DEVICES") for place in worker_environments(configs, 4)] == expected
+    assert [env.get("CUDA_VISIBLE_DEVICES") for env in worker_environments(configs, 4)] == expected
 
 
-def test_a_sweep_file_with_the_command_line_over_it(plan: Callable[..., Planned], place: Path) -> None:
-    (place / "deep").mkdir()
-    (place / "tiny.yaml").rename(place / "deep/tiny.yaml")
+def test_the_command_line_overrides_a_sweep_file(plan: Callable[..., Planned], folder: Path) -> None:
+    (folder / "deep").mkdir()
+    (folder / "tiny.yaml").rename(folder / "deep/tiny.yaml")
     tree = {
         "config": "tiny.yaml",
         "seeds": "0..2",
-        "array": {"optim.lr": [0.1, 0.2]},
+        "grid": {"optim.lr": [0.1, 0.2]},
         "overrides": {"train.epochs": 3},
     }
-    (place / "deep/all.yaml").write_text(yaml.safe_dump({"sweep": tree}))
-    found = plan("deep/all.yaml", "--seeds", "7", "train.epochs=4", "--grid", "method.name=dl2pa,hpn")
-    assert [config for config, _, _ in found] == [Path("deep/tiny.yaml")] * 4
-    told = [
-        [o[key] for key in ("method.name", "optim.lr", "train.seed", "train.epochs")] for _, o, _ in found
+    (folder / "deep/all.yaml").write_text(yaml.safe_dump({"sweep": tree}))
+    runs = plan("deep/all.yaml", "--seeds", "7", "train.epochs=4", "--grid", "method.name=dl2pa,hpn")
+    assert [config for config, _, _ in runs] == [Path("deep/tiny.yaml")] * 4
+    values = [
+        [o[key] for key in ("method.name", "optim.lr", "train.seed", "train.epochs")] for _, o, _ in runs
     ]
-    assert told == [[m, lr, "7", "4"] for m in ("dl2pa", "hpn") for lr in ("0.1", "0.2")]
-    assert json.loads(found[0][1]["tracking.tags.sweep"]).startswith("all-")
+    assert values == [[m, lr, "7", "4"] for m in ("dl2pa", "hpn") for lr in ("0.1", "0.2")]
+    assert json.loads(runs[0][1]["tracking.tags.sweep"]).startswith("all-")
 
 
-def test_variants_of_a_sweep_file(plan: Callable[..., Planned], place: Path) -> None:
-    (place / "wide.yaml").write_text(
+def test_variants_of_a_sweep_file(plan: Callable[..., Planned], folder: Path) -> None:
+    (folder / "wide.yaml").write_text(
         yaml.safe_dump({**TINY, "model": {**TINY["model"], "widths": [8, 8, 8]}})
     )
     variants = {
@@ -140,37 +140,37 @@ def test_variants_of_a_sweep_file(plan: Callable[..., Planned], place: Path) -> 
         "wide": {"config": "wide.yaml", "method.match": {"every_steps": 7}},
     }
     tree = {"config": "tiny.yaml", "seeds": "0..1", "overrides": {"optim.lr": 0.1}, "variants": variants}
-    (place / "v.yaml").write_text(yaml.safe_dump({"sweep": tree}, sort_keys=False))
-    found = plan("v.yaml", "train.epochs=4")
-    told = [(c.name, o["optim.lr"], o.get("method.margin"), o["train.epochs"]) for c, o, _ in found[::2]]
-    assert told == [
+    (folder / "v.yaml").write_text(yaml.safe_dump({"sweep": tree}, sort_keys=False))
+    runs = plan("v.yaml", "train.epochs=4")
+    values = [(c.name, o["optim.lr"], o.get("method.margin"), o["train.epochs"]) for c, o, _ in runs[::2]]
+    assert values == [
         ("tiny.yaml", "0.1", None, "4"),
         ("tiny.yaml", "0.5", "0.2", "4"),
         ("wide.yaml", "0.1", None, "4"),
     ]
-    assert [o["train.seed"] for _, o, _ in found] == ["0", "1"] * 3
+    assert [o["train.seed"] for _, o, _ in runs] == ["0", "1"] * 3
     assert [o["optim.lr"] for _, o, _ in plan("v.yaml", "optim.lr=3")] == ["3"] * 6, (
-        "the command line comes last"
+        "the command line overrides variants"
     )
     chosen = plan("v.yaml", "train.epochs=4", "--variant", "wide", "--variant", "plain")
-    assert [run for _, _, run in chosen] == [run for _, _, run in (*found[:2], *found[4:])], (
-        "in the file's order"
+    assert [run for _, _, run in chosen] == [run for _, _, run in (*runs[:2], *runs[4:])], (
+        "in the order of the file"
     )
-    texts = [f"{key}={value}" for key, value in found[4][1].items()]
-    assert load_config(found[4][0], texts).method.match.every_steps == 7
+    texts = [f"{key}={value}" for key, value in runs[4][1].items()]
+    assert load_config(runs[4][0], texts).method.match.every_steps == 7
 
 
-def test_cells_of_a_table(plan: Callable[..., Planned], place: Path) -> None:
+def test_published_results_are_run(plan: Callable[..., Planned], folder: Path) -> None:
     row = {"top1": [1.0, 2.0], "config": "tiny.yaml", "overrides": ["model.embedding_dim={column}"]}
     rows = {"dl2pa": row, "hpn": {**row, "overrides": [*row["overrides"], "method.name=hpn"]}}
     table = {"title": "Small", "column": "d", "columns": [2, 3], "rows": rows}
-    (place / "p.yaml").write_text(yaml.safe_dump({"source": "us", "tables": {"small": table}}))
-    found = plan(
+    (folder / "p.yaml").write_text(yaml.safe_dump({"source": "test", "tables": {"small": table}}))
+    runs = plan(
         "--tables", "p.yaml", "--published", "small:hpn", "--published", "small:dl2pa:3", "--seeds", "4"
     )
-    told = [(o["model.embedding_dim"], o.get("method.name"), o["train.seed"]) for _, o, _ in found]
-    assert told == [("3", None, "4"), ("2", "hpn", "4"), ("3", "hpn", "4")]
-    assert json.loads(found[0][1]["tracking.tags.sweep"]).startswith("small-")
+    values = [(o["model.embedding_dim"], o.get("method.name"), o["train.seed"]) for _, o, _ in runs]
+    assert values == [("3", None, "4"), ("2", "hpn", "4"), ("3", "hpn", "4")]
+    assert json.loads(runs[0][1]["tracking.tags.sweep"]).startswith("small-")
 
 
 @pytest.mark.parametrize(
@@ -202,14 +202,14 @@ def test_cells_of_a_table(plan: Callable[..., Planned], place: Path) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_wrong_input_is_told_before_anything_starts(
-    arguments: list[str], field: str, capsys: pytest.CaptureFixture[str], place: Path
+def test_invalid_input_is_refused_before_any_run_starts(
+    arguments: list[str], field: str, capsys: pytest.CaptureFixture[str], folder: Path
 ) -> None:
     assert main(["sweep", *arguments, "--json"]) == 2
-    told = json.loads(capsys.readouterr().out.splitlines()[-1])["error"]
-    assert told["field"] == field
-    assert told["message"] and told["remedy"]
-    assert not (place / "runs").exists()
+    error = json.loads(capsys.readouterr().out.splitlines()[-1])["error"]
+    assert error["field"] == field
+    assert error["message"] and error["remedy"]
+    assert not (folder / "runs").exists()
 
 
 @pytest.mark.parametrize(
@@ -223,11 +223,11 @@ def test_wrong_input_is_told_before_anything_starts(
         ({"a": [1]}, "sweep.variants.a"),
     ],
 )
-def test_wrong_variants_are_told(
-    variants: dict[str, Any], field: str, capsys: pytest.CaptureFixture[str], place: Path
+def test_invalid_variants_are_refused(
+    variants: dict[str, Any], field: str, capsys: pytest.CaptureFixture[str], folder: Path
 ) -> None:
-    (place / "v.yaml").write_text(yaml.safe_dump({"sweep": {"variants": variants}}))
+    (folder / "v.yaml").write_text(yaml.safe_dump({"sweep": {"variants": variants}}))
     assert main(["sweep", "v.yaml", "--json"]) == 2
-    told = json.loads(capsys.readouterr().out.splitlines()[-1])["error"]
-    assert told["field"] == field
-    assert told["message"] and told["remedy"]
+    error = json.loads(capsys.readouterr().out.splitlines()[-1])["error"]
+    assert error["field"] == field
+    assert error["message"] and error["remedy"]

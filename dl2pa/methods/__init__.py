@@ -1,4 +1,4 @@
-"""Classifiers over embeddings, one file a method, behind one contract."""
+"""Classification methods on embeddings, one module per method, with a common interface."""
 
 from dl2pa.methods.base import Method
 from dl2pa.methods.options import MethodOptions

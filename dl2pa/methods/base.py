@@ -1,4 +1,4 @@
-"""The contract between a method and the training loop."""
+"""Interface between a method and the trainer."""
 
 from __future__ import annotations
 
@@ -14,16 +14,12 @@ from dl2pa.model.head import ClassifierHead
 
 
 class Method(nn.Module, ABC):
-    """A classifier over embeddings [B, d]: its loss, its logits and what it learns between gradient steps.
+    """Classifier on embeddings [B, d]: loss, logits and state that is not trained by gradients.
 
-    A method's state dict is complete: with the embedder's it determines every prediction, and with the data every later
-    step.
-
-    Args:
-        options: the choices in force.
+    The state dict is complete: with the embedder's it determines every prediction, and with the data every later step.
 
     Buffers:
-        adjustment: added to the logits of training's cross-entropy, [C]; None: nothing is.
+        adjustment: values added to the logits of the training cross-entropy, [C], or None.
     """
 
     adjustment: Tensor | None
@@ -37,26 +33,26 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def loss(self, features: Tensor, targets: Targets) -> Tensor:
-        """Scalar training loss, float32."""
+        """Return the training loss, a float32 scalar."""
 
     @abstractmethod
     def head(self) -> ClassifierHead:
-        """What predicts at present."""
+        """Return the current classifier head."""
 
     @abstractmethod
     def class_vectors(self) -> Tensor:
-        """Unit class vectors [C, d] in force, row c for class c."""
+        """Return the current unit class vectors [C, d], row c for class c."""
 
     def logits(self, features: Tensor) -> Tensor:
-        """Scores [B, C] in the order of the labels; a softmax of them is the predicted distribution."""
+        """Return the logits [B, C]; their softmax is the predicted distribution."""
         return self.head().logits(features)
 
     def set_class_counts(self, counts_c: Tensor) -> None:
-        """Told once, before training: the images of each class in the training half, int64 [C].
+        """Set the number of training images per class, int64 [C]. Call once, before training.
 
-        With `options.logit_adjustment` τ, training's cross-entropy adds τ log π_c to the logits, π_c = n_c / N, and
-        prediction does not (Menon et al., "Long-tail learning via logit adjustment", ICLR 2021). A class without images
-        counts as having one.
+        With τ = `options.logit_adjustment`, the training cross-entropy adds τ log π_c to the logits, π_c = n_c / N;
+        predictions are not adjusted (Menon et al., "Long-tail learning via logit adjustment", ICLR 2021). A class
+        without images counts as having one.
         """
         strength = self.options.logit_adjustment
         if strength and self.options.loss == "cross_entropy":
@@ -64,34 +60,34 @@ class Method(nn.Module, ABC):
             self.adjustment = (strength * shares.log()).float()
 
     def begin_epoch(self, epoch: int) -> None:
-        """Told before the first step of an epoch, when a run resumes inside it, and before the validation that
-        precedes it."""
+        """Prepare for an epoch. Called before its first step, after resuming within it, and before the validation
+        that precedes it."""
 
     def observe(self, features: Tensor, targets: Targets) -> None:
-        """After each optimizer step: learn from its features what no gradient teaches. No host sync; may be a
+        """Update state that is not trained by gradients, after each optimizer step. No host sync; may be a
         collective."""
 
     def due_after_step(self, epoch: int, global_step: int) -> bool:
-        """Whether ``rematch`` is due after this step."""
+        """Return whether to call ``rematch`` after this step."""
         return False
 
     def due_after_epoch(self, epoch: int) -> bool:
-        """Whether ``rematch`` is due after this epoch's last step."""
+        """Return whether to call ``rematch`` after this epoch's last step."""
         return False
 
     def rematch(self, group: dist.ProcessGroup | None = None) -> Matching | None:
-        """Assign labels to prototypes anew; a collective."""
+        """Update the assignment of labels to prototypes; a collective. None if the method has none."""
         return None
 
     def refresh(self) -> None:
-        """Recompute what is derived from the state, after a load."""
+        """Recompute buffers derived from the state, after loading it."""
 
     def gather_state(self) -> None:
-        """Bring parts that the ranks hold separately together on every rank (before a save); a collective."""
+        """Sum statistics that are separate per rank, before a save; every rank gets the total. A collective."""
 
     def keep_on_rank_zero(self) -> None:
-        """Undo the doubling of gathered parts: rank 0 keeps them, the others start from nothing."""
+        """Reset gathered statistics on all ranks but 0, so that they count once."""
 
     def unsynced_buffers(self) -> set[str]:
-        """Names of buffers that DDP must leave alone."""
+        """Return the names of buffers that DDP must not broadcast."""
         return {name for name, _ in self.named_buffers()}

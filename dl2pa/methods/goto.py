@@ -1,14 +1,14 @@
-"""Goto: several orthonormal sub-prototypes a class, learned by gradient.
+"""Goto: several orthonormal sub-prototypes per class, trained by gradients.
 
-After Goto et al., "Learning intra-class multimodal distributions with orthonormal matrices" (WACV 2024): each class has
-an orthonormal matrix in place of the sub-centroids of DNC, updated by a gradient method. Their formulas are not public;
-what follows is ours.
+After Goto et al., "Learning intra-class multimodal distributions with orthonormal matrices" (WACV 2024): an orthonormal
+matrix per class, updated by a gradient method, replaces the sub-centroids of DNC. The paper's formulas are not public;
+these are a reconstruction.
 
     M_c [K, d], M_c M_cᵀ = I, K ≤ d; score of class c = max_k cos(f, M_c[k]); loss CE(s · scores, y), f [B, d].
 
-The parameter is a frame V_c [K, d] and M_c its Gram–Schmidt rows, so gradients see the constraint; after each step V_c
-is replaced by M_c (re-orthonormalized). The frames start as random ones; frames of different classes are free to
-overlap. The paper's abstract speaks of a continuous assignment to the rows; the maximum, which chooses one, is ours.
+The parameter is a frame V_c [K, d]; M_c is its Gram–Schmidt orthonormalization, so gradients respect the constraint.
+After each step V_c is replaced by M_c. Frames start at random; those of different classes may overlap. The paper's
+abstract mentions a continuous assignment to the rows; this implementation takes the maximum.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ class Goto(LearnedMethod):
 
     @torch.no_grad()
     def observe(self, features: Tensor, targets: Targets) -> None:
-        """Bring the frames back to orthonormal ones; the same on every rank, whose frames are the same."""
+        """Orthonormalize the frames, identically on every rank."""
         super().observe(features, targets)
         self.frames.copy_(orthonormal_rows(self.frames))
 
 
 def orthonormal_rows(frames_ckd: Tensor) -> Tensor:
-    """Gram–Schmidt along the middle axis of [C, K, d], K ≤ d: differentiable, no host sync.
+    """Apply Gram–Schmidt along the middle axis of [C, K, d], K ≤ d; differentiable, without host sync.
 
-    Each vector is freed of the earlier ones twice, which keeps the rows orthogonal to rounding error.
+    Each vector is projected twice, which keeps the rows orthogonal up to rounding error.
     """
     rows: list[Tensor] = []
     for vector in frames_ckd.unbind(dim=1):

@@ -1,4 +1,4 @@
-"""What the methods that learn their class vectors share: softmax cross-entropy over their readout's logits."""
+"""Base class of methods with learned class vectors: softmax cross-entropy of the head's logits."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from dl2pa.methods.targets import Targets
 
 
 class LearnedMethod(Method):
-    """loss = CE(logits − s·m·onehot(y) + τ·log π): s the scale, m the margin, τ the adjustment; label smoothing on top.
+    """Method with loss CE(logits − s·m·onehot(y) + τ·log π): scale s, margin m, adjustment τ; with label smoothing.
 
     Args:
-        scaled: whether the logits are scores times a scale; if not, s is 1 and there is no margin.
+        scaled: whether the logits are scores times a scale; otherwise s = 1 and m = 0.
     """
 
     def __init__(self, num_classes: int, dim: int, options: MethodOptions, *, scaled: bool = True) -> None:
@@ -27,9 +27,8 @@ class LearnedMethod(Method):
     def loss(self, features: Tensor, targets: Targets) -> Tensor:
         with torch.autocast(features.device.type, enabled=False):
             margin = self._margin * self.scale() if self._margin else 0.0
-            smoothing = self.options.label_smoothing
-            choices = smoothing, margin, self.adjustment, self.options.max_logits
-            return head_cross_entropy(self.head(), features, targets, *choices)
+            settings = self.options.label_smoothing, margin, self.adjustment, self.options.max_logits
+            return head_cross_entropy(self.head(), features, targets, *settings)
 
     def observe(self, features: Tensor, targets: Targets) -> None:
-        self.scale.restrain()
+        self.scale.clamp()

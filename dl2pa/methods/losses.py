@@ -1,6 +1,6 @@
-"""Losses over fixed or learned class vectors, mean-reduced, computed in float32 whatever autocast says.
+"""Mean-reduced losses for fixed or learned class vectors, computed in float32 also under autocast.
 
-Shapes: features [B, d], class vectors W [C, d] (row c belongs to class c), result a scalar.
+Shapes: features [B, d], class vectors W [C, d] with row c for class c, result a scalar.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from dl2pa.specs import MAX_LOGITS
 
 
 def squared_cosine(features: Tensor, weights: Tensor, targets: Targets) -> Tensor:
-    """Mean of (1 - cos(f, w_y))² (HPN, NeurIPS 2019, eq. 2; its authors and DL2PA's sum over the batch)."""
+    """Return the mean of (1 - cos(f, w_y))² (HPN, NeurIPS 2019, eq. 2; the HPN and DL2PA papers sum over the batch)."""
     unit = F.normalize(features.float(), dim=1)
 
-    def one(labels: Tensor) -> Tensor:
+    def per_sample(labels: Tensor) -> Tensor:
         return (1.0 - (unit * weights[labels]).sum(dim=1)).square()
 
-    return targets.mean(one(targets.first), None if targets.second is None else one(targets.second))
+    return targets.mean(per_sample)
 
 
 def cross_entropy(
@@ -33,15 +33,15 @@ def cross_entropy(
     margin: float | Tensor = 0.0,
     adjustment_c: Tensor | None = None,
 ) -> Tensor:
-    """Cross-entropy of logits [B, C], already scaled, `margin` taken off the own class's logit, `adjustment_c` added.
+    """Return the cross-entropy of scaled logits [B, C], less `margin` at the label, plus `adjustment_c`.
 
-    With logits s·cos and margin s·m this is CosFace's additive cosine margin (Wang et al., CVPR 2018, eq. 4). With
-    τ log π_c added it is the logit-adjusted softmax (Menon et al., ICLR 2021). Ours: of two mixed labels each term
-    takes the margin off its own; smoothing acts on what is left.
+    With logits s·cos and margin s·m this is CosFace's additive cosine margin (Wang et al., CVPR 2018, eq. 4); with
+    adjustment τ log π_c, the logit-adjusted softmax (Menon et al., ICLR 2021). With mixed labels, each of the two terms
+    subtracts the margin at its own label; label smoothing applies to the result.
     """
     logits = logits.float() if adjustment_c is None else logits.float() + adjustment_c
 
-    def one(labels: Tensor) -> Tensor:
+    def per_sample(labels: Tensor) -> Tensor:
         scores = logits
         if isinstance(margin, Tensor) or margin:
             scores = logits - margin * (
@@ -49,7 +49,7 @@ def cross_entropy(
             )
         return F.cross_entropy(scores, labels, reduction="none", label_smoothing=label_smoothing)
 
-    return targets.mean(one(targets.first), None if targets.second is None else one(targets.second))
+    return targets.mean(per_sample)
 
 
 def head_cross_entropy(
@@ -61,11 +61,11 @@ def head_cross_entropy(
     adjustment_c: Tensor | None = None,
     max_logits: int = MAX_LOGITS,
 ) -> Tensor:
-    """`cross_entropy` of a head's logits, of which no more than `max_logits` exist at a time.
+    """Return the `cross_entropy` of a head's logits, at most `max_logits` of which exist at a time.
 
-    Where B × C is larger, classes are processed in blocks: the log-sum-exp, the own class's logit and the sum of the
-    logits are collected block by block, and the backward pass computes each block again. A head with a LayerNorm over
-    the classes needs all logits at once.
+    If B × C is larger, classes are processed in blocks: log-sum-exp, target logit and sum of logits are collected per
+    block, and the backward pass recomputes each block. A head with a LayerNorm over the classes needs all logits at
+    once.
     """
     if len(features) * head.num_classes <= max_logits or head.class_norm is not None:
         return cross_entropy(head.logits(features), targets, label_smoothing, margin, adjustment_c)
@@ -73,7 +73,7 @@ def head_cross_entropy(
     heads = head.split(size)
     adjustments = [None] * len(heads) if adjustment_c is None else adjustment_c.split(size)
 
-    def one(labels: Tensor) -> Tensor:
+    def per_sample(labels: Tensor) -> Tensor:
         parts = [
             checkpoint(
                 _block_terms, block, features, labels - number * size, margin, adjustment,
@@ -81,54 +81,53 @@ def head_cross_entropy(
             )
             for number, (block, adjustment) in enumerate(zip(heads, adjustments, strict=True))
         ]  # fmt: skip
-        logsumexp, own, total = torch.stack(parts).unbind(dim=1)
+        logsumexp, target, total = torch.stack(parts).unbind(dim=1)
         logsumexp = logsumexp.logsumexp(dim=0)
-        loss = logsumexp - own.sum(dim=0)
+        loss = logsumexp - target.sum(dim=0)
         if not label_smoothing:
             return loss
         uniform = logsumexp - total.sum(dim=0) / head.num_classes
         return (1.0 - label_smoothing) * loss + label_smoothing * uniform
 
-    return targets.mean(one(targets.first), None if targets.second is None else one(targets.second))
+    return targets.mean(per_sample)
 
 
 def _block_terms(
     head: ClassifierHead, features: Tensor, labels: Tensor, margin: float | Tensor, adjustment: Tensor | None
 ) -> Tensor:
-    """Log-sum-exp, own logit (0 where it is in another block) and sum of a block's logits, [3, B].
+    """Return log-sum-exp, target logit (0 if in another block) and sum of a block's logits, [3, B].
 
     Args:
-        labels: int64 [B], counted from the block's first class.
+        labels: int64 [B], relative to the block's first class.
     """
     logits = head.logits(features)
     if adjustment is not None:
         logits = logits + adjustment
-    is_own = torch.arange(logits.shape[1], device=logits.device) == labels[:, None]
+    is_target = torch.arange(logits.shape[1], device=logits.device) == labels[:, None]
     if isinstance(margin, Tensor) or margin:
-        logits = logits - margin * is_own
-    own = torch.where(is_own, logits, 0.0).sum(dim=1)
-    return torch.stack([logits.logsumexp(dim=1), own, logits.sum(dim=1)])
+        logits = logits - margin * is_target
+    target = torch.where(is_target, logits, 0.0).sum(dim=1)
+    return torch.stack([logits.logsumexp(dim=1), target, logits.sum(dim=1)])
 
 
 def dot_regression(features: Tensor, weights: Tensor, targets: Targets) -> Tensor:
-    """½ mean (f·w̃_y - |w̃_y||f|)² / |f| with w̃_k = √(γ/n_k) w_k (Yang et al., NeurIPS 2022; eq. 10 there).
+    """Return ½ mean (f·w̃_y - |w̃_y||f|)² / |f| with w̃_k = √(γ/n_k) w_k (Yang et al., NeurIPS 2022, eq. 10).
 
-    n_k counts class k in the *global* batch and γ = batch size / classes present, so that a batch weighs its
-    classes, not its samples. |f| is not differentiated: with f of any length the gradient is along w_y alone and the
-    loss grows with |f|, so its authors hand over f at length 1, as `PrototypeMethod` does. A collective wherever there
-    is a process group.
+    n_k counts class k in the global batch and γ = batch size / classes present, so that all classes present have equal
+    weight. |f| is not differentiated: the gradient is along w_y only and the loss grows with |f|, so the paper's head
+    normalizes f to length 1, as does `PrototypeMethod`. A collective if there is a process group.
     """
     features = features.float()
     norm = features.detach().norm(dim=1).clamp(min=1e-12)
 
-    def one(labels: Tensor) -> Tensor:
+    def per_sample(labels: Tensor) -> Tensor:
         counts = _global_counts(labels, len(weights))
         gamma = counts.sum() / (counts > 0).sum()
         size = torch.sqrt(gamma / counts[labels])
         dot = (features * weights[labels]).sum(dim=1)
         return 0.5 * (size * (dot - norm)).square() / norm
 
-    return targets.mean(one(targets.first), None if targets.second is None else one(targets.second))
+    return targets.mean(per_sample)
 
 
 def _global_counts(labels: Tensor, num_classes: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""How a method trains and matches, once every choice is made."""
+"""Resolved options of a method."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from dl2pa.specs import MAX_LOGITS
 
 @dataclass(frozen=True)
 class MethodOptions:
-    """The choices in force; a method's own ones come from the catalog, through `Entry.options`.
+    """Options of a method; `Entry.options` supplies the method's defaults.
 
     Args:
         loss: squared_cosine, dot_regression or cross_entropy.
-        dynamic: match labels to prototypes anew, by `schedule`.
-        scale: factor of the scores in cross_entropy.
-        label_smoothing: of cross_entropy.
-        normalize: whether cross_entropy sees cosines or dot products with the raw features.
-        sub_prototypes: vectors a class, where a method has several.
-        centroid_momentum: weight of the old sub-centroid at an update.
-        learn_scale: start from `scale` and learn it.
-        margin: taken off the cosine to the own class in the training loss.
-        logit_adjustment: τ of the τ log π_c that cross_entropy adds in training, π_c the class's share of its images.
-        warmup_scale: of the learned classifier's cosines during the schedule's warm-up.
-        momentum: weight of the previous statistic at a matching.
-        refit_cosine: largest cosine between prototypes that follow their classes; None: they stay.
-        max_logits: logits that exist at a time in cross_entropy.
+        dynamic: update the assignment of labels to prototypes by `schedule`.
+        scale: factor between scores and logits in cross_entropy.
+        label_smoothing: label smoothing of cross_entropy.
+        normalize: use cosines in cross_entropy, otherwise dot products with the raw features.
+        sub_prototypes: vectors per class, for methods with several.
+        centroid_momentum: weight of the old sub-centroid in an update.
+        learn_scale: train the scale, starting at `scale`.
+        margin: subtracted from the cosine to the label's class vector in the training loss.
+        logit_adjustment: τ; cross_entropy adds τ log π_c in training, π_c the fraction of images in class c.
+        warmup_scale: scale of the learned classifier during the warm-up.
+        momentum: weight of the previous statistic in an assignment update.
+        refit_cosine: largest cosine between prototypes that follow their classes; None: prototypes are fixed.
+        max_logits: largest number of logits that exist at a time in cross_entropy.
     """
 
     loss: str

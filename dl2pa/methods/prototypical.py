@@ -1,4 +1,4 @@
-"""What the methods with fixed prototypes share: P, σ, the losses over W = P[σ], and the matching of both."""
+"""Methods with fixed prototypes P and an assignment σ of labels to prototypes."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ from dl2pa.model.head import ClassifierHead
 
 
 class PrototypeMethod(Method):
-    """Class vectors W = P[σ] from fixed prototypes P and a permutation σ, any loss, σ static or dynamic.
+    """Method with class vectors W = P[σ], prototypes P and a permutation σ; any loss, σ static or dynamic.
 
-    Squared cosine and dot regression see unit features, the gradient passing through the normalization.
+    Squared cosine and dot regression use normalized features; gradients pass through the normalization.
 
-    With `refit_cosine` a matching moves P as well (`dl2pa.assignment.refit`): toward the classes' mean features, and
-    at the end of a warm-up toward the learned classifier's vectors.
+    With `refit_cosine`, an assignment update also moves P (`dl2pa.assignment.refit`): toward the class means of the
+    features, and at the end of a warm-up toward the vectors of the learned classifier.
 
-    The cross-entropy is CE(s·(cos(f, W) − m·onehot(y)) + τ·log π, y), s given or learned, m the margin, τ the
-    adjustment to the classes' shares π; without `normalize` its scores are s·f·W.
+    The cross-entropy is CE(s·(cos(f, W) − m·onehot(y)) + τ·log π, y) with fixed or learned scale s, margin m and
+    adjustment τ to the class frequencies π; without `normalize` the scores are s·f·W.
 
     Args:
         prototypes_cd: unit rows [C, d].
-        assignment_c: first σ, int64 [C]; default: label c stands at prototype c.
+        assignment_c: initial σ, int64 [C]; default: identity.
     """
 
     prototypes: Tensor
@@ -69,14 +69,14 @@ class PrototypeMethod(Method):
         with torch.autocast(features.device.type, enabled=False):
             features = features.float()
             if self._warming:
-                choices = 0.0, 0.0, self.adjustment, self.options.max_logits
-                loss = head_cross_entropy(self.head(), features, targets, *choices)
-                idle = self.scale.shift
+                settings = 0.0, 0.0, self.adjustment, self.options.max_logits
+                loss = head_cross_entropy(self.head(), features, targets, *settings)
+                unused = self.scale.shift
             else:
-                loss, idle = self._prototype_loss(features, targets), self.warmup
-            # A zero gradient keeps an idle parameter in DDP's buckets: their layout decides the order of summation,
-            # which must not depend on where a run resumed.
-            return loss if idle is None else loss + 0.0 * idle.sum()
+                loss, unused = self._prototype_loss(features, targets), self.warmup
+            # A zero gradient keeps an unused parameter in DDP's buckets: their layout determines the order of
+            # summation, which must not depend on where a run resumed.
+            return loss if unused is None else loss + 0.0 * unused.sum()
 
     def head(self) -> ClassifierHead:
         if self._warming and self.warmup is not None:
@@ -93,7 +93,7 @@ class PrototypeMethod(Method):
         self._warming = self.warmup is not None and epoch < self.options.schedule.warmup_epochs
 
     def observe(self, features: Tensor, targets: Targets) -> None:
-        self.scale.restrain()
+        self.scale.clamp()
         if self.statistic is None:
             return
         features = features.detach()
@@ -106,7 +106,7 @@ class PrototypeMethod(Method):
 
     def due_after_epoch(self, epoch: int) -> bool:
         if self.statistic is not None and epoch < self.options.schedule.warmup_epochs - 1:
-            self.statistic.reset()  # features of an epoch that still moved a lot say little about the first σ
+            self.statistic.reset()  # the first σ uses only features of the last warm-up epoch
         return self.options.dynamic and self.options.schedule.after_epoch(epoch)
 
     def rematch(self, group: dist.ProcessGroup | None = None) -> Matching | None:
@@ -115,7 +115,7 @@ class PrototypeMethod(Method):
         parts = self.statistic, self.prototypes, self.assignment
         result = match(*parts, self.options.momentum, group, self._solver)
         if self.options.refit_cosine is not None:
-            # At the end of a warm-up to where gradients put the classes: they weigh neighbors, mean features do not.
+            # The learned vectors take neighboring classes into account, the class means do not.
             directions = self.class_vectors() if self._warming else self.statistic.rows
             stayed = refit(self.prototypes, self.assignment, directions, self.options.refit_cosine, group)
             result = replace(result, prototypes_stayed=stayed)
@@ -123,7 +123,7 @@ class PrototypeMethod(Method):
         return result
 
     def refresh(self) -> None:
-        """Recompute W after P or σ changed: a load, a matching."""
+        """Recompute W after a change of P or σ."""
         self.weights.copy_(self.prototypes[self.assignment])
 
     def gather_state(self) -> None:
@@ -138,17 +138,17 @@ class PrototypeMethod(Method):
         if self.options.loss == "squared_cosine":
             return squared_cosine(features, self.weights, targets)
         if self.options.loss == "dot_regression":
-            # Their head ends in a length of 1. Without it the gradient is along w alone and lengthens features.
+            # As the paper's head. Otherwise the gradient is along w only and increases the norm of the features.
             return dot_regression(F.normalize(features, dim=1), self.weights, targets)
         margin = self.options.margin * self.scale() if self.options.margin else 0.0
-        choices = self.options.label_smoothing, margin, self.adjustment, self.options.max_logits
-        return head_cross_entropy(self.head(), features, targets, *choices)
+        settings = self.options.label_smoothing, margin, self.adjustment, self.options.max_logits
+        return head_cross_entropy(self.head(), features, targets, *settings)
 
 
 def assignment_from_vectors(prototypes_cd: Tensor, class_vectors_ck: Tensor) -> Tensor:
-    """First σ from class vectors [C, k] (word vectors, say): classes alike stand at prototypes alike.
+    """Return the initial σ from class vectors [C, k], for example word vectors: similar classes get similar prototypes.
 
-    The vectors are reduced to d dimensions (`principal_directions`) and matched exactly.
+    The vectors are reduced to d dimensions (`principal_directions`) and assigned optimally.
     """
     rows = principal_directions(class_vectors_ck, prototypes_cd.shape[1])
     return torch.from_numpy(solve_assignment(rows.numpy(), prototypes_cd.double().numpy()))

@@ -1,9 +1,9 @@
-"""PSC: the parametric softmax classifier, learned with the backbone: the baseline of the published tables.
+"""PSC: the parametric softmax classifier, trained with the backbone; the baseline of the published tables.
 
 Two forms: linear, softmax(W f + b), and normalized, softmax(s · cos(f, w_c)); W [C, d], b [C], f [B, d]. The published
-rows behave like the normalized form without a scale (s = 1), which cannot fit; with s = 14 it is the strong baseline.
-With `margin` the normalized form is CosFace (Wang et al., CVPR 2018). Ours, the source being silent: W starts as
-Gaussian of variance 1/d, b as zero.
+rows behave like the normalized form without a scale (s = 1), which cannot fit; s = 14 makes it a strong baseline. With
+`margin` the normalized form is CosFace (Wang et al., CVPR 2018). The source does not give the initialization: W is
+Gaussian with variance 1/d, b is zero.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Build methods by name. A new method is one file with a class and one row in `dl2pa.specs.METHODS`."""
+"""Methods by name. To add one, write a module with its class and add a row to `dl2pa.specs.METHODS`."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from dl2pa.methods.prototypical import PrototypeMethod
 
 @dataclass(frozen=True)
 class Entry:
-    """A method's defaults."""
+    """A method with its defaults."""
 
     defaults: specs.MethodSpec
 
     def options(self, **overrides: Any) -> MethodOptions:
-        """Defaults of the method, replaced by the overrides that are not None."""
+        """Return the method's defaults, replaced by the overrides that are not None."""
         defaults = self.defaults
         options: dict[str, Any] = {
             "loss": defaults.loss,
@@ -45,7 +45,7 @@ class PrototypeEntry(Entry):
 
 @dataclass(frozen=True)
 class LearnedEntry(Entry):
-    """A method that learns its class vectors: built from C, d and options."""
+    """A method with learned class vectors: built from C, d and options."""
 
     build: Callable[[int, int, MethodOptions], Method]
 

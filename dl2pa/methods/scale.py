@@ -1,4 +1,4 @@
-"""The factor between scores and logits: given, or learned."""
+"""Logit scale, fixed or learned."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ _RANGE = 10.0
 
 
 class Scale(nn.Module):
-    """s in softmax(s · scores).
+    """Scale s in softmax(s · scores).
 
-    Learned, s = s₀ exp(t/10) with t a parameter of no dimension that starts at 0: positive, and a step changes it by a
-    share of itself (as CLIP's temperature exp(t); Radford et al., ICML 2021). Ours are the tenth, by which SGD moves
-    log s a hundred times more slowly than by t itself, and the range from s₀/10 to 10 s₀. While the features say
-    little, the quickest way to a smaller loss is a smaller s, and with s the gradient of everything else dies out:
-    without the tenth s was at the lower end after one epoch of the digits (29 steps) and nothing was learned.
+    If learned, s = s₀ exp(t/10) with a scalar parameter t that starts at 0, so s is positive and changes by relative
+    steps (like CLIP's temperature exp(t); Radford et al., ICML 2021). The factor 1/10, with which SGD changes log s a
+    hundred times more slowly, and the range from s₀/10 to 10 s₀ are additions: early in training, reducing s is the
+    fastest way to reduce the loss, but it also reduces all other gradients. Without the factor, s reached its lower
+    limit after one epoch of the digits data set (29 steps) and nothing was learned.
 
     Args:
         value: s₀.
-        learned: whether gradient descent moves it.
+        learned: whether s is trained.
     """
 
     def __init__(self, value: float, learned: bool) -> None:
@@ -34,8 +34,8 @@ class Scale(nn.Module):
         return self._value if self.shift is None else self._value * (_DAMPING * self.shift).exp()
 
     @torch.no_grad()
-    def restrain(self) -> None:
-        """After an optimizer step: bring s back into its range."""
+    def clamp(self) -> None:
+        """Clamp s to its range, after an optimizer step."""
         if self.shift is not None:
-            reach = math.log(_RANGE) / _DAMPING
-            self.shift.clamp_(-reach, reach)
+            limit = math.log(_RANGE) / _DAMPING
+            self.shift.clamp_(-limit, limit)

@@ -1,4 +1,4 @@
-"""Run by test_ranks.py: forks gloo groups of 1, 2, 3 and 4 processes and writes what each rank saw as JSON."""
+"""Run by test_ranks.py: fork gloo groups of 1, 2 and 3 processes and write a JSON report per rank."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ def digest(tensor: Tensor) -> str:
 
 
 def clustering(rank: int, size: int) -> list[str]:
-    """DNC's sub-centroids after each of 4 global batches, of which each rank sees its part."""
+    """Return hashes of DNC's sub-centroids after each of 4 global batches, split over the ranks."""
     torch.manual_seed(0)
     method = METHODS["dnc"].build(CLASSES, DIM, METHODS["dnc"].options(centroid_momentum=0.8))
     generator = torch.Generator().manual_seed(1)
-    found = []
+    digests = []
     share = BATCH // size
     for _ in range(4):
         f, y = (
@@ -57,14 +57,14 @@ def clustering(rank: int, size: int) -> list[str]:
             torch.randint(0, CLASSES, (BATCH,), generator=generator),
         )
         y[::2] = method.logits(f).argmax(dim=1)[::2]
-        mine = slice(rank * share, (rank + 1) * share)
-        method.observe(f[mine], Targets(y[mine]))
-        found.append(digest(method.state_dict()["centroids"]))
-    return found
+        part = slice(rank * share, (rank + 1) * share)
+        method.observe(f[part], Targets(y[part]))
+        digests.append(digest(method.state_dict()["centroids"]))
+    return digests
 
 
 def drifting(rank: int, size: int) -> str | None:
-    """What a save says when one rank's sub-centroids are not the others'."""
+    """Return the error of a save when the sub-centroids of one rank differ."""
     torch.manual_seed(0)
     method = METHODS["dnc"].build(CLASSES, DIM, METHODS["dnc"].options())
     method.gather_state()
@@ -78,7 +78,7 @@ def drifting(rank: int, size: int) -> str | None:
 
 
 def training(method: dict[str, Any], world: World) -> dict[str, Any]:
-    """4 steps in 2 epochs under DDP, and the last 2 again from a checkpoint between them."""
+    """Train 4 steps in 2 epochs with DDP, and repeat the second epoch from a checkpoint."""
     tree = {
         "data": {"dataset": "synthetic", "num_classes": CLASSES, "image_size": 8},
         "model": {"backbone": "resnet8", "embedding_dim": DIM, "widths": [4, 4, 4]},
@@ -101,30 +101,30 @@ def training(method: dict[str, Any], world: World) -> dict[str, Any]:
         if train_state.model.method.due_after_epoch(number):
             train_state.rematch()
 
-    whole = TrainState(config, build_model(config, CLASSES), world, 2)
-    whole.wrap()
-    epoch(whole, 0)
-    state = copy.deepcopy(whole.state())
-    whole.release_gathered()
+    uninterrupted = TrainState(config, build_model(config, CLASSES), world, 2)
+    uninterrupted.wrap()
+    epoch(uninterrupted, 0)
+    state = copy.deepcopy(uninterrupted.state())
+    uninterrupted.release_gathered()
     if world.size > 1:
-        box = [state]
-        dist.broadcast_object_list(box, src=0)
-        (state,) = box
-    epoch(whole, 1)
+        states = [state]
+        dist.broadcast_object_list(states, src=0)
+        (state,) = states
+    epoch(uninterrupted, 1)
     resumed = TrainState(config, build_model(config, CLASSES), world, 2)
     resumed.load(copy.deepcopy(state))
     resumed.wrap()
     resumed.release_gathered()
     epoch(resumed, 1)
-    ours, theirs = (
-        {k: digest(v) for k, v in one.model.state_dict().items() if "statistic" not in k}
-        for one in (whole, resumed)
+    expected, actual = (
+        {k: digest(v) for k, v in train_state.model.state_dict().items() if "statistic" not in k}
+        for train_state in (uninterrupted, resumed)
     )
-    moved = build_model(config, CLASSES).state_dict()
+    initial = build_model(config, CLASSES).state_dict()
     return {
-        "state": {k: v for k, v in ours.items() if "running" not in k and "num_batches" not in k},
-        "resumed_differs": sorted(k for k in ours if ours[k] != theirs[k]),
-        "learned": sorted(k for k in ours if k in moved and digest(moved[k]) != ours[k]),
+        "state": {k: v for k, v in expected.items() if "running" not in k and "num_batches" not in k},
+        "resumed_differs": sorted(k for k in expected if expected[k] != actual[k]),
+        "learned": sorted(k for k in expected if k in initial and digest(initial[k]) != expected[k]),
     }
 
 
@@ -144,7 +144,7 @@ def one_rank(rank: int, size: int, out: Path) -> None:
 
 
 def main(out: Path) -> int:
-    """Fork each group after the imports, which are most of the time."""
+    """Fork each group after the imports, which take most of the time."""
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     failed = 0
     for size in WORLDS:

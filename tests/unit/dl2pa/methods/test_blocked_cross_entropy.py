@@ -1,4 +1,4 @@
-"""Cross-entropy whose logits are computed in blocks of classes."""
+"""Cross-entropy in blocks of classes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CLASSES, DIM, BATCH = 50, 8, 16
 
 
 class Tensors:
-    """Leaves of one head and one batch."""
+    """Leaf tensors of one head and one batch."""
 
     def __init__(self, per_class: int) -> None:
         generator = torch.Generator().manual_seed(per_class)
@@ -39,26 +39,26 @@ class Tensors:
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("margin", [0.0, 0.3])
 @pytest.mark.parametrize("mixed", [False, True])
-def test_value_and_gradients_are_those_of_all_logits_at_once(
+def test_blocks_give_the_value_and_gradients_of_all_logits_at_once(
     per_class: int, smoothing: float, margin: float, mixed: bool
 ) -> None:
-    found: list[list[Tensor]] = []
-    for most in (BATCH * CLASSES, BATCH * 7, 1):
+    results: list[list[Tensor]] = []
+    for max_logits in (BATCH * CLASSES, BATCH * 7, 1):
         t = Tensors(per_class)
         targets = Targets(t.labels, t.other, t.share) if mixed else Targets(t.labels)
         scaled = margin * t.scale if margin else 0.0
-        loss = head_cross_entropy(t.head, t.features, targets, smoothing, scaled, t.adjustment, most)
+        loss = head_cross_entropy(t.head, t.features, targets, smoothing, scaled, t.adjustment, max_logits)
         loss.backward()
         gradients = [leaf.grad for leaf in t.leaves()]
-        found.append([loss.detach(), *(gradient for gradient in gradients if gradient is not None)])
-        assert len(found[-1]) == len(t.leaves()) + 1
-    for blocked in found[1:]:
-        for one, other in zip(found[0], blocked, strict=True):
-            torch.testing.assert_close(other, one, rtol=1e-5, atol=5e-6)
+        results.append([loss.detach(), *(gradient for gradient in gradients if gradient is not None)])
+        assert len(results[-1]) == len(t.leaves()) + 1
+    for blocked in results[1:]:
+        for expected, actual in zip(results[0], blocked, strict=True):
+            torch.testing.assert_close(actual, expected, rtol=1e-5, atol=5e-6)
 
 
 @pytest.mark.parametrize("name", ["dl2pa", "psc", "goto"])
-def test_no_more_logits_exist_than_allowed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_at_most_max_logits_exist_at_a_time(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     options = METHODS[name].options(loss="cross_entropy", scale=5.0, max_logits=BATCH * 6)
     generator = torch.Generator().manual_seed(0)
     points = torch.nn.functional.normalize(torch.randn(CLASSES, DIM, generator=generator), dim=1)
@@ -67,15 +67,15 @@ def test_no_more_logits_exist_than_allowed(name: str, monkeypatch: pytest.Monkey
     sizes: list[int] = []
     logits = ClassifierHead.logits
 
-    def watched(head: ClassifierHead, features: Tensor) -> Tensor:
+    def recorded(head: ClassifierHead, features: Tensor) -> Tensor:
         result = logits(head, features)
         sizes.append(result.numel())
         return result
 
-    monkeypatch.setattr(ClassifierHead, "logits", watched)
+    monkeypatch.setattr(ClassifierHead, "logits", recorded)
     features = torch.randn(BATCH, DIM, generator=generator, requires_grad=True)
     method.loss(features, Targets(torch.arange(BATCH))).backward()
     assert max(sizes) <= BATCH * 6
-    assert sum(sizes) == 2 * BATCH * CLASSES, "all of them, in the forward and again in the backward pass"
+    assert sum(sizes) == 2 * BATCH * CLASSES, "all logits, once in the forward and once in the backward pass"
     assert features.grad is not None
     assert features.grad.abs().sum() > 0

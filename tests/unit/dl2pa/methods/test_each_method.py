@@ -1,6 +1,6 @@
-"""Each method with its own defaults, as the configuration builds it, against a few lines of float64 NumPy.
+"""Each method with its defaults, built from a configuration, compared with float64 NumPy references.
 
-Values of logits and loss, and slopes by central differences along the features and every parameter.
+Compares logits, loss, and gradients (by central differences) with respect to the features and every parameter.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dl2pa.geometry import build_prototypes
 from dl2pa.geometry.objectives import ebv_threshold
 from dl2pa.methods import METHODS, Method, PrototypeMethod, Targets
 from dl2pa.model.model import build_method, init_prototypes
-from dl2pa.specs import METHODS as CATALOG
+from dl2pa.specs import METHODS as SPECS
 
 Floats = NDArray[np.float64]
 Values = dict[str, Floats]
@@ -33,7 +33,7 @@ SHARES = torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0, 0.9, 0.1, 0.5, 0.3, 0.6])
 
 
 def features() -> Tensor:
-    """[B, d] of norms between 0.3 and 3."""
+    """Return features [B, d] with norms between 0.3 and 3."""
     generator = torch.Generator().manual_seed(0)
     return torch.randn(BATCH, DIM, generator=generator) * torch.logspace(-0.5, 0.5, BATCH)[:, None]
 
@@ -54,7 +54,7 @@ def built(name: str, tmp_path: Path, **choices: Any) -> Method:
     config = configured(name, tmp_path, **choices)
     torch.manual_seed(3)
     method = build_method(config, CLASSES, init_prototypes(config, CLASSES))
-    with torch.no_grad():  # biases and gains at their start would hide a missing term
+    with torch.no_grad():  # initial biases and gains would hide a missing term
         for parameter in method.parameters():
             parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(8))
     return method
@@ -65,8 +65,8 @@ def unit(rows: Floats) -> Floats:
 
 
 def layer_norm(rows: Floats, gain: Floats, bias: Floats) -> Floats:
-    centerd = rows - rows.mean(1, keepdims=True)
-    return gain * centerd / np.sqrt((centerd**2).mean(1, keepdims=True) + 1e-5) + bias
+    centered = rows - rows.mean(1, keepdims=True)
+    return gain * centered / np.sqrt((centered**2).mean(1, keepdims=True) + 1e-5) + bias
 
 
 def cosine_logits(scale: float) -> Callable[[Values, Floats], Floats]:
@@ -75,12 +75,12 @@ def cosine_logits(scale: float) -> Callable[[Values, Floats], Floats]:
 
 def dnc_logits(v: Values, f: Floats) -> Floats:
     f = unit(layer_norm(f, v["feature_norm.weight"], v["feature_norm.bias"]))
-    scores = np.stack([(f @ own.T).max(1) for own in v["centroids"]], 1)
+    scores = np.stack([(f @ centroids.T).max(1) for centroids in v["centroids"]], 1)
     return layer_norm(scores, v["class_norm.weight"], v["class_norm.bias"])
 
 
 def goto_logits(v: Values, f: Floats) -> Floats:
-    """The QR factorisation with a positive diagonal is Gram-Schmidt's."""
+    """Reference by QR factorization with a positive diagonal, which equals Gram-Schmidt."""
     scores = []
     for frame in v["frames"]:
         q, r = np.linalg.qr(frame.T)
@@ -119,7 +119,7 @@ def softmax_loss(logits: Floats, y: NDArray[np.int64], smoothing: float) -> Floa
 
 
 def regression_loss(f: Floats, w: Floats, y: NDArray[np.int64]) -> Floats:
-    """½ (f·w̃ - |w̃||f|)² / |f| of f at length 1: ½ |w̃|² (cos - 1)²."""
+    """Return ½ (f·w̃ - |w̃||f|)² / |f| for normalized f, which is ½ |w̃|² (cos - 1)²."""
     counts = np.bincount(y, minlength=CLASSES)
     size = np.sqrt(len(y) / (counts > 0).sum() / counts[y])
     return 0.5 * (size * ((unit(f) * w[y]).sum(1) - 1)) ** 2
@@ -137,7 +137,7 @@ def reference_loss(name: str, v: Values, f: Floats) -> Callable[[NDArray[np.int6
 
 
 def expectation(loss: Callable[[NDArray[np.int64]], Floats], mixed: bool) -> tuple[Floats, Targets]:
-    """Each sample's loss, its label alone or with another one's share, and the targets that ask for it."""
+    """Return the loss per sample with plain or mixed labels, and the targets for it."""
     if not mixed:
         return loss(LABELS.numpy()), Targets(LABELS)
     share = SHARES.double().numpy()
@@ -150,18 +150,18 @@ def values_of(method: Method) -> Values:
 
 
 @pytest.mark.parametrize("name", LOGITS)
-def test_logits_are_the_formulas(name: str, tmp_path: Path) -> None:
+def test_logits_equal_the_reference(name: str, tmp_path: Path) -> None:
     method = built(name.split()[0], tmp_path, **CHOICES.get(name, {}))
     expected = LOGITS[name](values_of(method), features().double().numpy())
-    found = method.logits(features()).detach().numpy()
-    assert found.shape == (BATCH, CLASSES)
-    assert np.abs(found - expected).max() < 2e-5 * max(1.0, np.abs(expected).max())
-    assert np.ptp(expected, axis=1).min() > 1e-3, "all logits alike would prove nothing"
+    logits = method.logits(features()).detach().numpy()
+    assert logits.shape == (BATCH, CLASSES)
+    assert np.abs(logits - expected).max() < 2e-5 * max(1.0, np.abs(expected).max())
+    assert np.ptp(expected, axis=1).min() > 1e-3, "equal logits would prove nothing"
 
 
 @pytest.mark.parametrize("mixed", [False, True])
 @pytest.mark.parametrize("name", LOGITS)
-def test_the_loss_is_the_formulas_mean(name: str, mixed: bool, tmp_path: Path) -> None:
+def test_the_loss_equals_the_reference(name: str, mixed: bool, tmp_path: Path) -> None:
     method = built(name.split()[0], tmp_path, **CHOICES.get(name, {}))
     f = features().double().numpy()
     expected, targets = expectation(reference_loss(name, values_of(method), f), mixed)
@@ -169,7 +169,7 @@ def test_the_loss_is_the_formulas_mean(name: str, mixed: bool, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("name", LOGITS)
-def test_gradients_are_the_formulas_slopes(name: str, tmp_path: Path) -> None:
+def test_gradients_equal_central_differences_of_the_reference(name: str, tmp_path: Path) -> None:
     method = built(name.split()[0], tmp_path, **CHOICES.get(name, {}))
     values, f = values_of(method), features().double().numpy()
     leaf = features().requires_grad_()
@@ -186,55 +186,55 @@ def test_gradients_are_the_formulas_slopes(name: str, tmp_path: Path) -> None:
 
 
 def compare(gradient: Tensor, at: Floats, value: Callable[[Floats], float]) -> None:
-    """A gradient against central differences of `value`."""
+    """Compare a gradient with central differences of `value`."""
     slope = np.zeros_like(at)
-    for place in np.ndindex(at.shape):
+    for index in np.ndindex(at.shape):
         step = np.zeros_like(at)
-        step[place] = 1e-6
-        slope[place] = (value(at + step) - value(at - step)) / 2e-6
+        step[index] = 1e-6
+        slope[index] = (value(at + step) - value(at - step)) / 2e-6
     assert np.abs(slope).max() > 1e-4
     assert np.abs(gradient.numpy() - slope).max() < 2e-4 * np.abs(slope).max()
 
 
-def test_every_method_is_in_the_catalog_and_builds_what_it_says() -> None:
-    assert METHODS.keys() == CATALOG.keys()
+def test_every_method_has_a_spec_that_fits_its_class() -> None:
+    assert METHODS.keys() == SPECS.keys()
     for name, entry in METHODS.items():
-        assert entry.defaults is CATALOG[name]
+        assert entry.defaults is SPECS[name]
         assert isinstance(entry.build, type)
         assert issubclass(entry.build, PrototypeMethod) != entry.defaults.learned
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_state_dict_is_complete(name: str, tmp_path: Path) -> None:
-    """After it is loaded into a method built otherwise, every later answer is the same bits."""
-    choices: dict[str, Any] = {} if CATALOG[name].learned else {"assignment": "dynamic"}
+    """A method that loads it computes bit-identical results afterward."""
+    choices: dict[str, Any] = {} if SPECS[name].learned else {"assignment": "dynamic"}
     method = built(name, tmp_path, **choices)
-    observed(method, 0)
+    observe(method, 0)
     other = built(name, tmp_path, **choices)
     with torch.no_grad():
         for tensor in (*other.parameters(), *other.buffers()):
             tensor.zero_()
     other.load_state_dict(method.state_dict())
     other.refresh()
-    for one in (method, other):
-        observed(one, 1)
-        one.rematch()
+    for each in (method, other):
+        observe(each, 1)
+        each.rematch()
     assert torch.equal(other.logits(features()), method.logits(features()))
     assert torch.equal(other.class_vectors(), method.class_vectors())
     assert torch.equal(other.loss(features(), Targets(LABELS)), method.loss(features(), Targets(LABELS)))
 
 
-def observed(method: Method, seed: int) -> None:
+def observe(method: Method, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     method.observe(torch.randn(40, DIM, generator=generator), Targets(torch.arange(40) % CLASSES))
 
 
-@pytest.mark.parametrize("name", [n for n in METHODS if not CATALOG[n].learned])
+@pytest.mark.parametrize("name", [n for n in METHODS if not SPECS[n].learned])
 @pytest.mark.parametrize("loss", ["squared_cosine", "dot_regression", "cross_entropy"])
 def test_any_prototypes_can_be_assigned_dynamically_under_any_loss(
     name: str, loss: str, tmp_path: Path
 ) -> None:
-    """Features at the prototypes of other labels: one matching, and those prototypes are theirs."""
+    """After one update, labels have the prototypes at which their features are."""
     method = built(name, tmp_path, assignment="dynamic", loss=loss)
     assert isinstance(method, PrototypeMethod)
     points, planted = method.prototypes.clone(), torch.tensor([3, 0, 4, 1, 6, 2, 5])
@@ -250,10 +250,10 @@ def test_any_prototypes_can_be_assigned_dynamically_under_any_loss(
     assert method.due_after_epoch(0)
 
 
-@pytest.mark.parametrize("name", [n for n in METHODS if not CATALOG[n].learned])
-def test_a_static_method_never_matches(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", [n for n in METHODS if not SPECS[n].learned])
+def test_a_static_assignment_is_never_updated(name: str, tmp_path: Path) -> None:
     method = built(name, tmp_path, assignment="static")
-    observed(method, 0)
+    observe(method, 0)
     assert method.rematch() is None
     assert not method.due_after_epoch(0)
     assert torch.equal(method.class_vectors(), dict(method.named_buffers())["prototypes"])
@@ -261,13 +261,13 @@ def test_a_static_method_never_matches(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "assignment"),
-    [(n, "static") for n in METHODS] + [(n, "dynamic") for n in METHODS if not CATALOG[n].learned],
+    [(n, "static") for n in METHODS] + [(n, "dynamic") for n in METHODS if not SPECS[n].learned],
 )
-def test_no_step_reads_a_value_back_from_the_device(name: str, assignment: str, tmp_path: Path) -> None:
-    """Fake tensors hold no values: whatever would wait for one (item, nonzero, a mask as index) raises."""
+def test_a_step_does_not_synchronize_with_the_device(name: str, assignment: str, tmp_path: Path) -> None:
+    """Fake tensors have no values: operations that read one (item, nonzero, a mask as index) raise."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    softmax = CATALOG[name].loss == "cross_entropy" and name not in ("dnc", "kasarla")
+    softmax = SPECS[name].loss == "cross_entropy" and name not in ("dnc", "kasarla")
     choices: dict[str, Any] = {"learn_scale": True, "margin": 0.2} if softmax else {}
     config = configured(name, tmp_path, assignment=assignment, **choices)
     prototype_init = init_prototypes(config, CLASSES)
@@ -283,31 +283,31 @@ def test_no_step_reads_a_value_back_from_the_device(name: str, assignment: str, 
 
 
 @pytest.mark.parametrize("name", ["dl2pa", "hpn", "ebv"])
-def test_a_matching_moves_the_prototypes_with_their_classes_where_asked(name: str, tmp_path: Path) -> None:
+def test_refit_moves_prototypes_toward_their_classes(name: str, tmp_path: Path) -> None:
     choices = {"assignment": "dynamic", "match": {"refit_cosine": 0.97}}
     method, fixed = built(name, tmp_path, **choices), built(name, tmp_path, assignment="dynamic")
     generator = torch.Generator().manual_seed(11)
     centers = F.normalize(torch.randn(CLASSES, DIM, generator=generator) + 1.0, dim=1)
-    for one in (method, fixed):
-        one.observe(centers, Targets(torch.arange(CLASSES)))
+    for each in (method, fixed):
+        each.observe(centers, Targets(torch.arange(CLASSES)))
     before = method.head().vectors.clone()
     moved, stayed = method.rematch(), fixed.rematch()
     assert moved is not None and stayed is not None
-    assert moved.moves == stayed.moves, "σ is that of the prototypes before they move"
+    assert moved.moves == stayed.moves, "σ is computed before the prototypes move"
     assert "prototypes_stayed" not in stayed.metrics()
     assert moved.metrics()["prototypes_stayed"] < 0.999
     vectors = method.head().vectors
     assert (vectors * centers).sum(dim=1).mean() > (fixed.head().vectors * centers).sum(dim=1).mean() + 0.1
     assert not torch.equal(vectors, before)
     assert (vectors @ vectors.T).fill_diagonal_(-1).max() < 0.98
-    again = built(name, tmp_path, **choices)  # as a resume makes it: all of it lies in the state
+    again = built(name, tmp_path, **choices)  # a resumed method, restored from the state only
     again.load_state_dict(method.state_dict())
     again.refresh()
     assert torch.equal(again.head().vectors, vectors)
 
 
-def test_a_warm_up_ends_with_prototypes_at_its_learned_vectors(tmp_path: Path) -> None:
-    """From then on they follow the mean features."""
+def test_a_warm_up_ends_with_prototypes_near_its_learned_vectors(tmp_path: Path) -> None:
+    """Afterward they follow the class means."""
     method = built("dl2pa", tmp_path, match={"refit_cosine": 0.97, "warmup_epochs": 1})
     assert isinstance(method, PrototypeMethod) and method.warmup is not None
     generator = torch.Generator().manual_seed(11)
@@ -322,14 +322,14 @@ def test_a_warm_up_ends_with_prototypes_at_its_learned_vectors(tmp_path: Path) -
         assert near > 0.95 and near > far + 0.2
 
 
-def test_prototypes_without_room_to_move_are_refused(tmp_path: Path) -> None:
+def test_a_refit_cosine_below_that_of_the_prototypes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="are already closer") as caught:
         built("dl2pa", tmp_path, match={"refit_cosine": -0.5})
     assert caught.value.field == "method.match.refit_cosine"
 
 
 class TestGeometry:
-    """The prototypes each method promises, as training receives them."""
+    """Properties of each method's prototypes."""
 
     def points(self, name: str, tmp_path: Path, classes: int, dim: int, seed: int = 0) -> Tensor:
         method: dict[str, Any] = {"name": name, "prototype_seed": seed}
@@ -350,17 +350,19 @@ class TestGeometry:
     @pytest.mark.parametrize(
         ("name", "dim"), [("etf", 12), ("etf", 20), ("etf", 11), ("kasarla", 11), ("kasarla", 20)]
     )
-    def test_a_simplex_where_there_is_room(self, name: str, dim: int, tmp_path: Path) -> None:
+    def test_enough_dimensions_give_a_simplex(self, name: str, dim: int, tmp_path: Path) -> None:
         cosines = self.cosines(self.points(name, tmp_path, 12, dim))
         assert torch.allclose(cosines, torch.tensor(-1 / 11, dtype=torch.float64), atol=1e-6)
 
-    def test_an_etf_is_turned_at_random(self, tmp_path: Path) -> None:
+    def test_an_etf_is_rotated_at_random(self, tmp_path: Path) -> None:
         first, second = (self.points("etf", tmp_path, 12, 16, seed) for seed in (0, 1))
         assert not torch.allclose(first, second, atol=0.1)
-        assert first.abs().min() > 0, "in general position, unlike the simplex of the closed form"
+        assert first.abs().min() > 0, "in general position, unlike the closed-form simplex"
 
     @pytest.mark.parametrize(("classes", "dim"), [(12, 7), (9, 2)])
-    def test_an_etf_without_room_is_the_best_there_is(self, classes: int, dim: int, tmp_path: Path) -> None:
+    def test_a_low_dimensional_etf_is_the_auto_construction(
+        self, classes: int, dim: int, tmp_path: Path
+    ) -> None:
         points = self.points("etf", tmp_path, classes, dim)
         assert torch.equal(points, build_prototypes(classes, dim, "auto").points)
 
@@ -369,18 +371,18 @@ class TestGeometry:
         assert self.cosines(points).abs().max() <= ebv_threshold(40, 30) + 1e-3
         assert ebv_threshold(40, 30) < 0.2
 
-    def test_hpn_makes_its_own(self, tmp_path: Path) -> None:
+    def test_hpn_uses_its_construction(self, tmp_path: Path) -> None:
         assert torch.equal(self.points("hpn", tmp_path, 9, 4), build_prototypes(9, 4, "hpn").points)
 
     @pytest.mark.parametrize("dim", [3, 8, 30])
-    def test_word_vectors_are_projected_on_their_principal_components(self, dim: int, tmp_path: Path) -> None:
-        """By the covariance's eigenvectors; with 11 or more dimensions nothing is lost but the mean."""
+    def test_word_vectors_are_projected_onto_principal_components(self, dim: int, tmp_path: Path) -> None:
+        """With 11 or more dimensions only the mean is lost."""
         points = self.points("word2vec", tmp_path, 12, dim)
         vectors = np.random.default_rng(12).standard_normal((12, 30)) + 2.0
         vectors = vectors.astype(np.float32).astype(np.float64)
-        centerd = vectors - vectors.mean(0)
-        _, axes = np.linalg.eigh(centerd.T @ centerd)
-        projected = centerd @ axes[:, ::-1][:, : min(dim, 11)]
+        centered = vectors - vectors.mean(0)
+        _, axes = np.linalg.eigh(centered.T @ centered)
+        projected = centered @ axes[:, ::-1][:, : min(dim, 11)]
         expected = unit(projected) @ unit(projected).T
         assert np.abs(points.double().numpy() @ points.double().numpy().T - expected).max() < 1e-5
 
@@ -392,15 +394,13 @@ def test_class_vectors_are_unit_rows_in_label_order(name: str, tmp_path: Path) -
     assert vectors.shape == (CLASSES, DIM)
     assert not vectors.requires_grad
     assert torch.allclose(vectors.norm(dim=1), torch.ones(CLASSES), atol=1e-6)
-    if not CATALOG[name].learned:
+    if not SPECS[name].learned:
         assert torch.equal(method.logits(5.0 * vectors).argmax(dim=1), torch.arange(CLASSES))
 
 
 @pytest.mark.parametrize("mixed", [False, True])
 @pytest.mark.parametrize("name", ADJUSTED)
-def test_the_shares_of_the_classes_shift_the_logits_of_training_alone(
-    name: str, mixed: bool, tmp_path: Path
-) -> None:
+def test_logit_adjustment_changes_only_the_training_loss(name: str, mixed: bool, tmp_path: Path) -> None:
     """CE(logits + τ log π); a class without images counts as having one."""
     choices = {**CHOICES.get(name, {}), "logit_adjustment": 0.7}
     method, plain = (
@@ -418,11 +418,11 @@ def test_the_shares_of_the_classes_shift_the_logits_of_training_alone(
 
     expected, targets = expectation(loss, mixed)
     assert method.loss(features(), targets).item() == pytest.approx(expected.mean(), rel=2e-5)
-    assert torch.equal(method.logits(features()), plain.logits(features())), "predictions are left alone"
-    assert method.state_dict().keys() == plain.state_dict().keys(), "the data tells it again"
+    assert torch.equal(method.logits(features()), plain.logits(features())), "predictions are not adjusted"
+    assert method.state_dict().keys() == plain.state_dict().keys(), "recomputed from the data, not saved"
 
 
-def test_a_warm_up_is_adjusted_too(tmp_path: Path) -> None:
+def test_logit_adjustment_applies_to_the_warm_up(tmp_path: Path) -> None:
     choices: dict[str, Any] = {"loss": "cross_entropy", "scale": 14.0, "match": {"warmup_epochs": 1}}
     method = built("dl2pa", tmp_path, **choices, logit_adjustment=1.0)
     method.set_class_counts(torch.from_numpy(COUNTS))
@@ -434,13 +434,13 @@ def test_a_warm_up_is_adjusted_too(tmp_path: Path) -> None:
         assert method.loss(features(), Targets(LABELS)).item() == pytest.approx(expected, rel=2e-5)
 
 
-def test_a_loss_without_logits_has_nothing_to_adjust(tmp_path: Path) -> None:
+def test_logit_adjustment_does_not_change_a_loss_without_logits(tmp_path: Path) -> None:
     method, plain = built("dl2pa", tmp_path, logit_adjustment=1.0), built("dl2pa", tmp_path)
     method.set_class_counts(torch.from_numpy(COUNTS))
     assert torch.equal(method.loss(features(), Targets(LABELS)), plain.loss(features(), Targets(LABELS)))
 
 
-def test_a_margin_leaves_predictions_alone(tmp_path: Path) -> None:
+def test_a_margin_does_not_change_predictions(tmp_path: Path) -> None:
     plain, strict = (built("ebv", tmp_path, margin=m) for m in (0.0, 0.35))
     assert torch.equal(plain.logits(features()), strict.logits(features()))
     assert strict.loss(features(), Targets(LABELS)) > plain.loss(features(), Targets(LABELS)) + 1.0
@@ -449,10 +449,10 @@ def test_a_margin_leaves_predictions_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "margin"), [(n, m) for n in ("ebv", "psc", "goto") for m in (0.0, 0.2)] + [("kasarla", 0.0)]
 )
-def test_a_learned_scale_starts_as_given_and_follows_its_slope(
+def test_a_learned_scale_starts_at_the_value_and_has_the_right_gradient(
     name: str, margin: float, tmp_path: Path
 ) -> None:
-    """s = s₀ exp(t/10): central differences of the loss at the scales given by t = ±0.1."""
+    """s = s₀ exp(t/10): central differences of the loss at t = ±0.1."""
 
     def loss(scale: float, learn: bool) -> tuple[Tensor, Method]:
         config = configured(name, tmp_path, scale=scale, margin=margin, learn_scale=learn)
@@ -475,7 +475,7 @@ def test_a_learned_scale_starts_as_given_and_follows_its_slope(
 
 @pytest.mark.parametrize("name", ["ebv", "psc", "goto"])
 @pytest.mark.parametrize(("far", "factor"), [(1e3, 10.0), (-1e3, 0.1), (5.0, np.exp(0.5))])
-def test_a_learned_scale_stays_within_ten_times_its_start(
+def test_a_learned_scale_is_clamped_to_a_factor_of_ten(
     name: str, far: float, factor: float, tmp_path: Path
 ) -> None:
     method = built(name, tmp_path, learn_scale=True, scale=6.0)

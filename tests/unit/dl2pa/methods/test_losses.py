@@ -1,4 +1,4 @@
-"""The losses against short float64 references written from their formulas, values and gradients."""
+"""Values and gradients of the losses, compared with float64 references."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SHARES = torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0, 0.9, 0.1, 0.5])
 
 
 def draw(seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Features [B, d] of several norms and unit class vectors [C, d]."""
+    """Return features [B, d] with different norms and unit class vectors [C, d]."""
     generator = torch.Generator().manual_seed(seed)
     features = torch.randn(BATCH, DIM, generator=generator) * torch.logspace(-1, 1, BATCH)[:, None]
     return features, F.normalize(torch.randn(CLASSES, DIM, generator=generator), dim=1)
@@ -39,7 +39,7 @@ def reference_squared_cosine(f: Floats, w: Floats, y: NDArray[np.int64]) -> Floa
 
 
 def reference_dot_regression(f: Floats, w: Floats, y: NDArray[np.int64]) -> Floats:
-    """½ (f·w̃_y - |w̃_y||f|)² / |f|, f at length 1, with w̃_k = √(γ/n_k) w_k and γ = B / classes present."""
+    """Return ½ (f·w̃_y - |w̃_y||f|)² / |f| for normalized f, with w̃_k = √(γ/n_k) w_k and γ = B / classes present."""
     f = unit(f)
     counts = np.bincount(y, minlength=len(w))
     gamma = len(y) / (counts > 0).sum()
@@ -80,23 +80,23 @@ CASES: dict[str, tuple[dict[str, Any], Callable[[Floats, Floats, NDArray[np.int6
 
 
 def differences(value: Callable[[Floats], float], base: Floats) -> Floats:
-    """The slope of `value` at `base` by central differences."""
+    """Return the gradient of `value` at `base` by central differences."""
     slope = np.zeros_like(base)
-    for place in np.ndindex(base.shape):
+    for index in np.ndindex(base.shape):
         step = np.zeros_like(base)
-        step[place] = 1e-5
-        slope[place] = (value(base + step) - value(base - step)) / 2e-5
+        step[index] = 1e-5
+        slope[index] = (value(base + step) - value(base - step)) / 2e-5
     return slope
 
 
-def over(weights: Tensor, **choices: Any) -> Method:
-    """A method with these prototypes."""
-    return METHODS["dl2pa"].build(weights, METHODS["dl2pa"].options(**choices), None)
+def method_with(weights: Tensor, **options: Any) -> Method:
+    """Return a method with these prototypes."""
+    return METHODS["dl2pa"].build(weights, METHODS["dl2pa"].options(**options), None)
 
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("mixed", [False, True])
-def test_a_loss_is_its_formulas_mean(case: str, mixed: bool) -> None:
+def test_a_loss_equals_its_reference(case: str, mixed: bool) -> None:
     options, reference = CASES[case]
     features, weights = draw()
     f, w = features.double().numpy(), weights.double().numpy()
@@ -107,23 +107,22 @@ def test_a_loss_is_its_formulas_mean(case: str, mixed: bool) -> None:
         share = SHARES.double().numpy()
         expected = (share * first + (1 - share) * reference(f, w, OTHERS.numpy())).mean()
         targets = Targets(LABELS, OTHERS, SHARES)
-    assert float(over(weights, **options).loss(features, targets)) == pytest.approx(expected, rel=2e-5)
+    assert float(method_with(weights, **options).loss(features, targets)) == pytest.approx(expected, rel=2e-5)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_loss_moves_features_along_its_formulas_slope(case: str) -> None:
-    """Central differences of the reference."""
+def test_a_loss_has_the_gradient_of_its_reference(case: str) -> None:
     options, reference = CASES[case]
     features, weights = draw()
     w, y = weights.double().numpy(), LABELS.numpy()
     slope = differences(lambda f: float(reference(f, w, y).mean()), features.double().numpy())
     leaf = features.clone().requires_grad_()
-    over(weights, **options).loss(leaf, Targets(LABELS)).backward()
+    method_with(weights, **options).loss(leaf, Targets(LABELS)).backward()
     assert leaf.grad is not None
     assert np.abs(leaf.grad.numpy() - slope).max() < 1e-4 * np.abs(slope).max()
 
 
-def test_dot_regression_does_not_differentiate_the_length_of_a_feature() -> None:
+def test_dot_regression_does_not_differentiate_the_norm() -> None:
     features, weights = draw()
     w, y, base = weights.double().numpy(), LABELS.numpy(), features.double().numpy()
     norms, counts = np.linalg.norm(base, axis=1), np.bincount(y, minlength=CLASSES)
@@ -137,18 +136,18 @@ def test_dot_regression_does_not_differentiate_the_length_of_a_feature() -> None
     assert np.abs(leaf.grad.numpy() - slope).max() < 1e-4 * np.abs(slope).max()
 
 
-def test_dot_regression_turns_features_and_does_not_lengthen_them() -> None:
-    """As behind its authors' head, whose last step scales features to length 1."""
+def test_dot_regression_does_not_change_the_norm_of_features() -> None:
+    """As with the paper's head, which normalizes features."""
     features, weights = draw()
     leaf = features.clone().requires_grad_()
-    over(weights, loss="dot_regression").loss(leaf, Targets(LABELS)).backward()
+    method_with(weights, loss="dot_regression").loss(leaf, Targets(LABELS)).backward()
     assert leaf.grad is not None
     along = (leaf.grad * F.normalize(features, dim=1)).sum(dim=1).abs()
     assert float((along / leaf.grad.norm(dim=1)).max()) < 1e-5
 
 
-def test_rare_classes_weigh_as_much_as_common_ones() -> None:
-    """dot_regression: with equal angles every class present contributes the same total."""
+def test_rare_classes_have_the_weight_of_common_ones() -> None:
+    """dot_regression: at equal angles every class present contributes the same total."""
     weights = torch.eye(2)
     features = torch.tensor([[0.0, 1.0]]).repeat(9, 1)
     features[8] = torch.tensor([1.0, 0.0])
@@ -159,7 +158,7 @@ def test_rare_classes_weigh_as_much_as_common_ones() -> None:
     assert float(leaf.grad[:8].norm(dim=1).sum()) == pytest.approx(float(leaf.grad[8].norm()), rel=1e-5)
 
 
-def test_a_feature_at_its_prototype_costs_nothing() -> None:
+def test_a_feature_at_its_prototype_has_zero_loss() -> None:
     _, weights = draw()
     features = 3.0 * weights[LABELS]
     assert float(squared_cosine(features, weights, Targets(LABELS))) == pytest.approx(0, abs=1e-10)
@@ -170,7 +169,7 @@ def test_a_feature_at_its_prototype_costs_nothing() -> None:
 def test_a_zero_feature_gives_a_finite_loss_and_gradient(case: str) -> None:
     _, weights = draw()
     leaf = torch.zeros(BATCH, DIM, requires_grad=True)
-    loss = over(weights, **CASES[case][0]).loss(leaf, Targets(LABELS))
+    loss = method_with(weights, **CASES[case][0]).loss(leaf, Targets(LABELS))
     loss.backward()
     assert torch.isfinite(loss)
     assert leaf.grad is not None
@@ -178,9 +177,9 @@ def test_a_zero_feature_gives_a_finite_loss_and_gradient(case: str) -> None:
 
 
 @pytest.mark.parametrize("case", [*CASES, "psc linear", "psc", "dnc", "goto", "warm-up"])
-def test_under_autocast_the_loss_is_that_of_the_same_features_in_float32(case: str) -> None:
+def test_autocast_does_not_change_loss_and_logits(case: str) -> None:
     features, weights = draw()
-    half = features.bfloat16()
+    low = features.bfloat16()
     torch.manual_seed(0)
     name = case.split()[0]
     if name in ("psc", "dnc", "goto"):
@@ -190,13 +189,13 @@ def test_under_autocast_the_loss_is_that_of_the_same_features_in_float32(case: s
         )
         method = entry.build(CLASSES, DIM, options)
     elif case == "warm-up":
-        method = over(weights, schedule=MatchSchedule(warmup_epochs=1))
+        method = method_with(weights, schedule=MatchSchedule(warmup_epochs=1))
         method.begin_epoch(0)
     else:
-        method = over(weights, **CASES[case][0])
-    expected, logits = method.loss(half.float(), Targets(LABELS)), method.logits(half.float())
+        method = method_with(weights, **CASES[case][0])
+    expected, logits = method.loss(low.float(), Targets(LABELS)), method.logits(low.float())
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss, under = method.loss(half, Targets(LABELS)), method.logits(half)
-    assert loss.dtype == under.dtype == torch.float32
+        loss, autocast_logits = method.loss(low, Targets(LABELS)), method.logits(low)
+    assert loss.dtype == autocast_logits.dtype == torch.float32
     assert torch.equal(loss, expected)
-    assert torch.equal(under, logits)
+    assert torch.equal(autocast_logits, logits)

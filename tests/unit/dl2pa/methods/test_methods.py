@@ -1,4 +1,4 @@
-"""Methods as the training loop sees them: logits, matching, warm-up, state."""
+"""Interface of methods to the trainer: logits, assignment updates, warm-up, state."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def labels(count: int = 40) -> Tensor:
 
 
 @pytest.mark.parametrize(("loss", "scale"), [("squared_cosine", 1.0), ("cross_entropy", 20.0)])
-def test_logits_are_scaled_cosines_to_the_class_vectors_in_force(loss: str, scale: float) -> None:
+def test_logits_are_scaled_cosines_to_the_current_class_vectors(loss: str, scale: float) -> None:
     method = build(loss=loss, scale=20.0)
     method.assignment.copy_(torch.tensor([1, 2, 3, 4, 5, 0]))
     method.refresh()
@@ -43,14 +43,14 @@ def test_logits_are_scaled_cosines_to_the_class_vectors_in_force(loss: str, scal
     assert torch.allclose(method.logits(features()), expected, atol=1e-5)
 
 
-def test_a_first_assignment_places_the_labels() -> None:
+def test_the_initial_assignment_selects_the_class_vectors() -> None:
     sigma = torch.tensor([2, 0, 1, 5, 4, 3])
     method = METHODS["hpn"].build(points(), METHODS["hpn"].options(), sigma)
     assert torch.equal(method.class_vectors(), points()[sigma])
 
 
-def test_a_matching_moves_predictions_to_the_observed_classes() -> None:
-    """Features that sit at other classes' prototypes are predicted right after one matching."""
+def test_an_update_adapts_predictions_to_the_observed_classes() -> None:
+    """Features at the prototypes of other classes are classified correctly after one update."""
     method = build()
     sigma = torch.tensor([3, 0, 4, 1, 5, 2])
     y = labels()
@@ -64,21 +64,21 @@ def test_a_matching_moves_predictions_to_the_observed_classes() -> None:
     assert (method.logits(batch).argmax(1) == y).all()
 
 
-def test_mixed_labels_are_observed_with_their_shares() -> None:
-    mixed, whole = build(), build()
+def test_mixed_labels_are_weighted_by_their_shares() -> None:
+    mixed, expected = build(), build()
     share = torch.linspace(0, 1, 40)
     other = labels().roll(3)
     mixed.observe(features(), Targets(labels(), other, share))
-    assert whole.statistic is not None
+    assert expected.statistic is not None
     assert mixed.statistic is not None
-    whole.statistic.add(features(), labels(), share)
-    whole.statistic.add(features(), other, 1.0 - share)
-    assert torch.equal(mixed.statistic.sums, whole.statistic.sums)
+    expected.statistic.add(features(), labels(), share)
+    expected.statistic.add(features(), other, 1.0 - share)
+    assert torch.equal(mixed.statistic.sums, expected.statistic.sums)
     total = mixed.statistic.counts.sum().item() / 2**32
-    assert total == pytest.approx(40, abs=1e-6), "a mixed sample counts once in all"
+    assert total == pytest.approx(40, abs=1e-6), "a mixed sample counts once in total"
 
 
-def test_observing_does_not_touch_the_gradient() -> None:
+def test_observe_does_not_affect_the_gradient() -> None:
     method, leaf = build(), features().requires_grad_()
     loss = method.loss(leaf, Targets(labels()))
     method.observe(leaf, Targets(labels()))
@@ -86,7 +86,7 @@ def test_observing_does_not_touch_the_gradient() -> None:
     assert leaf.grad is not None
 
 
-def test_static_assignment_never_matches() -> None:
+def test_a_static_assignment_is_never_due() -> None:
     method = build(dynamic=False, schedule=MatchSchedule(every_steps=1))
     method.observe(features(), Targets(labels()))
     assert not method.due_after_step(0, 1)
@@ -102,12 +102,12 @@ def test_due_follows_the_schedule() -> None:
 
 
 class TestWarmUp:
-    """A learned cosine classifier until the first matching."""
+    """Warm-up: a learned cosine classifier until the first assignment update."""
 
     def method(self) -> PrototypeMethod:
         return build(schedule=MatchSchedule(warmup_epochs=2), warmup_scale=9.0)
 
-    def test_its_vectors_learn_and_predict(self) -> None:
+    def test_the_learned_vectors_are_trained_and_predict(self) -> None:
         method = self.method()
         method.begin_epoch(0)
         assert method.warmup is not None
@@ -121,7 +121,7 @@ class TestWarmUp:
         assert method.warmup.grad is not None
         assert method.warmup.grad.abs().max() > 0
 
-    def test_afterward_the_prototypes_predict_and_its_vectors_stand_still(self) -> None:
+    def test_afterward_the_prototypes_predict_and_the_vectors_are_fixed(self) -> None:
         method, plain = self.method(), build()
         method.begin_epoch(2)
         assert method.warmup is not None
@@ -132,7 +132,7 @@ class TestWarmUp:
         assert method.warmup.grad is not None, "DDP waits for a gradient of every parameter"
         assert method.warmup.grad.abs().max() == 0
 
-    def test_the_first_matching_uses_its_last_epoch_only(self) -> None:
+    def test_the_first_update_uses_only_the_last_warm_up_epoch(self) -> None:
         method = self.method()
         method.begin_epoch(0)
         method.observe(features(), Targets(labels()))
@@ -144,14 +144,14 @@ class TestWarmUp:
         assert method.due_after_epoch(1)
         assert method.statistic.counts.sum() > 0
 
-    def test_without_matching_there_is_none(self) -> None:
+    def test_a_static_assignment_has_no_warm_up(self) -> None:
         static = build(dynamic=False, schedule=MatchSchedule(warmup_epochs=2))
         static.begin_epoch(0)
         assert torch.equal(static.class_vectors(), points())
 
 
 @pytest.mark.parametrize("warmup", [0, 1])
-def test_the_state_dict_restores_every_later_answer(warmup: int) -> None:
+def test_the_state_dict_determines_all_later_results(warmup: int) -> None:
     schedule = MatchSchedule(warmup_epochs=warmup)
     method, other = build(schedule=schedule), build(schedule=schedule)
     other.prototypes.zero_()
@@ -170,7 +170,7 @@ def test_the_state_dict_restores_every_later_answer(warmup: int) -> None:
 
 
 class TestPsc:
-    """The learned baseline, in both forms."""
+    """Learned baseline, linear and normalized."""
 
     def build(self, **choices: Any) -> Method:
         torch.manual_seed(1)
@@ -205,8 +205,8 @@ class TestPsc:
 
 
 @pytest.mark.parametrize("width", [1, 2, 7])
-def test_the_first_assignment_from_word_vectors_keeps_like_classes_together(width: int) -> None:
-    """Two groups of words, two groups of prototypes: no group is split. Fewer columns than d are padded."""
+def test_an_assignment_from_word_vectors_keeps_similar_classes_together(width: int) -> None:
+    """Two groups of words map to two groups of prototypes. Fewer columns than d are padded."""
     angles = torch.cat([torch.linspace(-0.5, 0.5, 5), torch.linspace(-0.5, 0.5, 5) + torch.pi])
     prototypes = torch.stack([angles.cos(), angles.sin()], dim=1)
     generator = torch.Generator().manual_seed(width)

@@ -1,4 +1,4 @@
-"""Methods over a real process group: gloo with 1 to 3 processes, started once for all tests here."""
+"""Methods in real process groups: gloo with 1 to 3 processes, started once per module."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NAMES = ("dnc", "goto", "ebv", "kasarla")
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> Reports:
-    """World size to what each of its ranks reported."""
+    """Reports of all ranks by world size."""
     out = tmp_path_factory.mktemp("ranks")
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(Path(__file__).with_name("ranks.py")), str(out)]
@@ -32,22 +32,22 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Reports:
 
 
 @pytest.mark.parametrize("size", WORLDS[1:])
-def test_sub_centroids_are_those_of_one_process_bit_for_bit(reports: Reports, size: int) -> None:
-    (alone,) = reports[1]
-    assert len(set(alone["clustering"])) == 4, "each batch moved some"
+def test_sub_centroids_are_bit_identical_for_all_world_sizes(reports: Reports, size: int) -> None:
+    (single,) = reports[1]
+    assert len(set(single["clustering"])) == 4, "each batch changed some"
     for report in reports[size]:
-        assert report["clustering"] == alone["clustering"]
+        assert report["clustering"] == single["clustering"]
 
 
 @pytest.mark.parametrize("size", WORLDS[1:])
-def test_sub_centroids_that_drifted_apart_are_not_saved(reports: Reports, size: int) -> None:
+def test_sub_centroids_that_differ_are_not_saved(reports: Reports, size: int) -> None:
     for report in reports[size]:
         assert f"sub-centroids of rank(s) [{size - 1}]" in report["drifting"]
 
 
 @pytest.mark.parametrize("size", WORLDS)
 @pytest.mark.parametrize("name", NAMES)
-def test_every_rank_holds_the_same_method_after_training(reports: Reports, name: str, size: int) -> None:
+def test_every_rank_has_the_same_method_after_training(reports: Reports, name: str, size: int) -> None:
     states = [report["training"][name]["state"] for report in reports[size]]
     assert all(state == states[0] for state in states)
     learned = set(reports[size][0]["training"][name]["learned"])
@@ -62,6 +62,6 @@ def test_every_rank_holds_the_same_method_after_training(reports: Reports, name:
 
 @pytest.mark.parametrize("size", WORLDS)
 @pytest.mark.parametrize("name", NAMES)
-def test_a_resumed_run_ends_in_the_same_bits(reports: Reports, name: str, size: int) -> None:
+def test_a_resumed_run_is_bit_identical(reports: Reports, name: str, size: int) -> None:
     for report in reports[size]:
         assert report["training"][name]["resumed_differs"] == []

@@ -1,4 +1,4 @@
-"""DNC's clustering and Goto's frames: several vectors a class that no plain gradient step moves."""
+"""Methods with several vectors per class: DNC's clustering and Goto's frames."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dl2pa.methods import METHODS, Method, Targets
-from dl2pa.methods.dnc import balanced_assignment, moved_centroids
+from dl2pa.methods.dnc import balanced_assignment, update_centroids
 from dl2pa.methods.goto import orthonormal_rows
 
 Floats = NDArray[np.float64]
@@ -28,7 +28,7 @@ def labels(seed: int = 0, classes: int = CLASSES) -> Tensor:
 
 
 def sinkhorn(cosines: Floats) -> Floats:
-    """Balanced transport of the samples of one class [n, K], in the log domain, to convergence."""
+    """Return the balanced transport of the samples of one class [n, K], in the log domain."""
     n, count = cosines.shape
     logs, rows, columns = cosines / 0.05, np.zeros((n, 1)), np.zeros((1, count))
     for _ in range(20):
@@ -38,87 +38,87 @@ def sinkhorn(cosines: Floats) -> Floats:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_transport_is_sinkhorns_within_each_class(seed: int) -> None:
+def test_the_assignment_is_that_of_sinkhorn_within_each_class(seed: int) -> None:
     y = labels(seed)
     cosines = 0.4 * torch.rand(BATCH, COUNT, generator=torch.Generator().manual_seed(seed + 50))
-    cosines[:, 0] += 0.3  # all prefer the first
-    found = balanced_assignment(cosines, y, CLASSES)
+    cosines[:, 0] += 0.3  # most are nearest to the first
+    assigned = balanced_assignment(cosines, y, CLASSES)
     for c in range(CLASSES):
-        mine = (y == c).numpy()
-        expected = sinkhorn(cosines.double().numpy()[mine]).argmax(1)
-        assert found[mine].tolist() == expected.tolist()
-    assert (cosines.argmax(1) != found).sum() > BATCH / 4, "the balance changed many choices"
+        members = (y == c).numpy()
+        expected = sinkhorn(cosines.double().numpy()[members]).argmax(1)
+        assert assigned[members].tolist() == expected.tolist()
+    assert (cosines.argmax(1) != assigned).sum() > BATCH / 4, "balancing changes many assignments"
 
 
-def test_the_transport_is_balanced_where_the_nearest_is_not() -> None:
-    """60 samples of one class, nearly all nearest to sub-centroid 0; those furthest from it leave it."""
+def test_the_assignment_is_balanced_if_the_nearest_is_not() -> None:
+    """60 samples of one class, most nearest to sub-centroid 0; the farthest of them go to others."""
     cosines = torch.zeros(60, 3)
     cosines[:, 0] = torch.linspace(0.2, 0.8, 60)
     cosines[:, 1] = torch.linspace(0.0, 0.3, 60).roll(30)
-    found = balanced_assignment(cosines, torch.zeros(60, dtype=torch.int64), 1)
-    counts = torch.bincount(found, minlength=3)
+    assigned = balanced_assignment(cosines, torch.zeros(60, dtype=torch.int64), 1)
+    counts = torch.bincount(assigned, minlength=3)
     assert (cosines.argmax(dim=1) == 0).sum() > 50
     assert counts.max() - counts.min() <= 6
-    assert found[-8:].tolist() == [0] * 8
+    assert assigned[-8:].tolist() == [0] * 8
 
 
-def test_far_apart_cosines_overflow_nothing() -> None:
+def test_very_different_cosines_do_not_overflow() -> None:
     cosines = torch.tensor([[1.0, -1.0, -1.0]]).repeat(9, 1)
     cosines[0, 1] = cosines[1, 2] = -0.9
-    found = balanced_assignment(cosines, torch.zeros(9, dtype=torch.int64), 1)
-    assert found[0] == 1
-    assert found[1] == 2
+    assigned = balanced_assignment(cosines, torch.zeros(9, dtype=torch.int64), 1)
+    assert assigned[0] == 1
+    assert assigned[1] == 2
 
 
 def test_the_only_sample_of_a_class_goes_to_the_nearest() -> None:
-    """Its balanced plan is the same for all sub-centroids: rounding must not choose."""
+    """Its balanced plan has equal entries: rounding must not decide."""
     cosines = torch.randn(40, 4, generator=torch.Generator().manual_seed(0)) / 3
-    found = balanced_assignment(cosines, torch.arange(40), 41)
-    assert torch.equal(found, cosines.argmax(dim=1))
+    assigned = balanced_assignment(cosines, torch.arange(40), 41)
+    assert torch.equal(assigned, cosines.argmax(dim=1))
 
 
 def reference_update(
     centroids: Floats, f: Floats, y: NDArray[np.int64], correct: NDArray[np.bool_], momentum: float
 ) -> Floats:
-    moved = centroids.copy()
+    updated = centroids.copy()
     for c in range(len(centroids)):
-        mine = np.flatnonzero(y == c)
-        if not len(mine):
+        samples = np.flatnonzero(y == c)
+        if not len(samples):
             continue
-        chosen = sinkhorn(f[mine] @ centroids[c].T).argmax(1)
+        chosen = sinkhorn(f[samples] @ centroids[c].T).argmax(1)
         for k in range(centroids.shape[1]):
-            members = mine[(chosen == k) & correct[mine]]
+            members = samples[(chosen == k) & correct[samples]]
             if len(members):
                 mean = f[members].mean(0)
                 new = momentum * centroids[c, k] + (1 - momentum) * mean / np.linalg.norm(mean)
-                moved[c, k] = new / np.linalg.norm(new)
-    return moved
+                updated[c, k] = new / np.linalg.norm(new)
+    return updated
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.5, 0.999])
-def test_sub_centroids_follow_their_correctly_classified_samples(momentum: float) -> None:
+def test_sub_centroids_follow_correctly_classified_samples(momentum: float) -> None:
     old, f = unit_rows(CLASSES, COUNT, DIM, seed=1), unit_rows(BATCH, DIM, seed=2)
     y = labels(classes=CLASSES - 1)
     correct = torch.rand(BATCH, generator=torch.Generator().manual_seed(3)) < 0.4
     correct[y == 2] = False
-    found = moved_centroids(old, f, y, correct, momentum)
+    new = update_centroids(old, f, y, correct, momentum)
     expected = reference_update(
         old.double().numpy(), f.double().numpy(), y.numpy(), correct.numpy(), momentum
     )
-    assert np.abs(found.numpy() - expected).max() < 1e-6
-    still = (found == old).all(dim=2)
-    assert still[2].all(), "none of class 2 was classified correctly"
-    assert still[CLASSES - 1].all(), "no sample of the last class"
-    assert not still[[0, 1, 3]].all()
+    assert np.abs(new.numpy() - expected).max() < 1e-6
+    unchanged = (new == old).all(dim=2)
+    assert unchanged[2].all(), "no sample of class 2 was classified correctly"
+    assert unchanged[CLASSES - 1].all(), "no sample of the last class"
+    assert not unchanged[[0, 1, 3]].all()
 
 
-def test_the_order_of_the_batch_changes_no_bit() -> None:
+def test_the_update_does_not_depend_on_the_order_of_the_batch() -> None:
     old, f, y = unit_rows(CLASSES, COUNT, DIM, seed=1), unit_rows(BATCH, DIM, seed=2), labels()
     correct = torch.arange(BATCH) % 3 > 0
-    found = moved_centroids(old, f, y, correct, 0.9)
+    expected = update_centroids(old, f, y, correct, 0.9)
     for seed in range(5):
         order = torch.randperm(BATCH, generator=torch.Generator().manual_seed(seed))
-        assert torch.equal(moved_centroids(old, f[order], y[order], correct[order], 0.9), found)
+        assert torch.equal(update_centroids(old, f[order], y[order], correct[order], 0.9), expected)
 
 
 def dnc(**choices: Any) -> Method:
@@ -127,7 +127,7 @@ def dnc(**choices: Any) -> Method:
     return entry.build(CLASSES, DIM, entry.options(sub_prototypes=COUNT, **choices))
 
 
-def test_observing_moves_by_what_the_method_itself_classifies() -> None:
+def test_observe_updates_from_the_current_predictions() -> None:
     method = dnc(centroid_momentum=0.7)
     with torch.no_grad():
         for parameter in method.parameters():
@@ -135,20 +135,20 @@ def test_observing_moves_by_what_the_method_itself_classifies() -> None:
     gain, bias = (dict(method.named_parameters())[f"feature_norm.{n}"] for n in ("weight", "bias"))
     f = 3.0 * torch.randn(BATCH, DIM, generator=torch.Generator().manual_seed(4))
     y = method.logits(f).argmax(dim=1)
-    y[::2] = labels()[::2]  # half of them right
+    y[::2] = labels()[::2]  # about half are correct
     old = dict(method.named_buffers())["centroids"].clone()
     embedded = F.normalize(F.layer_norm(f, (DIM,), gain, bias), dim=1).detach()
     correct = method.logits(f).argmax(dim=1) == y
     assert 0.5 <= correct.float().mean() < 0.8
-    expected = moved_centroids(old, embedded, y, correct, 0.7)
+    expected = update_centroids(old, embedded, y, correct, 0.7)
     method.observe(f, Targets(y))
-    found = dict(method.named_buffers())["centroids"]
-    assert torch.allclose(found, expected, atol=1e-6)
-    assert not torch.equal(found, old)
-    assert torch.allclose(found.norm(dim=2), torch.ones(CLASSES, COUNT), atol=1e-6)
+    new = dict(method.named_buffers())["centroids"]
+    assert torch.allclose(new, expected, atol=1e-6)
+    assert not torch.equal(new, old)
+    assert torch.allclose(new.norm(dim=2), torch.ones(CLASSES, COUNT), atol=1e-6)
 
 
-def test_a_mixed_sample_counts_for_the_label_of_the_larger_share() -> None:
+def test_a_mixed_sample_counts_for_the_label_with_the_larger_share() -> None:
     f, first, second = torch.randn(BATCH, DIM), labels(1), labels(2)
     share = torch.linspace(0.0, 1.0, BATCH)
     mixed, plain = dnc(), dnc()
@@ -158,15 +158,15 @@ def test_a_mixed_sample_counts_for_the_label_of_the_larger_share() -> None:
 
 
 def test_sub_centroids_find_the_modes_of_a_class() -> None:
-    """Three modes in one class: after a few batches each has a sub-centroid of its own."""
+    """Three modes in one class: after some batches each has one sub-centroid."""
     modes = F.normalize(torch.eye(DIM)[[0, 2, 5]] + 0.05, dim=1)
     generator = torch.Generator().manual_seed(0)
     centroids = F.normalize(modes.mean(0) + 0.2 * torch.randn(1, 3, DIM, generator=generator), dim=2)
-    right = torch.ones(60, dtype=torch.bool)
+    correct = torch.ones(60, dtype=torch.bool)
     for _ in range(60):
         noise = 0.05 * torch.randn(60, DIM, generator=generator)
         f = F.normalize(modes.repeat(20, 1) + noise, dim=1)
-        centroids = moved_centroids(centroids, f, torch.zeros(60, dtype=torch.int64), right, 0.8)
+        centroids = update_centroids(centroids, f, torch.zeros(60, dtype=torch.int64), correct, 0.8)
     nearest = (centroids[0] @ modes.T).max(dim=1)
     assert sorted(nearest.indices.tolist()) == [0, 1, 2]
     assert nearest.values.min() > 0.95
@@ -191,7 +191,7 @@ def goto(**choices: Any) -> Method:
     return entry.build(CLASSES, DIM, entry.options(sub_prototypes=COUNT, **choices))
 
 
-def test_steps_keep_the_frames_orthonormal_and_learn() -> None:
+def test_training_keeps_frames_orthonormal_and_reduces_the_loss() -> None:
     method = goto()
     optimizer = torch.optim.SGD(method.parameters(), lr=2.0, momentum=0.9)
     f, y = torch.randn(BATCH, DIM, generator=torch.Generator().manual_seed(4)), labels()
@@ -204,18 +204,20 @@ def test_steps_keep_the_frames_orthonormal_and_learn() -> None:
         method.observe(f, Targets(y))
         frames = method.state_dict()["frames"]
         assert torch.allclose(frames @ frames.mT, torch.eye(COUNT).expand(CLASSES, -1, -1), atol=1e-5)
-        assert torch.allclose(method.logits(f), before, atol=1e-3), "bringing it back changes no prediction"
+        assert torch.allclose(method.logits(f), before, atol=1e-3), (
+            "orthonormalizing does not change predictions"
+        )
     assert method.loss(f, Targets(y)).item() < 0.7 * first
 
 
-def test_a_class_with_two_modes_is_told_from_one_between_them() -> None:
-    """Class 0 lies at +x and at +y, class 1 between: one vector a class cannot do it, two orthonormal ones can."""
+def test_two_vectors_separate_two_modes_from_a_class_between_them() -> None:
+    """Class 0 has modes at +x and +y, class 1 is between them; one vector per class cannot separate them."""
     torch.manual_seed(1)
     f = torch.eye(3)[[0, 1]].repeat(20, 1)
     between = torch.tensor([[1.0, 1.0, 0.3]]).repeat(20, 1)
     f = F.normalize(torch.cat([f, between]) + 0.05 * torch.randn(60, 3), dim=1)
     y = torch.cat([torch.zeros(40, dtype=torch.int64), torch.ones(20, dtype=torch.int64)])
-    right = {}
+    accuracy = {}
     for count in (1, 2):
         entry = METHODS["goto"]
         method = entry.build(2, 3, entry.options(sub_prototypes=count))
@@ -225,6 +227,6 @@ def test_a_class_with_two_modes_is_told_from_one_between_them() -> None:
             optimizer.step()
             optimizer.zero_grad()
             method.observe(f, Targets(y))
-        right[count] = (method.logits(f).argmax(dim=1) == y).float().mean().item()
-    assert right[2] > 0.99
-    assert right[1] < 0.99
+        accuracy[count] = (method.logits(f).argmax(dim=1) == y).float().mean().item()
+    assert accuracy[2] > 0.99
+    assert accuracy[1] < 0.99

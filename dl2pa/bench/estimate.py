@@ -1,4 +1,4 @@
-"""Hours, memory and money of a configuration, from a short measured probe of it on this machine."""
+"""Training time, memory and cost of a configuration, extrapolated from a few measured steps."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import math
 import statistics
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from dl2pa.bench.loaders import iterate_epochs
+from dl2pa.bench.memory import peak_gib
+from dl2pa.bench.runners import synchronize
 from dl2pa.config import Config
 from dl2pa.errors import UserError
 from dl2pa.model.model import build_model, method_options
@@ -23,41 +25,40 @@ from pipelines.build import num_samples
 
 _WARM_UP = 3
 _LARGEST_BATCH = 2**16
-LINK_GB_PER_S = 50.0
-"""What a GPU moves between nodes: 400 Gbit/s InfiniBand, one adapter a GPU (NVIDIA's DGX H100 data sheet)."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """What the estimate is for.
+    """Hardware to estimate for.
 
     Attributes:
-        devices: as many GPUs as this one (processes, on a CPU).
-        link_gb_per_s: what each moves to and from the others, each way.
-        price: of a device for an hour; None: unknown.
+        devices: number of GPUs like this one (on a CPU: processes).
+        link_gb_per_s: bandwidth between devices, per direction.
+        price: price per device-hour; None if unknown.
     """
 
-    devices: int = 1
-    link_gb_per_s: float = LINK_GB_PER_S
-    price: float | None = None
+    devices: int
+    link_gb_per_s: float
+    price: float | None
 
 
 def estimate(config: Config, data: DataSplits, world: World, target: Target, steps: int) -> dict[str, Any]:
-    """Measure `steps` steps of a device's share of the batch, a part of a validation and a matching, and extrapolate.
+    """Measure `steps` training steps, part of a validation and an assignment update on one device, and extrapolate.
 
-    The steps are real ones on the real data, from the first epoch on. What one device cannot show is a model: N devices
-    take a step of one on 1/N of the batch, plus a ring's all-reduce of the gradients, 2(N-1)/N of their bytes over the
-    link; `hours` has it hidden behind the backward pass, `hours_at_most` none of it. Validation is divided by N.
+    The steps use the configured data, from the first epoch on. For N devices, a step takes the measured time for 1/N of
+    the batch plus a ring all-reduce of the gradients, 2(N-1)/N of their bytes over the link. `hours` assumes that the
+    backward pass hides the all-reduce completely, `hours_at_most` that it hides none of it. Validation time is divided
+    by N.
 
     Args:
-        data: opened for as many processes as there are devices.
+        data: data opened for `target.devices` processes.
 
     Returns:
         `steps_per_epoch epochs steps step_ms data_wait_share validate_s match_s all_reduce_ms hours hours_at_most
-        device_hours cost memory_gib largest_batch`; the last, of one device, is only known of a GPU.
+        device_hours cost memory_gib largest_batch`; the last is per device and None on a CPU.
 
     Raises:
-        UserError: a device's share of the batch does not fit this one.
+        UserError: a device's share of the batch does not fit in its memory.
     """
     batch = config.train.batch_size
     share = config.train.model_copy(
@@ -65,20 +66,22 @@ def estimate(config: Config, data: DataSplits, world: World, target: Target, ste
     )
     probe = _Probe(config.model_copy(update={"train": share}), data, world)
     try:
-        found = probe.measure(steps)
+        measured = probe.measure(steps)
     except torch.OutOfMemoryError:
         raise UserError(
             "train.batch_size",
             batch,
-            f"{share.batch_size} images of it do not fit on this device",
-            "Give a smaller one, or --devices for more of them.",
+            f"{share.batch_size} images per device do not fit in its memory",
+            "Use a smaller batch or more --devices.",
         ) from None
     finally:
         probe.close()
-    return {**_extrapolate(config, data, target, found), "largest_batch": probe.largest_batch()}
+    return {**_extrapolate(config, data, target, measured), "largest_batch": probe.largest_batch()}
 
 
-def _extrapolate(config: Config, data: DataSplits, target: Target, found: dict[str, float]) -> dict[str, Any]:
+def _extrapolate(
+    config: Config, data: DataSplits, target: Target, measured: dict[str, float]
+) -> dict[str, Any]:
     train, devices = config.train, target.devices
     per_epoch = num_samples(data.train) // train.batch_size
     total = train.epochs * per_epoch
@@ -86,31 +89,31 @@ def _extrapolate(config: Config, data: DataSplits, target: Target, found: dict[s
         total = min(total, train.max_steps)
     epochs = total / per_epoch
     validations = math.ceil(epochs / train.eval_every_epochs)
-    validate_s = found["validated_image_s"] * num_samples(data.val) / devices
-    all_reduce_s = 2 * (devices - 1) / devices * found["gradient_bytes"] / (target.link_gb_per_s * 1e9)
-    match_s = found["match_s"] * _matchings(config, per_epoch, total)
-    least = total * found["step_s"] + validations * validate_s + match_s
-    most = least + total * all_reduce_s
+    validate_s = measured["validated_image_s"] * num_samples(data.val) / devices
+    all_reduce_s = 2 * (devices - 1) / devices * measured["gradient_bytes"] / (target.link_gb_per_s * 1e9)
+    match_s = measured["match_s"] * _num_updates(config, per_epoch, total)
+    shortest = total * measured["step_s"] + validations * validate_s + match_s
+    longest = shortest + total * all_reduce_s
     return {
         "steps_per_epoch": per_epoch,
         "epochs": epochs,
         "steps": total,
-        "step_ms": found["step_s"] * 1e3,
-        "images_per_second": train.batch_size / found["step_s"],
-        "data_wait_share": found["waited_s"] / found["step_s"],
+        "step_ms": measured["step_s"] * 1e3,
+        "images_per_second": train.batch_size / measured["step_s"],
+        "data_wait_share": measured["waited_s"] / measured["step_s"],
         "validate_s": validate_s,
-        "match_s": found["match_s"],
+        "match_s": measured["match_s"],
         "all_reduce_ms": all_reduce_s * 1e3,
-        "hours": least / 3600,
-        "hours_at_most": most / 3600,
-        "device_hours": devices * most / 3600,
-        "cost": None if target.price is None else devices * most / 3600 * target.price,
-        "memory_gib": found["memory"] / 2**30,
+        "hours": shortest / 3600,
+        "hours_at_most": longest / 3600,
+        "device_hours": devices * longest / 3600,
+        "cost": None if target.price is None else devices * longest / 3600 * target.price,
+        "memory_gib": measured["memory_gib"],
     }
 
 
-def _matchings(config: Config, per_epoch: int, total: int) -> int:
-    """How many matchings the schedule makes."""
+def _num_updates(config: Config, per_epoch: int, total: int) -> int:
+    """Return the number of assignment updates in the schedule."""
     options = method_options(config)
     if not options.dynamic:
         return 0
@@ -120,7 +123,7 @@ def _matchings(config: Config, per_epoch: int, total: int) -> int:
 
 
 class _Probe:
-    """The configuration's own step on its own data, in this process."""
+    """Train state and data of the configuration, in this process."""
 
     def __init__(self, config: Config, data: DataSplits, world: World) -> None:
         self._config, self._data, self._world = config, data, world
@@ -133,81 +136,74 @@ class _Probe:
         self._largest: int | None = None
 
     def measure(self, steps: int) -> dict[str, float]:
-        """Seconds a step (median), of it waiting for data, for a validated image, for a matching; bytes of gradients
-        and of memory."""
+        """Return the seconds per step (median), of waiting for data, per validated image and per assignment update, and
+        the bytes of gradients and of memory."""
         gpu = self._world.device.type == "cuda"
         if gpu:
             torch.cuda.reset_peak_memory_stats(self._world.device)
-        took, waited = self._steps(steps)
-        memory = torch.cuda.max_memory_allocated(self._world.device) if gpu else _resident()
+        durations, waited = self._steps(steps)
+        memory_gib = torch.cuda.max_memory_allocated(self._world.device) / 2**30 if gpu else peak_gib()
         gradients = sum(p.numel() * p.element_size() for p in self._train_state.model.parameters())
-        began = time.perf_counter()
+        start = time.perf_counter()
         self._train_state.rematch()
-        self._wait()
-        match_s = time.perf_counter() - began
+        synchronize(self._world.device)
+        match_s = time.perf_counter() - start
         validated_image_s = self._validated_image_seconds(steps)
         if gpu:
             self._largest = self._find_largest_batch()
         return {
-            "step_s": statistics.median(took),
+            "step_s": statistics.median(durations),
             "waited_s": statistics.median(waited),
             "match_s": match_s,
             "validated_image_s": validated_image_s,
             "gradient_bytes": float(gradients),
-            "memory": float(memory),
+            "memory_gib": memory_gib,
         }
 
     def _steps(self, steps: int) -> tuple[list[float], list[float]]:
-        took: list[float] = []
+        durations: list[float] = []
         waited: list[float] = []
-        batches = self._endless()
+        batches = iterate_epochs(self._pipeline)
         for number in range(_WARM_UP + steps):
-            began = time.perf_counter()
+            start = time.perf_counter()
             batch = next(batches)
-            got = time.perf_counter()
+            loaded = time.perf_counter()
             self._train_state.step(batch, number)
-            self._wait()
-            took.append(time.perf_counter() - began)
-            waited.append(got - began)
-        return took[_WARM_UP:], waited[_WARM_UP:]
-
-    def _endless(self) -> Any:
-        epoch = 0
-        while True:
-            self._pipeline.start(epoch)
-            yield from self._pipeline
-            epoch += 1
+            synchronize(self._world.device)
+            durations.append(time.perf_counter() - start)
+            waited.append(loaded - start)
+        return durations[_WARM_UP:], waited[_WARM_UP:]
 
     def _validated_image_seconds(self, steps: int) -> float:
-        """By a part of the validation."""
+        """Measure part of a validation."""
         pipeline = build_eval_pipeline(self._config, self._data.val, self._world)
-        done = {"steps": 0, "images": 0, "began": 0.0, "ended": 0.0}
+        done = {"steps": 0, "images": 0, "start": 0.0, "end": 0.0}
         self._train_state.evaluated.eval()
 
         def score(images: Any) -> Any:
             logits = self._train_state.score(images)
-            self._wait()
-            done["ended"] = time.perf_counter()
+            synchronize(self._world.device)
+            done["end"] = time.perf_counter()
             if done["steps"] == 0:
-                done["began"] = done["ended"]  # the first holds the start of the pipeline
+                done["start"] = done["end"]  # the first batch includes the start of the pipeline
             else:
                 done["images"] += len(images)
             done["steps"] += 1
             return logits
 
         try:
-            few = pipeline.steps_per_epoch < 2
-            if few:
-                done["began"] = time.perf_counter()
+            single = pipeline.steps_per_epoch < 2
+            if single:
+                done["start"] = time.perf_counter()
             evaluate(score, pipeline, len(self._data.classes), lambda: done["steps"] > steps)
-            if few:
-                return (time.perf_counter() - done["began"]) / pipeline.num_samples
-            return (done["ended"] - done["began"]) / max(1, done["images"])
+            if single:
+                return (time.perf_counter() - done["start"]) / pipeline.num_samples
+            return (done["end"] - done["start"]) / max(1, done["images"])
         finally:
             pipeline.close()
 
     def _find_largest_batch(self) -> int:
-        """Doubling until it does not fit."""
+        """Double the batch until it does not fit."""
         side, fits = self._config.data.image_size, self._config.train.batch_size
         batch = fits
         while (batch := batch * 2) <= _LARGEST_BATCH:
@@ -216,7 +212,7 @@ class _Probe:
                 labels = torch.zeros(batch, dtype=torch.int64, device=self._world.device)
                 self._train_state.model.train()
                 self._train_state.step(Batch(images, labels, labels, batch), 0)
-                self._wait()
+                synchronize(self._world.device)
             except torch.OutOfMemoryError:
                 break
             finally:
@@ -225,19 +221,9 @@ class _Probe:
         return fits
 
     def largest_batch(self) -> int | None:
-        """Images a device takes at once; None on a CPU."""
+        """Return the largest batch that fits on the device; None on a CPU."""
         return self._largest
 
-    def _wait(self) -> None:
-        if self._world.device.type == "cuda":
-            torch.cuda.synchronize(self._world.device)
-
     def close(self) -> None:
-        """End the pipeline's threads."""
+        """Stop the threads of the pipeline."""
         self._pipeline.close()
-
-
-def _resident() -> int:
-    """Most memory this process has had, bytes."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")), 0)

@@ -1,4 +1,4 @@
-"""A function in a group of processes of this machine, joined by gloo."""
+"""Calls of a function in a process group on this machine."""
 
 from __future__ import annotations
 
@@ -15,17 +15,19 @@ from torch import distributed as dist
 from dl2pa.errors import TrainingFailure
 
 
-def in_a_group(nproc: int, threads: int, what: str, function: Callable[..., Any], *arguments: Any) -> Any:
-    """What `function(*arguments)` returns on rank 0 of `nproc` new processes of `threads` threads each.
+def run_in_group(nproc: int, threads: int, what: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call `function(*arguments)` in `nproc` new processes joined by gloo; return the result of rank 0.
+
+    Args:
+        threads: CPU threads per process.
+        what: description for the error message.
 
     Raises:
-        TrainingFailure: one of them died; `what` says at what.
+        TrainingFailure: a process died.
     """
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # of this machine: nothing listens beyond loopback
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # listen only on loopback
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        [function.__module__, "torch._dynamo"]
-    )  # imported once, not once a process
+    context.set_forkserver_preload([function.__module__, "torch._dynamo"])  # import once, not per process
     receiver, sender = context.Pipe(duplex=False)
     with tempfile.TemporaryDirectory() as folder:
         processes = [
@@ -40,7 +42,7 @@ def in_a_group(nproc: int, threads: int, what: str, function: Callable[..., Any]
         try:
             return receiver.recv()
         except EOFError:
-            raise TrainingFailure(f"a process of the benchmark died at {what} (out of memory?)") from None
+            raise TrainingFailure(f"a benchmark process died with {what} (out of memory?)") from None
         finally:
             for process in processes:
                 process.join(60)
@@ -57,8 +59,8 @@ def _rank(
 ) -> None:
     torch.set_num_threads(threads)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=nproc)
-    found = function(*arguments)
+    result = function(*arguments)
     if rank == 0:
-        results.send(found)
+        results.send(result)
     dist.barrier()
     dist.destroy_process_group()

@@ -1,6 +1,6 @@
-"""The loaders that `dl2pa bench pipeline` compares: each gives the same kind of training batch without end.
+"""Data loaders compared by `dl2pa bench pipeline`; each yields equivalent training batches endlessly.
 
-A batch is random resized crops of 224 pixels, mirrored half the time, normalized, float32, in memory of the host.
+A batch contains random resized crops of 224 pixels, flipped with probability 0.5, normalized, float32, in host memory.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ from pipelines.transforms import Transforms
 
 LOADERS = ("ours", "native-dali", "torchvision", "synthetic")
 PACKED = "packed"
-"""Ours as well, over shards of the same images as `dl2pa data pack --short-side 256` writes them."""
+"""Loader `ours` on shards of the same images, as written by `dl2pa data pack --short-side 256`."""
 NEEDS_DALI = ("ours", PACKED, "native-dali")
 
 _EPOCH = 20_000
-"""Images of an epoch at least: a few photographs are shown over and over."""
+"""Minimum images per epoch; a few images are repeated."""
 _AHEAD = 2
 _SEED = 0
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where the images are, and how many make a batch."""
+    """Location of the images, and batch size."""
 
     root: Path
     batch_size: int
@@ -53,7 +53,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Loader:
-    """Batches without end; how many different images they are of."""
+    """Endless batches, and the number of distinct images."""
 
     batches: Iterator[Any]
     images: int
@@ -62,7 +62,7 @@ class Loader:
 
 @dataclass(frozen=True)
 class RepeatedSampler(TrainSampler):
-    """A training order over `distinct` images, each shown several times an epoch."""
+    """Training sampler that repeats `distinct` images within an epoch."""
 
     distinct: int = 1
 
@@ -71,10 +71,10 @@ class RepeatedSampler(TrainSampler):
 
 
 def open_loader(name: str, source: Source) -> Loader:
-    """One of ``LOADERS``, or ``PACKED``, on the cores that this process may use.
+    """Open one of ``LOADERS`` or ``PACKED`` with all cores available to this process.
 
     Raises:
-        UserError: no images there, or a form that this loader cannot read.
+        UserError: the source has no images, or the loader cannot read its format.
     """
     threads = usable_cores()
     torch.set_num_threads(threads)
@@ -87,69 +87,66 @@ def open_loader(name: str, source: Source) -> Loader:
         return _of_pipeline(table, len(table.labels), transforms, source, threads)
     if table.members is not None:
         remedy = "Use --loaders ours, or give a folder of images."
-        raise UserError("--data", str(source.root), f"holds shards, which {name} does not read", remedy)
+        raise UserError("--data", str(source.root), f"contains shards, which {name} cannot read", remedy)
     paths = [str(table.path(i)) for i in range(len(table.labels))]
     labels = table.labels.tolist()
     if name == "native-dali":
-        return Loader(
-            _native_dali(paths, labels, transforms, source.batch_size, threads), len(paths), _nothing
-        )
-    repeats = -(-_EPOCH // len(paths))
-    loader = data_loader(
-        _Photographs(paths * repeats, labels * repeats, transforms), source.batch_size, torch.device("cpu")
-    )
-    return Loader(itertools.chain.from_iterable(itertools.repeat(loader)), len(paths), _nothing)
+        batches = _native_dali(paths, labels, transforms, source.batch_size, threads)
+    else:
+        repeats = -(-_EPOCH // len(paths))
+        dataset = _ImageFiles(paths * repeats, labels * repeats, transforms)
+        loader = data_loader(dataset, source.batch_size, torch.device("cpu"))
+        batches = itertools.chain.from_iterable(itertools.repeat(loader))
+    return Loader(batches, len(paths), lambda: None)  # ended by the end of the process
 
 
 def open_images(root: Path) -> ImageTable:
-    """Class folders, the training half of a folder with train/, or of what an index describes.
+    """Index class folders, or the training split of a folder with train/ or an index.
 
     Raises:
-        UserError: no images there.
+        UserError: the folder does not exist or has no images.
     """
     if not root.is_dir():
-        raise UserError("--data", str(root), "is no folder", "Give a folder of images, one folder a class.")
+        raise UserError(
+            "--data", str(root), "is not a folder", "Give a folder with one folder of images per class."
+        )
     if not (root / "train").is_dir() and not (root / INDEX_NAME).exists():
         return index_folder(root, None, "--data")
-    # With a place for validation, an index of one half, without a name, will do.
-    places = {"root": str(root), "val_root": str(root)}
-    config = parse_config({"data": {"dataset": IMAGE_FOLDER, **places, "loader": "dali"}})
+    # val_root, because the folder may have an index of a single, unnamed split.
+    roots = {"root": str(root), "val_root": str(root)}
+    config = parse_config({"data": {"dataset": IMAGE_FOLDER, **roots, "loader": "dali"}})
     dataset = open_split(config, "train")
-    assert isinstance(dataset, ImageTable), "of an image folder"
+    assert isinstance(dataset, ImageTable), "an image folder has an image table"
     return dataset
 
 
 def _of_pipeline(
     dataset: ImageTable | SyntheticDataset, count: int, transforms: Transforms, source: Source, threads: int
 ) -> Loader:
-    shown = count * -(-max(_EPOCH, source.batch_size) // count)
+    epoch_size = count * -(-max(_EPOCH, source.batch_size) // count)
     pipeline = build_pipeline(
         dataset,
         transforms,
-        RepeatedSampler(shown, source.batch_size, _SEED, distinct=count),
+        RepeatedSampler(epoch_size, source.batch_size, _SEED, distinct=count),
         loader="dali",
         seed=_SEED,
         device=torch.device("cpu"),
         threads=threads,
     )
-    return Loader(endless(pipeline), count, pipeline.close)
+    return Loader(iterate_epochs(pipeline), count, pipeline.close)
 
 
-def endless(pipeline: Pipeline) -> Iterator[Any]:
-    """Its batches, epoch after epoch."""
+def iterate_epochs(pipeline: Pipeline) -> Iterator[Any]:
+    """Yield the batches of epoch after epoch."""
     for epoch in itertools.count():
         pipeline.start(epoch)
         yield from pipeline
 
 
-def _nothing() -> None:
-    """The end of the process ends it."""
-
-
 def _native_dali(
     paths: list[str], labels: list[int], transforms: Transforms, batch_size: int, threads: int
 ) -> Iterator[Tensor]:
-    """DALI as its own examples use it, with our decoder's and filter's settings: nothing of Python in the loop."""
+    """Yield batches of a DALI pipeline as in DALI's examples, with the decoder and filter settings of loader `ours`."""
     from nvidia import dali
 
     fn: Any = dali.fn
@@ -189,8 +186,8 @@ def _native_dali(
         yield torch.from_dlpack(images.as_tensor()).permute(0, 3, 1, 2)
 
 
-class _Photographs(Dataset[tuple[Tensor, int]]):
-    """Files through PIL, then torchvision's transforms (v2) on tensors."""
+class _ImageFiles(Dataset[tuple[Tensor, int]]):
+    """Image files decoded by PIL and transformed by torchvision.transforms.v2."""
 
     def __init__(self, paths: list[str], labels: list[int], transforms: Transforms) -> None:
         from torchvision.transforms import v2

@@ -1,5 +1,5 @@
-"""Time and memory of one assignment update on statistics as an untrained and a trained network leave them, next to
-dense solvers."""
+"""Time and memory of an assignment update, compared with dense solvers, for statistics like those of an untrained and a
+trained network."""
 
 from __future__ import annotations
 
@@ -17,36 +17,36 @@ from torch import distributed as dist
 from dl2pa.assignment import AssignmentSolver, ClassStatistic
 from dl2pa.assignment.diagnostics import with_margin
 from dl2pa.assignment.match import apply_assignment, is_main, reduce_statistics
-from dl2pa.bench.group import in_a_group
+from dl2pa.bench.group import run_in_group
 from dl2pa.bench.memory import peak_gib, reset_peak, resident_gib
 
 Floats = NDArray[np.float64]
 
 STATES = ("untrained", "trained")
 _SCIPY_CLASSES, _LAPX_CLASSES = 25_000, 10_000
-"""Most classes that the dense solvers are run on: SciPy takes a minute there, lapx more than seven at 21,841."""
+"""Largest class counts for the dense solvers: SciPy takes a minute there; lapx takes over seven at 21,841."""
 _ONE = 2.0**32
-_DRIFT = 0.1
-"""Length by which rows move between two updates of a trained network."""
+_PERTURBATION = 0.1
+"""Length by which a row changes between two updates of a trained network."""
 
 
 def bench_matching(class_counts: list[int], dim: int, rounds: int, nproc: int) -> list[dict[str, Any]]:
-    """One row per class count and state; the fastest of `rounds`, states and solvers by turns.
+    """Measure assignment updates; return one row per class count and state with the fastest of `rounds`.
 
-    Each class count has a group of `nproc` processes of its own, joined by gloo. Candidates are searched for on a GPU
-    where there is one.
+    Each class count runs in a new gloo group of `nproc` processes. Candidates are computed on a GPU if there is one.
 
     Returns:
         Rows of `classes dim state`, seconds `reduce_s candidates_s solve_s certificate_s broadcast_s insight_s
-        update_s` (all of an update but the insight), `again_s` (the solve after the rows moved a little, from what the
-        first one left), `scipy_s lapx_s` (dense solve with its cost; null: not run or not installed), `rounds
-        candidates gap` of the solve, `dense_gain` (what SciPy's objective is above ours, relative), and GiB
-        `torch_gib peak_gib` of rank 0's process: before the inputs exist and at the most during the update.
+        update_s` (the update without the diagnostics, `insight_s`), `again_s` (a second solve after a small change of
+        the rows, starting from the first solution), `scipy_s lapx_s` (dense solve including its cost matrix; null if
+        not run or not installed), `rounds candidates gap` of the solve, `dense_gain` (relative excess of the dense
+        solver's objective), and GiB `torch_gib peak_gib` of rank 0: before the inputs exist, and the peak during the
+        update.
     """
     return [
         row
         for count in class_counts
-        for row in in_a_group(nproc, 1, f"{count} classes", _rank, count, dim, rounds)
+        for row in run_in_group(nproc, 1, f"{count} classes", _rank, count, dim, rounds)
     ]
 
 
@@ -63,7 +63,7 @@ def _rank(count: int, dim: int, rounds: int) -> list[dict[str, Any]]:
 
 
 def _measure(count: int, dim: int, state: str) -> dict[str, Any]:
-    """One update as training does it, in its parts."""
+    """Measure the parts of one update, as in training."""
     torch_gib = resident_gib()
     statistic, points = _share_of_statistic(count, dim, state)
     sigma, solver = torch.arange(count), AssignmentSolver()
@@ -71,13 +71,13 @@ def _measure(count: int, dim: int, state: str) -> dict[str, Any]:
     reset_peak()
     dist.barrier()
     reduced = reduce_statistics(statistic, points, sigma)
-    rows, places = statistic.rows.numpy(), points.double().numpy()
-    began = time.perf_counter()
-    solution = solver.solve(rows, places, sigma.numpy().copy(), device) if is_main() else None
-    solve_s = time.perf_counter() - began
+    rows, prototypes = statistic.rows.numpy(), points.double().numpy()
+    start = time.perf_counter()
+    solution = solver.solve(rows, prototypes, sigma.numpy().copy(), device) if is_main() else None
+    solve_s = time.perf_counter() - start
     dist.barrier()
     result = apply_assignment(statistic.rows, points, sigma, reduced, solution)
-    found: dict[str, Any] = {
+    row: dict[str, Any] = {
         "classes": count,
         "dim": dim,
         "state": state,
@@ -88,29 +88,29 @@ def _measure(count: int, dim: int, state: str) -> dict[str, Any]:
         "peak_gib": peak_gib(),
     }
     if solution is not None:
-        found |= {**solution.work(), "gap": solution.gap}
-        found["insight_s"] = with_margin(reduced.diagnostics(), rows, places, solution.assignment).seconds
-        began = time.perf_counter()
-        solver.solve(_moved(rows), places, solution.assignment, device)
-        found["again_s"] = time.perf_counter() - began
-        found |= _dense(rows, places, solution.assignment)
-    return found
+        row |= {**solution.work(), "gap": solution.gap}
+        row["insight_s"] = with_margin(reduced.diagnostics(), rows, prototypes, solution.assignment).seconds
+        start = time.perf_counter()
+        solver.solve(_perturb(rows), prototypes, solution.assignment, device)
+        row["again_s"] = time.perf_counter() - start
+        row |= _dense(rows, prototypes, solution.assignment)
+    return row
 
 
 def _dense(rows: Floats, points: Floats, sigma: NDArray[np.int64]) -> dict[str, float | None]:
-    """Time of SciPy's and lapx's dense solvers on the centered cost."""
-    found: dict[str, float | None] = {"scipy_s": None, "lapx_s": None, "dense_gain": None}
-    for name, solve, most in (("scipy_s", _scipy, _SCIPY_CLASSES), ("lapx_s", _lapx, _LAPX_CLASSES)):
-        if len(rows) > most:
+    """Measure the dense solvers of SciPy and lapx on the centered cost."""
+    result: dict[str, float | None] = {"scipy_s": None, "lapx_s": None, "dense_gain": None}
+    for name, solve, limit in (("scipy_s", _scipy, _SCIPY_CLASSES), ("lapx_s", _lapx, _LAPX_CLASSES)):
+        if len(rows) > limit:
             continue
-        began = time.perf_counter()
+        start = time.perf_counter()
         cost = (rows.mean(axis=0) - rows) @ (points - points.mean(axis=0)).T
         columns = solve(cost)
         if columns is not None:
-            found[name] = time.perf_counter() - began
-            ours, theirs = (cost[np.arange(len(cost)), c].sum() for c in (sigma, columns))
-            found["dense_gain"] = float((ours - theirs) / max(abs(theirs), 1e-300))
-    return found
+            result[name] = time.perf_counter() - start
+            sparse, dense = (cost[np.arange(len(cost)), c].sum() for c in (sigma, columns))
+            result["dense_gain"] = float((sparse - dense) / max(abs(dense), 1e-300))
+    return result
 
 
 def _scipy(cost: Floats) -> NDArray[np.int64]:
@@ -128,13 +128,13 @@ def _lapx(cost: Floats) -> NDArray[np.int64] | None:
     return np.asarray(solve(cost)[1], dtype=np.int64)
 
 
-def _moved(rows: Floats) -> Floats:
+def _perturb(rows: Floats) -> Floats:
     noise = np.random.default_rng(1).standard_normal(rows.shape)
-    return _unit(rows + _DRIFT / math.sqrt(rows.shape[1]) * noise)
+    return _unit(rows + _PERTURBATION / math.sqrt(rows.shape[1]) * noise)
 
 
 def _share_of_statistic(count: int, dim: int, state: str) -> tuple[ClassStatistic, Tensor]:
-    """This rank's part of one sample per class, and the prototypes."""
+    """Return this rank's part of a statistic with one sample per class, and the prototypes."""
     rows, points = rows_and_points(count, dim, state)
     statistic, share = ClassStatistic(count, dim), _ONE / dist.get_world_size()
     statistic.sums.copy_(torch.from_numpy(rows * share).round())
@@ -143,7 +143,7 @@ def _share_of_statistic(count: int, dim: int, state: str) -> tuple[ClassStatisti
 
 
 def rows_and_points(count: int, dim: int, state: str) -> tuple[Floats, Floats]:
-    """Unit rows and prototypes: all rows near one direction, or each near a prototype of its own."""
+    """Return unit rows and prototypes: untrained, all rows near one direction; trained, each near another prototype."""
     generator = np.random.default_rng(count)
     points = _unit(generator.standard_normal((count, dim)))
     noise = _unit(generator.standard_normal((count, dim)))

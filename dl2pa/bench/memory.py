@@ -1,4 +1,4 @@
-"""Memory of this process, from /proc."""
+"""Memory of this process, read from /proc."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ _SELF = Path("/proc/self")
 
 
 def resident_gib() -> float:
-    """What this process holds now, GiB."""
+    """Return the current resident memory in GiB."""
     return _status_gib("VmRSS")
 
 
 def peak_gib() -> float:
-    """The most it has held since `reset_peak`, GiB."""
+    """Return the peak resident memory since `reset_peak` in GiB."""
     return _status_gib("VmHWM")
 
 
 def reset_peak() -> None:
-    """Let the peak begin anew."""
+    """Reset the peak to the current value."""
     (_SELF / "clear_refs").write_text("5", encoding="ascii")
 
 

@@ -1,4 +1,4 @@
-"""Training batches from image files: our pipeline beside DALI's own reader, torchvision's and no reading at all."""
+"""Throughput of training batches from image files, compared with DALI's reader, torchvision and synthetic data."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from dl2pa.bench.loaders import LOADERS, NEEDS_DALI, PACKED, Source, open_images
 from dl2pa.errors import TrainingFailure, UserError
 from dl2pa.osutil import usable_cores
 
-_MADE_UP = 128
+_GENERATED_IMAGES = 128
 _DISCARDED = 4
-"""Batches before each timed block: what was read ahead while others had their turn is used up."""
+"""Batches before each timed block, which use up what was prefetched during other turns."""
 _WARM_UP = 8
-_QUIET_S = 0.1
-_PATIENCE_S = 10.0
+_IDLE_S = 0.1
+_IDLE_TIMEOUT_S = 10.0
 _GIB = 2**30
 _SHORT_SIDE, _QUALITY = 256, 90
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What a loader took for its timed batches: seconds, seconds of processor time, and memory afterward."""
+    """Time, CPU time and subsequent memory of one timed block."""
 
     seconds: float
     cpu_seconds: float
@@ -42,39 +42,39 @@ class Turn:
 def bench_pipeline(
     loaders: list[str], root: Path | None, batch_size: int, steps: int, rounds: int
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Each loader in a process of its own; in every round each has one turn while the others rest.
+    """Measure each loader in a separate process; in every round the loaders take turns while the others are idle.
 
     Args:
-        loaders: some of ``LOADERS``, and ``PACKED``.
-        root: class folders, or a folder with train/, or shards (ours only). None: photographs' stand-ins, made up.
-        batch_size: images a batch.
-        steps: batches timed a turn.
+        loaders: from ``LOADERS`` and ``PACKED``.
+        root: class folders, a folder with train/, or shards (only loader `ours`); None: generated images.
+        steps: timed batches per turn.
 
     Returns:
-        Ratios of speed (`ours/native_dali`, `ours/torchvision`), medians over the rounds of the ratio within a round,
-        and of processor time (`cpu: …`); rows of `loader images_per_second cpu_seconds_per_image peak_gib by_round
-        images`.
-        `peak_gib`: the proportional memory of the process and its workers, the most after any turn.
+        Ratios of throughput (`ours/native_dali`, `ours/torchvision`) and of CPU time (`cpu: …`), medians over the
+        rounds of the ratio within a round, and rows of `loader images_per_second cpu_seconds_per_image peak_gib
+        by_round images`. `peak_gib` is the largest proportional set size of the process and its workers after a turn.
 
     Raises:
-        UserError: DALI is not installed; a folder without images, or one that a loader cannot read.
-        TrainingFailure: a loader's process died.
+        UserError: DALI is not installed, or a folder has no images or cannot be read by a loader.
+        TrainingFailure: a loader process died.
     """
     _check_dali(loaders)
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dl2pa-bench-")))
         if root is None:
-            root = make_up(scratch / "made up")
+            root = generate_images(scratch / "images")
         sources = dict.fromkeys(loaders, Source(root, batch_size))
         if PACKED in sources:
             sources[PACKED] = Source(_pack(root, scratch / "packed"), batch_size)
-        running = {name: stack.enter_context(_Resting(name, source)) for name, source in sources.items()}
-        counts = {name: one.ready() for name, one in running.items()}
+        processes = {
+            name: stack.enter_context(_LoaderProcess(name, source)) for name, source in sources.items()
+        }
+        counts = {name: process.wait_ready() for name, process in processes.items()}
         turns: dict[str, list[Turn]] = {name: [] for name in loaders}
         for number in range(rounds):
-            # Who comes first changes, so that a drift of the machine favors nobody.
+            # The order alternates to compensate for drift.
             for name in loaders if number % 2 == 0 else reversed(loaders):
-                turns[name].append(running[name].turn(steps))
+                turns[name].append(processes[name].turn(steps))
     rows = [_row(name, turns[name], steps * batch_size, counts[name]) for name in loaders]
     return _ratios(turns), rows
 
@@ -92,45 +92,45 @@ def _row(name: str, turns: list[Turn], images: int, distinct: int) -> dict[str, 
 
 
 def _ratios(turns: dict[str, list[Turn]]) -> dict[str, float]:
-    found: dict[str, float] = {}
+    ratios: dict[str, float] = {}
     for other in turns:
         if "ours" not in turns or other in ("ours", "synthetic"):
             continue
         pairs = list(zip(turns["ours"], turns[other], strict=True))
         name = f"ours/{other.replace('-', '_')}"
-        found[name] = statistics.median(theirs.seconds / mine.seconds for mine, theirs in pairs)
-        used = [(mine.cpu_seconds, theirs.cpu_seconds) for mine, theirs in pairs if theirs.cpu_seconds > 0]
-        if used:  # the system counts in hundredths of a second
-            found[f"cpu: {name}"] = statistics.median(mine / theirs for mine, theirs in used)
-    return found
+        ratios[name] = statistics.median(b.seconds / a.seconds for a, b in pairs)
+        cpu = [a.cpu_seconds / b.cpu_seconds for a, b in pairs if b.cpu_seconds > 0]
+        if cpu:  # CPU time has a resolution of 10 ms and may be 0
+            ratios[f"cpu: {name}"] = statistics.median(cpu)
+    return ratios
 
 
 def _pack(root: Path, out: Path) -> Path:
-    """Shards of the images below `root`, made smaller as a user would; returns `out`."""
+    """Write the images below `root`, resized, as shards to `out`; return `out`."""
     from pipelines.datasets.build_index import list_source
     from pipelines.datasets.pack import PackOptions, pack
 
     if open_images(root).members is not None:
-        raise UserError(
-            "--data", str(root), "holds shards, which are packed already", "Give a folder of images."
-        )
+        raise UserError("--data", str(root), "is already packed", "Give a folder of images.")
     options = PackOptions(_SHORT_SIDE, _QUALITY, _GIB)
     pack(list_source(root), out, options, usable_cores(), lambda _done, _total: None)
     return out
 
 
 def _check_dali(loaders: list[str]) -> None:
-    wanted = [name for name in loaders if name in NEEDS_DALI]
+    dali_loaders = [name for name in loaders if name in NEEDS_DALI]
     try:
-        if wanted:
+        if dali_loaders:
             from nvidia import dali as _dali  # noqa: F401  # pyright: ignore[reportUnusedImport]
     except ImportError:
         remedy = "Install nvidia-dali, or use " + ",".join(n for n in LOADERS if n not in NEEDS_DALI) + "."
-        raise UserError("--loaders", wanted[0], "needs DALI, which is not installed", remedy) from None
+        raise UserError(
+            "--loaders", dali_loaders[0], "requires DALI, which is not installed", remedy
+        ) from None
 
 
-def make_up(root: Path, count: int = _MADE_UP) -> Path:
-    """Write JPEGs of 500 x 375 pixels, smooth with some noise, in two class folders below `root`; returns `root`."""
+def generate_images(root: Path, count: int = _GENERATED_IMAGES) -> Path:
+    """Write smooth, noisy JPEGs of 500 x 375 pixels to two class folders below `root`; return `root`."""
     from PIL import Image
 
     generator = np.random.default_rng(0)
@@ -144,75 +144,75 @@ def make_up(root: Path, count: int = _MADE_UP) -> Path:
     return root
 
 
-class _Resting:
-    """A loader in a process of its own, which works only when asked."""
+class _LoaderProcess:
+    """A loader in a separate process, which is idle between turns."""
 
     def __init__(self, name: str, source: Source) -> None:
         self._name = name
         context = multiprocessing.get_context("spawn")
-        self._asked, theirs = context.Pipe()
-        # No daemon: torch's loader has processes of its own.
-        self._process = context.Process(target=_serve, args=(theirs, name, source))
+        self._connection, child_connection = context.Pipe()
+        # Not a daemon, because torch's DataLoader starts processes.
+        self._process = context.Process(target=_serve, args=(child_connection, name, source))
         self._process.start()
-        theirs.close()
+        child_connection.close()
 
-    def __enter__(self) -> _Resting:
+    def __enter__(self) -> _LoaderProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._asked.close()
+        self._connection.close()
         self._process.join(60)
         if self._process.is_alive():
             self._process.kill()
 
-    def ready(self) -> int:
-        """Waits until it is warm; how many different images it has."""
-        return self._answer()
+    def wait_ready(self) -> int:
+        """Wait for the end of the warm-up; return the number of distinct images."""
+        return self._receive()
 
     def turn(self, steps: int) -> Turn:
-        """One turn of `steps` timed batches."""
-        self._asked.send(steps)
-        return self._answer()
+        """Measure `steps` batches."""
+        self._connection.send(steps)
+        return self._receive()
 
-    def _answer(self) -> Any:
+    def _receive(self) -> Any:
         try:
-            found = self._asked.recv()
+            result = self._connection.recv()
         except (EOFError, ConnectionError):
-            raise TrainingFailure(f"the process of {self._name} died (out of memory?)") from None
-        if isinstance(found, UserError):
-            raise found
-        if isinstance(found, str):
-            raise TrainingFailure(f"{self._name} failed: {found}")
-        return found
+            raise TrainingFailure(f"the process of loader {self._name} died (out of memory?)") from None
+        if isinstance(result, UserError):
+            raise result
+        if isinstance(result, str):
+            raise TrainingFailure(f"{self._name} failed: {result}")
+        return result
 
 
-def _serve(asked: Connection, name: str, source: Source) -> None:
+def _serve(connection: Connection, name: str, source: Source) -> None:
     try:
         loader = open_loader(name, source)
         _take(loader.batches, _WARM_UP)
         _rest()
-        asked.send(loader.images)
+        connection.send(loader.images)
         while True:
             try:
-                steps = asked.recv()
+                steps = connection.recv()
             except EOFError:
                 break
-            asked.send(_turn(loader.batches, steps))
+            connection.send(_turn(loader.batches, steps))
         loader.close()
     except UserError as error:
-        asked.send(error)
+        connection.send(error)
     except Exception as error:
-        asked.send(f"{type(error).__name__}: {error}")
+        connection.send(f"{type(error).__name__}: {error}")
 
 
 def _turn(batches: Iterator[Any], steps: int) -> Turn:
     _take(batches, _DISCARDED)
-    before, began = _cpu_seconds(), time.perf_counter()
+    cpu_before, start = _cpu_seconds(), time.perf_counter()
     _take(batches, steps)
-    seconds, used = time.perf_counter() - began, _cpu_seconds() - before
+    seconds, cpu_seconds = time.perf_counter() - start, _cpu_seconds() - cpu_before
     memory = _memory_bytes()
     _rest()
-    return Turn(seconds, used, memory)
+    return Turn(seconds, cpu_seconds, memory)
 
 
 def _take(batches: Iterator[Any], count: int) -> None:
@@ -221,28 +221,28 @@ def _take(batches: Iterator[Any], count: int) -> None:
 
 
 def _rest() -> None:
-    """Wait until what is read ahead is there, so that it is not done in another's turn."""
-    until = time.monotonic() + _PATIENCE_S
+    """Wait for the end of prefetching, so that it does not slow down other turns."""
+    deadline = time.monotonic() + _IDLE_TIMEOUT_S
     before = _cpu_seconds()
-    while time.monotonic() < until:
-        time.sleep(_QUIET_S)
+    while time.monotonic() < deadline:
+        time.sleep(_IDLE_S)
         now = _cpu_seconds()
-        if now - before < _QUIET_S / 10:
+        if now - before < _IDLE_S / 10:
             return
         before = now
 
 
 def _processes() -> list[psutil.Process]:
-    """This one and its workers."""
-    me = psutil.Process()
-    return [me, *me.children(recursive=True)]
+    """Return this process and its workers."""
+    process = psutil.Process()
+    return [process, *process.children(recursive=True)]
 
 
 def _cpu_seconds() -> float:
-    """Processor time of this process and its workers so far."""
-    return sum(times.user + times.system for times in (one.cpu_times() for one in _processes()))
+    """Return the CPU time of this process and its workers."""
+    return sum(times.user + times.system for times in (process.cpu_times() for process in _processes()))
 
 
 def _memory_bytes() -> int:
-    """Memory of this process and its workers, a shared page divided among those who hold it."""
-    return sum(one.memory_full_info().pss for one in _processes())
+    """Return the proportional set size of this process and its workers."""
+    return sum(process.memory_full_info().pss for process in _processes())

@@ -1,4 +1,4 @@
-"""The training loop that most tutorials show, as the yardstick of our own."""
+"""Plain PyTorch training loop, the baseline of `dl2pa bench train`."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ _WORKERS = 8
 
 
 class ReferenceLoop:
-    """torchvision's network with a linear classifier, NCHW, mixed precision with a GradScaler, SGD, a DataLoader with
-    workers over PIL and torchvision's transforms, and `loss.item()` after every step.
+    """torchvision network with linear classifier, NCHW, mixed precision with GradScaler, SGD, DataLoader with workers,
+    PIL and torchvision transforms, and `loss.item()` after every step.
 
-    The CIFAR ResNets, which torchvision lacks, are ours with a linear classifier.
+    CIFAR ResNets, which torchvision does not have, are those of dl2pa with a linear classifier.
 
     Args:
         dataset: images in memory, augmented one by one: pad-crop, flip.
-        root: folder with train/, one folder a class: random resized crop, flip.
-            Without either one batch is used over and over, on the device.
+        root: folder with train/, one folder per class: random resized crop, flip.
+            If both are None, a single batch on the device is reused.
     """
 
     def __init__(
@@ -54,14 +54,10 @@ class ReferenceLoop:
         else:
             source = _Arrays(dataset, config) if dataset is not None else _folder(root, config)
             self._loader = data_loader(source, config.train.batch_size, device)
-            self._batches = self._endless()
-
-    def _endless(self) -> Iterator[Any]:
-        while True:
-            yield from self._loader
+            self._batches = itertools.chain.from_iterable(itertools.repeat(self._loader))
 
     def run(self, steps: int) -> None:
-        """Take so many steps."""
+        """Train for `steps` steps."""
         self._network.train()
         for _ in range(steps):
             images, labels = next(self._batches)
@@ -76,7 +72,7 @@ class ReferenceLoop:
             loss.item()
 
     def close(self) -> None:
-        """End the workers."""
+        """Stop the workers."""
         self._batches = iter(())
         self._loader = None
 
@@ -89,14 +85,14 @@ def _network(backbone: str, classes: int) -> nn.Module:
 
 
 def data_loader(source: Dataset[Any], batch_size: int, device: torch.device) -> DataLoader[Any]:
-    """Batches of `source`, shuffled, by one persistent worker a core, eight at most.
+    """Return a shuffling DataLoader with one persistent worker per core, at most eight.
 
     Raises:
-        UserError: a batch is larger than the source.
+        UserError: a batch is larger than the data set.
     """
     workers = min(_WORKERS, usable_cores())
     if len(source) < batch_size:  # pyright: ignore[reportArgumentType]
-        raise UserError("--batch-size", batch_size, "is more than the data set has", "Give fewer.")
+        raise UserError("--batch-size", batch_size, "is larger than the data set", "Use a smaller batch.")
     return DataLoader(
         source,
         batch_size,
@@ -109,7 +105,7 @@ def data_loader(source: Dataset[Any], batch_size: int, device: torch.device) -> 
 
 
 class _Arrays(Dataset[tuple[Tensor, int]]):
-    """Images in memory through PIL, as torchvision's CIFAR data sets give them."""
+    """Images in memory converted to PIL, as in torchvision's CIFAR data sets."""
 
     def __init__(self, dataset: ArrayDataset, config: Config) -> None:
         from torchvision import transforms
@@ -137,7 +133,7 @@ class _Arrays(Dataset[tuple[Tensor, int]]):
 def _folder(root: Path | None, config: Config) -> Dataset[Any]:
     from torchvision import datasets, transforms
 
-    assert root is not None, "asked before"
+    assert root is not None, "checked by the caller"
     transform = transforms.Compose(
         [
             transforms.RandomResizedCrop(config.data.image_size),

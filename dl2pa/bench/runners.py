@@ -1,4 +1,4 @@
-"""What `dl2pa bench` times: things that take training steps, the program's own and the yardsticks."""
+"""Training steps measured by `dl2pa bench`: those of dl2pa and the baselines."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from dl2pa.backbones import build_embedder
-from dl2pa.bench.loaders import endless
+from dl2pa.bench.loaders import iterate_epochs
 from dl2pa.bench.reference import ReferenceLoop
 from dl2pa.config import Config, parse_config
 from dl2pa.methods import Targets
@@ -28,16 +28,18 @@ from dl2pa.training.train_state import PARTS, TrainState, autocast, compile_mode
 from pipelines.datasets.arrays import ArrayDataset
 
 Compile = bool | Literal["graphs"]
-"""As `train.compile`."""
+"""Values of `train.compile`."""
 IMAGES = {True: 50_000, False: 1_281_167}
-"""Of CIFAR and of ImageNet-1K: how many steps share one matching."""
+"""Training images of CIFAR (small backbones) and ImageNet-1K, for the steps per epoch."""
+RESIDENT_DATA = {"dataset": CIFAR100, "root": "/", "loader": "resident", "crop": "pad"}
+"""Section `data` of CIFAR images on the device; ``noise_dataset`` replaces the files."""
 _PROFILED = 5
 
 
 def synthetic_config(
     model: str, batch_size: int, data: dict[str, Any] | None = None, train: dict[str, Any] | None = None
 ) -> Config:
-    """A backbone on batches of CIFAR's or ImageNet's shape, which `data` and `train` change."""
+    """Return a configuration with synthetic images of CIFAR's or ImageNet's size, updated by `data` and `train`."""
     spec = BACKBONES[model]
     small = spec.small
     images = {
@@ -59,32 +61,31 @@ def synthetic_config(
 
 
 def resident_config(model: str, batch_size: int, train: dict[str, Any]) -> Config:
-    """A small backbone on as many images as CIFAR has, held on the device; ``noise_set`` stands for the files."""
-    data = {"dataset": CIFAR100, "root": "/", "loader": "resident", "crop": "pad"}
-    return synthetic_config(model, batch_size, data, train)
+    """Return a configuration with `RESIDENT_DATA`."""
+    return synthetic_config(model, batch_size, RESIDENT_DATA, train)
 
 
 class Runner(ABC):
-    """Something that takes steps."""
+    """A training loop to measure."""
 
     @abstractmethod
     def run(self, steps: int) -> None:
-        """Take so many."""
+        """Train for `steps` steps."""
 
-    def more(self, step_s: float, ceilings: dict[str, dict[str, Any]]) -> dict[str, Any]:
-        """Further columns of its row."""
+    def details(self, step_s: float, ceilings: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        """Return additional columns of the row."""
         return {}
 
     def close(self) -> None:  # noqa: B027
-        """End threads and processes."""
+        """Stop threads and processes."""
 
 
-class Ours(Runner):
-    """The program's own step on the program's own data."""
+class TrainStateRunner(Runner):
+    """Training step and data pipeline of dl2pa."""
 
     def __init__(self, config: Config, world: World) -> None:
         self._config, self._world = config, world
-        dataset = noise_set(config) if config.data.loader == "resident" else open_split(config, "train")
+        dataset = noise_dataset(config) if config.data.loader == "resident" else open_split(config, "train")
         self._pipeline = build_train_pipeline(config, dataset, world)
         classes = len(dataset.classes)
         self.train_state = TrainState(
@@ -92,7 +93,7 @@ class Ours(Runner):
         )
         self.train_state.wrap()
         self.train_state.model.train()
-        self._batches = endless(self._pipeline)
+        self._batches = iterate_epochs(self._pipeline)
         self._step = 0
 
     def run(self, steps: int) -> None:
@@ -104,10 +105,10 @@ class Ours(Runner):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Of CIFAR or of ImageNet."""
+        """Steps per epoch of CIFAR or ImageNet."""
         return IMAGES[BACKBONES[self._config.model.backbone].small] // self._config.train.batch_size
 
-    def more(self, step_s: float, ceilings: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    def details(self, step_s: float, ceilings: dict[str, dict[str, Any]]) -> dict[str, Any]:
         method_s, match_s = self._method_seconds()
         per_epoch = self.steps_per_epoch
         row = {
@@ -125,35 +126,35 @@ class Ours(Runner):
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]
         with profile(activities=activities) as profiler:
             self.run(_PROFILED)
-            wait(self._world.device)
-        found: dict[str, float] = {}
+            synchronize(self._world.device)
+        parts: dict[str, float] = {}
         for event in profiler.key_averages():
             if event.key in PARTS:
-                took = event.device_time_total if gpu else event.cpu_time_total
+                microseconds = event.device_time_total if gpu else event.cpu_time_total
                 name = event.key.removeprefix("dl2pa.") + "_ms"
-                found[name] = max(found.get(name, 0.0), took / 1e3 / _PROFILED)
-        return found
+                parts[name] = max(parts.get(name, 0.0), microseconds / 1e3 / _PROFILED)
+        return parts
 
     def _method_seconds(self) -> tuple[float, float]:
-        """Loss, gradient and statistic of one batch on features at hand; a matching."""
+        """Return the time of loss, gradient and statistic for given features, and of an assignment update."""
         method, device = self.train_state.model.method, self._world.device
         batch, dim = self._config.train.batch_size, method.dim
         labels = torch.arange(batch, device=device) % method.num_classes
         features = torch.randn(batch, dim, device=device, requires_grad=True)
         targets = Targets(labels)
 
-        def once() -> None:
+        def method_step() -> None:
             with autocast(self._config.train.precision, device):
                 loss = method.loss(features, targets)
             loss.backward()
             method.observe(features.detach(), targets)
             features.grad = None
 
-        method_s = fastest(once, device)
-        began = time.perf_counter()
+        method_s = fastest(method_step, device)
+        start = time.perf_counter()
         self.train_state.rematch()
-        wait(device)
-        return method_s, time.perf_counter() - began
+        synchronize(device)
+        return method_s, time.perf_counter() - start
 
     def _flops(self) -> float:
         side, device = self._config.data.image_size, self._world.device
@@ -166,8 +167,8 @@ class Ours(Runner):
         self._pipeline.close()
 
 
-class Bare(Runner):
-    """Forward, backward and optimizer of the network alone, on one batch that stays where it is."""
+class NetworkRunner(Runner):
+    """Forward, backward and optimizer of the network only, on a fixed batch."""
 
     def __init__(self, config: Config, world: World) -> None:
         self._precision, self._device = config.train.precision, world.device
@@ -190,12 +191,12 @@ class Bare(Runner):
             self._optimizer.zero_grad(set_to_none=True)
 
 
-class Plain(Runner):
+class ReferenceRunner(Runner):
     """The reference loop."""
 
     def __init__(self, config: Config, world: World) -> None:
         resident = config.data.loader == "resident"
-        dataset = noise_set(config) if resident else None
+        dataset = noise_dataset(config) if resident else None
         root = Path(config.data.root) if config.data.root and not resident else None
         self._loop = ReferenceLoop(config, world.device, dataset, root)
 
@@ -206,8 +207,8 @@ class Plain(Runner):
         self._loop.close()
 
 
-def noise_set(config: Config) -> ArrayDataset:
-    """As many noise images as CIFAR has."""
+def noise_dataset(config: Config) -> ArrayDataset:
+    """Return a data set of random images of CIFAR's size."""
     generator = np.random.default_rng(0)
     side, count = config.data.image_size, IMAGES[True]
     images = generator.integers(0, 256, (count, side, side, 3), dtype=np.uint8)
@@ -216,17 +217,17 @@ def noise_set(config: Config) -> ArrayDataset:
 
 
 def fastest(function: Callable[[], Tensor | None], device: torch.device, times: int = 10) -> float:
-    """Seconds, the fastest of several."""
+    """Return the seconds of the fastest of several calls."""
     best = float("inf")
     for _ in range(times):
-        wait(device)
-        began = time.perf_counter()
+        synchronize(device)
+        start = time.perf_counter()
         function()
-        wait(device)
-        best = min(best, time.perf_counter() - began)
+        synchronize(device)
+        best = min(best, time.perf_counter() - start)
     return best
 
 
-def wait(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)

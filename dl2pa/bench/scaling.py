@@ -1,4 +1,4 @@
-"""How a training's speed grows with processes: measured on this machine, and a model for many GPUs."""
+"""Training throughput over the number of processes, measured on this machine, and a model for many GPUs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.profiler import ProfilerActivity, profile
 
-from dl2pa.bench.group import in_a_group
+from dl2pa.bench import LINK_GB_PER_S
+from dl2pa.bench.group import run_in_group
 from dl2pa.bench.runners import synthetic_config
 from dl2pa.config import Config
 from dl2pa.model.model import build_model
@@ -22,10 +23,9 @@ from dl2pa.training.train_state import TrainState
 
 MODEL_DEVICES = (1, 8, 16, 32, 64)
 NODE = 8
-"""GPUs that share a machine."""
-NODE_GB_PER_S, LINK_GB_PER_S = 450.0, 50.0
-"""Each way, a GPU: within a machine (NVLink 4, NVIDIA's H100 data sheet), between machines (InfiniBand of 400 Gbit/s,
-an adapter a GPU, NVIDIA's DGX H100 data sheet)."""
+"""GPUs per node."""
+NODE_GB_PER_S = 450.0
+"""Bandwidth per GPU and direction within a node: NVLink 4 (NVIDIA's H100 data sheet)."""
 _WARM_UP = 3
 _PROFILED = 3
 _Interval = tuple[float, float]
@@ -34,49 +34,43 @@ _Interval = tuple[float, float]
 def bench_scaling(
     model: str, process_counts: list[int], batch_size: int, steps: int, rounds: int, step_ms: float | None
 ) -> tuple[dict[str, float], list[dict[str, Any]], list[dict[str, Any]]]:
-    """The same share of a batch for each of 1, 2, 4, … processes, which share this machine's cores.
+    """Measure weak scaling: a fixed batch per process, with the cores of this machine divided among the processes.
 
     Args:
-        model: backbone, on synthetic images.
-        batch_size: of each process.
-        step_ms: of one GPU on its share of the batch, measured elsewhere, for the model; None: of one process here.
+        model: backbone, trained on synthetic images.
+        batch_size: batch size per process.
+        step_ms: step time of one GPU for the model, measured elsewhere; None: that of one process here.
 
     Returns:
-        Ratios of images a second to those of the first count; rows of `processes threads step_ms images_per_second
-        gradient_mib all_reduce_ms overlap`: an all-reduce of the gradients alone, and the share of the time in DDP's
-        all-reduces during which the backward pass went on, from a trace; and the model's rows `devices step_ms
-        all_reduce_ms hidden at_least`: the share of a device's speed that is left where the all-reduce is hidden behind
-        the backward pass as far as that goes (two thirds of a step), and where none of it is.
+        Ratios of images per second to those of the first count; rows of `processes threads step_ms images_per_second
+        gradient_mib all_reduce_ms overlap`: time of a separate all-reduce of the gradients, and from a trace the
+        fraction of DDP's all-reduce time that overlaps the backward pass; and the model's rows `devices step_ms
+        all_reduce_ms hidden at_least`: the fraction of the speed of one device that remains if the backward pass (two
+        thirds of a step) hides the all-reduce, and if it hides none of it.
     """
     cores = usable_cores()
     rows: list[dict[str, Any]] = []
     for count in process_counts:
         threads = max(1, cores // count)
-        what = f"{count} processes"
-        rows.append(in_a_group(count, threads, what, _measure, model, batch_size, steps, rounds, threads))
+        arguments = model, batch_size, steps, rounds, threads
+        rows.append(run_in_group(count, threads, f"{count} processes", _measure, *arguments))
     first = rows[0]
-    ratios = {
-        f"{row['processes']} processes/{first['processes']}": row["images_per_second"]
-        / first["images_per_second"]
-        for row in rows[1:]
-    }
-    return (
-        ratios,
-        rows,
-        [_model(devices, first["gradient_mib"], step_ms or first["step_ms"]) for devices in MODEL_DEVICES],
-    )
+    base_name, base_speed = f"processes/{first['processes']}", first["images_per_second"]
+    ratios = {f"{row['processes']} {base_name}": row["images_per_second"] / base_speed for row in rows[1:]}
+    step_ms = step_ms or first["step_ms"]
+    return ratios, rows, [_model(devices, first["gradient_mib"], step_ms) for devices in MODEL_DEVICES]
 
 
 def _model(devices: int, gradient_mib: float, step_ms: float) -> dict[str, Any]:
-    """A ring's all-reduce carries 2(N-1)/N of the gradients over the slowest link."""
+    """Model a ring all-reduce, which sends 2(N-1)/N of the gradients over the slowest link."""
     link = NODE_GB_PER_S if devices <= NODE else LINK_GB_PER_S
     reduce_ms = 2 * (devices - 1) / devices * gradient_mib * 2**20 / (link * 1e9) * 1e3
-    shown = max(0.0, reduce_ms - 2 / 3 * step_ms)
+    visible_ms = max(0.0, reduce_ms - 2 / 3 * step_ms)
     return {
         "devices": devices,
         "step_ms": step_ms,
         "all_reduce_ms": reduce_ms,
-        "hidden": step_ms / (step_ms + shown),
+        "hidden": step_ms / (step_ms + visible_ms),
         "at_least": step_ms / (step_ms + reduce_ms),
     }
 
@@ -90,10 +84,10 @@ def _measure(model: str, batch_size: int, steps: int, rounds: int, threads: int)
     seconds: list[float] = []
     for _ in range(rounds):
         dist.barrier()
-        began = time.perf_counter()
+        start = time.perf_counter()
         training.run(steps)
         dist.barrier()
-        seconds.append((time.perf_counter() - began) / steps)
+        seconds.append((time.perf_counter() - start) / steps)
     step = statistics.median(seconds)
     gradients = training.gradients()
     return {
@@ -108,7 +102,7 @@ def _measure(model: str, batch_size: int, steps: int, rounds: int, threads: int)
 
 
 class _Training:
-    """Steps of the program's own learner."""
+    """Training steps of dl2pa."""
 
     def __init__(self, config: Config, world: World) -> None:
         dataset = open_split(config, "train")
@@ -127,34 +121,33 @@ class _Training:
             self._step += 1
 
     def gradients(self) -> Tensor:
-        """As many numbers as the gradients have."""
+        """Return a vector of the size of all gradients."""
         return torch.zeros(sum(p.numel() for p in self._train_state.model.parameters()))
 
     def overlap(self) -> float | None:
-        """Share of the all-reduces' time that lies within the backward pass's own work."""
+        """Return the fraction of the all-reduce time that overlaps the backward pass."""
         with profile(activities=[ProfilerActivity.CPU]) as profiler:
             self.run(_PROFILED)
         events: Any = profiler.events()
         reduces = [(e.time_range.start, e.time_range.end) for e in events if "all_reduce" in e.name]
-        return covered(
-            reduces, [(e.time_range.start, e.time_range.end) for e in events if _is_gradient(e.name)]
-        )
+        backward = [(e.time_range.start, e.time_range.end) for e in events if _is_gradient(e.name)]
+        return overlap_fraction(reduces, backward)
 
 
 def _is_gradient(name: str) -> bool:
     return name.startswith("autograd::engine::evaluate_function") and "AccumulateGrad" not in name
 
 
-def covered(intervals: list[_Interval], others: list[_Interval]) -> float | None:
-    """Share of the time in some intervals that lies in others; None where they last no time."""
-    mine, theirs = _union(intervals), _union(others)
-    total = sum(end - start for start, end in mine)
-    common = sum(max(0.0, min(x[1], y[1]) - max(x[0], y[0])) for x in mine for y in theirs)
+def overlap_fraction(intervals: list[_Interval], others: list[_Interval]) -> float | None:
+    """Return the fraction of the time in `intervals` that is also in `others`; None if they are empty."""
+    first, second = _union(intervals), _union(others)
+    total = sum(end - start for start, end in first)
+    common = sum(max(0.0, min(a[1], b[1]) - max(a[0], b[0])) for a in first for b in second)
     return common / total if total else None
 
 
 def _union(intervals: list[_Interval]) -> list[_Interval]:
-    """The same moments as disjoint intervals in order."""
+    """Return the union as sorted disjoint intervals."""
     merged: list[_Interval] = []
     for start, end in sorted(intervals):
         if merged and start <= merged[-1][1]:
@@ -168,7 +161,7 @@ def _all_reduce_seconds(gradients: Tensor, times: int) -> float:
     best = float("inf")
     for _ in range(times):
         dist.barrier()
-        began = time.perf_counter()
+        start = time.perf_counter()
         dist.all_reduce(gradients)
-        best = min(best, time.perf_counter() - began)
+        best = min(best, time.perf_counter() - start)
     return best

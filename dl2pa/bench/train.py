@@ -1,4 +1,4 @@
-"""Where the time of a training step goes, beside the bare network and a plain training loop, all in one run."""
+"""Time of the parts of a training step, compared with the network only and with a plain training loop."""
 
 from __future__ import annotations
 
@@ -12,10 +12,20 @@ from typing import Any
 
 import torch
 
-from dl2pa.bench.runners import Bare, Compile, Ours, Plain, Runner, fastest, synthetic_config, wait
+from dl2pa.bench.runners import (
+    RESIDENT_DATA,
+    Compile,
+    NetworkRunner,
+    ReferenceRunner,
+    Runner,
+    TrainStateRunner,
+    fastest,
+    synchronize,
+    synthetic_config,
+)
 from dl2pa.config import Config
 from dl2pa.errors import UserError
-from dl2pa.specs import BACKBONES, CIFAR100, IMAGE_FOLDER
+from dl2pa.specs import BACKBONES, IMAGE_FOLDER
 from dl2pa.training.distributed import World
 
 LOADERS = ("synthetic", "resident", "dali", "torchvision")
@@ -23,14 +33,14 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 
 _WARM_UP = 3
 _DISCARDED = 4
-"""Steps before each timed block: what was read ahead while others had their turn is used up."""
+"""Steps before each timed block, which use up what was prefetched during other turns."""
 _PAYLOAD = 2**28
-"""Bytes of the copy that measures a device."""
+"""Bytes of the copies that measure memory bandwidth."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to train one network."""
+    """Backbone and training settings to measure."""
 
     model: str
     loader: str
@@ -40,7 +50,7 @@ class Variant:
 
     @property
     def source(self) -> str:
-        """What the images are made of."""
+        """Kind of images."""
         return "files" if self.loader in ("dali", "torchvision") else self.loader
 
     @property
@@ -50,10 +60,18 @@ class Variant:
         parts = [self.model, self.loader, self.precision, layout, compiled]
         return " ".join(part for part in parts if part)
 
+    @property
+    def bare_name(self) -> str:
+        return f"bare {self.name.replace(self.loader + ' ', '')}"
+
+    @property
+    def reference_name(self) -> str:
+        return f"reference {self.model} {self.source} {self.precision}"
+
 
 @dataclass(frozen=True)
-class Choices:
-    """What to measure: every combination of the lists."""
+class TrainOptions:
+    """Options of the benchmark; it measures every combination of the lists."""
 
     models: list[str]
     loaders: list[str]
@@ -67,82 +85,75 @@ class Choices:
 
 
 def bench_train(
-    choices: Choices, rounds: int, world: World
+    options: TrainOptions, rounds: int, world: World
 ) -> tuple[dict[str, float], list[dict[str, Any]], list[dict[str, Any]]]:
-    """Each model's variants, the bare network and the plain loop, by turns in every round.
+    """Measure each model's variants, the network only and the plain loop, in turn in every round.
 
     A turn is `steps` steps after a few discarded ones. *Bare* is the same network, precision and layout without method,
-    data or metrics: forward, the mean square of the embedding as loss, backward, optimizer. The *reference* loop is
+    data or metrics: forward, mean square of the embedding as loss, backward, optimizer. *Reference* is
     `dl2pa.bench.reference.ReferenceLoop`.
 
     Returns:
-        Ratios (medians over the rounds of the ratio within a round) of each variant and, under short names, of the
-        first one: `method_share ours/plain_loop`, and speeds of a network by where its data comes from,
+        Ratios (median over rounds of the ratio within a round) of each variant and, under short names, of the first
+        one: `method_share ours/plain_loop`, and of the throughput with different data,
         `dali/synthetic dali/torchvision resident/synthetic`; rows of `name batch step_ms images_per_second parts
-        method_share method_ms match_ms matmul_share epoch_s`, one a variant, and the yardsticks' rows. `parts`:
-        milliseconds of each part of a step, by the profiler and with its own cost; `loss` lies within `forward`.
-        `method_share`: loss, its gradient, the statistic, and a matching divided over an epoch of CIFAR or ImageNet,
-        over the step; the classifier that they replace is not taken off.
-        `matmul_share`: the network's arithmetic over what a large product of matrices reaches in that precision.
+        method_share method_ms match_ms matmul_share epoch_s` per variant, and rows of the baselines. `parts`:
+        milliseconds per part of a step, including profiler overhead; `loss` is part of `forward`. `method_share`: loss,
+        its gradient, statistic, and an assignment update per epoch of CIFAR or ImageNet, divided by the step time; the
+        cost of a linear classifier is not subtracted. `matmul_share`: FLOP/s of the network divided by those of a large
+        matrix product in that precision.
 
     Raises:
-        UserError: a model, a loader or a precision that does not exist or does not fit.
+        UserError: an unknown or unsuitable model, loader or precision.
     """
     ratios: dict[str, float] = {}
     rows: list[dict[str, Any]] = []
-    configs = {model: _configs(choices, model) for model in choices.models}
-    ceilings = [_ceiling(world.device, precision) for precision in dict.fromkeys(choices.precisions)]
-    for model in choices.models:
-        found = _bench_model(choices, configs[model], rounds, world, {c["precision"]: c for c in ceilings})
-        ratios = found[0] | ratios  # the short names are those of the first model
-        rows += found[1]
+    configs = {model: _configs(options, model) for model in options.models}
+    ceilings = [_ceiling(world.device, precision) for precision in dict.fromkeys(options.precisions)]
+    by_precision = {ceiling["precision"]: ceiling for ceiling in ceilings}
+    for model in options.models:
+        model_ratios, model_rows = _bench_model(options, configs[model], rounds, world, by_precision)
+        ratios = model_ratios | ratios  # short names refer to the first model
+        rows += model_rows
     return ratios, rows, ceilings
 
 
-def _configs(choices: Choices, model: str) -> dict[Variant, Config]:
-    lists = choices.loaders, choices.precisions, choices.channels_last, choices.compile
-    variants = [Variant(model, *one) for one in itertools.product(*lists)]
-    return {variant: _config(choices, variant) for variant in variants}
+def _configs(options: TrainOptions, model: str) -> dict[Variant, Config]:
+    lists = options.loaders, options.precisions, options.channels_last, options.compile
+    variants = [Variant(model, *values) for values in itertools.product(*lists)]
+    return {variant: _config(options, variant) for variant in variants}
 
 
 def _bench_model(
-    choices: Choices,
+    options: TrainOptions,
     configs: dict[Variant, Config],
     rounds: int,
     world: World,
     ceilings: dict[str, dict[str, Any]],
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    variants = list(configs)
+    variants, batch_size = list(configs), options.batch_size
     runners: dict[str, Runner] = {}
     try:
         for variant, config in configs.items():
-            runners[variant.name] = Ours(config, world)
+            runners[variant.name] = TrainStateRunner(config, world)
         for variant, config in configs.items():
-            bare = f"bare {variant.name.replace(variant.loader + ' ', '')}"
-            if bare not in runners:
-                runners[bare] = Bare(config, world)
-            plain = f"reference {variant.model} {variant.source} {variant.precision}"
-            if plain not in runners:
-                runners[plain] = Plain(config, world)
-        times = _by_turns(runners, choices.steps, rounds, world.device)
+            if variant.bare_name not in runners:
+                runners[variant.bare_name] = NetworkRunner(config, world)
+            if variant.reference_name not in runners:
+                runners[variant.reference_name] = ReferenceRunner(config, world)
+        times = _measure_in_turn(runners, options.steps, rounds, world.device)
         rows, ratios = [], {}
         for name, runner in runners.items():
             step = statistics.median(times[name])
-            row = {"name": name, "batch": choices.batch_size, "step_ms": step * 1e3}
-            rows.append(
-                {**row, "images_per_second": choices.batch_size / step, **runner.more(step, ceilings)}
-            )
+            row = {"name": name, "batch": batch_size, "step_ms": step * 1e3}
+            rows.append({**row, "images_per_second": batch_size / step, **runner.details(step, ceilings)})
         for variant in variants:
-            mine = times[variant.name]
-            for kind in ("bare", "reference"):
-                other = next(n for n in runners if n.startswith(kind) and _belongs(n, variant))
-                pairs = zip(mine, times[other], strict=True)
-                key = f"step/bare: {variant.name}" if kind == "bare" else f"speed/reference: {variant.name}"
-                values = [a / b if kind == "bare" else b / a for a, b in pairs]
-                ratios[key] = statistics.median(values)
+            name = variant.name
+            ratios[f"step/bare: {name}"] = _median_ratio(times[name], times[variant.bare_name])
+            ratios[f"speed/reference: {name}"] = _median_ratio(times[variant.reference_name], times[name])
         ratios["ours/plain_loop"] = ratios[f"speed/reference: {variants[0].name}"]
         ratios["method_share"] = next(row["method_share"] for row in rows if "method_share" in row)
-        return ratios | _between_loaders(variants, times), rows
+        return ratios | _loader_ratios(variants, times), rows
     finally:
         for runner in runners.values():
             runner.close()
@@ -150,75 +161,60 @@ def _bench_model(
         gc.collect()
 
 
-def _between_loaders(variants: list[Variant], times: dict[str, list[float]]) -> dict[str, float]:
-    """Speeds from one source of data over those from another, of the first variant that has both."""
+def _loader_ratios(variants: list[Variant], times: dict[str, list[float]]) -> dict[str, float]:
+    """Return throughput ratios between data loaders, of the first variant that was measured with both."""
     ratios: dict[str, float] = {}
     for variant in variants:
         for one, other in (("dali", "synthetic"), ("dali", "torchvision"), ("resident", "synthetic")):
-            beside = replace(variant, loader=other).name
-            if variant.loader == one and beside in times and f"{one}/{other}" not in ratios:
-                pairs = zip(times[variant.name], times[beside], strict=True)
-                ratios[f"{one}/{other}"] = statistics.median(b / a for a, b in pairs)
+            other_name = replace(variant, loader=other).name
+            if variant.loader == one and other_name in times and f"{one}/{other}" not in ratios:
+                ratios[f"{one}/{other}"] = _median_ratio(times[other_name], times[variant.name])
     return ratios
 
 
-def _belongs(yardstick: str, variant: Variant) -> bool:
-    if yardstick.startswith("bare"):
-        return yardstick == f"bare {variant.name.replace(variant.loader + ' ', '')}"
-    return yardstick == f"reference {variant.model} {variant.source} {variant.precision}"
+def _median_ratio(numerators: list[float], denominators: list[float]) -> float:
+    return statistics.median(a / b for a, b in zip(numerators, denominators, strict=True))
 
 
-def _config(choices: Choices, variant: Variant) -> Config:
+def _config(options: TrainOptions, variant: Variant) -> Config:
     if variant.loader == "resident" and not BACKBONES[variant.model].small:
         remedy = "Use synthetic, dali or torchvision."
-        raise UserError("--loaders", variant.loader, f"is not for {variant.model}", remedy)
-    if variant.source == "files" and choices.root is None:
-        raise UserError(
-            "--data", None, f"is needed for {variant.loader}", "Give a folder with train/ and val/."
-        )
+        raise UserError("--loaders", variant.loader, f"does not support {variant.model}", remedy)
+    if variant.source == "files" and options.root is None:
+        message = f"is required for {variant.loader}"
+        raise UserError("--data", None, message, "Give a folder with train/ and val/.")
     data: dict[str, Any] = {}
     if variant.source == "files":
-        data = {
-            "dataset": IMAGE_FOLDER,
-            "root": str(choices.root),
-            "loader": variant.loader,
-            "num_classes": None,
-        }
+        source = {"dataset": IMAGE_FOLDER, "root": str(options.root)}
+        data = {**source, "loader": variant.loader, "num_classes": None}
     elif variant.loader == "resident":
-        data = {"dataset": CIFAR100, "root": "/", "loader": "resident", "crop": "pad"}
-    size = {} if choices.image_size is None else {"image_size": choices.image_size}
-    return synthetic_config(
-        variant.model,
-        choices.batch_size,
-        {**data, **size},
-        {
-            "precision": variant.precision,
-            "channels_last": variant.channels_last,
-            "compile": variant.compile,
-        },
-    )
+        data = RESIDENT_DATA
+    if options.image_size is not None:
+        data = {**data, "image_size": options.image_size}
+    train = {key: getattr(variant, key) for key in ("precision", "channels_last", "compile")}
+    return synthetic_config(variant.model, options.batch_size, data, train)
 
 
-def _by_turns(
+def _measure_in_turn(
     runners: dict[str, Runner], steps: int, rounds: int, device: torch.device
 ) -> dict[str, list[float]]:
-    """Seconds a step: one number a round and runner."""
+    """Return the seconds per step of each runner in each round."""
     for runner in runners.values():
         runner.run(_WARM_UP)
     times: dict[str, list[float]] = {name: [] for name in runners}
     for _ in range(rounds):
         for name, runner in runners.items():
             runner.run(_DISCARDED)
-            wait(device)
-            began = time.perf_counter()
+            synchronize(device)
+            start = time.perf_counter()
             runner.run(steps)
-            wait(device)
-            times[name].append((time.perf_counter() - began) / steps)
+            synchronize(device)
+            times[name].append((time.perf_counter() - start) / steps)
     return times
 
 
 def _ceiling(device: torch.device, precision: str) -> dict[str, Any]:
-    """What the device reaches at its best: a large product of matrices, a large copy, a copy from the host."""
+    """Measure the device's speed in a large matrix product, a large copy, and a copy from the host."""
     gpu = device.type == "cuda"
     side = 8192 if gpu else 1024
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)

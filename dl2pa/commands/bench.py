@@ -46,7 +46,7 @@ def measure(
         threads: CPU threads of this process; default: all cores.
 
     Raises:
-        UserError: an option that is not positive, or that the benchmark refuses.
+        UserError: an option is invalid.
     """
     from dl2pa.config import Config
     from dl2pa.config.schema import LaunchConfig
@@ -78,44 +78,43 @@ def add_steps(parser: argparse.ArgumentParser, model: str) -> None:
 
 
 def one_model(args: argparse.Namespace, known: Sequence[str] = tuple(BACKBONES)) -> str:
-    """The only backbone of `--models`."""
-    return words("--models", args.models, known, most=1)[0]
+    """Return the single backbone of `--models`."""
+    return words("--models", args.models, known, limit=1)[0]
 
 
-def words(option: str, text: str, known: Sequence[str], most: int | None = None) -> list[str]:
-    """The comma-separated words of an option, without repetitions.
+def words(option: str, text: str, known: Sequence[str], limit: int | None = None) -> list[str]:
+    """Return the distinct comma-separated words of an option.
 
     Raises:
-        UserError: an unknown word, or more than `most` words.
+        UserError: an unknown word, or more than `limit` words.
     """
-    found = text.split(",")
-    if most is not None and len(found) > most:
-        raise UserError(option, text, f"has more than {most} value", f"Give {most}.")
-    for word in found:
+    values = text.split(",")
+    if limit is not None and len(values) > limit:
+        raise UserError(option, text, f"has more than {limit} value", f"Give {limit}.")
+    for word in values:
         if word not in known:
             raise UserError(option, word, "is unknown", f"Use one or more of {','.join(known)}.")
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(values))
 
 
-def numbers(option: str, text: str, least: int) -> list[int]:
-    """The comma-separated whole numbers of an option.
+def numbers(option: str, text: str, minimum: int) -> list[int]:
+    """Return the comma-separated integers of an option.
 
     Raises:
-        UserError: not a list of numbers, or a number less than `least`.
+        UserError: not a list of integers, or a number less than `minimum`.
     """
     try:
         counts = [int(part) for part in text.split(",")]
     except ValueError:
-        raise UserError(
-            option, text, "is not a list of numbers", f"Write for example {least},{2 * least}."
-        ) from None
-    if min(counts) < least:
-        raise UserError(option, text, f"must be at least {least}", f"Use {least} or more.")
+        remedy = f"Write for example {minimum},{2 * minimum}."
+        raise UserError(option, text, "is not a list of integers", remedy) from None
+    if min(counts) < minimum:
+        raise UserError(option, text, f"must be at least {minimum}", f"Use {minimum} or more.")
     return counts
 
 
 def _machine(args: argparse.Namespace, environment: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Hardware and versions that the result depends on."""
+    """Return the hardware and versions to print with the result."""
     hardware = {k: environment[k] for k in ("processor", "device", "threads")}
     names = ["python", "torch", "numpy", "scipy", "mlflow", "dl2pa"]
     if args.name == "matching":
@@ -150,12 +149,12 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(args: argparse.Namespace, world: Any) -> Measured:
-    from dl2pa.bench.train import LOADERS, PRECISIONS, Choices, bench_train
+    from dl2pa.bench.train import LOADERS, PRECISIONS, TrainOptions, bench_train
 
     gpu = world.device.type == "cuda"
-    slow = args.models is None and not gpu  # ResNet-50 on a CPU, within ten minutes
+    slow = args.models is None and not gpu  # ResNet-50 on a CPU: takes less than ten minutes
     switch = ("off", "on")
-    choices = Choices(
+    options = TrainOptions(
         models=words("--models", args.models or DEFAULT_BACKBONE, tuple(BACKBONES)),
         loaders=words("--loaders", args.loaders, LOADERS),
         precisions=words("--precision", args.precision or ("bf16" if gpu else "fp32"), PRECISIONS),
@@ -166,7 +165,7 @@ def _train(args: argparse.Namespace, world: Any) -> Measured:
         root=args.data,
         image_size=args.image_size,
     )
-    ratios, rows, ceilings = bench_train(choices, args.rounds, world)
+    ratios, rows, ceilings = bench_train(options, args.rounds, world)
     return ratios, rows, {"ceilings": ceilings}
 
 
@@ -215,7 +214,7 @@ def _add_scaling(parser: argparse.ArgumentParser) -> None:
         "--step-ms",
         type=float,
         metavar="X",
-        help="step time of one GPU, for the model of many (measured here)",
+        help="step time of one GPU for the model of many GPUs (measured here)",
     )
 
 
@@ -226,8 +225,8 @@ def _scaling(args: argparse.Namespace, world: Any) -> Measured:
     if args.step_ms is not None and args.step_ms <= 0:
         raise UserError("--step-ms", args.step_ms, "must be positive", "Give the step time of one GPU.")
     measured = args.batch_size, args.steps, args.rounds, args.step_ms
-    ratios, rows, modelled = bench_scaling(one_model(args), counts, *measured)
-    return ratios, rows, {"model": modelled}
+    ratios, rows, model_rows = bench_scaling(one_model(args), counts, *measured)
+    return ratios, rows, {"model": model_rows}
 
 
 def _add_classes(parser: argparse.ArgumentParser) -> None:
@@ -245,8 +244,8 @@ def _classes(args: argparse.Namespace, world: Any) -> Measured:
 
 BENCHMARKS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callable[..., Measured]]] = {
     "train": ("Training step: backbones, loaders, precision, compilation.", _add_train, _train),
-    "pipeline": ("Training batches from image files, next to other loaders.", _add_pipeline, _pipeline),
-    "matching": ("Assignment update, next to dense SciPy and lapx.", _add_matching, _matching),
+    "pipeline": ("Training batches from image files, compared with other loaders.", _add_pipeline, _pipeline),
+    "matching": ("Assignment update, compared with dense SciPy and lapx.", _add_matching, _matching),
     "scaling": ("Training speed over the number of processes.", _add_scaling, _scaling),
     "classes": ("Step time and memory over the number of classes.", _add_classes, _classes),
 }

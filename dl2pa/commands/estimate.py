@@ -1,9 +1,10 @@
-"""`dl2pa estimate`: what a configuration will take, from a short probe of it here."""
+"""`dl2pa estimate`: training time, memory and cost of a configuration, from a short measurement."""
 
 from __future__ import annotations
 
 import argparse
 
+from dl2pa.bench import LINK_GB_PER_S
 from dl2pa.commands.options import add_config
 from dl2pa.commands.output import say
 from dl2pa.errors import UserError
@@ -18,9 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--link",
         type=float,
-        default=50.0,
+        default=LINK_GB_PER_S,
         metavar="GB/S",
-        help="bandwidth between devices per direction (default: 50)",
+        help=f"bandwidth between devices per direction (default: {LINK_GB_PER_S:.0f})",
     )
     parser.add_argument("--price", type=float, metavar="X", help="price per device-hour")
 
@@ -35,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     for option in ("devices", "steps", "link", "price"):
         value = getattr(args, option)
         if value is not None and value <= 0:
-            raise UserError(f"--{option}", value, "is not positive", "Give a positive number.")
+            raise UserError(f"--{option}", value, "must be positive", "Give a positive number.")
     config = load_config(args.config, args.overrides)
     world = join_world(config)
     target = Target(args.devices, args.link, args.price)
@@ -44,9 +45,9 @@ def run(args: argparse.Namespace) -> int:
     except UserError as error:
         field = "--devices" if error.field == "launch.nproc" else error.field
         raise UserError(field, error.value, error.message, error.remedy) from None
-    found = estimate(config, data, world, target, args.steps)
+    result = estimate(config, data, world, target, args.steps)
     environment = describe_environment(world)
-    measured_on = {key: environment[key] for key in ("device", "processor", "threads", "torch")}
-    result = {**found, "devices": args.devices, "n": args.steps, **measured_on}
-    say(result, args.json, f"{args.config.name}, by {args.steps} steps on this machine:")
+    result |= {"devices": args.devices, "n": args.steps}
+    result |= {key: environment[key] for key in ("device", "processor", "threads", "torch")}
+    say(result, args.json, f"{args.config.name}, estimated from {args.steps} steps on this machine:")
     return 0

@@ -15,7 +15,7 @@ from dl2pa.specs import BACKBONES, SMALL_BACKBONE
 
 def _precision(args: argparse.Namespace, world: Any) -> str:
     default = "bf16" if world.device.type == "cuda" else "fp32"
-    return words("--precision", args.precision or default, ("fp32", "bf16", "fp16"), most=1)[0]
+    return words("--precision", args.precision or default, ("fp32", "bf16", "fp16"), limit=1)[0]
 
 
 def _concurrent(args: argparse.Namespace, world: Any) -> Measured:
@@ -23,7 +23,7 @@ def _concurrent(args: argparse.Namespace, world: Any) -> Measured:
 
     model = one_model(args, [name for name, spec in BACKBONES.items() if spec.small])
     counts = numbers("--processes", args.processes, 1)
-    compile = COMPILE[words("--compile", args.compile, tuple(COMPILE), most=1)[0]]
+    compile = COMPILE[words("--compile", args.compile, tuple(COMPILE), limit=1)[0]]
     steps = args.batch_size, args.steps, args.rounds
     return *bench_concurrent(model, counts, *steps, _precision(args, world), compile), {}
 
@@ -31,10 +31,8 @@ def _concurrent(args: argparse.Namespace, world: Any) -> Measured:
 def _checkpoint(args: argparse.Namespace, world: Any) -> Measured:
     from benchmarks.checkpoint import bench_checkpoint
 
-    models, steps = (
-        words("--models", args.models, tuple(BACKBONES)),
-        (args.batch_size, args.steps, args.rounds),
-    )
+    models = words("--models", args.models, tuple(BACKBONES))
+    steps = args.batch_size, args.steps, args.rounds
     return *bench_checkpoint(models, *steps, _precision(args, world), world), {}
 
 
@@ -51,7 +49,7 @@ def _tracking(args: argparse.Namespace, world: Any) -> Measured:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """One sub-command per benchmark."""
+    """Build a parser with one sub-command per benchmark."""
     parser = Parser(prog="python -m benchmarks", description="Measure internals of dl2pa.")
     names = parser.add_subparsers(dest="name", required=True, metavar="NAME", parser_class=Parser)
 
@@ -61,17 +59,17 @@ def build_parser() -> argparse.ArgumentParser:
         benchmark.add_argument("--rounds", type=int, default=5, metavar="N", help="number of rounds (5)")
         return benchmark
 
-    concurrent = add("concurrent", "Several trainings at once on one device, next to one alone.")
+    concurrent = add("concurrent", "Concurrent runs on one device, compared with a single run.")
     add_steps(concurrent, SMALL_BACKBONE)
     concurrent.add_argument("--processes", default="1,2,4", metavar="LIST", help="numbers of runs (1,2,4)")
     concurrent.add_argument("--compile", default="off", metavar="MODE", help="on, off or graphs (off)")
-    checkpoint = add("checkpoint", "Steps during a checkpoint, next to steps without one.")
+    checkpoint = add("checkpoint", "Steps with and without a concurrent checkpoint.")
     add_steps(checkpoint, SMALL_BACKBONE)
     for benchmark in (concurrent, checkpoint):
         benchmark.add_argument("--precision", metavar="P", help="fp32, bf16 or fp16 (GPU: bf16, CPU: fp32)")
-    index = add("index", "Opening a data index with millions of images.")
+    index = add("index", "Opening an index of millions of images.")
     index.add_argument("--entries", default="1281167", metavar="LIST", help="numbers of images (1281167)")
-    tracking = add("tracking", "Step time and throughput of the tracking, with a real MLflow server.")
+    tracking = add("tracking", "Step time and throughput of tracking with a real MLflow server.")
     tracking.add_argument(
         "--points", type=int, default=100_000, metavar="N", help="metric points per run (100000)"
     )
@@ -80,10 +78,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one benchmark and return its exit code."""
+    """Run a benchmark and return the exit code."""
     try:
         args = build_parser().parse_args(arguments)
-        # The tracking server on the same machine gets a core to itself.
+        # Leave a core to the tracking server on the same machine.
         threads = max(1, usable_cores() - 1) if args.name == "tracking" else None
         benchmarks = {
             "concurrent": _concurrent,

@@ -1,4 +1,4 @@
-"""What a checkpoint costs the training beside which it is written."""
+"""Cost of a checkpoint for the training during which it is written."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dl2pa.bench.runners import Ours, synthetic_config, wait
+from dl2pa.bench.runners import TrainStateRunner, synchronize, synthetic_config
 from dl2pa.training.checkpoint import CheckpointStore
 from dl2pa.training.distributed import World
 
@@ -23,22 +23,21 @@ def bench_checkpoint(
     precision: str,
     world: World,
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Blocks of `steps` steps by turns: without a save, and with one at the beginning, written while the steps go on.
+    """Measure alternating blocks of `steps` steps: without a save, and with a save that is written during the steps.
 
-    It is written to the folder for temporary files (TMPDIR).
+    Checkpoints are written to the folder for temporary files (TMPDIR).
 
     Returns:
         Ratios of the time of a block with a save to one without, medians over the rounds; rows of `model mib step_ms
-        held_ms written_s cost_s epoch_s share`: what the save itself holds the steps up, seconds until all was on the
-        disk (no less than the block), the difference of the blocks, and that over an epoch of CIFAR or ImageNet, after
-        which a run saves.
+        held_ms written_s cost_s epoch_s share`: time for which the save blocks training, seconds until it is on disk
+        (at least the block), difference between the blocks, epoch of CIFAR or ImageNet, and their quotient.
     """
     ratios: dict[str, float] = {}
     rows: list[dict[str, Any]] = []
     for model in models:
-        runner = Ours(synthetic_config(model, batch_size, train={"precision": precision}), world)
-        with tempfile.TemporaryDirectory() as place:
-            store = CheckpointStore(Path(place) / "checkpoints", keep=1, keep_best=False)
+        runner = TrainStateRunner(synthetic_config(model, batch_size, train={"precision": precision}), world)
+        with tempfile.TemporaryDirectory() as folder:
+            store = CheckpointStore(Path(folder) / "checkpoints", keep=1, keep_best=False)
             try:
                 row = _measure(runner, store, steps, rounds, world)
             finally:
@@ -49,33 +48,35 @@ def bench_checkpoint(
     return ratios, rows
 
 
-def _measure(runner: Ours, store: CheckpointStore, steps: int, rounds: int, world: World) -> dict[str, Any]:
+def _measure(
+    runner: TrainStateRunner, store: CheckpointStore, steps: int, rounds: int, world: World
+) -> dict[str, Any]:
     runner.run(_WARM_UP)
     without: list[float] = []
     with_save: list[float] = []
-    held: list[float] = []
+    blocked: list[float] = []
     written: list[float] = []
     for number in range(rounds):
-        wait(world.device)
-        began = time.perf_counter()
+        synchronize(world.device)
+        start = time.perf_counter()
         runner.run(steps)
-        wait(world.device)
-        without.append(time.perf_counter() - began)
-        began = time.perf_counter()
+        synchronize(world.device)
+        without.append(time.perf_counter() - start)
+        start = time.perf_counter()
         store.save(number, runner.train_state.state())
-        held.append(time.perf_counter() - began)
+        blocked.append(time.perf_counter() - start)
         runner.run(steps)
-        wait(world.device)
-        with_save.append(time.perf_counter() - began)
+        synchronize(world.device)
+        with_save.append(time.perf_counter() - start)
         store.wait()
-        written.append(time.perf_counter() - began)
+        written.append(time.perf_counter() - start)
     cost = statistics.median(b - a for a, b in zip(without, with_save, strict=True))
     step_s = statistics.median(without) / steps
     epoch_s = runner.steps_per_epoch * step_s
     return {
         "mib": store.state_file(rounds - 1).stat().st_size / 2**20,
         "step_ms": step_s * 1e3,
-        "held_ms": statistics.median(held) * 1e3,
+        "held_ms": statistics.median(blocked) * 1e3,
         "written_s": statistics.median(written),
         "cost_s": cost,
         "epoch_s": epoch_s,

@@ -1,4 +1,4 @@
-"""Several trainings at once on one device, beside one alone: what a small network leaves idle."""
+"""Throughput of concurrent runs on one device, compared with a single run."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import distributed as dist
 
-from dl2pa.bench.group import in_a_group
-from dl2pa.bench.runners import Compile, Ours, resident_config, wait
+from dl2pa.bench.group import run_in_group
+from dl2pa.bench.runners import Compile, TrainStateRunner, resident_config, synchronize
 from dl2pa.osutil import usable_cores
 from dl2pa.training.distributed import World
 
@@ -21,25 +21,22 @@ _DISCARDED = 2
 def bench_concurrent(
     model: str, counts: list[int], batch_size: int, steps: int, rounds: int, precision: str, compile: Compile
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Runs of a small network on images in memory, a process each, as `dl2pa sweep --parallel K` starts them.
+    """Measure runs of a small network on images in memory, one process each, as started by `dl2pa sweep --parallel K`.
 
-    In every round one of them trains while the others wait, then all do. On a CPU the cores are divided among those
-    that train.
+    In every round first one run trains alone, then all train. On a CPU they share the cores.
 
     Args:
-        model: of CIFAR's networks.
-        counts: how many at once.
-        batch_size: of each.
-        steps: of each, a round.
+        model: a CIFAR backbone.
+        counts: numbers of concurrent runs.
+        batch_size: batch size per run.
+        steps: steps per run and round.
 
     Returns:
-        Ratios of all runs' images a second to those of one alone, medians over the rounds; rows of `runs step_ms
+        Ratios of the total images per second to those of a single run, medians over the rounds; rows of `runs step_ms
         images_per_second alone_step_ms alone_images_per_second`.
     """
-    rows = [
-        in_a_group(n, 1, f"{n} runs", _measure, model, batch_size, steps, rounds, precision, compile)
-        for n in counts
-    ]
+    arguments = model, batch_size, steps, rounds, precision, compile
+    rows = [run_in_group(n, 1, f"{n} runs", _measure, *arguments) for n in counts]
     return {f"{row['runs']} runs/1": row.pop("ratio") for row in rows}, rows
 
 
@@ -52,34 +49,34 @@ def _measure(
     torch.backends.cudnn.benchmark = gpu
     cores = usable_cores()
     config = resident_config(model, batch_size, {"precision": precision, "compile": compile, "seed": rank})
-    # Each is a training of its own: the group only says when.
-    runner = Ours(config, World(0, 1, 0, 1, device, 1))
+    # The runs are independent; the group only synchronizes them.
+    runner = TrainStateRunner(config, World(0, 1, 0, 1, device, 1))
     runner.run(_WARM_UP)
     alone: list[float] = []
     together: list[float] = []
     for _ in range(rounds):
-        for everybody, seconds in ((False, alone), (True, together)):
-            torch.set_num_threads(max(1, cores // runs) if everybody else cores)
+        for concurrent, seconds in ((False, alone), (True, together)):
+            torch.set_num_threads(max(1, cores // runs) if concurrent else cores)
             dist.barrier()
-            if everybody or rank == 0:
+            if concurrent or rank == 0:
                 runner.run(_DISCARDED)
-            wait(device)
-            if everybody:
+            synchronize(device)
+            if concurrent:
                 dist.barrier()
-            began = time.perf_counter()
-            if everybody or rank == 0:
+            start = time.perf_counter()
+            if concurrent or rank == 0:
                 runner.run(steps)
-            wait(device)
-            if everybody:
+            synchronize(device)
+            if concurrent:
                 dist.barrier()
-            seconds.append((time.perf_counter() - began) / steps)
+            seconds.append((time.perf_counter() - start) / steps)
     runner.close()
-    one, all_ = statistics.median(alone), statistics.median(together)
+    single_s, concurrent_s = statistics.median(alone), statistics.median(together)
     return {
         "runs": runs,
-        "step_ms": all_ * 1e3,
-        "images_per_second": runs * batch_size / all_,
-        "alone_step_ms": one * 1e3,
-        "alone_images_per_second": batch_size / one,
+        "step_ms": concurrent_s * 1e3,
+        "images_per_second": runs * batch_size / concurrent_s,
+        "alone_step_ms": single_s * 1e3,
+        "alone_images_per_second": batch_size / single_s,
         "ratio": statistics.median(runs * a / b for a, b in zip(alone, together, strict=True)),
     }

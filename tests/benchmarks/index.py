@@ -1,4 +1,4 @@
-"""What a data set of millions of images costs before its first batch, from an index made up for the purpose."""
+"""Time and memory before the first batch of a data set with millions of images, from a generated index."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _MIB = 2**20
 
 
 def bench_index(entry_counts: list[int], rounds: int) -> list[dict[str, Any]]:
-    """One row a count of entries; the fastest of `rounds`, each in a process of its own.
+    """Measure the start with each number of entries; return the fastest of `rounds`, each in a new process.
 
-    The index has as many paths, as long as ImageNet's, as it has entries; they name a few real JPEGs over and over,
-    so that the first batch is really read and decoded.
+    The index has one path of ImageNet's length per entry. The paths repeat those of a few real JPEGs, so that the first
+    batch is read and decoded.
 
     Returns:
-        Rows of `entries index_mib write_s open_s first_batch_s own_mib node_mib`: seconds beyond imports; memory that a
-        process has for itself after its first order, and that of a node of 8 with the mapped index, both before any
-        image is read.
+        Rows of `entries index_mib write_s open_s first_batch_s own_mib node_mib`: seconds without imports; private
+        memory of a process after the order of the first epoch, and memory of 8 processes with the mapped index, both
+        before any image is read.
     """
     return [_measure(count, rounds) for count in entry_counts]
 
@@ -39,20 +39,20 @@ def bench_index(entry_counts: list[int], rounds: int) -> list[dict[str, Any]]:
 def _measure(count: int, rounds: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="dl2pa-bench-") as scratch:
         root = Path(scratch)
-        began = time.perf_counter()
+        start = time.perf_counter()
         _write_synthetic(root, count)
-        write_s = time.perf_counter() - began
-        found = [_in_a_process(root) for _ in range(rounds)]
+        write_s = time.perf_counter() - start
+        runs = [_run_first_batch(root) for _ in range(rounds)]
         index_mib = (root / "dl2pa.index").stat().st_size / _MIB
-    own = max(one["own_mib"] for one in found)
+    own_mib = max(run["own_mib"] for run in runs)
     return {
         "entries": count,
         "index_mib": index_mib,
         "write_s": write_s,
-        "open_s": min(one["open_s"] for one in found),
-        "first_batch_s": min(one["first_batch_s"] for one in found),
-        "own_mib": own,
-        "node_mib": _RANKS * own + index_mib,
+        "open_s": min(run["open_s"] for run in runs),
+        "first_batch_s": min(run["first_batch_s"] for run in runs),
+        "own_mib": own_mib,
+        "node_mib": _RANKS * own_mib + index_mib,
     }
 
 
@@ -77,7 +77,7 @@ def _write_synthetic(root: Path, count: int) -> None:
         lengths.append(len(file.getvalue()))
     (root / "val").symlink_to("train")
 
-    def table(half: str, size: int) -> SplitIndex:
+    def table(split: str, size: int) -> SplitIndex:
         block = PathTable.of(names)
         repeats = -(-size // _FILES)
         blob = bytes(block.blob) * repeats
@@ -85,15 +85,15 @@ def _write_synthetic(root: Path, count: int) -> None:
         ends = (block.ends[None, :] + step).reshape(-1)[:size]
         labels = np.arange(size, dtype=np.int64) * _CLASSES // size
         files = PathTable(blob[: int(ends[-1])], ends)
-        whole = ImageTable.of(root / half, files, np.resize(np.array(lengths), size), labels, classes)
+        images = ImageTable.of(root / split, files, np.resize(np.array(lengths), size), labels, classes)
         sizes = np.tile(np.array([[375, 500]], dtype=np.int32), (size, 1))
-        return SplitIndex(replace(whole, sizes=sizes), np.zeros(size, dtype=np.uint8))
+        return SplitIndex(replace(images, sizes=sizes), np.zeros(size, dtype=np.uint8))
 
-    halves = {"train": table("train", count), "val": table("val", max(1, count // 26))}
-    write_index(root / INDEX_NAME, root, Index(halves, classes, {}))
+    splits = {"train": table("train", count), "val": table("val", max(1, count // 26))}
+    write_index(root / INDEX_NAME, root, Index(splits, classes, {}))
 
 
-def _in_a_process(root: Path) -> dict[str, float]:
+def _run_first_batch(root: Path) -> dict[str, float]:
     code = "import sys; from benchmarks.index import first_batch; first_batch(sys.argv[1])"
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", code, str(root)]
@@ -102,13 +102,13 @@ def _in_a_process(root: Path) -> dict[str, float]:
 
 
 def first_batch(root: str) -> None:
-    """Open the data of `root` as training does, and take one batch; prints what it took."""
+    """Open the data of `root` as in training, read one batch and print time and memory."""
     from dl2pa.config import parse_config
     from dl2pa.training.data import build_train_pipeline, open_data
     from dl2pa.training.distributed import World, join_world
 
     for module in ("pipelines.files", "pipelines.decode_pillow", "PIL.JpegImagePlugin"):
-        importlib.import_module(module)  # imports are not what is measured
+        importlib.import_module(module)  # exclude imports from the measurement
     config = parse_config(
         {
             "data": {"root": root, "loader": "torchvision"},
@@ -117,22 +117,21 @@ def first_batch(root: str) -> None:
         }
     )
     world: World = join_world(config)
-    before, began = _own_bytes(), time.perf_counter()
+    bytes_before, start = _private_bytes(), time.perf_counter()
     data = open_data(config, 1)
-    opened = time.perf_counter() - began
+    open_s = time.perf_counter() - start
     pipeline = build_train_pipeline(config, data.train, world)
     pipeline.start(0)
-    own = _own_bytes() - before
+    own_bytes = _private_bytes() - bytes_before
     next(iter(pipeline))
-    passed = time.perf_counter() - began
+    first_batch_s = time.perf_counter() - start
     pipeline.close()
-    found = {"open_s": opened, "first_batch_s": passed, "own_mib": own / _MIB}
-    print(json.dumps(found), flush=True)
+    print(json.dumps({"open_s": open_s, "first_batch_s": first_batch_s, "own_mib": own_bytes / _MIB}))
     sys.stdout.flush()
     os._exit(0)
 
 
-def _own_bytes() -> int:
-    """Memory that no other process shares: anonymous pages."""
+def _private_bytes() -> int:
+    """Return the private memory of this process: anonymous pages."""
     lines = Path("/proc/self/smaps_rollup").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Anonymous:"))

@@ -1,4 +1,4 @@
-"""The benchmarks of concurrent trainings and of checkpoints."""
+"""Benchmarks of concurrent runs and of checkpoints."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ def _last(capfd: pytest.CaptureFixture[str]) -> dict[str, Any]:
 
 
 @pytest.mark.thorough
-def test_runs_at_once_beside_one_alone(capfd: pytest.CaptureFixture[str]) -> None:
+def test_concurrent_runs_are_compared_with_a_single_run(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["concurrent", *SHORT, "--processes", "2"]) == 0
-    found = _last(capfd)
-    (row,) = found["rows"]
+    result = _last(capfd)
+    (row,) = result["rows"]
     assert row["runs"] == 2
     assert row["images_per_second"] == pytest.approx(8e3 / row["step_ms"])
-    together = row["images_per_second"] / row["alone_images_per_second"]
-    assert found["ratios"] == {"2 runs/1": pytest.approx(together)}
+    ratio = row["images_per_second"] / row["alone_images_per_second"]
+    assert result["ratios"] == {"2 runs/1": pytest.approx(ratio)}
 
 
-def test_steps_beside_a_save(capfd: pytest.CaptureFixture[str]) -> None:
+def test_steps_with_a_save_are_compared_with_steps_without(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["checkpoint", *SHORT]) == 0
-    found = _last(capfd)
-    (row,) = found["rows"]
+    result = _last(capfd)
+    (row,) = result["rows"]
     assert row["mib"] > 0.3 and 0 < row["held_ms"] <= 1e3 * row["written_s"]
     assert row["epoch_s"] == pytest.approx(12_500 * row["step_ms"] / 1e3)
     assert row["share"] == pytest.approx(row["cost_s"] / row["epoch_s"])
-    assert found["ratios"].keys() == {"with a save/without: resnet8"}
+    assert result["ratios"].keys() == {"with a save/without: resnet8"}
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_steps_beside_a_save(capfd: pytest.CaptureFixture[str]) -> None:
     ],
     ids=" ".join,
 )
-def test_wrong_options_are_named(
+def test_invalid_options_are_refused(
     arguments: list[str], field: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*arguments, "--json"]) == 2

@@ -1,4 +1,4 @@
-"""The benchmark of the data index, with an index opened by fresh processes."""
+"""Benchmark of the data index."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from benchmarks.__main__ import main
 
 
 @pytest.mark.thorough
-def test_rows_for_machines(capfd: pytest.CaptureFixture[str]) -> None:
+def test_json_result(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["index", "--entries", "70000,2000", "--rounds", "1", "--json"]) == 0
-    found: dict[str, Any] = json.loads(capfd.readouterr().out.splitlines()[-1])
-    large, small = found["rows"]
+    result: dict[str, Any] = json.loads(capfd.readouterr().out.splitlines()[-1])
+    large, small = result["rows"]
     assert (large["entries"], small["entries"]) == (70000, 2000)
     for row in (large, small):
         assert 0 < row["open_s"] < row["first_batch_s"] and row["own_mib"] >= 0
@@ -22,6 +22,6 @@ def test_rows_for_machines(capfd: pytest.CaptureFixture[str]) -> None:
     assert large["index_mib"] > 30 * small["index_mib"]
 
 
-def test_fewer_than_a_batch_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_fewer_entries_than_a_batch_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["index", "--entries", "10", "--json"]) == 2
     assert capsys.readouterr().err.startswith("benchmarks: --entries = ")

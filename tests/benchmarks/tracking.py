@@ -1,4 +1,4 @@
-"""What tracking costs: a training step beside its server's states, and many points to a real server."""
+"""Cost of tracking: step time in different states of the server, and delivery of many points."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -38,23 +38,24 @@ _CONFIG = {
 def bench_tracking(
     points: int, runs: int, rounds: int, world: World
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Ratios of step-time percentiles to those without tracking, and rows of both measurements.
+    """Measure step times with tracking, and the delivery of many points.
 
     Args:
-        points: metric points that each of the runs logs.
-        rounds: blocks of steps in each state of the server, interleaved; every step logs five points.
+        points: metric points per run.
+        rounds: interleaved blocks of steps in each state of the server; every step logs five points.
 
     Returns:
-        Ratios such as ``server/off p99``; rows ``state steps p50_ms p90_ms p99_ms`` and one of ``runs points`` with
-        what it took: seconds in the logging calls, until the server had all, memory, sizes.
+        Ratios of step-time percentiles to those without tracking, such as ``server/off p99``; rows of ``state steps
+        p50_ms p90_ms p99_ms``, and a row of ``runs points`` with time of the logging calls, time until delivery,
+        memory and sizes.
     """
     with tempfile.TemporaryDirectory(prefix="dl2pa-bench-") as folder, _server(Path(folder)) as server:
         times = _steps(server, Path(folder), rounds, world)
         volume = _volume(server, Path(folder), points, runs)
     rows: list[dict[str, Any]] = []
     for state, seconds in times.items():
-        shown = {f"p{p}_ms": 1000 * _percentile(seconds, p) for p in _PERCENTILES}
-        rows.append({"state": state, "steps": len(seconds), **shown})
+        percentiles = {f"p{p}_ms": 1000 * _percentile(seconds, p) for p in _PERCENTILES}
+        rows.append({"state": state, "steps": len(seconds), **percentiles})
     off = rows[0]
     ratios = {
         f"{row['state']}/off p{p}": row[f"p{p}_ms"] / off[f"p{p}_ms"]
@@ -85,7 +86,7 @@ def _tracker(run: Path, uri: str | None, *, enabled: bool = True) -> Tracker:
 
 
 def _steps(server: LocalServer, folder: Path, rounds: int, world: World) -> dict[str, list[float]]:
-    """Seconds of every training step, by the state of its tracking."""
+    """Return the seconds of every training step by the state of tracking."""
     step = _training(world)
     trackers = {
         "off": _tracker(folder / "off", None, enabled=False),
@@ -93,28 +94,28 @@ def _steps(server: LocalServer, folder: Path, rounds: int, world: World) -> dict
         "server": _tracker(folder / "server", server.uri),
         "stopped": _tracker(folder / "stopped", server.uri),
     }
-    _settle(trackers)
+    _wait_until_sent(trackers)
     for number in range(20):
         step(number)
     times: dict[str, list[float]] = {state: [] for state in _STATES}
     count = 20
     for turn in range(rounds):
         for state in (*_STATES[turn % 4 :], *_STATES[: turn % 4]):
-            with _stopped(server) if state == "stopped" else _nothing():
-                until = time.perf_counter() + _BLOCK_SECONDS
-                while (began := time.perf_counter()) < until:
+            with _stopped(server) if state == "stopped" else nullcontext():
+                end = time.perf_counter() + _BLOCK_SECONDS
+                while (start := time.perf_counter()) < end:
                     loss = step(count)
                     trackers[state].metrics(count, dict.fromkeys(_NAMES, loss))
-                    times[state].append(time.perf_counter() - began)
+                    times[state].append(time.perf_counter() - start)
                     count += 1
-            _settle(trackers)
+            _wait_until_sent(trackers)
     for tracker in trackers.values():
         tracker.finish("finished")
     return times
 
 
 def _training(world: World) -> Callable[[int], float]:
-    """One optimization step, by number; its loss, read on the host as a log point does."""
+    """Return a function that runs a training step and reads its loss on the host, as logging does."""
     config = parse_config(_CONFIG)
     data = open_data(config, world.size)
     pipeline = build_train_pipeline(config, data.train, world)
@@ -133,8 +134,8 @@ def _training(world: World) -> Callable[[int], float]:
     return step
 
 
-def _settle(trackers: dict[str, Tracker]) -> None:
-    """Wait until nothing of one block is sent during the next."""
+def _wait_until_sent(trackers: dict[str, Tracker]) -> None:
+    """Wait until all points are sent, so that none is sent during the next block."""
     deadline = time.monotonic() + 120
     while any(tracker.lag for tracker in trackers.values()) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -142,7 +143,7 @@ def _settle(trackers: dict[str, Tracker]) -> None:
 
 @contextmanager
 def _stopped(server: LocalServer) -> Generator[None]:
-    """A server that takes connections and never answers."""
+    """Suspend the server: it accepts connections but does not answer."""
     assert server.process is not None
     os.killpg(server.process.pid, signal.SIGSTOP)
     try:
@@ -151,64 +152,59 @@ def _stopped(server: LocalServer) -> Generator[None]:
         os.killpg(server.process.pid, signal.SIGCONT)
 
 
-@contextmanager
-def _nothing() -> Generator[None]:
-    yield
-
-
 def _volume(server: LocalServer, folder: Path, points: int, runs: int) -> dict[str, Any]:
-    """So many points from each of so many runs at once, each in a thread of its own, as fast as they can."""
-    before, server_before = _memory(os.getpid()), _server_usage(server)
+    """Log points from concurrent runs, one thread each, as fast as possible."""
+    memory_before, server_before = _memory(os.getpid()), _server_usage(server)
     seconds: list[float] = []
     sent: list[float] = []
-    began = time.perf_counter()
+    start = time.perf_counter()
 
     def log(number: int) -> None:
         tracker = _tracker(folder / f"run-{number}", server.uri)
-        mine = time.thread_time()
+        cpu_start = time.thread_time()
         for step in range(points // _METRICS):
             tracker.metrics(step, dict.fromkeys(_NAMES, step / 7))
-        seconds.append(time.thread_time() - mine)
+        seconds.append(time.thread_time() - cpu_start)
         tracker.finish("finished")
-        sent.append(time.perf_counter() - began)
+        sent.append(time.perf_counter() - start)
 
     threads = [threading.Thread(target=log, args=(number,)) for number in range(runs)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    after, server_after = _memory(os.getpid()), _server_usage(server)
-    left = sum(1 for number in range(runs) if _tracker_left(folder / f"run-{number}", server.uri))
+    memory_after, server_after = _memory(os.getpid()), _server_usage(server)
+    runs_left = sum(1 for number in range(runs) if _has_unsent(folder / f"run-{number}", server.uri))
     return {
         "runs": runs,
         "points": points,
         "call_us": 1e6 * statistics.mean(seconds) / (points // _METRICS),
         "delivered_s": max(sent),
         "points_per_s": runs * points / max(sent),
-        "runs_left": left,
+        "runs_left": runs_left,
         "spool_mib": sum(RunDirectory(folder / f"run-{n}").spool.stat().st_size for n in range(runs)) / 2**20,
         "database_mib": sum(p.stat().st_size for p in (folder / "store").glob("mlflow.db*")) / 2**20,
-        "memory_grown_mib": after - before,
+        "memory_grown_mib": memory_after - memory_before,
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "server_peak_mib": server_after[0],
         "server_cpu_s": server_after[1] - server_before[1],
     }
 
 
-def _tracker_left(run: Path, uri: str) -> bool:
+def _has_unsent(run: Path, uri: str) -> bool:
     from dl2pa.tracking.delivery import Delivery
 
     return not Delivery(run, uri).is_done(with_pending=True)
 
 
 def _memory(pid: int) -> float:
-    """MiB that the process holds."""
+    """Return the resident memory of a process in MiB."""
     pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def _server_usage(server: LocalServer) -> tuple[float, float]:
-    """Peak MiB and processor seconds of the server's processes together."""
+    """Return the peak MiB and CPU seconds of all server processes."""
     assert server.process is not None
     peak = busy = 0.0
     for folder in Path("/proc").glob("[0-9]*"):

@@ -1,4 +1,4 @@
-"""`dl2pa bench pipeline`: what it prints and what it refuses, on a few drawn JPEGs."""
+"""`dl2pa bench pipeline` with a few generated JPEGs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dl2pa.bench.loaders import LOADERS, RepeatedSampler, Source, open_loader
-from dl2pa.bench.pipeline import make_up
+from dl2pa.bench.pipeline import generate_images
 from dl2pa.cli import main
 
 SHORT = ["bench", "pipeline", "--batch-size", "4", "--steps", "1", "--rounds", "2", "--json"]
@@ -19,34 +19,34 @@ SHORT = ["bench", "pipeline", "--batch-size", "4", "--steps", "1", "--rounds", "
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    return make_up(tmp_path / "made up", 6)
+    return generate_images(tmp_path / "images", 6)
 
 
 @pytest.mark.thorough
-def test_rows_for_machines(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_json_result(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("nvidia.dali", reason="DALI is not installed")
     assert main([*SHORT, "--data", str(root)]) == 0
-    found: dict[str, Any] = json.loads(capfd.readouterr().out.splitlines()[-1])
-    assert {"bench", "ratios", "rows", "n", "hardware", "versions"} == found.keys()
-    assert (found["bench"], found["n"]) == ("pipeline", 2)
-    assert [row["loader"] for row in found["rows"]] == list(LOADERS)
-    for row in found["rows"]:
+    result: dict[str, Any] = json.loads(capfd.readouterr().out.splitlines()[-1])
+    assert {"bench", "ratios", "rows", "n", "hardware", "versions"} == result.keys()
+    assert (result["bench"], result["n"]) == ("pipeline", 2)
+    assert [row["loader"] for row in result["rows"]] == list(LOADERS)
+    for row in result["rows"]:
         assert row["images_per_second"] > 0 and row["cpu_seconds_per_image"] >= 0 and row["peak_gib"] > 0
         assert len(row["by_round"]) == 2
-    assert [row["images"] for row in found["rows"][:3]] == [6, 6, 6]
-    assert found["ratios"]["ours/native_dali"] > 0 and found["ratios"]["ours/torchvision"] > 0
+    assert [row["images"] for row in result["rows"][:3]] == [6, 6, 6]
+    assert result["ratios"]["ours/native_dali"] > 0 and result["ratios"]["ours/torchvision"] > 0
 
 
 @pytest.mark.thorough
-def test_packing_first_is_compared_with_the_folder(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_packed_shards_are_compared_with_the_folder(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("nvidia.dali", reason="DALI is not installed")
     assert main([*SHORT, "--loaders", "ours,packed", "--data", str(root)]) == 0
-    found: dict[str, Any] = json.loads(capfd.readouterr().out.splitlines()[-1])
-    assert [(row["loader"], row["images"]) for row in found["rows"]] == [("ours", 6), ("packed", 6)]
-    assert found["ratios"]["ours/packed"] > 0
+    result: dict[str, Any] = json.loads(capfd.readouterr().out.splitlines()[-1])
+    assert [(row["loader"], row["images"]) for row in result["rows"]] == [("ours", 6), ("packed", 6)]
+    assert result["ratios"]["ours/packed"] > 0
 
 
-def test_all_loaders_give_the_same_kind_of_batch(root: Path) -> None:
+def test_all_loaders_yield_equivalent_batches(root: Path) -> None:
     pytest.importorskip("nvidia.dali", reason="DALI is not installed")
     for name in ("ours", "native-dali", "synthetic"):
         loader = open_loader(name, Source(root, 4))
@@ -58,10 +58,10 @@ def test_all_loaders_give_the_same_kind_of_batch(root: Path) -> None:
         loader.close()
 
 
-def test_an_order_over_few_images_shows_each_as_often() -> None:
-    order = RepeatedSampler(24, 4, 0, distinct=6)
-    shown = [int(i) for step in range(order.steps_per_epoch) for i in order.indices(0, step)]
-    assert sorted(shown) == sorted([*range(6)] * 4)
+def test_a_repeated_sampler_uses_each_image_equally_often() -> None:
+    sampler = RepeatedSampler(24, 4, 0, distinct=6)
+    indices = [int(i) for step in range(sampler.steps_per_epoch) for i in sampler.indices(0, step)]
+    assert sorted(indices) == sorted([*range(6)] * 4)
 
 
 @pytest.mark.parametrize(
@@ -73,12 +73,14 @@ def test_an_order_over_few_images_shows_each_as_often() -> None:
         (["--loaders", "packed", "--data", "/nowhere"], "--data"),
     ],
 )
-def test_mistakes_are_named(arguments: list[str], field: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_invalid_options_are_refused(
+    arguments: list[str], field: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     assert main([*SHORT, *arguments]) == 2
     assert json.loads(capfd.readouterr().out.splitlines()[-1])["error"]["field"] == field
 
 
-def test_without_dali_the_loaders_that_need_it_are_refused(
+def test_loaders_that_require_dali_are_refused_without_it(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for name in [name for name in sys.modules if name.startswith("nvidia.dali")]:
@@ -86,6 +88,5 @@ def test_without_dali_the_loaders_that_need_it_are_refused(
     monkeypatch.setitem(sys.modules, "nvidia", None)
     assert main([*SHORT, "--loaders", "native-dali,synthetic"]) == 2
     error = json.loads(capfd.readouterr().out.splitlines()[-1])["error"]
-    assert (error["field"], error["value"]) == ("--loaders", "native-dali") and "nvidia-dali" in error[
-        "remedy"
-    ]
+    assert (error["field"], error["value"]) == ("--loaders", "native-dali")
+    assert "nvidia-dali" in error["remedy"]

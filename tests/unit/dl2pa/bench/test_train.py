@@ -1,4 +1,4 @@
-"""`dl2pa bench train`: what it prints and what it refuses."""
+"""`dl2pa bench train`."""
 
 from __future__ import annotations
 
@@ -9,44 +9,30 @@ import pytest
 
 from dl2pa.cli import main
 
-SHORT = [
-    "bench",
-    "train",
-    "--models",
-    "resnet8",
-    "--batch-size",
-    "8",
-    "--steps",
-    "1",
-    "--rounds",
-    "2",
-    "--image-size",
-    "8",
-    "--json",
-]
+SHORT = "bench train --models resnet8 --batch-size 8 --steps 1 --rounds 2 --image-size 8 --json"
 
 
-def test_rows_for_machines(capfd: pytest.CaptureFixture[str]) -> None:
-    assert main([*SHORT, "--loaders", "synthetic,resident", "--precision", "fp32"]) == 0
-    found: dict[str, Any] = json.loads(capfd.readouterr().out.splitlines()[-1])
-    rows = {row["name"]: row for row in found["rows"]}
-    ours = ["resnet8 synthetic fp32 nhwc", "resnet8 resident fp32 nhwc"]
+def test_json_result(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main([*SHORT.split(), "--loaders", "synthetic,resident", "--precision", "fp32"]) == 0
+    result: dict[str, Any] = json.loads(capfd.readouterr().out.splitlines()[-1])
+    rows = {row["name"]: row for row in result["rows"]}
+    variants = ["resnet8 synthetic fp32 nhwc", "resnet8 resident fp32 nhwc"]
     bare = "bare resnet8 fp32 nhwc"
     references = ["reference resnet8 synthetic fp32", "reference resnet8 resident fp32"]
-    assert set(rows) == {*ours, bare, *references}
+    assert set(rows) == {*variants, bare, *references}
     for row in rows.values():
         assert row["images_per_second"] == pytest.approx(8e3 / row["step_ms"])
-    for name in ours:
+    for name in variants:
         row = rows[name]
         assert {"data_ms", "forward_ms", "backward_ms", "optimizer_ms", "statistic_ms"} <= row["parts"].keys()
         assert row["method_ms"] > 0 and row["method_share"] > 0 and 0 < row["matmul_share"] < 1.5
-        assert found["ratios"][f"step/bare: {name}"] > 0 and found["ratios"][f"speed/reference: {name}"] > 0
+        assert result["ratios"][f"step/bare: {name}"] > 0 and result["ratios"][f"speed/reference: {name}"] > 0
         assert row["epoch_s"] == pytest.approx(50_000 // 8 * row["step_ms"] / 1e3)
-    ratios = found["ratios"]
-    assert ratios["method_share"] == rows[ours[0]]["method_share"]
-    assert ratios["ours/plain_loop"] == ratios[f"speed/reference: {ours[0]}"]
+    ratios = result["ratios"]
+    assert ratios["method_share"] == rows[variants[0]]["method_share"]
+    assert ratios["ours/plain_loop"] == ratios[f"speed/reference: {variants[0]}"]
     assert ratios["resident/synthetic"] > 0
-    assert [c["precision"] for c in found["ceilings"]] == ["fp32"] and found["n"] == 2
+    assert [c["precision"] for c in result["ceilings"]] == ["fp32"] and result["n"] == 2
 
 
 @pytest.mark.parametrize(
@@ -66,8 +52,8 @@ def test_rows_for_machines(capfd: pytest.CaptureFixture[str]) -> None:
     ],
     ids=" ".join,
 )
-def test_wrong_options_are_named(
+def test_invalid_options_are_refused(
     arguments: list[str], field: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([*SHORT, *arguments]) == 2
+    assert main([*SHORT.split(), *arguments]) == 2
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["error"]["field"] == field

@@ -1,4 +1,4 @@
-"""Several trainings at a time on this machine, each a process of its own, stopped together."""
+"""Pool of concurrent processes on this machine."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from types import FrameType
 from dl2pa.process import environment_without_ranks
 
 _POLL_S = 0.1
-_IMPATIENT = 3
-"""Ctrl-C so often does not wait for a save."""
+_MAX_INTERRUPTS = 3
+"""Number of Ctrl-C that kills the tasks without waiting for a checkpoint."""
 CANNOT_START = 126
-"""As a shell says it of a command that cannot be executed."""
+"""Exit code of a task that cannot be started, as in a shell."""
 _STOP_SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 
 
 @dataclass(frozen=True)
 class Task:
-    """A command whose output goes to the end of a file.
+    """A command whose output is appended to a log file.
 
     Args:
-        env: what its environment has beyond this process's.
+        env: variables in addition to the environment of this process.
     """
 
     command: Sequence[str]
@@ -35,16 +35,15 @@ class Task:
 
 
 class Pool:
-    """Runs tasks, so many at once. A stop signal is passed on to all of them, and no further one starts.
+    """Runs tasks concurrently. A stop signal is forwarded to the running tasks and prevents further starts.
 
     Args:
-        places: what the environment has beyond a task's own in each of the places, of which there are as many as
-            tasks that run at once.
+        workers: additional environment variables of each worker; each worker runs one task at a time.
     """
 
-    def __init__(self, places: Sequence[Mapping[str, str]]) -> None:
-        self._free = list(range(len(places)))[::-1]
-        self._places = places
+    def __init__(self, workers: Sequence[Mapping[str, str]]) -> None:
+        self._free = list(range(len(workers)))[::-1]
+        self._workers = workers
         self._running: dict[int, tuple[subprocess.Popen[bytes], int]] = {}
         self._interrupts = 0
         self.stopping = False
@@ -52,16 +51,16 @@ class Pool:
     def run(
         self,
         tasks: Sequence[Task],
-        started: Callable[[int], None] = lambda task: None,
-        ended: Callable[[int, int], None] = lambda task, code: None,
+        on_start: Callable[[int], None] = lambda task: None,
+        on_end: Callable[[int, int], None] = lambda task, code: None,
     ) -> list[int | None]:
-        """Run the tasks in their order; returns each one's exit code, None where a stop came before its start.
+        """Run the tasks in order; return their exit codes, None for tasks that a stop prevented from starting.
 
-        A task that cannot be started counts as ended with ``CANNOT_START``; the others go on.
+        A task that cannot be started has exit code ``CANNOT_START`` and does not affect the others.
 
         Args:
-            started: told of a task that is about to start.
-            ended: told of one that has ended, and of its exit code.
+            on_start: called with the index of a task before it starts.
+            on_end: called with the index and the exit code of a task that has ended.
         """
         codes: list[int | None] = [None] * len(tasks)
         waiting = list(range(len(tasks)))[::-1]
@@ -70,15 +69,15 @@ class Pool:
             while self._running or (waiting and not self.stopping):
                 while waiting and self._free and not self.stopping:
                     number = waiting.pop()
-                    started(number)
+                    on_start(number)
                     try:
                         self._start(number, tasks[number])
                     except OSError:
                         codes[number] = CANNOT_START
-                        ended(number, CANNOT_START)
+                        on_end(number, CANNOT_START)
                 for number, code in self._collect():
                     codes[number] = code
-                    ended(number, code)
+                    on_end(number, code)
                 time.sleep(_POLL_S)
         finally:
             for process, _ in self._running.values():
@@ -89,7 +88,7 @@ class Pool:
         return codes
 
     def _start(self, number: int, task: Task) -> None:
-        place = self._free[-1]
+        worker = self._free[-1]
         task.log.parent.mkdir(parents=True, exist_ok=True)
         with task.log.open("ab") as log:
             process = subprocess.Popen(
@@ -97,15 +96,15 @@ class Pool:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**environment_without_ranks(), **task.env, **self._places[place]},
-                process_group=0,  # a terminal's Ctrl-C reaches this process alone, which passes it on once
+                env={**environment_without_ranks(), **task.env, **self._workers[worker]},
+                process_group=0,  # Ctrl-C reaches only this process, which forwards it once
             )
         self._running[number] = (process, self._free.pop())
-        if self.stopping:  # the signal came while it started
+        if self.stopping:  # the signal arrived during the start
             process.terminate()
 
     def _collect(self) -> list[tuple[int, int]]:
-        """Take up what has ended: numbers and exit codes."""
+        """Return the indices and exit codes of tasks that have ended."""
         codes = [(number, process.poll()) for number, (process, _) in self._running.items()]
         done = [(number, code) for number, code in codes if code is not None]
         for number, _ in done:
@@ -115,12 +114,12 @@ class Pool:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._interrupts += number == signal.SIGINT
         first, self.stopping = not self.stopping, True
-        if self._interrupts >= _IMPATIENT:
-            self._pass_on(signal.SIGKILL)
+        if self._interrupts >= _MAX_INTERRUPTS:
+            self._forward(signal.SIGKILL)
         elif first:
-            self._pass_on(signal.SIGTERM)
+            self._forward(signal.SIGTERM)
 
-    def _pass_on(self, number: int) -> None:
+    def _forward(self, number: int) -> None:
         for process, _ in list(self._running.values()):
             with suppress(ProcessLookupError):
                 process.send_signal(number)

@@ -1,4 +1,4 @@
-"""What one check of `dl2pa doctor` found, and the check that is made both here and on a cluster's node."""
+"""Result of a check of `dl2pa doctor`, and the server check, which also runs on compute nodes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Finding:
-    """One check: whether it is fine, what was seen, what to do if not. Only `needed` ones fail the command."""
+    """Result of a check: success, observation, and remedy. Only `needed` checks fail the command."""
 
     name: str
     ok: bool
@@ -22,7 +22,7 @@ class Finding:
 
 
 def server_health(uri: str) -> str:
-    """`the server answers`, or why it does not; without the credentials that `uri` may hold."""
+    """Return `the server answers` or the reason why not, without credentials in `uri`."""
     host = ""
     try:
         parts = urllib.parse.urlsplit(uri)

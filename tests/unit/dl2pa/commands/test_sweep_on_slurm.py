@@ -1,4 +1,4 @@
-"""`dl2pa sweep --slurm` against a stand-in for sbatch: what it hands over. tests/integration/slurm has the real one."""
+"""`dl2pa sweep --slurm` with a fake sbatch. tests/integration/slurm uses a real SLURM."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ COMMAND = ["sweep", "tiny.yaml", "--grid", "method.name=dl2pa,hpn", "--seeds", "
 
 
 @pytest.fixture(autouse=True)
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     tree: dict[str, Any] = {
         "data": {"dataset": "synthetic", "num_classes": 5, "synthetic_samples": [64, 20], "image_size": 8},
         "model": {"backbone": "resnet8", "embedding_dim": 3, "widths": [4, 4, 4]},
@@ -43,19 +43,19 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def told(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+def last_json(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
-def test_the_runs_are_one_array_with_one_tag_in_the_directories_of_a_local_sweep(
-    place: Path, capsys: pytest.CaptureFixture[str]
+def test_runs_are_one_array_in_the_directories_of_a_local_sweep(
+    folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     request = ["--gpus-per-node", "0", "--partition", "cpu", "--time", "30"]
     assert main([*COMMAND, *request]) == 0
-    result = told(capsys)
+    result = last_json(capsys)
     assert result["job_id"] == "77"
     assert [job["job_id"] for job in result["jobs"]] == [f"77_{k}" for k in range(4)]
-    script = (place / "submitted").read_text()
+    script = (folder / "submitted").read_text()
     assert "#SBATCH --array=0-3" in script and "#SBATCH --partition=cpu" in script
     tags: set[str] = set()
     for job, (method, seed) in zip(
@@ -63,7 +63,7 @@ def test_the_runs_are_one_array_with_one_tag_in_the_directories_of_a_local_sweep
     ):
         overrides = [f"method.name={method}", f"train.seed={seed}"]
         name = f"tiny-{fingerprint(load_config('tiny.yaml', overrides))}"
-        assert job["run_dir"] == str(place / "runs" / name)
+        assert job["run_dir"] == str(folder / "runs" / name)
         assert job["run_dir"] in script
         snapshot = load_config(Path(job["run_dir"]) / "slurm/config.yaml")
         assert (snapshot.method.name, snapshot.train.seed) == (method, seed)
@@ -72,42 +72,40 @@ def test_the_runs_are_one_array_with_one_tag_in_the_directories_of_a_local_sweep
     assert re.fullmatch(r"tiny-[0-9a-f]{8}", result["sweep"])
     assert main([*COMMAND[:-2], "--dry-run"]) == 0
     assert f'tracking.tags.sweep="{result["sweep"]}"' in capsys.readouterr().out, (
-        "the tag of the same local sweep"
+        "same tag as the local sweep"
     )
 
 
-def finish(place: Path, method: str, seed: int) -> None:
+def mark_finished(folder: Path, method: str, seed: int) -> None:
     config = load_config("tiny.yaml", [f"method.name={method}", f"train.seed={seed}"])
-    run = place / "runs" / f"tiny-{fingerprint(config)}"
+    run = folder / "runs" / f"tiny-{fingerprint(config)}"
     run.mkdir(parents=True, exist_ok=True)
     (run / "model.safetensors").touch()
     status = {"state": "finished", "fingerprint": fingerprint(config)}
     (run / "status.json").write_text(json.dumps(status), encoding="utf-8")
 
 
-def test_finished_runs_are_left_out(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    finish(place, "dl2pa", 0)
+def test_finished_runs_are_not_submitted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mark_finished(folder, "dl2pa", 0)
     assert main([*COMMAND, "--gpus-per-node", "0"]) == 0
-    result = told(capsys)
+    result = last_json(capsys)
     assert len(result["jobs"]) == 3
-    assert "#SBATCH --array=0-2" in (place / "submitted").read_text()
-    (place / "submitted").unlink()
+    assert "#SBATCH --array=0-2" in (folder / "submitted").read_text()
+    (folder / "submitted").unlink()
     for method, seed in (("dl2pa", 1), ("hpn", 0), ("hpn", 1)):
-        finish(place, method, seed)
+        mark_finished(folder, method, seed)
     assert main([*COMMAND, "--gpus-per-node", "0"]) == 0
-    assert told(capsys) == {"sweep": result["sweep"], "jobs": []}
-    assert not (place / "submitted").exists()
+    assert last_json(capsys) == {"sweep": result["sweep"], "jobs": []}
+    assert not (folder / "submitted").exists()
 
 
-def test_submit_itself_gives_an_array_a_tag_and_a_single_run_none(
-    place: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_submit_tags_an_array_but_not_a_single_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["submit", "tiny.yaml", "--array", "train.seed=0..1", "--gpus-per-node", "0", "--json"]) == 0
-    array = told(capsys)
+    array = last_json(capsys)
     tags = [load_config(Path(job["run_dir"]) / "slurm/config.yaml").tracking.tags for job in array["jobs"]]
     assert tags == [{"sweep": array["sweep"]}] * 2
     assert re.fullmatch(r"tiny-\d{8}-\d{6}", array["sweep"])
     assert main(["submit", "tiny.yaml", "--run-dir", "one", "--gpus-per-node", "0", "--json"]) == 0
-    single = told(capsys)
-    assert (single["run_dir"], "sweep" in single) == (str(place / "one"), False)
+    single = last_json(capsys)
+    assert (single["run_dir"], "sweep" in single) == (str(folder / "one"), False)
     assert load_config("one/slurm/config.yaml").tracking.tags == {}

@@ -57,8 +57,8 @@ def bench_scaling(
     first = rows[0]
     base_name, base_speed = f"processes/{first['processes']}", first["images_per_second"]
     ratios = {f"{row['processes']} {base_name}": row["images_per_second"] / base_speed for row in rows[1:]}
-    step_ms = step_ms or first["step_ms"]
-    return ratios, rows, [_model(devices, first["gradient_mib"], step_ms) for devices in MODEL_DEVICES]
+    model_step_ms: float = step_ms or first["step_ms"]
+    return ratios, rows, [_model(devices, first["gradient_mib"], model_step_ms) for devices in MODEL_DEVICES]
 
 
 def _model(devices: int, gradient_mib: float, step_ms: float) -> dict[str, Any]:

@@ -6,6 +6,8 @@ import ctypes
 import json
 import os
 import shutil
+import stat
+import tempfile
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
@@ -50,6 +52,21 @@ def open_private(path: Path, mode: str) -> IO[Any]:
     descriptor = os.open(path, flags, 0o600)
     os.fchmod(descriptor, 0o600)
     return os.fdopen(descriptor, mode, encoding=None if "b" in mode else "utf-8")
+
+
+def private_temporary_folder(name: str) -> Path:
+    """Folder of this user for temporary files of this machine, the same in every process.
+
+    Code may be loaded from it. If another user has created a folder with this name, a new one is created.
+    """
+    folder = Path(tempfile.gettempdir()) / f"dl2pa-{os.getuid()}"
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
+        folder = Path(tempfile.mkdtemp(prefix="dl2pa-"))
+    (folder / name).mkdir(exist_ok=True)
+    return folder / name
 
 
 @contextmanager

@@ -58,7 +58,6 @@ class RunDirectory:
         self.matchings = root / "matchings.jsonl"
         self.pictures = root / "pictures"
         self.profile = root / "profile"
-        self.cache = root / "cache"
         self.model = root / "model.safetensors"
         self.result = root / "result.json"
         self.validation = root / "validation.json"

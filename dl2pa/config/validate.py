@@ -38,6 +38,9 @@ def validate(config: Config, world_size: int, data: DataSizes | None = None) -> 
     check_loader(config)
     check_batches(config, world_size)
     check_tracking(config.tracking)
+    if config.train.compile == "graphs" and world_size > 1:
+        message = "works with one process only: torch skips CUDA graphs with DDP and BatchNorm"
+        raise UserError("train.compile", "graphs", message, "Set train.compile=true.")
     if data is None:
         return
     if data.num_val == 0:

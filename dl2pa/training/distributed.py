@@ -7,6 +7,7 @@ import io
 import logging
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,11 +16,15 @@ from torch import distributed as dist
 
 from dl2pa import envvars
 from dl2pa.config import Config
+from dl2pa.config.schema import TrainConfig
 from dl2pa.errors import UserError
 from dl2pa.osutil import usable_cores
 from dl2pa.process import Ranks, die_with_parent, torchrun_ranks
 
 log = logging.getLogger(__name__)
+
+DEVICE_FILES = Path("/dev")
+"""Folder of the device files of NVIDIA GPUs."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +48,16 @@ def choose_device(name: str, local_rank: int) -> torch.device:
     """Choose this process's device: `auto`, `cpu` or `cuda`.
 
     Raises:
-        UserError: launch.device=cuda with fewer GPUs than local processes.
+        UserError: launch.device=cuda with fewer GPUs than local processes, or launch.device=auto with a GPU that CUDA
+            cannot use.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+        if name == "cpu" and (reason := unusable_gpu()):
+            remedy = "Update the NVIDIA driver or install a torch for it, or set launch.device=cpu."
+            raise UserError(
+                "launch.device", "auto", f"a GPU is present, but CUDA does not start: {reason}", remedy
+            )
     if name == "cpu":
         return torch.device("cpu")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -60,8 +71,25 @@ def choose_device(name: str, local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
+def unusable_gpu() -> str | None:
+    """Why CUDA does not start although a GPU is accessible; None if there is no GPU or the user hides it."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = [path for path in DEVICE_FILES.glob("nvidia[0-9]*") if os.access(path, os.R_OK | os.W_OK)]
+    if not gpus or (hidden is not None and not hidden[:1].isalnum()) or hidden == "NoDevFiles":
+        return None
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        return " ".join(str(error).split())
+    return "torch finds no device"
+
+
 def join_world(config: Config) -> World:
-    """Join the process group that torchrun describes, if any; set threads and device."""
+    """Join the process group that torchrun describes, if any; set device, threads and numerics.
+
+    Raises:
+        UserError: invalid rank variables, a missing GPU, or a setting that needs GPUs.
+    """
     env = os.environ
     described = torchrun_ranks()
     ranks = described or Ranks(0, 1, 0, 1)
@@ -71,6 +99,7 @@ def join_world(config: Config) -> World:
         log.warning(
             "%s GPU(s) are allocated on this node, but torch finds none: training on the CPU", allocated
         )
+    set_numerics(config.train, device, ranks.size)
     threads = config.launch.threads or max(1, usable_cores() // ranks.local_size)
     torch.set_num_threads(threads)
     if device.type == "cuda":
@@ -93,6 +122,22 @@ def join_world(config: Config) -> World:
             _join_foreign_group(backend, timeout, ranks)
         side_group = dist.new_group(backend="gloo", timeout=timeout)
     return World(ranks.rank, ranks.size, ranks.local_rank, ranks.local_size, device, threads, side_group)
+
+
+def set_numerics(train: TrainConfig, device: torch.device, world_size: int) -> None:
+    """Choose deterministic algorithms, or the fastest of cuDNN; the same for training, evaluation and benchmarks.
+
+    Raises:
+        UserError: train.sync_bn without GPUs.
+    """
+    if train.sync_bn and device.type == "cpu" and world_size > 1:
+        raise UserError("train.sync_bn", True, "needs GPUs", "Set train.sync_bn=false or launch.device=cuda.")
+    deterministic = device.type == "cpu" if train.deterministic is None else train.deterministic
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = not deterministic
+        if deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 def _join_foreign_group(backend: str, timeout: datetime.timedelta, ranks: Ranks) -> None:

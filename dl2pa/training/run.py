@@ -23,7 +23,7 @@ from dl2pa.config.identity import check_resumable, checkpoint_identity
 from dl2pa.console import SafeFormatter
 from dl2pa.errors import EXIT_DONE, EXIT_FAILURE, EXIT_STOPPED, EXIT_USER_ERROR, TrainingFailure, UserError
 from dl2pa.model.model import PrototypeInit, build_model, init_prototypes, prototypes_of_checkpoint
-from dl2pa.osutil import open_private, write_json
+from dl2pa.osutil import open_private, private_temporary_folder, write_json
 from dl2pa.ownership import Ownership
 from dl2pa.rundir import RunDirectory
 from dl2pa.tracking import Tracker
@@ -147,9 +147,8 @@ def _attempt(
     tracker = Tracker(run.root, enabled=False, uri=None, experiment="", run_name="", attempt=1)
     nodes: Nodes | None = None
     try:
-        _set_numerics(config, world)
         if config.train.compile:
-            _cache_compiled_code(run)
+            _cache_compiled_code()
         data = data or open_data(config, world.size)
         startup.reached("data")
         trainer = _build(config, world, run, data, stop, name)
@@ -172,23 +171,11 @@ def _attempt(
         leave_world()
 
 
-def _set_numerics(config: Config, world: World) -> None:
-    if config.train.sync_bn and world.device.type == "cpu" and world.size > 1:
-        raise UserError("train.sync_bn", True, "needs GPUs", "Set train.sync_bn=false or launch.device=cuda.")
-    deterministic = config.train.deterministic
-    if deterministic is None:
-        deterministic = world.device.type == "cpu"
-    torch.use_deterministic_algorithms(deterministic, warn_only=True)
-    if world.device.type == "cuda":
-        torch.backends.cudnn.benchmark = not deterministic
-        if deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-
-
-def _cache_compiled_code(run: RunDirectory) -> None:
-    """Keep torch.compile's caches in the run directory, so that the next attempt reuses them."""
-    for variable, folder in (("TORCHINDUCTOR_CACHE_DIR", "inductor"), ("TRITON_CACHE_DIR", "triton")):
-        os.environ.setdefault(variable, str(run.cache / folder))
+def _cache_compiled_code() -> None:
+    """Keep torch.compile's caches on this node: on a shared file system, all ranks would write the same files."""
+    folder = private_temporary_folder("compiled")
+    for variable, name in (("TORCHINDUCTOR_CACHE_DIR", "inductor"), ("TRITON_CACHE_DIR", "triton")):
+        os.environ.setdefault(variable, str(folder / name))
 
 
 def _build(

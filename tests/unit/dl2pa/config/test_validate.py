@@ -22,6 +22,13 @@ def test_a_valid_configuration_is_accepted() -> None:
     validate(CONFIG, 4, DataSizes(100, 10, 10))
 
 
+def test_cuda_graphs_are_refused_for_several_processes() -> None:
+    graphs = CONFIG.model_copy(update={"train": CONFIG.train.model_copy(update={"compile": "graphs"})})
+    validate(graphs, 1)
+    with pytest.raises(UserError, match=r"train\.compile"):
+        validate(graphs, 2)
+
+
 @pytest.mark.parametrize(
     ("world_size", "data", "field"),
     [

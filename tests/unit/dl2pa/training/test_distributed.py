@@ -1,0 +1,120 @@
+"""Device, numerics and caches of a training process."""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from dl2pa.config.schema import TrainConfig
+from dl2pa.errors import UserError
+from dl2pa.osutil import private_temporary_folder
+from dl2pa.training import distributed
+from dl2pa.training.distributed import choose_device, set_numerics
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.fixture
+def numerics() -> Iterator[None]:
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    yield
+    torch.use_deterministic_algorithms(before[0])
+    torch.backends.cudnn.benchmark = before[1]
+
+
+@pytest.mark.usefixtures("numerics")
+@pytest.mark.parametrize(
+    ("device", "setting", "deterministic", "benchmark"),
+    [
+        (CPU, None, True, None),
+        (CPU, False, False, None),
+        (CUDA, None, False, True),
+        (CUDA, True, True, False),
+    ],
+)
+def test_numerics_follow_the_setting_and_the_device(
+    device: torch.device,
+    setting: bool | None,
+    deterministic: bool,
+    benchmark: bool | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    torch.backends.cudnn.benchmark = benchmark is False
+    set_numerics(TrainConfig(deterministic=setting), device, 1)
+    assert torch.are_deterministic_algorithms_enabled() is deterministic
+    if benchmark is not None:
+        assert torch.backends.cudnn.benchmark is benchmark
+        assert ("CUBLAS_WORKSPACE_CONFIG" in os.environ) is deterministic
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+
+
+@pytest.fixture
+def gpu_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine with the device file of a GPU that CUDA cannot use."""
+    if torch.cuda.is_available():
+        pytest.skip("needs a machine without a GPU")
+    monkeypatch.setattr(distributed, "DEVICE_FILES", tmp_path)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    (tmp_path / "nvidiactl").touch()
+    (tmp_path / "nvidia0").touch()
+    return tmp_path / "nvidia0"
+
+
+@pytest.mark.usefixtures("gpu_file")
+@pytest.mark.parametrize("visible", [None, "0", "GPU-1a2b"])
+def test_auto_refuses_a_gpu_that_cuda_cannot_use(
+    visible: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    with pytest.raises(UserError, match="CUDA does not start") as refused:
+        choose_device("auto", 0)
+    assert (refused.value.field, "launch.device=cpu" in refused.value.remedy) == ("launch.device", True)
+    assert choose_device("cpu", 0) == CPU
+
+
+@pytest.mark.usefixtures("gpu_file")
+@pytest.mark.parametrize("visible", ["", "-1", "NoDevFiles"])
+def test_auto_trains_on_the_cpu_if_the_gpu_is_hidden(visible: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert choose_device("auto", 0) == CPU
+
+
+def test_auto_trains_on_the_cpu_without_a_gpu(gpu_file: Path) -> None:
+    gpu_file.unlink()
+    assert choose_device("auto", 0) == CPU
+
+
+def test_cache_folder_is_private_and_shared_by_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = private_temporary_folder("compiled")
+    assert folder == private_temporary_folder("compiled")
+    assert stat.S_IMODE(folder.parent.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("kind", ["open folder", "link", "file"])
+def test_cache_folder_made_by_another_user_is_not_used(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    place = tmp_path / f"dl2pa-{os.getuid()}"
+    if kind == "open folder":
+        place.mkdir()
+        place.chmod(0o777)
+    elif kind == "link":
+        (tmp_path / "elsewhere").mkdir(mode=0o700)
+        place.symlink_to(tmp_path / "elsewhere")
+    else:
+        place.touch()
+    folder = private_temporary_folder("compiled")
+    assert place not in folder.parents and place.resolve() not in folder.resolve().parents
+    assert stat.S_IMODE(folder.parent.stat().st_mode) == 0o700

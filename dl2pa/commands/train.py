@@ -54,9 +54,11 @@ def run(args: argparse.Namespace) -> int:
         die_with_parent()  # before the imports, which take seconds
     if torchrun_ranks():
         code = _train_as_rank(_plan(args))
-        if multiprocessing.parent_process() is None:  # started by torchrun itself, not by our agent
+        if code == EXIT_STOPPED:
+            code = EXIT_DONE
+        if code or multiprocessing.parent_process() is None:  # failed, or started by torchrun itself
             _exit_at_once(code)
-        return EXIT_DONE if code == EXIT_STOPPED else code
+        return code
     note_command()
     if not os.environ.get(envvars.SUPERVISED):
         return _run_here(args, _plan(args))
@@ -120,11 +122,11 @@ def _train_as_rank(plan: RunPlan) -> int:
 
 
 def _exit_at_once(code: int) -> NoReturn:
-    """End a worker that has written everything, without waiting for the threads of libraries."""
+    """End a rank that has written everything, without waiting for the threads of libraries or for other ranks."""
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code if code != EXIT_STOPPED else EXIT_DONE)
+    os._exit(code)
 
 
 def _launch(plan: RunPlan, node: Node) -> int:

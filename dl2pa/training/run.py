@@ -160,6 +160,7 @@ def _attempt(
         nodes.finish()
         _close(trainer, data, name, finished, on_finished)
         from_rank_zero(None, world)  # all ranks wait until rank 0 has written everything
+        leave_world()  # not after a failure: NCCL may wait there for ranks that hang in a collective
         return EXIT_DONE if finished else EXIT_STOPPED
     except BaseException:
         if nodes is not None:
@@ -168,7 +169,6 @@ def _attempt(
         raise
     finally:
         stop.close()
-        leave_world()
 
 
 def _cache_compiled_code() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from support.commands import Completed, run_here
+from support.paths import REPOSITORY
 from support.runs import Program, Training, assert_identical, config_with
 
 pytestmark = pytest.mark.xdist_group("runs")
@@ -228,8 +230,15 @@ def test_missing_processes_of_a_foreign_torchrun_are_named(places: Places, progr
     assert_refused(done, "environment", f"MASTER_PORT={port}", "Start all 2 processes")
 
 
+HANGING_GROUP = """
+import time
+import torch.distributed
+torch.distributed.destroy_process_group = lambda *_: time.sleep(3600)
+"""
+
+
 def test_error_found_by_one_rank_is_reported_by_the_command(places: Places, program: Program) -> None:
-    """Under torchrun the launching command prints the message of the rank."""
+    """The launching command prints the message of the rank, also if leaving the process group hangs, as with NCCL."""
     file = sorted((places.digits / "val" / "3").iterdir())[0]
     shutil.copytree(places.digits / "val", places.folder / "val")
     bad = places.folder / "val" / "3" / file.name
@@ -239,7 +248,9 @@ def test_error_found_by_one_rank_is_reported_by_the_command(places: Places, prog
         f"data.root={places.digits / 'train'}",
         "train.max_steps=2",
     )
-    done = program.start(*training(*changed, nproc=2)(places), "--json").completed()
+    places.file("sitecustomize.py", HANGING_GROUP)
+    env = {"PYTHONPATH": f"{places.folder}{os.pathsep}{REPOSITORY}"}
+    done = program.start(*training(*changed, nproc=2)(places), "--json", env=env).completed()
     assert_refused(done, "data.val_root", bad.name, "Restore")
 
 

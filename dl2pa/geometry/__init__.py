@@ -1,4 +1,4 @@
-"""Where the class prototypes sit on the sphere: constructions, their certificate, and files."""
+"""Class prototypes on the unit sphere: constructions, quality certificates and files."""
 
 from dl2pa.geometry.bounds import max_cosine_bound
 from dl2pa.geometry.certificate import Certificate, certify, nearest_cosines

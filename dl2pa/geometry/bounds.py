@@ -1,9 +1,11 @@
-"""Lower bounds on the largest cosine among C unit vectors in R^d.
+"""Lower bounds on the largest pairwise cosine of C unit vectors in R^d.
 
-d ≥ C−1: −1/(C−1), met by the regular simplex. d+1 < C ≤ 2d: 0 (Rankin 1955), met by orthogonal simplices. d
-= 2: cos(2π/C), met by the regular polygon. d = 3: Fejes Tóth's (1943). Otherwise Levenshtein's bound, the
-best that polynomials of its degree give in Delsarte's linear program (Levenshtein, "Universal bounds for
-codes and designs", 1998).
+- d ≥ C−1: −1/(C−1), attained by the regular simplex.
+- d+1 < C ≤ 2d: 0 (Rankin 1955), attained by orthogonal simplices.
+- d = 2: cos(2π/C), attained by the regular polygon.
+- d = 3: the bound of Fejes Tóth (1943).
+- Otherwise: Levenshtein's bound ("Universal bounds for codes and designs", 1998), the best bound that polynomials
+  of its degree give in Delsarte's linear program.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ _BISECTIONS = 60
 
 
 def max_cosine_bound(num_classes: int, dim: int) -> float:
-    """The largest proven value that the maximum cosine of any C unit vectors in R^d cannot be below.
+    """Lower bound on the largest pairwise cosine of any C unit vectors in R^d.
 
     Args:
         num_classes: C ≥ 2.
@@ -37,11 +39,11 @@ def max_cosine_bound(num_classes: int, dim: int) -> float:
 
 
 def _levenshtein_cosine(num_classes: int, dim: int) -> float:
-    """The cosine s at which Levenshtein's bound L(d, s) on the number of points equals C > 2d, d ≥ 4."""
+    """Solve L(d, s) = C for s by bisection: L is Levenshtein's bound on the number of points; C > 2d, d ≥ 4."""
     k = 1
     while num_classes > _tight_design_size(dim, 2 * k + 1):
         k += 1
-    # Here D(2k−1) < C ≤ D(2k+1). L is continuous and increasing; below t10 its piece has degree 2k−1.
+    # Now D(2k−1) < C ≤ D(2k+1). L is continuous and increasing; up to C = D(2k) its polynomial has degree 2k−1.
     odd = num_classes <= _tight_design_size(dim, 2 * k)
     low = _largest_root(dim, k - 1, 1) if odd else _largest_root(dim, k, 0)
     high = _largest_root(dim, k, 0) if odd else _largest_root(dim, k, 1)
@@ -55,7 +57,7 @@ def _levenshtein_cosine(num_classes: int, dim: int) -> float:
 
 
 def _tight_design_size(dim: int, strength: int) -> int:
-    """Delsarte's, Goethals' and Seidel's least size D(d, τ) of a spherical τ-design."""
+    """Lower bound D(d, τ) on the size of a spherical τ-design (Delsarte, Goethals and Seidel)."""
     k = strength // 2
     if strength % 2:
         return 2 * math.comb(dim + k - 1, dim - 1)
@@ -63,7 +65,7 @@ def _tight_design_size(dim: int, strength: int) -> int:
 
 
 def _largest_root(dim: int, degree: int, shift: int) -> float:
-    """Largest zero of the Jacobi polynomial of parameters ((d−3)/2 + 1, (d−3)/2 + shift); −1 for degree 0."""
+    """Largest root of the Jacobi polynomial with parameters ((d−3)/2 + 1, (d−3)/2 + shift); −1 for degree 0."""
     if degree == 0:
         return -1.0
     base = 0.5 * (dim - 3)
@@ -72,7 +74,7 @@ def _largest_root(dim: int, degree: int, shift: int) -> float:
 
 
 def _levenshtein_size(dim: int, cosine: float, k: int, odd: bool) -> float:
-    """L_{2k−1}(d, s) (``odd``) or L_{2k}(d, s), with Gegenbauer polynomials scaled to 1 at 1."""
+    """L_{2k−1}(d, s) if `odd`, else L_{2k}(d, s), from Gegenbauer polynomials scaled to 1 at 1."""
     previous, current = 1.0, cosine
     for degree in range(1, k if odd else k + 1):
         following = ((2 * degree + dim - 2) * cosine * current - degree * previous) / (degree + dim - 2)

@@ -1,8 +1,8 @@
-"""Spherical codes that can be written down: their sizes, their largest cosines, and how to build them.
+"""Registry of known spherical codes: size, largest cosine and construction.
 
-Each family starts from one code and goes on with its *derived* codes: the points at the largest cosine c from one
-of them, seen from there. They lie one dimension lower, with largest cosine (c − c²)/(1 − c²) = c/(1 + c); the
-Kerdock and Gold codes are shortened to the same end.
+Each family is a code and its *derived* codes. A derived code consists of the points at the largest cosine c from
+one point, projected onto the complement of that point: one dimension less, largest cosine (c − c²)/(1 − c²) =
+c/(1 + c). Kerdock and Gold codes are shortened instead, which also removes dimensions.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dl2pa.geometry import golay, quadrangles, sequences
+from dl2pa.geometry.golay import Floats
 
-Floats = NDArray[np.float64]
-_SAME = 1e-6
+_TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,11 @@ class Code:
     """A spherical code of known size.
 
     Attributes:
-        name: for certificates; plain ASCII.
+        name: ASCII name for certificates.
         size: number of points.
-        dim: dimensions they need.
-        cosine: largest cosine between two of them, as written down; a build has it up to rounding.
-        build: makes the points, float64 unit rows [size, dim].
+        dim: dimension of the points.
+        cosine: largest cosine between two points, in closed form; built points have it up to rounding.
+        build: returns the points, float64 unit rows [size, dim].
     """
 
     name: str
@@ -45,14 +45,14 @@ class Code:
 
 @cache
 def known_codes() -> tuple[Code, ...]:
-    """All codes of this module; nothing is built yet."""
+    """List all codes of this module without building them."""
     codes: list[Code] = []
     codes += _family("E8 roots", _e8, 8, 2, (240, 56, 27, 16, 10))
     codes += _family("Leech minimal vectors", _leech, 24, 2, (196_560, 4_600, 891, 336, 170, 100))
     codes += _family("276 equiangular lines", _lines, 23, 5, (552, 275, 162, 105, 72, 51))
     codes += _family("Higman-Sims", golay.higman_sims, 22, 11, (100, 77, 60, 47))
     for q, sizes in _QUADRANGLES.items():
-        build = partial(_quadrangle, q)
+        build = partial(quadrangles.quadrangle, q)
         codes += _family(f"quadrangle GQ({q},{q * q})", build, q * (q * q - q + 1), q * q, sizes)
     for degree in (3, 5, 7):
         codes += _kerdock_family(degree)
@@ -61,7 +61,7 @@ def known_codes() -> tuple[Code, ...]:
     return tuple(codes)
 
 
-# A quadrangle's size and those of its derived codes, which hang on the points chosen, as far as they are dense.
+# Sizes of the quadrangle code over GF(q) and of its dense derived codes. They depend on the points chosen.
 _QUADRANGLES = {
     3: (112, 81, 60, 45),
     4: (325, 256, 204, 164, 133, 111),
@@ -71,28 +71,21 @@ _QUADRANGLES = {
 
 
 def derived(points: Floats, cosine: float) -> Floats:
-    """The points at this cosine from the first one, as directions seen from there: [n, d] to [m, d − 1].
-
-    Args:
-        points: unit rows.
-        cosine: below 1.
-    """
+    """Derive a code [m, d − 1] from unit rows [n, d]: the points at `cosine` < 1 from the first point, projected."""
     center = points[0]
-    kept = points[np.abs(points @ center - cosine) < _SAME]
-    return _unit(_without(kept - cosine * center, center))
+    kept = points[np.abs(points @ center - cosine) < _TOLERANCE]
+    return _unit(_in_complement(kept - cosine * center, center))
 
 
 def _family(
     name: str, build: Callable[[], Floats], dim: int, inverse_cosine: int, sizes: tuple[int, ...]
 ) -> list[Code]:
-    """A code with largest cosine 1/k and its derived codes, with 1/(k+1), 1/(k+2), …"""
+    """A code with largest cosine 1/k and its derived codes with 1/(k+1), 1/(k+2), …"""
     codes = [Code(name, sizes[0], dim, 1.0 / inverse_cosine, build)]
     for times, size in enumerate(sizes[1:], start=1):
-        before = codes[-1]
-        source = partial(_derived_from, before)
-        codes.append(
-            Code(f"{name} derived {times}x", size, dim - times, 1.0 / (inverse_cosine + times), source)
-        )
+        build = partial(_derived_from, codes[-1])
+        cosine = 1.0 / (inverse_cosine + times)
+        codes.append(Code(f"{name} derived {times}x", size, dim - times, cosine, build))
     return codes
 
 
@@ -139,15 +132,11 @@ def _leech() -> Floats:
 
 def _lines() -> Floats:
     vectors, normal = golay.equiangular_276()
-    return _unit(_without(vectors.astype(np.float64), normal.astype(np.float64)))
-
-
-def _quadrangle(q: int) -> Floats:
-    return quadrangles.quadrangle(q)
+    return _unit(_in_complement(vectors.astype(np.float64), normal.astype(np.float64)))
 
 
 def _with_axes(degree: int) -> Floats:
-    """A Kerdock code and ± the axes, whose cosines with its words are ±1/√n."""
+    """A Kerdock code and the positive and negative axes, whose cosines to its words are ±1/√n."""
     words = sequences.kerdock(degree)
     axes = np.eye(words.shape[1])
     return np.concatenate([_unit(words), axes, -axes])
@@ -162,8 +151,8 @@ def _unit(points: NDArray[np.generic]) -> Floats:
     return rows / np.sqrt((rows * rows).sum(axis=1, keepdims=True))
 
 
-def _without(points: Floats, normal: Floats) -> Floats:
-    """Coordinates of points orthogonal to ``normal`` in its complement: a reflection takes it to the first axis."""
+def _in_complement(points: Floats, normal: Floats) -> Floats:
+    """Coordinates [n, d − 1] of points orthogonal to `normal`, after a reflection of `normal` to the first axis."""
     mirror = normal / math.sqrt(float(normal @ normal))
     mirror[0] += math.copysign(1.0, mirror[0])
     mirror /= math.sqrt(float(mirror @ mirror))

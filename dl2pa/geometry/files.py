@@ -1,13 +1,11 @@
-"""Prototypes on disk: ours (checksum and certificate), a plain array, or the DL2PA authors' state dict."""
+"""Prototype files: written by dl2pa (with checksum and certificate), plain arrays, the DL2PA authors' state dicts."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
-import os
 import pickle
-from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
@@ -19,33 +17,32 @@ from torch import Tensor
 from dl2pa.errors import UserError
 from dl2pa.geometry.certificate import Certificate, certify, mean_norm
 from dl2pa.geometry.prototypes import Prototypes, check_shape
-from dl2pa.osutil import follow_umask
+from dl2pa.osutil import replacing, write_atomically
 
 _FORMAT = "dl2pa-prototypes-1"
 _TENSOR = "points"
 _AUTHORS_TENSOR = "w"
 _SUFFIXES = ".safetensors, .npy, or the authors' .pth"
 _NORM_TOLERANCE = 1e-3
-_REBUILD = "Make the file again with `dl2pa prototypes`, or copy it again"
+_REBUILD = "Create the file again with `dl2pa prototypes`, or copy it again."
 
 _log = logging.getLogger(__name__)
 
 
 def save_prototypes(prototypes: Prototypes, path: str | Path) -> Path:
-    """Write prototypes with their certificate and a sha256 of the points.
+    """Write prototypes with their certificate and a sha256 checksum of the points.
 
-    ``.safetensors`` holds all three; ``.npy`` holds the points and a sibling ``.json`` the rest. A file is
-    complete before it takes its name, so an interrupted save leaves the earlier one.
+    A `.safetensors` file contains all three; a `.npy` file contains the points, and a `.json` file of the same name
+    the rest. Files are replaced atomically.
 
     Args:
-        prototypes: what to write.
-        path: ends in ``.safetensors`` or ``.npy``; missing folders are made.
+        path: ends in `.safetensors` or `.npy`; missing folders are created.
 
     Returns:
-        The path written.
+        The path of the file.
 
     Raises:
-        UserError: another suffix, or a place that cannot be written.
+        UserError: another suffix, or the file cannot be written.
     """
     path = Path(path)
     from safetensors.torch import save_file
@@ -59,42 +56,41 @@ def save_prototypes(prototypes: Prototypes, path: str | Path) -> Path:
     }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".safetensors":
-            _replace(path, lambda aside: save_file({_TENSOR: points}, aside, metadata=record))
-        else:
-            # The record goes first: points with an older record would look damaged, never silently wrong.
-            text = json.dumps(record, indent=2) + "\n"
-            _replace(path.with_suffix(".json"), lambda aside: aside.write_text(text, encoding="utf-8"))
-            _replace(path, lambda aside: _write_npy(aside, points))
+        if path.suffix == ".npy":
+            # The record is written first: after an interruption the checksum fails instead of passing by mistake.
+            write_atomically(path.with_suffix(".json"), json.dumps(record, indent=2) + "\n")
+        with replacing(path) as temporary:
+            if path.suffix == ".npy":
+                np.save(temporary, points.numpy())
+            else:
+                save_file({_TENSOR: points}, temporary, metadata=record)
     except OSError as error:
         message = f"cannot be written ({error.strerror or error})"
-        raise UserError(str(path), path.name, message, "Choose a folder you can write to") from error
+        raise UserError(str(path), path.name, message, "Choose a folder that you can write to.") from error
     return path
 
 
 def check_form(path: Path) -> None:
-    """Raise a UserError unless prototypes can be written under such a name."""
+    """Raise a UserError unless the suffix of `path` is one that `save_prototypes` writes."""
     if path.suffix not in (".safetensors", ".npy"):
-        raise UserError(
-            str(path), path.suffix, "prototypes are not written in this form", "Use .safetensors or .npy"
-        )
+        message = "prototypes cannot be written in this format"
+        raise UserError(str(path), path.suffix, message, "Use .safetensors or .npy.")
 
 
 def load_prototypes(path: str | Path, num_classes: int, dim: int) -> Prototypes:
-    """Read prototypes, checking that they are whole and fit.
+    """Load prototypes and check them.
 
-    Files of ours are verified against their checksum and keep their certificate. A plain ``.npy`` array [C,
-    d] and the DL2PA authors' ``.pth``, a state dict whose ``w`` is [d, C], are measured anew. Rows whose
-    length is off by more than 1e-3 are scaled to 1 with a logged warning.
+    Files written by dl2pa are verified against their checksum and keep their certificate. A plain `.npy` array [C, d]
+    or the DL2PA authors' `.pth`, a state dict whose `w` is [d, C], gets a new certificate; if norms differ from 1 by
+    more than 1e-3, the rows are normalized and a warning is logged.
 
     Args:
-        path: the file.
-        num_classes: C expected.
-        dim: d expected.
+        num_classes: expected C.
+        dim: expected d.
 
     Raises:
-        UserError: the file is missing, damaged, of an unknown form or of another shape; or it holds NaN,
-            infinity or a zero row. Also C or d out of range.
+        UserError: the file is missing, damaged or of an unknown format, has another shape, or contains NaN, infinity or
+            a zero row; or C or d is out of range.
     """
     check_shape(num_classes, dim)
     path = Path(path)
@@ -105,15 +101,17 @@ def load_prototypes(path: str | Path, num_classes: int, dim: int) -> Prototypes:
         ".pt": _read_authors,
     }
     if path.suffix not in readers:
-        raise UserError(str(path), path.suffix, "prototypes are not read from this form", f"Use {_SUFFIXES}")
+        raise UserError(
+            str(path), path.suffix, "prototypes cannot be read from this format", f"Use {_SUFFIXES}."
+        )
     if not path.is_file():
-        raise UserError(str(path), path.name, "there is no such file", "Check the path")
+        raise UserError(str(path), path.name, "no such file", "Check the path.")
     try:
         points, record = readers[path.suffix](path)
     except OSError as error:
         message = f"cannot be read ({error.strerror or error})"
-        raise UserError(str(path), path.name, message, "Check its permissions") from error
-    _check_shape_of(points, path, num_classes, dim)
+        raise UserError(str(path), path.name, message, "Check its permissions.") from error
+    _check_points_shape(points, path, num_classes, dim)
     _check_rows(points, path)
     if record is not None:
         return Prototypes(points, _verified(points, record, path))
@@ -130,22 +128,22 @@ def _read_safetensors(path: Path) -> tuple[Tensor, dict[str, Any]]:
             names = list(file.keys())
             points = file.get_tensor(_TENSOR) if _TENSOR in names else None
     except SafetensorError as error:
-        raise _damaged(path, f"not a whole safetensors file ({error})") from error
+        raise _damaged(path, f"not a complete safetensors file ({error})") from error
     if points is None or not record or record.get("format") != _FORMAT:
-        message = "not a prototype file of ours: no tensor `points` with our checksum"
-        raise UserError(str(path), names, message, _REBUILD + "; a plain array loads as .npy")
+        message = "not a prototype file written by dl2pa: it has no tensor `points` with a checksum"
+        raise UserError(str(path), names, message, _REBUILD + " Save a plain array as .npy.")
     return points, record
 
 
 def _read_npy(path: Path) -> tuple[Tensor, dict[str, Any] | None]:
     try:
-        array = np.lib.format.open_memmap(path, mode="r")  # it maps no more than the file holds
-    except Exception as error:  # a damaged header can raise almost anything
-        raise _damaged(path, f"not a whole .npy array of numbers ({error})") from error
+        array = np.lib.format.open_memmap(path, mode="r")  # maps no more than the file contains
+    except Exception as error:  # a damaged header can raise any exception
+        raise _damaged(path, f"not a complete .npy array of numbers ({error})") from error
     if array.dtype.kind not in "fiu":
-        seen = str(array.dtype)
-        raise UserError(str(path), seen, "not an array of real numbers", "Store a float32 array [C, d]")
-    # Native byte order and a copy: torch takes neither foreign order nor read-only memory.
+        message = "is not an array of real numbers"
+        raise UserError(str(path), str(array.dtype), message, "Save a float32 array [C, d].")
+    # torch accepts neither foreign byte order nor read-only memory.
     points = torch.from_numpy(np.array(array, dtype=np.float32, order="C"))
     sibling = path.with_suffix(".json")
     if not sibling.is_file():
@@ -153,21 +151,22 @@ def _read_npy(path: Path) -> tuple[Tensor, dict[str, Any] | None]:
     try:
         record = json.loads(sibling.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise _damaged(sibling, "the record beside the .npy is not JSON") from error
-    ours = isinstance(record, dict) and cast(dict[str, Any], record).get("format") == _FORMAT
-    return points, cast(dict[str, Any], record) if ours else None
+        raise _damaged(sibling, "the certificate file of the .npy is not JSON") from error
+    written_by_dl2pa = isinstance(record, dict) and cast(dict[str, Any], record).get("format") == _FORMAT
+    return points, cast(dict[str, Any], record) if written_by_dl2pa else None
 
 
 def _read_authors(path: Path) -> tuple[Tensor, None]:
     try:
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        message = "not a plain state dict of tensors, or damaged"
-        raise UserError(
-            str(path), path.name, message, "Only weights are loaded, never code; save it as .npy"
-        ) from error
-    except Exception as error:  # torch names no set of exceptions for a damaged file
-        raise _damaged(path, "not a whole PyTorch file") from error
+        message, remedy = (
+            "is damaged or not a state dict of tensors only",
+            "Save the array [C, d] as .npy instead.",
+        )
+        raise UserError(str(path), path.name, message, remedy) from error
+    except Exception as error:  # torch does not document the exceptions for a damaged file
+        raise _damaged(path, "not a complete PyTorch file") from error
     state = cast(dict[Any, Any], state) if isinstance(state, dict) else {}
     weight = state.get(_AUTHORS_TENSOR)
     if (
@@ -176,23 +175,22 @@ def _read_authors(path: Path) -> tuple[Tensor, None]:
         or weight.is_complex()
         or weight.layout != torch.strided
     ):
-        message = "the authors' form is a state dict whose `w` is a [d, C] tensor"
-        raise UserError(
-            str(path), sorted(map(str, state))[:16], message, "Save the array [C, d] as .npy instead"
-        )
+        message = "is not a state dict whose `w` is a [d, C] tensor, the authors' format"
+        keys, remedy = sorted(map(str, state))[:16], "Save the array [C, d] as .npy instead."
+        raise UserError(str(path), keys, message, remedy)
     if weight.untyped_storage().nbytes() < weight.numel() * weight.element_size():
-        raise _damaged(path, "its `w` repeats fewer numbers than it has")
+        raise _damaged(path, "the storage of `w` is smaller than its shape")
     return weight.detach().T.float().contiguous(), None
 
 
-def _check_shape_of(points: Tensor, path: Path, num_classes: int, dim: int) -> None:
+def _check_points_shape(points: Tensor, path: Path, num_classes: int, dim: int) -> None:
     shape = tuple(points.shape)
     if shape == (num_classes, dim):
         return
     message = f"expected {num_classes} prototypes of {dim} dimensions, shape ({num_classes}, {dim})"
-    remedy = "Use a file made for these num_classes and dim, or change them"
+    remedy = "Use a file created for these num_classes and dim, or change them."
     if shape == (dim, num_classes):
-        remedy = "It looks transposed: store the prototypes as rows"
+        remedy = "The array looks transposed: save one prototype per row."
     raise UserError(str(path), str(shape), message, remedy)
 
 
@@ -200,36 +198,36 @@ def _check_rows(points: Tensor, path: Path) -> None:
     finite = torch.isfinite(points).all(dim=1)
     if not bool(finite.all()):
         row = int((~finite).nonzero()[0])
-        raise UserError(str(path), f"row {row}", "holds NaN or infinity", _REBUILD)
+        raise UserError(str(path), f"row {row}", "contains NaN or infinity", _REBUILD)
     zero = torch.linalg.vector_norm(points.double(), dim=1) == 0
     if bool(zero.any()):
         row = int(zero.nonzero()[0])
-        raise UserError(str(path), f"row {row}", "is all zeros: it has no direction", _REBUILD)
+        raise UserError(str(path), f"row {row}", "is all zeros and has no direction", _REBUILD)
 
 
 def _unit_rows(points: Tensor, path: Path) -> Tensor:
-    """Rows of length 1; those off by more than rounding are scaled, with a warning."""
+    """Normalize the rows, with a warning, unless all norms are 1 up to rounding."""
     norms = torch.linalg.vector_norm(points.double(), dim=1, keepdim=True)
     worst = float((norms - 1).abs().max())
     if worst <= _NORM_TOLERANCE:
         return points
-    _log.warning("%s: prototype lengths are off by up to %.3g; scaled to 1", path, worst)
+    _log.warning("%s: prototype norms differ from 1 by up to %.3g; rows were normalized", path, worst)
     return (points.double() / norms).float()
 
 
 def _verified(points: Tensor, record: dict[str, Any], path: Path) -> Certificate:
-    """The certificate of a file of ours, once its points match their checksum."""
+    """Verify the checksum of a file written by dl2pa and parse its certificate."""
     if record.get("sha256") != _checksum(points):
         raise _damaged(path, "the points do not match their checksum")
     try:
         values = json.loads(record["certificate"])
-        values.setdefault("mean_norm", mean_norm(points))  # files from before it was recorded
+        values.setdefault("mean_norm", mean_norm(points))  # older files do not have these two
         values.setdefault("checked", len(points))
         certificate = Certificate(**{field.name: values[field.name] for field in fields(Certificate)})
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise _damaged(path, "its certificate cannot be read") from error
     if (certificate.num_classes, certificate.dim) != tuple(points.shape):
-        raise _damaged(path, "its certificate is for another shape")
+        raise _damaged(path, "its certificate has another shape")
     return certificate
 
 
@@ -238,24 +236,6 @@ def _damaged(path: Path, message: str) -> UserError:
 
 
 def _checksum(points: Tensor) -> str:
-    """sha256 of the float32 values, little-endian, row by row."""
+    """sha256 of the float32 values, little-endian, in row order."""
     array = np.ascontiguousarray(points.numpy(), dtype="<f4")
     return hashlib.sha256(array.tobytes()).hexdigest()
-
-
-def _write_npy(path: Path, points: Tensor) -> None:
-    with path.open("wb") as file:
-        np.save(file, points.numpy())
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Write aside, flush to disk, then take the name."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(aside)
-        follow_umask(aside)
-        with aside.open("rb+") as file:
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
-"""The extended binary Golay code and the spherical codes that rest on it, in exact integer arithmetic.
+"""The extended binary Golay code and spherical codes built from it, in exact integer arithmetic.
 
-Conway and Sloane, "Sphere Packings, Lattices and Groups", chapters 10 and 11. Cosines are those of the rows;
-codes whose coordinates are integers come unscaled, so that a test can compare inner products exactly.
+Source: Conway and Sloane, "Sphere Packings, Lattices and Groups", chapters 10 and 11. Codes with integer coordinates
+are not normalized, so that tests can compare inner products exactly.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Integers = NDArray[np.int64]
 
 @cache
 def golay_code() -> Integers:
-    """The 4,096 words of the [24, 12, 8] code as 0 and 1: the quadratic residue code modulo 23 and a parity bit."""
+    """The 4,096 words of the [24, 12, 8] code as 0 and 1: the quadratic residue code modulo 23 with a parity bit."""
     residues = sorted({i * i % 23 for i in range(1, 23)})
     basis: list[int] = []
     for shift in range(23):
@@ -41,11 +41,11 @@ def octads() -> Integers:
 
 
 def higman_sims() -> Floats:
-    """100 points in R^22 with cosines −4/11 and 1/11: the Higman–Sims graph on its eigenspace of −8.
+    """100 points in R^22 with cosines −4/11 and 1/11: the Higman–Sims graph projected on its eigenspace of −8.
 
-    Vertices are one point more, the 22 points and the 77 blocks of S(3, 6, 22), which are the octads through two
-    fixed points. As a module of M22 the eigenspace is the permutation module of the 22 points, so coordinates can
-    be written down: a·1, b·1 + c·e_i and f·1 + g·1_B, with the five constants fixed by the cosines.
+    The vertices are one extra point, the 22 points and the 77 blocks of S(3, 6, 22); the blocks are the octads that
+    contain two fixed points. As a module of M22 the eigenspace is the permutation module of the 22 points. So the
+    coordinates are a·1, b·1 + c·e_i and f·1 + g·1_B, where the cosines determine the five constants.
     """
     blocks = octads()
     hexads = blocks[(blocks[:, 22] == 1) & (blocks[:, 23] == 1)][:, :22]
@@ -60,30 +60,22 @@ def higman_sims() -> Floats:
 def leech_minimal_vectors() -> Integers:
     """The 196,560 shortest vectors of the Leech lattice times √8, squared length 32, [196560, 24].
 
-    Two coordinates ±4; eight ±2 on an octad, an even number of them negative; one ∓3 and 23 ±1, the signs changed
-    on a word of the Golay code.
+    They have two coordinates ±4, or eight ±2 on an octad with an even number of minus signs, or one ∓3 and 23 ±1 with
+    the signs flipped on a word of the Golay code.
     """
-    first, second = np.triu_indices(24, k=1)
-    pairs: list[Integers] = []
-    for signs in ((4, 4), (4, -4), (-4, 4), (-4, -4)):
-        rows = np.zeros((len(first), 24), dtype=np.int64)
-        rows[np.arange(len(first)), first] = signs[0]
-        rows[np.arange(len(first)), second] = signs[1]
-        pairs.append(rows)
-    even = _signs(8)
-    even = even[even.prod(axis=1) == 1]
+    signs = _even_signs(8)
     eights = np.zeros((759, 128, 24), dtype=np.int64)
     for block, octad in enumerate(octads()):
-        eights[block][:, octad == 1] = 2 * even
+        eights[block][:, octad == 1] = 2 * signs
     threes = (1 - 4 * np.eye(24, dtype=np.int64))[:, None, :] * (1 - 2 * golay_code())
-    return np.concatenate([*pairs, eights.reshape(-1, 24), threes.reshape(-1, 24)])
+    return np.concatenate([_pairs(24, 4), eights.reshape(-1, 24), threes.reshape(-1, 24)])
 
 
 def equiangular_276() -> tuple[Integers, Integers]:
-    """Both ends of 276 lines in R^23 with cosines ±1/5: 552 integer vectors, and what they are orthogonal to.
+    """The 552 vectors ±v of 276 lines in R^23 with cosines ±1/5, integers [552, 24], and their common normal x.
 
-    For a vector x of type 3 (squared length 48) the 552 shortest y with y·x = 24 come in pairs {y, x − y}; the
-    lines run along 2y − x.
+    For a vector x of type 3 (squared length 48) the 552 shortest y with y·x = 24 form pairs {y, x − y}. The lines
+    have the directions 2y − x.
     """
     x = np.ones(24, dtype=np.int64)
     x[0] = 5
@@ -93,17 +85,19 @@ def equiangular_276() -> tuple[Integers, Integers]:
 
 def e8_roots() -> Integers:
     """The 240 roots of E8 times 2, squared length 8: cosines ±1/2, 0 and −1, [240, 8]."""
-    first, second = np.triu_indices(8, k=1)
-    pairs: list[Integers] = []
-    for signs in ((2, 2), (2, -2), (-2, 2), (-2, -2)):
-        rows = np.zeros((len(first), 8), dtype=np.int64)
-        rows[np.arange(len(first)), first] = signs[0]
-        rows[np.arange(len(first)), second] = signs[1]
-        pairs.append(rows)
-    even = _signs(8)
-    return np.concatenate([*pairs, even[even.prod(axis=1) == 1]])
+    return np.concatenate([_pairs(8, 2), _even_signs(8)])
 
 
-def _signs(length: int) -> Integers:
-    """All vectors of ±1."""
-    return 1 - 2 * ((np.arange(1 << length)[:, None] >> np.arange(length)) & 1)
+def _pairs(length: int, value: int) -> Integers:
+    """All vectors with two coordinates ±value and zeros elsewhere."""
+    first, second = np.triu_indices(length, k=1)
+    basis = value * np.eye(length, dtype=np.int64)
+    return np.concatenate(
+        [one * basis[first] + other * basis[second] for one in (1, -1) for other in (1, -1)]
+    )
+
+
+def _even_signs(length: int) -> Integers:
+    """All vectors of ±1 with an even number of minus signs."""
+    signs = 1 - 2 * ((np.arange(1 << length)[:, None] >> np.arange(length)) & 1)
+    return signs[signs.prod(axis=1) == 1]

@@ -1,8 +1,8 @@
-"""C points in R^d from codes that are known: embedded, thinned out, and put side by side.
+"""C points in R^d from direct sums and subsets of known codes.
 
-In an orthogonal direct sum points of different parts are at cosine 0, so its largest cosine is that of its worst
-part (or 0). A code of fewer dimensions is padded with zeros; from a code of more points a subset is taken whose
-sum is small, because prototypes on one side of the sphere would leave the other side unused.
+In an orthogonal direct sum, points of different parts have cosine 0, so the largest cosine is that of the worst part,
+or 0. Codes of fewer dimensions are padded with zeros. From larger codes a subset with a small sum is selected, so that
+the prototypes do not crowd on one side of the sphere.
 """
 
 from __future__ import annotations
@@ -16,22 +16,21 @@ from torch import Tensor
 
 from dl2pa.geometry import simplex
 from dl2pa.geometry.codes import Code, known_codes
+from dl2pa.geometry.golay import Floats
 
-Floats = NDArray[np.float64]
-
-_SELECTION_WORK = 4_000_000_000
-"""Multiplications a careful choice of a subset may take; beyond, it is drawn by chance."""
+_MAX_SELECTION_WORK = 4_000_000_000
+"""Maximum number of multiplications to select a balanced subset; above, the subset is random."""
 
 
 @dataclass(frozen=True)
 class Combination:
-    """Parts in orthogonal subspaces that have room for C points together.
+    """Direct sum of codes with at least C points.
 
     Attributes:
-        num_classes: C, the points to take.
-        parts: codes, each in dimensions of its own.
-        filler: dimensions after them that hold a cross-polytope, two points each.
-        cosine: the largest cosine of the whole, max(parts, 0).
+        num_classes: C, the number of points to select.
+        parts: codes in orthogonal subspaces.
+        filler: number of further dimensions, filled with a cross-polytope (two points per dimension).
+        cosine: largest cosine of the sum: that of the worst part, or 0.
     """
 
     num_classes: int
@@ -41,50 +40,50 @@ class Combination:
 
     @property
     def dim(self) -> int:
-        """Dimensions in use."""
+        """Number of dimensions used."""
         return sum(code.dim for code in self.parts) + self.filler
 
     @property
     def counts(self) -> list[int]:
-        """Points taken of each part and of the filler: shares in proportion to the sizes."""
+        """Number of points selected from each part and from the filler, in proportion to their sizes."""
         sizes = [code.size for code in self.parts] + [2 * self.filler]
-        whole = sum(sizes)
-        shares = [self.num_classes * size // whole for size in sizes]
-        remainders = [self.num_classes * size % whole for size in sizes]
+        total = sum(sizes)
+        counts = [self.num_classes * size // total for size in sizes]
+        remainders = [self.num_classes * size % total for size in sizes]
         order = sorted(range(len(sizes)), key=lambda part: -remainders[part])
-        for part in order[: self.num_classes - sum(shares)]:
-            shares[part] += 1
-        return shares
+        for part in order[: self.num_classes - sum(counts)]:
+            counts[part] += 1
+        return counts
 
     def __str__(self) -> str:
-        words = [
+        names = [
             f"{code}" if count == code.size else f"{count} of {code}"
             for code, count in zip(self.parts, self.counts, strict=False)
         ]
         if self.filler:
-            words.append(f"blocks ({self.counts[-1]}x{self.filler})")
-        return " + ".join(words)
+            names.append(f"blocks ({self.counts[-1]}x{self.filler})")
+        return " + ".join(names)
 
 
 def best_combination(num_classes: int, dim: int) -> Combination | None:
-    """The combination of known codes with the smallest largest cosine for C points in R^d, C > 2d.
+    """Minimize the largest cosine over combinations of known codes with at least C points in R^d, C > 2d.
 
-    Among equals, the one that needs the fewest dimensions. None if the codes have no room for C points.
+    Of equal combinations the one with the fewest dimensions is returned; None if no combination has C points.
     """
     usable = sorted((code for code in known_codes() if code.dim <= dim), key=lambda code: code.cosine)
     low, high = 0, len(usable)
-    # Room only grows as worse codes are let in: bisect for the first prefix that has enough.
+    # The capacity grows with the number of codes: bisect for the shortest prefix with C points.
     while low < high:
         middle = (low + high) // 2
-        if _room(usable[: middle + 1], dim)[0][-1] >= num_classes:
+        if _capacity(usable[: middle + 1], dim)[0][-1] >= num_classes:
             high = middle
         else:
             low = middle + 1
     if low == len(usable):
         return None
     cosine = usable[low].cosine
-    room, last = _room([code for code in usable if code.cosine <= cosine], dim)
-    used = int(np.argmax(room >= num_classes))
+    capacity, last = _capacity([code for code in usable if code.cosine <= cosine], dim)
+    used = int(np.argmax(capacity >= num_classes))
     parts: list[Code] = []
     filler = 0
     while used:
@@ -99,26 +98,26 @@ def best_combination(num_classes: int, dim: int) -> Combination | None:
     return Combination(num_classes, tuple(parts), filler, max(0.0, *(code.cosine for code in parts)))
 
 
-def _room(codes: list[Code], dim: int) -> tuple[NDArray[np.int64], list[Code | None]]:
-    """The most points in 0, 1, …, d dimensions, and the part that was added last (None: one axis, two points)."""
-    room = np.zeros(dim + 1, dtype=np.int64)
+def _capacity(codes: list[Code], dim: int) -> tuple[NDArray[np.int64], list[Code | None]]:
+    """Maximum number of points in 0, 1, …, d dimensions, and the code added last (None: one axis, two points)."""
+    capacity = np.zeros(dim + 1, dtype=np.int64)
     last: list[Code | None] = [None] * (dim + 1)
     for used in range(1, dim + 1):
-        room[used] = room[used - 1] + 2
+        capacity[used] = capacity[used - 1] + 2
         for code in codes:
-            if code.dim <= used and room[used - code.dim] + code.size > room[used]:
-                room[used] = room[used - code.dim] + code.size
+            if code.dim <= used and capacity[used - code.dim] + code.size > capacity[used]:
+                capacity[used] = capacity[used - code.dim] + code.size
                 last[used] = code
-    return room, last
+    return capacity, last
 
 
 def build_combination(combination: Combination, dim: int, seed: int) -> Tensor:
-    """The points, float64 [C, d] with unit rows; dimensions that are not needed are zero.
+    """Build the points, float64 unit rows [C, d]; unused dimensions are zero.
 
     Args:
-        combination: from :func:`best_combination`.
-        dim: d, at least ``combination.dim``.
-        seed: of subsets that are drawn by chance, those of very large codes; others do not depend on it.
+        combination: from `best_combination`.
+        dim: d, at least `combination.dim`.
+        seed: seed for random subsets, which only very large codes need.
     """
     points = np.zeros((combination.num_classes, dim))
     row = column = 0
@@ -136,20 +135,20 @@ def build_combination(combination: Combination, dim: int, seed: int) -> Tensor:
 
 
 def spread_subset(points: Floats, count: int, seed: int) -> Floats:
-    """``count`` of the rows with a small sum, in the order they are chosen.
+    """Select `count` rows with a small sum, in the order of selection.
 
-    One by one, that point is taken which is farthest from the sum so far; the first of equals. Where this takes
-    too long, rows are drawn at random: their mean is about 1/√count long.
+    Each step selects the row with the smallest inner product with the sum so far, the first of equal ones. If this
+    takes too long, the rows are random; the norm of their mean is about 1/√count.
     """
     if count >= len(points):
         return points
-    if len(points) * count * points.shape[1] > _SELECTION_WORK:
+    if len(points) * count * points.shape[1] > _MAX_SELECTION_WORK:
         return points[np.random.default_rng(seed).choice(len(points), count, replace=False)]
     scores = np.zeros(len(points))
-    taken = np.zeros(count, dtype=np.int64)
-    for place in range(count):
-        taken[place] = np.argmin(scores)
-        # Rounded, so that equals stay equal; a point that is taken is out of reach for ever.
-        scores = np.round(scores + points @ points[taken[place]], 9)
-        scores[taken[place]] = np.inf
-    return points[taken]
+    selected = np.zeros(count, dtype=np.int64)
+    for step in range(count):
+        selected[step] = np.argmin(scores)
+        # Rounded so that equal scores stay equal.
+        scores = np.round(scores + points @ points[selected[step]], 9)
+        scores[selected[step]] = np.inf
+    return points[selected]

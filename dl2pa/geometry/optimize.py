@@ -1,13 +1,12 @@
-"""Points on a sphere with a small largest cosine, by an annealed log-sum-exp over all pairs.
+"""Minimize the largest pairwise cosine of points on the sphere by annealing a log-sum-exp over all pairs.
 
-For C > 2d no closed form is known in general. The largest cosine is smooth nowhere it matters, so a smooth
-stand-in is minimized instead: log Σ_{i≠j} exp(β cos_ij) / β, which tends to the largest cosine as β grows.
-A small β spreads the points evenly and leaves few poor basins; raising β by a constant factor a step
-narrows the objective to the closest pairs. Which basin the points end in depends on the start, so a small
-problem is run from many starts side by side and the best one is kept.
+For C > 2d no closed form is known in general. The largest cosine is not smooth, so a smooth approximation is
+minimized: log Σ_{i≠j} exp(β cos_ij) / β, which converges to the largest cosine as β grows. A small β spreads the
+points evenly and has few poor local minima; multiplying β by a constant factor per step concentrates the objective
+on the closest pairs. The local minimum depends on the start, so small problems use several starts.
 
-Every iteration count follows from C and d alone, never from a clock: a seed gives the same points again on
-the same machine and thread count (up to C = 512 on any thread count).
+The number of steps depends only on C and d, not on time: a seed gives identical points on the same machine with the
+same number of threads (up to C = 512 with any number of threads).
 """
 
 from __future__ import annotations
@@ -20,27 +19,27 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dl2pa.geometry.certificate import BLOCK_ELEMENTS, nearest_cosines
+from dl2pa.geometry.certificate import nearest_cosines, row_blocks
 
 Progress = Callable[[int, int], None]
-"""Called as ``progress(done, total)`` with counts of optimization steps."""
+"""Callback `progress(done, total)` with numbers of optimization steps."""
 
-_MOST_STARTS, _START_PAIRS = 24, 240_000
-_MOST_STEPS, _FEWEST_STEPS, _WORK = 4_000, 100, 3e11
-_LARGEST_ON_ONE_THREAD = 512
-_LARGEST_IN_DOUBLE = 4_096
+_MAX_STARTS, _START_PAIRS = 24, 240_000
+_MIN_STEPS, _MAX_STEPS, _WORK = 100, 4_000, 3e11
+_MAX_CLASSES_ON_ONE_THREAD = 512
+_MAX_CLASSES_IN_FLOAT64 = 4_096
 _REPORT_EVERY = 50
 _ADAM_MEAN, _ADAM_SQUARE, _ADAM_EPS = 0.9, 0.99, 1e-12
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One annealing pass; β and the step length move geometrically from start to end.
+    """One annealing pass; β and the step length change geometrically from start to end.
 
     Attributes:
         steps: number of Adam steps.
         beta_start, beta_end: inverse temperature.
-        step_start, step_end: Adam step length; the typical angle a point moves, in radians.
+        step_start, step_end: Adam step length, about the angle in radians by which a point moves.
     """
 
     steps: int
@@ -52,7 +51,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Plan:
-    """How a C×d problem is attacked: starts run side by side, then the best one polished in float64."""
+    """Optimization plan: `starts` problems are annealed in parallel, then the best one is polished in float64."""
 
     starts: int
     anneal: Stage
@@ -60,17 +59,18 @@ class Plan:
 
 
 def plan_for(num_classes: int, dim: int) -> Plan:
-    """The plan for C×d: many starts while the pairs are few, fewer steps once a step takes long.
+    """Plan for C×d: several starts if there are few pairs, fewer steps if a step is slow.
 
-    The temperatures and step lengths are the best or tied among those measured at C = 100 and 200: starts at
-    β = 1 to 100, ends at 1e3 to 1e5, first steps 0.1 and 0.3. Ending at β = 1e3 stays about 1 % above ending
-    at 1e4; ending at β ≥ 1e4 with a last step of 3e-3 is 3 to 50 % worse. The counts aim at 10 to 20 s up to
-    C = 1,000. A step costs 4·C²·d operations: 10 s at C = 21,841 and d = 512, so the 125 take 20 minutes.
+    The values of β and the step lengths are the best, or tied with the best, of those measured at C = 100 and 200:
+    initial β 1 to 100, final β 1e3 to 1e5, initial step length 0.1 and 0.3. The largest cosine is about 1 % higher with
+    a final β of 1e3 than of 1e4, and 3 to 50 % higher with a final β ≥ 1e4 and a final step length of 3e-3. The target
+    time is 10 to 20 s up to C = 1,000. A step takes 4·C²·d operations: 10 s at C = 21,841 and d = 512, so 125 steps
+    take 20 minutes.
     """
     pairs = num_classes * num_classes
-    starts = max(1, min(_MOST_STARTS, _START_PAIRS // pairs))
-    # (d + 150) is about proportional to the measured time a pair takes, the 150 being the element-wise work.
-    steps = int(min(_MOST_STEPS, max(_FEWEST_STEPS, _WORK / (starts * pairs * (dim + 150)))))
+    starts = max(1, min(_MAX_STARTS, _START_PAIRS // pairs))
+    # The measured time per pair is about proportional to d + 150; 150 accounts for the element-wise operations.
+    steps = int(min(_MAX_STEPS, max(_MIN_STEPS, _WORK / (starts * pairs * (dim + 150)))))
     return Plan(
         starts=starts,
         anneal=Stage(steps, 3.0, 1e4, 0.1, 3e-4),
@@ -81,14 +81,14 @@ def plan_for(num_classes: int, dim: int) -> Plan:
 def minimize_max_cosine(
     num_classes: int, dim: int, seed: int, progress: Progress | None = None, plan: Plan | None = None
 ) -> Tensor:
-    """C unit vectors in R^d, d ≥ 2, whose largest pairwise cosine is small.
+    """Search for C unit vectors in R^d, d ≥ 2, with a small largest pairwise cosine.
 
     Args:
         num_classes: C.
         dim: d.
-        seed: of the random starts.
-        progress: told the steps done and their total.
-        plan: how to search; by default :func:`plan_for`.
+        seed: seed of the random starts.
+        progress: called with the steps done and their total.
+        plan: default: `plan_for(C, d)`.
 
     Returns:
         float32 tensor [C, d] with unit rows.
@@ -98,9 +98,9 @@ def minimize_max_cosine(
     points = random_points(num_classes, dim, seed, plan.starts)
     points = anneal(points, plan.anneal, 0, total, progress)
     best = min(range(plan.starts), key=lambda start: float(nearest_cosines(points[start]).max()))
-    # Past β ≈ 1e4 float32 cosines are coarse for the exponent; large C cannot afford double.
+    # Above β ≈ 1e4 float32 cosines are too coarse for the exponent; for large C, float64 is too slow.
     polished = points[best : best + 1]
-    if num_classes <= _LARGEST_IN_DOUBLE:
+    if num_classes <= _MAX_CLASSES_IN_FLOAT64:
         polished = polished.double()
     polished = anneal(polished, plan.polish, plan.anneal.steps, total, progress)
     candidates = [points[best], polished[0].to(points.dtype)]
@@ -109,13 +109,13 @@ def minimize_max_cosine(
 
 @contextmanager
 def threads_for(num_classes: int) -> Generator[None, None, None]:
-    """One thread for small problems while inside, for the whole process.
+    """Limit torch to one thread for small problems, process-wide.
 
-    Their steps last about a millisecond: a second thread gains little on idle cores, and on busy ones waiting
-    for it has cost ten times the step.
+    A step of a small problem takes about a millisecond. A second thread gains little on idle cores; on busy cores,
+    waiting for it has taken ten times as long as the step.
     """
     before = torch.get_num_threads()
-    torch.set_num_threads(1 if num_classes <= _LARGEST_ON_ONE_THREAD else before)
+    torch.set_num_threads(1 if num_classes <= _MAX_CLASSES_ON_ONE_THREAD else before)
     try:
         yield
     finally:
@@ -129,30 +129,31 @@ def random_points(num_classes: int, dim: int, seed: int, starts: int = 1) -> Ten
 
 
 def normalized(points: Tensor) -> Tensor:
-    """Rows scaled to unit length along the last axis."""
+    """Normalize to unit norm along the last axis."""
     return points / torch.linalg.vector_norm(points, dim=-1, keepdim=True)
 
 
 def pair_pull(points: Tensor, beta: float) -> Tensor:
-    """Each point's neighbors, averaged with weights softmax over all pairs of β·cos.
+    """Weighted sum of the neighbors of each point, with weights softmax(β·cos) over all pairs.
 
-    This is half the gradient of log Σ_{i≠j} exp(β cos_ij) / β, and needs no C×C matrix: rows go in blocks,
-    each with its own largest exponent, put on one scale at the end.
+    The result is half the gradient of log Σ_{i≠j} exp(β cos_ij) / β. No C×C matrix is stored: exponents are computed
+    in blocks of rows relative to the maximum of the block, and the blocks are rescaled at the end.
 
     Args:
-        points: [S, C, d], S separate problems.
+        points: S independent problems, [S, C, d].
         beta: inverse temperature.
 
     Returns:
         [S, C, d].
     """
     starts, count, _ = points.shape
-    rows = max(1, min(count, BLOCK_ELEMENTS // (starts * count)))
+    blocks = row_blocks(count, starts * count)
+    rows = blocks.step
     transposed = points.transpose(1, 2)
     pull = torch.empty_like(points)
     peaks: list[Tensor] = []
     sums: list[Tensor] = []
-    for first in range(0, count, rows):
+    for first in blocks:
         weights = torch.bmm(points[:, first : first + rows], transposed)
         weights.diagonal(offset=first, dim1=1, dim2=2).fill_(-math.inf)
         peak = weights.amax(dim=(1, 2), keepdim=True)
@@ -163,20 +164,20 @@ def pair_pull(points: Tensor, beta: float) -> Tensor:
     peak_sbk = torch.cat(peaks, dim=1)
     scale = ((peak_sbk - peak_sbk.amax(dim=1, keepdim=True)) * beta).exp()
     total = (scale * torch.cat(sums, dim=1)).sum(dim=1, keepdim=True)
-    for block, first in enumerate(range(0, count, rows)):
+    for block, first in enumerate(blocks):
         pull[:, first : first + rows] *= scale[:, block : block + 1] / total
     return pull
 
 
 def tangent(gradient: Tensor, points: Tensor) -> Tensor:
-    """The part of ``gradient`` along the sphere at ``points``; both [..., d]."""
+    """Project `gradient` on the tangent space of the sphere at `points`; both [..., d]."""
     return gradient - (gradient * points).sum(dim=-1, keepdim=True) * points
 
 
 def anneal(points: Tensor, stage: Stage, done: int, total: int, progress: Progress | None) -> Tensor:
-    """Adam on the sphere while β rises and the step shrinks; ``points`` [S, C, d]."""
+    """Run Adam on the sphere with rising β and falling step length; `points` [S, C, d]."""
     mean, square = torch.zeros_like(points), torch.zeros_like(points)
-    # Dividing by √d makes the step length an angle: Adam moves every coordinate by about as much.
+    # Adam moves every coordinate by about the same amount, so dividing by √d makes the step length an angle.
     per_coordinate = 1.0 / math.sqrt(points.shape[-1])
     for step in range(stage.steps):
         share = step / max(1, stage.steps - 1)

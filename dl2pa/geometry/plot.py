@@ -1,4 +1,4 @@
-"""A picture of prototypes: how their cosines are spread, and the sphere itself where it can be drawn."""
+"""Plot prototypes: a histogram of their pairwise cosines and, for d ≤ 3, the points on the sphere."""
 
 from __future__ import annotations
 
@@ -11,85 +11,85 @@ import torch
 from torch import Tensor
 
 from dl2pa.errors import UserError
-from dl2pa.geometry.certificate import BLOCK_ELEMENTS
+from dl2pa.geometry.certificate import row_blocks
 from dl2pa.geometry.prototypes import Prototypes
 
 _BINS = 200
-_FORMS = (".png", ".pdf", ".svg")
+_FORMATS = (".png", ".pdf", ".svg")
 
 
 def plot_prototypes(prototypes: Prototypes, path: str | Path) -> Path:
-    """Write a picture: a histogram of all pairwise cosines and, for d ≤ 3, the points on their sphere.
+    """Write a plot and return its path.
 
     Args:
-        prototypes: what to draw.
-        path: ends in .png, .pdf or .svg; missing folders are made.
+        prototypes: prototypes to plot.
+        path: ends in .png, .pdf or .svg; missing folders are created.
 
     Raises:
-        UserError: another suffix, or a place that cannot be written.
+        UserError: another suffix, or the file cannot be written.
     """
     path = Path(path)
     check_picture(path)
-    # Only here: importing it takes about a second, and no training needs it.
+    # Imported here because the import takes about a second and training does not need it.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     points = prototypes.points
-    drawn = points.shape[1] <= 3
-    figure: Any = Figure(figsize=(11.0 if drawn else 6.5, 4.5), layout="constrained")
+    with_sphere = points.shape[1] <= 3
+    figure: Any = Figure(figsize=(11.0 if with_sphere else 6.5, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
-    _draw_histogram(figure.add_subplot(1, 2 if drawn else 1, 1), prototypes)
-    if drawn:
+    _draw_histogram(figure.add_subplot(1, 2 if with_sphere else 1, 1), prototypes)
+    if with_sphere:
         _draw_sphere(figure, points)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=120)
     except OSError as error:
         message = f"cannot be written ({error.strerror or error})"
-        raise UserError("--plot", str(path), message, "Choose a folder you can write to") from error
+        raise UserError("--plot", str(path), message, "Choose a folder that you can write to.") from error
     return path
 
 
 def check_picture(path: Path) -> None:
-    """Raise a UserError unless the file's name ends as a picture's does."""
-    if path.suffix not in _FORMS:
-        raise UserError("--plot", path.name, "is no form of picture", f"Use one of {', '.join(_FORMS)}")
+    """Raise a UserError unless the suffix of `path` is an image format."""
+    if path.suffix not in _FORMATS:
+        raise UserError("--plot", path.name, "unknown image format", f"Use one of {', '.join(_FORMATS)}.")
 
 
 def cosine_histogram(points: Tensor, bins: int = _BINS) -> Tensor:
-    """Counts of the cosines of all pairs i < j in equal bins over [−1, 1], int64 [bins]; rows go in blocks."""
+    """Histogram of the cosines of all pairs i < j in equal bins over [−1, 1], int64 [bins]."""
     unit = points / torch.linalg.vector_norm(points, dim=1, keepdim=True)
     count = len(unit)
     counts = torch.zeros(bins, dtype=torch.float64)
-    rows = max(1, min(count, BLOCK_ELEMENTS // count))
-    for first in range(0, count, rows):
-        block = unit[first : first + rows]
-        # Clamped: rounding puts the cosine of opposite points a little past −1.
+    blocks = row_blocks(count, count)
+    for first in blocks:
+        block = unit[first : first + blocks.step]
+        # Rounding can put the cosine of opposite points slightly below −1.
         within = (block @ block.T).clamp_(-1, 1)
         upper = torch.triu_indices(len(block), len(block), offset=1)
         counts += torch.histc(within[upper[0], upper[1]], bins, -1.0, 1.0)
-        if first + rows < count:
-            counts += torch.histc((block @ unit[first + rows :].T).clamp_(-1, 1), bins, -1.0, 1.0)
+        if first + blocks.step < count:
+            counts += torch.histc((block @ unit[first + blocks.step :].T).clamp_(-1, 1), bins, -1.0, 1.0)
     return counts.long()
 
 
 def _draw_histogram(axes: Any, prototypes: Prototypes) -> None:
     certificate = prototypes.certificate
     edges = torch.linspace(-1.0, 1.0, _BINS + 1).tolist()
-    # The lines go behind the bars: many codes have their commonest cosine at the largest.
+    # The lines are behind the bars because in many codes the most frequent cosine is the largest.
     largest, bound = certificate.max_cosine, certificate.lower_bound
     axes.axvline(largest, color="C3", lw=1, zorder=1, label=f"largest {largest:.4f}")
     axes.axvline(bound, color="C0", lw=1, ls="--", zorder=1, label=f"lower bound {bound:.4f}")
     axes.stairs(cosine_histogram(prototypes.points).tolist(), edges, fill=True, color="0.25", zorder=2)
     axes.set(yscale="log", xlim=(-1.02, 1.02), xlabel="cosine", ylabel="pairs")
     axes.set_ylim(bottom=0.5)
-    made = textwrap.fill(certificate.construction, 70)
-    axes.set_title(f"{certificate.num_classes} × {certificate.dim}\n{made}", fontsize=9)
+    construction = textwrap.fill(certificate.construction, 70)
+    axes.set_title(f"{certificate.num_classes} × {certificate.dim}\n{construction}", fontsize=9)
     axes.legend()
 
 
 def _draw_sphere(figure: Any, points: Tensor) -> None:
-    """The two points of the line, the circle, or the ball of R^3."""
+    """Draw the points of R^1 and R^2 with a circle, those of R^3 with a wireframe sphere."""
     dim = points.shape[1]
     columns = [points[:, axis].tolist() if axis < dim else [0.0] * len(points) for axis in range(3)]
     if dim < 3:
@@ -100,11 +100,11 @@ def _draw_sphere(figure: Any, points: Tensor) -> None:
         axes.set_aspect("equal")
         return
     axes = figure.add_subplot(1, 2, 2, projection="3d")
-    around, down = torch.meshgrid(
+    azimuth, polar = torch.meshgrid(
         torch.linspace(0, 2 * math.pi, 37), torch.linspace(0, math.pi, 19), indexing="ij"
     )
-    ball = (around.cos() * down.sin(), around.sin() * down.sin(), down.cos())
-    axes.plot_wireframe(*(part.numpy() for part in ball), color="0.85", linewidth=0.4)
+    sphere = (azimuth.cos() * polar.sin(), azimuth.sin() * polar.sin(), polar.cos())
+    axes.plot_wireframe(*(part.numpy() for part in sphere), color="0.85", linewidth=0.4)
     axes.scatter(*columns, s=20, color="C3", depthshade=True)
     axes.set_aspect("equal")
     axes.set_axis_off()

@@ -1,4 +1,4 @@
-"""Prototypes with their certificate, and the choice of how to make them."""
+"""Build prototypes by a named construction and certify them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dl2pa.geometry import objectives, simplex
 from dl2pa.geometry.certificate import Certificate, certify
 from dl2pa.geometry.known import best_combination
 from dl2pa.geometry.optimize import Progress, minimize_max_cosine, threads_for
-from dl2pa.geometry.search import best_found, best_known
+from dl2pa.geometry.search import best_known, search_prototypes
 
 Construction = Literal[
     "auto",
@@ -42,11 +42,11 @@ _OPTIMIZERS: dict[str, _Optimizer] = {
 
 @dataclass(frozen=True)
 class Prototypes:
-    """C unit vectors in R^d and what they are worth.
+    """C unit vectors in R^d with their certificate.
 
     Attributes:
-        points: float32 tensor [C, d] with unit rows, on the CPU.
-        certificate: measured on these points.
+        points: float32 unit rows [C, d] on the CPU.
+        certificate: measured quality of the points.
     """
 
     points: Tensor
@@ -60,48 +60,50 @@ def build_prototypes(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Prototypes:
-    """Place C prototypes on the unit sphere of R^d.
+    """Construct C prototypes on the unit sphere of R^d.
 
     Args:
         num_classes: C ≥ 2.
-        dim: d ≥ 1; with d = 1 no more than 2 classes fit.
-        construction: one of ``CONSTRUCTIONS``. ``auto`` takes the optimal closed form where there is one (d
-            ≥ C−1, C ≤ 2d, d = 2) and elsewhere the best of ``known``, ``max_cosine`` and ``max_cosine`` started
-            from ``known``; the certificate names what was taken.
-        seed: of ``auto``, ``max_cosine``, ``uniformity``, ``hpn``, ``ebv`` and ``etf``; the same seed gives the
-            same points on the same machine and thread count (up to C = 512 on any count). ``known`` draws
-            only subsets of very large codes. The others have nothing random.
-        progress: called as ``progress(done, total)`` by the constructions that iterate.
+        dim: d ≥ 1; d = 1 permits at most 2 classes.
+        construction: one of `CONSTRUCTIONS`. `auto` selects the closed form that is optimal, if there is one (d ≥ C−1,
+            C ≤ 2d or d = 2), else the best of `known`, `max_cosine` and `max_cosine` started from `known`; the
+            certificate names the selection.
+        seed: used by `auto`, `max_cosine`, `uniformity`, `hpn`, `ebv` and `etf`, and by `known` for subsets of very
+            large codes; the other constructions are not random. The same seed gives identical points on the same
+            machine with the same number of threads (up to C = 512 with any number of threads).
+        progress: called as `progress(done, total)` by iterative constructions.
 
     Raises:
         UserError: C or d is out of range, or the construction is unknown or undefined for this C and d.
     """
     check_shape(num_classes, dim)
     if construction not in CONSTRUCTIONS:
-        remedy = f"Choose one of {', '.join(CONSTRUCTIONS)} (default auto)"
-        raise UserError("method.prototypes", construction, "no such construction", remedy)
+        remedy = f"Choose one of {', '.join(CONSTRUCTIONS)} (default: auto)."
+        raise UserError("method.prototypes", construction, "unknown construction", remedy)
     _check_defined(construction, num_classes, dim)
     started = time.perf_counter()
     if construction in ("auto", "known"):
-        points, made = _best(construction, num_classes, dim, seed, progress)
+        points, name = _best(construction, num_classes, dim, seed, progress)
     else:
-        points, made = _construct(construction, num_classes, dim, seed, progress), construction
-    return Prototypes(points, certify(points, made, time.perf_counter() - started))
+        points, name = _construct(construction, num_classes, dim, seed, progress), construction
+    return Prototypes(points, certify(points, name, time.perf_counter() - started))
 
 
 def check_shape(num_classes: int, dim: int) -> None:
     """Raise a UserError unless C distinct unit vectors exist in R^d and C ≥ 2."""
     if num_classes < 2:
-        raise UserError("num_classes", num_classes, "a classifier needs at least 2 classes", "Give 2 or more")
+        raise UserError(
+            "num_classes", num_classes, "a classifier needs at least 2 classes", "Give 2 or more."
+        )
     if dim < 1:
-        raise UserError("dim", dim, "the embedding dimension must be positive", "Give 1 or more")
+        raise UserError("dim", dim, "the embedding dimension must be positive", "Give 1 or more.")
     if dim == 1 and num_classes > 2:
         message = f"the sphere of R^1 has 2 points, too few for {num_classes} classes"
-        raise UserError("dim", dim, message, "Choose dim >= 2")
+        raise UserError("dim", dim, message, "Choose dim >= 2.")
 
 
 def _optimal(num_classes: int, dim: int) -> Construction | None:
-    """The closed form that is optimal for any C×d like this, if there is one."""
+    """Name of the closed form that is optimal for C×d; None if there is none."""
     if num_classes <= dim + 1:
         return "simplex"
     if num_classes <= 2 * dim:
@@ -109,34 +111,34 @@ def _optimal(num_classes: int, dim: int) -> Construction | None:
     return "polygon" if dim == 2 else None
 
 
-def _is_known(num_classes: int, dim: int) -> bool:
-    """Whether ``known`` has C points in R^d."""
-    return _optimal(num_classes, dim) is not None or best_combination(num_classes, dim) is not None
-
-
 def _best(
     construction: str, num_classes: int, dim: int, seed: int, progress: Progress | None
 ) -> tuple[Tensor, str]:
-    """Points by ``auto`` or ``known``, and what they are made of."""
+    """Construct the points by `auto` or `known`; also return the name of the selected construction."""
     optimal = _optimal(num_classes, dim)
     if optimal is not None:
         return _construct(optimal, num_classes, dim, seed, progress), optimal
     if construction == "auto":
         with threads_for(num_classes):
-            found = best_found(num_classes, dim, seed, progress)
+            best = search_prototypes(num_classes, dim, seed, progress)
     else:
-        found = best_known(num_classes, dim, seed)
-    assert found is not None, "checked before"
-    return found.points, found.construction
+        best = best_known(num_classes, dim, seed)
+    assert best is not None, "checked before"
+    return best.points, best.construction
 
 
 def is_defined(construction: str, num_classes: int, dim: int) -> bool:
-    """Whether ``construction`` exists for C×d."""
+    """Whether `construction` is defined for C×d."""
     return _condition(construction, num_classes, dim)[0]
 
 
 def _condition(construction: str, num_classes: int, dim: int) -> tuple[bool, str]:
-    """Whether the condition for ``construction`` holds, and its words."""
+    """Whether C and d satisfy the condition of `construction`, and the condition as text."""
+    if construction == "auto":
+        return True, ""
+    if construction == "known":
+        closed_form = _optimal(num_classes, dim) is not None
+        return closed_form or best_combination(num_classes, dim) is not None, "known codes with enough points"
     conditions = {
         "simplex": (dim >= num_classes - 1, "dim >= num_classes - 1"),
         "blocks": (dim < num_classes <= 2 * dim, "dim < num_classes <= 2 * dim"),
@@ -144,20 +146,16 @@ def _condition(construction: str, num_classes: int, dim: int) -> tuple[bool, str
         "kasarla": (dim >= num_classes - 1, "dim >= num_classes - 1"),
         "etf": (dim >= num_classes, "dim >= num_classes"),
     }
-    conditions["auto"] = (True, "")
-    if construction == "known":
-        conditions["known"] = (_is_known(num_classes, dim), "known codes with room for that many")
     return conditions.get(construction, (dim >= 2, "dim >= 2"))
 
 
 def _check_defined(construction: str, num_classes: int, dim: int) -> None:
-    """Raise a UserError where ``construction`` does not exist for C×d."""
+    """Raise a UserError unless `construction` is defined for C×d."""
     defined, condition = _condition(construction, num_classes, dim)
     if not defined:
         message = f"this construction needs {condition}; got num_classes = {num_classes}, dim = {dim}"
-        remedy = (
-            f"Choose auto (here {_optimal(num_classes, dim) or 'max_cosine or known'}), or a dim that fits"
-        )
+        default = _optimal(num_classes, dim) or "max_cosine or known"
+        remedy = f"Choose auto (here: {default}), or a dim that satisfies the condition."
         raise UserError("method.prototypes", construction, message, remedy)
 
 

@@ -1,6 +1,6 @@
 """Spherical codes from generalized quadrangles: (q+1)(q³+1) points in R^(q(q²−q+1)) with cosines −1/q and 1/q².
 
-Cameron, Goethals and Seidel (1978); Levenshtein's bound is met, so no code of their size is better.
+Source: Cameron, Goethals and Seidel (1978). The codes attain Levenshtein's bound, so they are optimal for their size.
 """
 
 from __future__ import annotations
@@ -10,15 +10,14 @@ import itertools
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-Integers = NDArray[np.int64]
+from dl2pa.geometry.golay import Floats, Integers
 
 
 def quadrangle(q: int) -> Floats:
-    """The points of the elliptic quadric in PG(5, q) on the least eigenspace of their collinearity graph.
+    """Project the points of the elliptic quadric in PG(5, q) on the least eigenspace of their collinearity graph.
 
-    That graph is strongly regular with degree q(q²+1) and least eigenvalue −(q²+1), so its projection has cosine
-    −1/q between points on a line and 1/q² between the others.
+    The graph is strongly regular with degree q(q²+1) and least eigenvalue −(q²+1), so the projected points have cosine
+    −1/q if they are collinear and 1/q² otherwise.
 
     Args:
         q: 3, 4, 5 or 7.
@@ -33,7 +32,7 @@ def quadrangle(q: int) -> Floats:
 
 
 def _collinear_over_prime(q: int) -> NDArray[np.bool_]:
-    """Which points of x₀x₁ + x₂x₃ + x₄² − n·x₅² = 0, n no square, are orthogonal; q an odd prime."""
+    """Collinearity of the points of x₀x₁ + x₂x₃ + x₄² − n·x₅² = 0 for a non-square n and an odd prime q."""
     squares = {i * i % q for i in range(q)}
     n = next(i for i in range(q) if i not in squares)
     x = _projective_points(q)
@@ -44,7 +43,7 @@ def _collinear_over_prime(q: int) -> NDArray[np.bool_]:
 
 
 def _collinear_over_gf4() -> NDArray[np.bool_]:
-    """The same for x₀x₁ + x₂x₃ + x₄² + x₄x₅ + ω·x₅² = 0 over GF(4), elements as 0, 1, ω = 2, ω² = 3."""
+    """Collinearity of the points of x₀x₁ + x₂x₃ + x₄² + x₄x₅ + ω·x₅² = 0 over GF(4) = {0, 1, ω = 2, ω² = 3}."""
     nonzero = np.array([[1, 2, 3], [2, 3, 1], [3, 1, 2]])
     times = np.zeros((4, 4), dtype=np.int64)
     times[1:, 1:] = nonzero
@@ -59,7 +58,7 @@ def _collinear_over_gf4() -> NDArray[np.bool_]:
 
 
 def _projective_points(q: int) -> Integers:
-    """The points of PG(5, q): vectors whose first entry that is not 0 is 1."""
+    """The points of PG(5, q): vectors whose first non-zero entry is 1."""
     parts: list[Integers] = []
     for leading in range(6):
         tails = np.array(list(itertools.product(range(q), repeat=5 - leading)), dtype=np.int64)
@@ -71,12 +70,14 @@ def _projective_points(q: int) -> Integers:
 
 
 def _coordinates(gram: Floats, rank: int) -> Floats:
-    """Rows with these inner products, by Cholesky's method with pivots; [n, rank]."""
-    left = np.diagonal(gram).copy()
+    """Rows [n, rank] with Gram matrix `gram`, by a pivoted Cholesky decomposition."""
+    residual = np.diagonal(gram).copy()
     rows = np.zeros((len(gram), rank))
     for column in range(rank):
-        # Rounded, so that the choice among equals does not hang on the last bit.
-        pivot = int(np.argmax(np.round(left, 9)))
-        rows[:, column] = (gram[:, pivot] - rows[:, :column] @ rows[pivot, :column]) / np.sqrt(left[pivot])
-        left -= rows[:, column] ** 2
+        # Rounded so that the pivot does not depend on the last bit.
+        pivot = int(np.argmax(np.round(residual, 9)))
+        rows[:, column] = (gram[:, pivot] - rows[:, :column] @ rows[pivot, :column]) / np.sqrt(
+            residual[pivot]
+        )
+        residual -= rows[:, column] ** 2
     return rows

@@ -1,6 +1,6 @@
-"""Binary codes whose words, read as ±1, have few and small correlations: Kerdock, Gold and other dual BCH codes.
+"""Binary codes whose words as ±1 have few and small correlations: Kerdock, Gold and other dual BCH codes.
 
-Both hold words as int8 ±1; divided by the root of their length they are spherical codes.
+Words are int8 ±1; divided by the square root of their length they are spherical codes.
 """
 
 from __future__ import annotations
@@ -23,19 +23,20 @@ _PRIMITIVE = {
     11: (11, 2, 0),
 }
 DEGREES = tuple(_PRIMITIVE)
-_WORDS = 65_536
-"""Words made at a time."""
+_CHUNK = 65_536
+"""Number of words computed at a time."""
 
 
 def kerdock(degree: int) -> Signs:
-    """The Kerdock code of length n = 2^(degree+1) as signs: n² words with inner products 0, ±√n and ±n.
+    """Kerdock code of length n = 2^(degree+1) as signs: n² words with inner products 0, ±√n and ±n.
 
-    Hammons, Kumar, Calderbank, Sloane and Solé (1994): words (T(aξ) + b) over Z4, a in the Galois ring
-    GR(4, degree) and ξ through its Teichmüller set, under the Gray map. T(aξ) runs through all linear forms in ξ,
-    so the coordinates of ξ are the columns of a generator matrix. Degree 3 gives the Nordstrom–Robinson code.
+    Source: Hammons, Kumar, Calderbank, Sloane and Solé (1994). The words are the images under the Gray map of
+    (T(aξ) + b) over Z4, with a in the Galois ring GR(4, degree) and ξ in its Teichmüller set. T(aξ) takes the values of
+    all linear forms in ξ, so the coordinates of ξ are the columns of a generator matrix. Degree 3 gives the
+    Nordstrom–Robinson code.
 
     Args:
-        degree: 3, 5 or 7 (it must be odd).
+        degree: odd; 3, 5 or 7.
 
     Returns:
         [n², n].
@@ -45,20 +46,20 @@ def kerdock(degree: int) -> Signs:
     words = np.zeros((1, len(points)), dtype=np.int8)
     for row in generator:
         words = np.concatenate([(words + times * row) & 3 for times in range(4)]).astype(np.int8)
-    # Gray map, 0 1 2 3 to 00 01 11 10: the first bit is the high one, the second both bits' sum.
+    # The Gray map sends 0 1 2 3 to 00 01 11 10: first the high bit, then the sum of both bits.
     high = words >> 1
     bits = np.stack([high, high ^ (words & 1)], axis=2).reshape(len(words), -1)
     return (1 - 2 * bits).astype(np.int8)
 
 
 def gold(degree: int) -> Signs:
-    """Words Tr(ax + bx³) + c over x in GF(n), n = 2^degree: 2n² words, inner products 0, ±√(2n) and ±n.
+    """Gold code: words Tr(ax + bx³) + c over x in GF(n), n = 2^degree; 2n² words, inner products 0, ±√(2n) and ±n.
 
-    The dual of the extended BCH code that corrects two errors (Gold 1967). It is linear: the columns of a
-    generator matrix are (1, x, x³) in bits.
+    It is the dual of the extended BCH code that corrects two errors (Gold 1967). The code is linear; the columns of a
+    generator matrix are the bits of (1, x, x³).
 
     Args:
-        degree: 3, 5 or 7 (it must be odd).
+        degree: odd; 3, 5 or 7.
 
     Returns:
         [2n², n].
@@ -75,27 +76,23 @@ def gold(degree: int) -> Signs:
 
 
 def dual_bch_correlation(degree: int, errors: int) -> int:
-    """Largest inner product of two words of `dual_bch` that are not each other's negative.
+    """Largest inner product of two words of `dual_bch` other than a word and its negative.
 
-    Weight distributions of the duals of BCH codes that correct two and three errors (MacWilliams and Sloane, The Theory
-    of Error-Correcting Codes, chapter 15; Berlekamp 1970).
+    Source: the weight distributions of the duals of BCH codes that correct two and three errors (MacWilliams and
+    Sloane, The Theory of Error-Correcting Codes, chapter 15; Berlekamp 1970).
     """
-    odd = degree % 2
-    return (
-        1
-        << {2: (degree + 1 if odd else degree + 2) // 2, 3: (degree + 3 if odd else degree + 4) // 2}[errors]
-    )
+    return 1 << (degree // 2 + errors - 1)
 
 
 def dual_bch(degree: int, errors: int, count: int, seed: int) -> Signs:
-    """Different words Tr(ax + bx³ (+ cx⁵)) + e over x in GF(2^degree), drawn by chance.
+    """Random distinct words Tr(ax + bx³ (+ cx⁵)) + e over x in GF(2^degree).
 
-    The code is linear, so a word is made from its number alone: the time and memory are those of the words asked for.
+    The code is linear, so each word is computed from its number; time and memory are proportional to `count`.
 
     Args:
-        degree: of the field; the length is 2^degree.
-        errors: 2 or 3, the number of powers of x.
-        count: at most 2^(1 + errors·degree).
+        degree: degree of the field; the length is 2^degree.
+        errors: number of powers of x, 2 or 3.
+        count: number of words, at most 2^(1 + errors·degree).
 
     Returns:
         [count, 2^degree].
@@ -104,30 +101,30 @@ def dual_bch(degree: int, errors: int, count: int, seed: int) -> Signs:
     bits = len(generator)
     chosen = np.random.default_rng(seed).choice(1 << bits, count, replace=False)
     words = np.empty((count, generator.shape[1]), dtype=np.int8)
-    for start in range(0, count, _WORDS):
-        numbers = chosen[start : start + _WORDS]
+    for start in range(0, count, _CHUNK):
+        numbers = chosen[start : start + _CHUNK]
         message = (numbers[:, None] >> np.arange(bits) & 1).astype(np.float32)
         odd = (message @ generator).astype(np.int8) & 1
-        words[start : start + _WORDS] = 1 - 2 * odd
+        words[start : start + _CHUNK] = 1 - 2 * odd
     return words
 
 
 def _dual_bch_generator(degree: int, errors: int) -> NDArray[np.float32]:
-    """Rows of a generator matrix: ones and the bits of x, x³, …"""
+    """Generator matrix; its rows are the constant 1 and the bits of x, x³, …"""
     powers = _powers(degree, modulus=2)
     order = len(powers)
     rows = [np.ones((1, order + 1), dtype=np.int8)]
     for exponent in range(1, 2 * errors, 2):
-        taken = powers[np.arange(order) * exponent % order]
-        rows.append(np.concatenate([np.zeros((1, degree), dtype=np.int8), taken]).T)
+        values = powers[np.arange(order) * exponent % order]
+        rows.append(np.concatenate([np.zeros((1, degree), dtype=np.int8), values]).T)
     return np.concatenate(rows).astype(np.float32)
 
 
 def shortened(words: Signs, times: int) -> Signs:
-    """The words that are + in the first ``times`` places, without those places.
+    """Words with +1 in the first `times` coordinates, without those coordinates.
 
-    Inner products fall by ``times`` while the length does too. Both codes above have strength 5 (their dual
-    distance is 6), so for up to 5 places the number of words is divided by exactly 2^times.
+    The inner products and the length decrease by `times`. Kerdock and Gold codes have strength 5 (dual distance 6), so
+    for up to 5 coordinates the number of words is divided by exactly 2^times.
     """
     kept = words[(words[:, :times] == 1).all(axis=1)]
     return np.ascontiguousarray(kept[:, times:])
@@ -156,9 +153,9 @@ def _powers(degree: int, modulus: int) -> Signs:
 
 
 def _graeffe(polynomial: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The monic lift of a polynomial over GF(2) to Z4 that divides x^(2^m − 1) − 1 (Graeffe's method).
+    """Lift a polynomial over GF(2) to the monic polynomial over Z4 that divides x^(2^m − 1) − 1 (Graeffe's method).
 
-    With even and odd parts e and o the lift h has h(x²) = ±(e(x)² − o(x)²).
+    For a polynomial with even part e and odd part o, the lift h satisfies h(x²) = ±(e(x)² − o(x)²).
     """
     even, odd = polynomial.copy(), polynomial.copy()
     even[1::2] = 0

@@ -1,4 +1,4 @@
-"""Directions on the sphere from vectors that say how alike the classes are: word vectors, attributes, means."""
+"""Prototypes from class vectors that encode class similarity, such as word vectors, attributes or class means."""
 
 from __future__ import annotations
 
@@ -9,44 +9,44 @@ from torch.nn import functional as F
 from dl2pa.errors import UserError
 from dl2pa.geometry.certificate import nearest_cosines
 
-_SAME = 1.0 - 1e-9
-_NOTHING = 1e-6
+_MAX_COSINE = 1.0 - 1e-9
+_MIN_RELATIVE_NORM = 1e-6
 
 
 def principal_directions(vectors_ck: Tensor, dim: int) -> Tensor:
-    """Vectors [C, k] reduced to d dimensions by PCA: unit rows, float64 [C, d].
+    """Reduce class vectors [C, k] to d dimensions by PCA and normalize them: float64 [C, d].
 
-    The vectors are centerd, projected on their d leading principal components and scaled to length 1. With fewer
-    than d components the rest of the coordinates are zero. A vector equal to the mean gives a zero row.
+    With fewer than d principal components, the remaining coordinates are zero. A vector equal to the mean becomes a
+    zero row.
     """
-    return F.normalize(_principal_part(vectors_ck, dim), dim=1)
+    return F.normalize(_principal_components(vectors_ck, dim), dim=1)
 
 
 def prototypes_from_vectors(vectors_ck: Tensor, dim: int) -> Tensor:
-    """Prototypes from class vectors [C, k] (`principal_directions`), float32 [C, d].
+    """Prototypes [C, d], float32, from class vectors [C, k] by `principal_directions`.
 
     Raises:
-        UserError: two classes would share a prototype, or one would have none.
+        UserError: two classes would have the same prototype, or a class would have none.
     """
-    part = _principal_part(vectors_ck, dim)
-    rows, lengths = F.normalize(part, dim=1), part.norm(dim=1)
-    remedy = "Give class vectors that tell all classes apart, or a larger model.embedding_dim."
-    lost = (lengths <= _NOTHING * lengths.max()).nonzero().flatten().tolist()
-    if lost:
+    components = _principal_components(vectors_ck, dim)
+    rows, norms = F.normalize(components, dim=1), components.norm(dim=1)
+    at_mean = (norms <= _MIN_RELATIVE_NORM * norms.max()).nonzero().flatten().tolist()
+    duplicates = (nearest_cosines(rows) > _MAX_COSINE).nonzero().flatten().tolist()
+    if at_mean:
+        message = f"in {dim} dimensions the vector of class {at_mean[0]} equals the mean vector and has no direction"
+    elif duplicates:
+        other = int((rows @ rows[duplicates[0]]).topk(2).indices.max())
         message = (
-            f"the vector of class {lost[0]} is the mean of all: reduced to d = {dim} nothing is left of it"
+            f"in {dim} dimensions the vectors of classes {duplicates[0]} and {other} have the same direction"
         )
-        raise UserError("method.class_vectors", f"{len(rows)} vectors", message, remedy)
-    twins = (nearest_cosines(rows) > _SAME).nonzero().flatten().tolist()
-    if twins:
-        other = int((rows @ rows[twins[0]]).topk(2).indices.max())
-        message = f"the vectors of classes {twins[0]} and {other} coincide when reduced to d = {dim}"
-        raise UserError("method.class_vectors", f"{len(rows)} vectors", message, remedy)
-    return rows.float()
+    else:
+        return rows.float()
+    remedy = "Give class vectors that are different for all classes, or a larger model.embedding_dim."
+    raise UserError("method.class_vectors", f"{len(rows)} vectors", message, remedy)
 
 
-def _principal_part(vectors_ck: Tensor, dim: int) -> Tensor:
-    """Coordinates along the d leading principal components, float64 [C, d], the largest variance first."""
-    centerd = vectors_ck.double() - vectors_ck.double().mean(dim=0)
-    left, values, _ = torch.linalg.svd(centerd, full_matrices=False)
+def _principal_components(vectors_ck: Tensor, dim: int) -> Tensor:
+    """Coordinates along the d leading principal components, largest variance first, float64 [C, d]."""
+    centered = vectors_ck.double() - vectors_ck.double().mean(dim=0)
+    left, values, _ = torch.linalg.svd(centered, full_matrices=False)
     return F.pad((left * values)[:, :dim], (0, max(0, dim - len(values))))

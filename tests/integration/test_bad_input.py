@@ -119,7 +119,7 @@ ROWS: dict[str, tuple[Command, str, str, str]] = {
         lambda p: _class_vectors(p, np.ones((10, 4), dtype=np.float32)),
         "method.class_vectors",
         "",
-        "tell all classes apart",
+        "different for all classes",
     ),
     "no room for kasarla's simplex": (
         training("method.name=kasarla", "model.embedding_dim=8"),

@@ -1,4 +1,4 @@
-"""The certificate: measured values, and bounds that known optimal codes meet."""
+"""Certificates: measured values, and lower bounds that known optimal codes attain."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from dl2pa.geometry import certify, max_cosine_bound
 
 
-def test_it_measures_the_closest_pair_and_the_mean_nearest() -> None:
+def test_certificate_measures_cosines_and_mean_norm() -> None:
     points = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, -1.0]])
     certificate = certify(points, "by hand", 1.5)
     assert certificate.max_cosine == pytest.approx(0.6, abs=1e-6)
@@ -29,7 +29,7 @@ def test_it_measures_the_closest_pair_and_the_mean_nearest() -> None:
     }
 
 
-def test_blocks_of_rows_give_what_the_whole_matrix_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_of_rows_equal_the_full_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
     points = torch.randn(101, 6, generator=torch.Generator().manual_seed(0))
     unit = torch.nn.functional.normalize(points.double(), dim=1)
     gram = (unit @ unit.T).fill_diagonal_(-2.0)
@@ -54,11 +54,11 @@ def test_blocks_of_rows_give_what_the_whole_matrix_gives(monkeypatch: pytest.Mon
         (196_560, 24, 1 / 2),
     ],
 )
-def test_the_bound_is_met_by_the_sharp_codes(num_classes: int, dim: int, cosine: float) -> None:
+def test_sharp_codes_attain_the_bound(num_classes: int, dim: int, cosine: float) -> None:
     assert max_cosine_bound(num_classes, dim) == pytest.approx(cosine, abs=1e-9)
 
 
-def test_the_bound_by_regime() -> None:
+def test_bound_in_each_regime() -> None:
     assert max_cosine_bound(100, 99) == -1 / 99
     assert max_cosine_bound(101, 99) == 0.0
     assert max_cosine_bound(1000, 512) == 0.0
@@ -69,6 +69,6 @@ def test_the_bound_by_regime() -> None:
 
 
 @pytest.mark.parametrize("dim", [2, 3, 4, 7, 25])
-def test_the_bound_never_falls_as_classes_are_added(dim: int) -> None:
+def test_bound_is_monotonic_in_the_number_of_classes(dim: int) -> None:
     bounds = [max_cosine_bound(num_classes, dim) for num_classes in range(2, 400)]
     assert all(after >= before - 1e-9 for before, after in itertools.pairwise(bounds))

@@ -1,4 +1,4 @@
-"""The known codes: sizes, dimensions and exact inner products; every entry of the registry is built and measured."""
+"""Known codes: sizes, dimensions and exact inner products; every code of the registry is built and measured."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from dl2pa.geometry import golay, max_cosine_bound, sequences
 from dl2pa.geometry.codes import Code, derived, known_codes
 
-LARGEST_GRAM = 5_000
+MAX_GRAM = 5_000
 
 
 def code_of(size: int, dim: int) -> Code:
@@ -19,7 +19,7 @@ def code_of(size: int, dim: int) -> Code:
 
 
 def inner_products(rows: np.ndarray) -> set[int]:
-    """Those of different rows of an integer matrix, exactly."""
+    """Exact inner products of different rows of an integer matrix."""
     gram = rows.astype(np.int64) @ rows.astype(np.int64).T
     return set(np.unique(gram[~np.eye(len(rows), dtype=bool)]).tolist())
 
@@ -29,12 +29,12 @@ def cosines(points: np.ndarray) -> list[float]:
     return np.unique(np.round(gram[~np.eye(len(points), dtype=bool)], 9)).tolist()
 
 
-def test_the_golay_code_has_its_weights() -> None:
+def test_weight_distribution_of_the_golay_code() -> None:
     weights = Counter(golay.golay_code().sum(axis=1).tolist())
     assert weights == {0: 1, 8: 759, 12: 2576, 16: 759, 24: 1}
 
 
-def test_leech_vectors_are_all_different_and_shortest() -> None:
+def test_leech_vectors_are_distinct_and_minimal() -> None:
     vectors = golay.leech_minimal_vectors()
     assert vectors.shape == (196_560, 24)
     assert set((vectors * vectors).sum(axis=1).tolist()) == {32}
@@ -42,7 +42,7 @@ def test_leech_vectors_are_all_different_and_shortest() -> None:
     assert set(np.unique(vectors[::997] @ vectors.T).tolist()) == {-32, -16, -8, 0, 8, 16, 32}
 
 
-def test_e8_and_the_276_lines_in_integers() -> None:
+def test_inner_products_of_e8_roots_and_276_lines() -> None:
     assert inner_products(golay.e8_roots()) == {-8, -4, 0, 4}
     ends, normal = golay.equiangular_276()
     assert ends.shape == (552, 24) and not (ends @ normal).any()
@@ -51,7 +51,7 @@ def test_e8_and_the_276_lines_in_integers() -> None:
 
 
 @pytest.mark.parametrize(("degree", "words"), [(3, 256), (5, 4096)])
-def test_kerdock_words_in_integers(degree: int, words: int) -> None:
+def test_inner_products_of_kerdock_words(degree: int, words: int) -> None:
     code = sequences.kerdock(degree)
     length = 2 << degree
     root = round(length**0.5)
@@ -59,17 +59,17 @@ def test_kerdock_words_in_integers(degree: int, words: int) -> None:
     assert inner_products(code) == {-length, -root, 0, root}
 
 
-def test_kerdock_of_length_256_in_integers() -> None:
+def test_inner_products_of_kerdock_256() -> None:
     code = sequences.kerdock(7)
     assert code.shape == (65_536, 256)
-    # float32 holds these sums exactly, and multiplies them fast.
-    some = code[::991].astype(np.float32) @ code.astype(np.float32).T
-    assert set(np.unique(some).tolist()) == {-256, -16, 0, 16, 256}
-    assert (some == 256).sum() == len(some)
+    # These sums are exact in float32, which is fast.
+    products = code[::991].astype(np.float32) @ code.astype(np.float32).T
+    assert set(np.unique(products).tolist()) == {-256, -16, 0, 16, 256}
+    assert (products == 256).sum() == len(products)
 
 
 @pytest.mark.parametrize("degree", [3, 5])
-def test_gold_words_in_integers(degree: int) -> None:
+def test_inner_products_of_gold_words(degree: int) -> None:
     code = sequences.gold(degree)
     length = 1 << degree
     root = round((2 * length) ** 0.5)
@@ -96,21 +96,21 @@ def test_gold_words_in_integers(degree: int) -> None:
         (16, 5, ["-3/5", "1/5"]),
     ],
 )
-def test_cosines_are_the_known_fractions(size: int, dim: int, expected: list[str]) -> None:
+def test_cosines_equal_the_known_fractions(size: int, dim: int, expected: list[str]) -> None:
     points = code_of(size, dim).build()
     assert points.shape == (size, dim)
     assert cosines(points) == pytest.approx([float(Fraction(value)) for value in expected], abs=1e-8)
 
 
-def test_every_code_is_what_the_registry_says() -> None:
+def test_every_code_matches_its_registry_entry() -> None:
     for code in known_codes():
-        if code.size > LARGEST_GRAM and code.size * code.dim > 5_000_000:
-            continue  # its words are checked in integers above
+        if code.size > MAX_GRAM and code.size * code.dim > 5_000_000:
+            continue  # tested in integers above
         points = code.build()
         assert points.shape == (code.size, code.dim), code
         assert np.abs((points * points).sum(axis=1) - 1).max() < 1e-12, code
-        some = slice(None) if code.size <= LARGEST_GRAM else slice(0, 100)
-        gram = points[some] @ points.T
+        sample = slice(None) if code.size <= MAX_GRAM else slice(0, 100)
+        gram = points[sample] @ points.T
         np.fill_diagonal(gram, -1.0)
         assert gram.max() == pytest.approx(code.cosine, abs=1e-12), code
         assert code.cosine >= max_cosine_bound(code.size, code.dim) - 1e-12, code

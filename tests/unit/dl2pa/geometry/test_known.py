@@ -1,4 +1,4 @@
-"""Combinations of known codes, and that `auto` is never worse than they are."""
+"""Combinations of known codes, and `auto`, which is never worse than `known` or `max_cosine`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SHORT = Plan(1, Stage(60, 3.0, 1e4, 0.1, 3e-4), Stage(20, 1e4, 1e6, 1e-4, 1e-6))
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An optimizer that gives up early."""
+    """Reduce the number of optimizer steps."""
     monkeypatch.setattr("dl2pa.geometry.optimize.plan_for", lambda *_: SHORT)
 
 
@@ -34,7 +34,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
         (4224, 64, "known: Kerdock 64 with axes (4224x64)", 1 / 8),
     ],
 )
-def test_the_best_combination(num_classes: int, dim: int, construction: str, cosine: float) -> None:
+def test_best_combination(num_classes: int, dim: int, construction: str, cosine: float) -> None:
     built = build_prototypes(num_classes, dim, "known")
     assert built.certificate.construction == construction
     assert built.points.shape == (num_classes, dim)
@@ -49,7 +49,7 @@ def test_more_dimensions_never_make_a_combination_worse() -> None:
 
 
 @pytest.mark.parametrize(("num_classes", "dim"), [(130, 30), (333, 77), (601, 150), (101, 45)])
-def test_a_direct_sum_takes_exactly_c_points_at_no_more_than_its_cosine(num_classes: int, dim: int) -> None:
+def test_direct_sum_has_c_points_within_its_cosine(num_classes: int, dim: int) -> None:
     combination = best_combination(num_classes, dim)
     assert combination is not None and combination.dim <= dim
     assert sum(combination.counts) == num_classes
@@ -59,7 +59,7 @@ def test_a_direct_sum_takes_exactly_c_points_at_no_more_than_its_cosine(num_clas
     assert torch.unique(points, dim=0).shape == (num_classes, dim)
 
 
-def test_a_subset_is_balanced_and_needs_no_seed() -> None:
+def test_subset_is_balanced_and_does_not_depend_on_the_seed() -> None:
     rows = np.random.default_rng(3).normal(size=(400, 9))
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     chosen = spread_subset(rows, 120, seed=0)
@@ -68,16 +68,14 @@ def test_a_subset_is_balanced_and_needs_no_seed() -> None:
     assert np.array_equal(chosen, spread_subset(rows, 120, seed=1))
 
 
-def test_known_is_the_optimum_where_there_is_one_and_refuses_what_it_cannot() -> None:
+def test_known_is_optimal_or_rejected() -> None:
     assert build_prototypes(10, 20, "known").certificate.construction == "simplex"
     assert build_prototypes(30, 20, "known").certificate.construction == "blocks"
-    with pytest.raises(
-        UserError, match="known codes with room for that many; got num_classes = 1000, dim = 5"
-    ):
+    with pytest.raises(UserError, match="known codes with enough points; got num_classes = 1000, dim = 5"):
         build_prototypes(1000, 5, "known")
 
 
-def test_auto_takes_a_code_that_meets_the_bound_without_any_search(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_selects_an_optimal_code_without_search(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dl2pa.geometry.optimize.minimize_max_cosine", lambda *_: pytest.fail("searched"))
     for num_classes, dim in ((275, 22), (112, 21), (21_841, 512)):
         assert build_prototypes(num_classes, dim).certificate.construction.startswith("known: ")
@@ -99,17 +97,17 @@ def test_auto_is_never_worse_than_known_or_the_optimizer(num_classes: int, dim: 
     ("num_classes", "dim"),
     [(100, 16), (100, 32), (60, 5), pytest.param(1000, 70, marks=pytest.mark.thorough)],
 )
-def test_auto_gives_the_same_bytes_for_the_same_seed(num_classes: int, dim: int) -> None:
+def test_auto_is_deterministic_for_a_seed(num_classes: int, dim: int) -> None:
     first, again = (build_prototypes(num_classes, dim, seed=4).points for _ in range(2))
     assert first.numpy().tobytes() == again.numpy().tobytes()
 
 
 @pytest.mark.usefixtures("short")
-def test_auto_counts_its_steps_up_to_the_total() -> None:
-    seen: list[tuple[int, int]] = []
-    build_prototypes(100, 16, progress=lambda done, total: seen.append((done, total)))
-    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
-    assert len({total for _, total in seen}) == 1 and seen[-1][0] == seen[-1][1]
+def test_progress_of_auto_reaches_the_total() -> None:
+    calls: list[tuple[int, int]] = []
+    build_prototypes(100, 16, progress=lambda done, total: calls.append((done, total)))
+    assert [done for done, _ in calls] == sorted(done for done, _ in calls)
+    assert len({total for _, total in calls}) == 1 and calls[-1][0] == calls[-1][1]
 
 
 @pytest.mark.parametrize(
@@ -123,5 +121,5 @@ def test_auto_counts_its_steps_up_to_the_total() -> None:
         pytest.param(200, 50, 0.077, marks=pytest.mark.thorough),
     ],
 )
-def test_auto_meets_the_targets_that_need_a_search(num_classes: int, dim: int, target: float) -> None:
+def test_auto_reaches_the_targets_that_need_a_search(num_classes: int, dim: int, target: float) -> None:
     assert build_prototypes(num_classes, dim).certificate.max_cosine <= target + 1e-6

@@ -1,4 +1,4 @@
-"""Which class each prototype stands for: the statistic, the exact solve, and both over a process group."""
+"""Assignment of labels to prototypes: class statistics, exact solver and the update over a process group."""
 
 from dl2pa.assignment.diagnostics import MatchDiagnostics
 from dl2pa.assignment.margin import second_best_margin

@@ -1,4 +1,4 @@
-"""What a matching tells about the classes: how sure it is, how tight and how far apart the classes lie."""
+"""Diagnostics of an assignment update: margin, compactness of the classes and cosines between them."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dl2pa.assignment.bipartite import Floats
-from dl2pa.assignment.margin import MOST_CLASSES, second_best_margin
+from dl2pa.assignment.margin import MAX_CLASSES, second_best_margin
 
-_MOST_CLASSES = 4096
-"""Classes up to which the closest pair is looked for."""
+_MAX_CLASSES_IN_PAIRS = 4096
+"""Maximum number of classes for which the closest pair is searched."""
 
 
 @dataclass(frozen=True)
 class MatchDiagnostics:
-    """Measured on the features since the last matching; None where it cannot be told or would take too long.
+    """Diagnostics of the features since the last update; None where undefined or too expensive.
 
     Attributes:
-        margin: objective of the new assignment less that of the second best one; 0 where another is as good.
-        compactness: mean over the classes seen of the mean cosine of a class's features to their mean direction, which
-            is the length of their mean unit feature.
-        loosest_class: the label where that is smallest.
-        mean_cosine: between the mean directions of two classes, over all pairs.
-        largest_cosine, closest_classes: of the two classes closest to each other, and their labels.
-        seconds: what it took.
+        margin: objective of the new assignment minus that of the second best; 0 if the optimum is not unique.
+        compactness: mean over observed classes of the mean cosine between features and their mean direction, which
+            equals the norm of the mean unit feature.
+        loosest_class: label with the smallest such value.
+        mean_cosine: mean cosine between the mean directions of two classes, over all pairs.
+        largest_cosine, closest_classes: largest such cosine, and the labels of its two classes.
+        seconds: computation time.
     """
 
     margin: float | None
@@ -38,7 +38,7 @@ class MatchDiagnostics:
     seconds: float
 
     def metrics(self) -> dict[str, float]:
-        """The numbers that are curves over a run."""
+        """Values that are logged as curves."""
         named = {
             "margin": self.margin,
             "compactness": self.compactness,
@@ -49,11 +49,11 @@ class MatchDiagnostics:
 
 
 def compute_diagnostics(means_cd: Floats, seen_c: Floats) -> MatchDiagnostics:
-    """What the features alone tell; the margin is left open.
+    """Compute all diagnostics but the margin.
 
     Args:
         means_cd: mean unit feature of each class [C, d].
-        seen_c: weight of the samples of each class [C]; 0: none seen.
+        seen_c: total weight of the samples of each class [C]; 0 for a class without samples.
     """
     began = time.perf_counter()
     lengths = np.linalg.norm(means_cd, axis=1)
@@ -66,7 +66,7 @@ def compute_diagnostics(means_cd: Floats, seen_c: Floats) -> MatchDiagnostics:
         directions = means_cd[labels] / lengths[labels, None]
         count = len(labels)
         mean = float((np.square(directions.sum(axis=0)).sum() - count) / (count * (count - 1)))
-        if count <= _MOST_CLASSES:
+        if count <= _MAX_CLASSES_IN_PAIRS:
             largest, (one, other) = _closest(directions)
             closest = int(labels[one]), int(labels[other])
     seconds = time.perf_counter() - began
@@ -76,13 +76,13 @@ def compute_diagnostics(means_cd: Floats, seen_c: Floats) -> MatchDiagnostics:
 def with_margin(
     diagnostics: MatchDiagnostics, rows_cd: Floats, prototypes_cd: Floats, assignment_c: NDArray[np.int64]
 ) -> MatchDiagnostics:
-    """Add the margin of an assignment update, up to `MOST_CLASSES`.
+    """Add the margin, for up to `MAX_CLASSES` classes.
 
     Args:
         rows_cd, prototypes_cd: Q and P [C, d].
         assignment_c: the optimal σ, int64 [C].
     """
-    if len(assignment_c) > MOST_CLASSES:
+    if len(assignment_c) > MAX_CLASSES:
         return diagnostics
     began = time.perf_counter()
     cost = (rows_cd.mean(axis=0) - rows_cd) @ (prototypes_cd - prototypes_cd.mean(axis=0)).T
@@ -91,7 +91,7 @@ def with_margin(
 
 
 def _closest(directions_cd: Floats) -> tuple[float, tuple[int, int]]:
-    """The largest cosine between two rows, and which."""
+    """Largest cosine between two rows, and the indices of these rows in ascending order."""
     single = directions_cd.astype(np.float32)
     cosines = single @ single.T
     np.fill_diagonal(cosines, -np.inf)

@@ -1,4 +1,4 @@
-"""Matching over a process group: reduce the statistic, solve on rank 0, broadcast and verify."""
+"""Assignment update over a process group: reduce the statistic, solve on rank 0, broadcast and verify."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from dl2pa.errors import TrainingFailure
 
 @dataclass(frozen=True)
 class Matching:
-    """What one matching did; all but `seconds` and `insight` is the same on every rank.
+    """Result of an assignment update; identical on every rank but for `seconds`, `diagnostics` and `solution`.
 
     Attributes:
-        moved: labels whose prototype changed.
-        moves: (label, its old prototype, its new one) of each of them.
-        objective_before, objective_after: Σ_c q_c · P[σ(c)] under the old and the new assignment.
-        own_cosine: mean cosine of the features since the last matching to their own (old) prototype.
-        classes_seen: classes with at least one sample since the last matching.
+        moved: number of labels whose prototype changed.
+        moves: (label, old prototype, new prototype) for each of them.
+        objective_before, objective_after: Σ_c q_c · P[σ(c)] with the old and the new assignment.
+        own_cosine: mean cosine of the features since the last update to the (old) prototype of their class.
+        classes_seen: number of classes with samples since the last update.
         seconds: wall time of reduce, solve and broadcast.
-        insight: on rank 0.
-        solution: how the assignment was found; on rank 0.
-        prototypes_stayed: mean cosine between where a prototype stood and where it stands now; None: they are fixed.
+        diagnostics: rank 0 only.
+        solution: the solver's result; rank 0 only.
+        prototypes_stayed: mean cosine between old and new prototypes; None if prototypes are fixed.
     """
 
     moved: int
@@ -44,8 +44,8 @@ class Matching:
     prototypes_stayed: float | None = None
 
     def metrics(self) -> dict[str, float]:
-        """The numbers that are curves over a run and do not depend on the clock."""
-        ours = {
+        """Values that are logged as curves; none depends on time measurements."""
+        values = {
             "moved": self.moved,
             "objective_before": self.objective_before,
             "objective_after": self.objective_after,
@@ -54,13 +54,14 @@ class Matching:
             "classes_seen": self.classes_seen,
         }
         if self.prototypes_stayed is not None:
-            ours["prototypes_stayed"] = self.prototypes_stayed
-        found = {} if self.diagnostics is None else self.diagnostics.metrics()
-        return {name: float(value) for name, value in (ours | found).items()}
+            values["prototypes_stayed"] = self.prototypes_stayed
+        if self.diagnostics is not None:
+            values |= self.diagnostics.metrics()
+        return {name: float(value) for name, value in values.items()}
 
 
 def reduce_statistic(statistic: ClassStatistic, group: dist.ProcessGroup | None = None) -> None:
-    """Sum the ranks' parts in place: exact, the addends are integers."""
+    """Sum the statistics of all ranks in place; exact because they are integers."""
     if dist.is_initialized():
         dist.all_reduce(statistic.sums, group=group)
         dist.all_reduce(statistic.counts, group=group)
@@ -68,12 +69,12 @@ def reduce_statistic(statistic: ClassStatistic, group: dist.ProcessGroup | None 
 
 @dataclass(frozen=True)
 class ReducedStatistics:
-    """What an assignment update is computed from, besides `ClassStatistic.rows`.
+    """Reduced class statistics; the rows Q of the update are in `ClassStatistic.rows`.
 
     Attributes:
         own_cosine, classes_seen: as in `Matching`.
-        means_cd, seen_c: mean unit features and shares of the classes, float64.
-        seconds: time it took.
+        means_cd, seen_c: mean unit feature and sum of shares of each class, float64.
+        seconds: time of the reduction.
     """
 
     own_cosine: float
@@ -83,7 +84,7 @@ class ReducedStatistics:
     seconds: float
 
     def diagnostics(self) -> MatchDiagnostics:
-        """Diagnostics of the features; the margin is left open."""
+        """Compute all diagnostics but the margin."""
         return compute_diagnostics(self.means_cd.cpu().numpy(), self.seen_c.cpu().numpy())
 
 
@@ -95,19 +96,17 @@ def match(
     group: dist.ProcessGroup | None = None,
     solver: AssignmentSolver | None = None,
 ) -> Matching:
-    """Update the assignment; `assignment_c` and the statistic change in place on every rank.
-
-    A collective where there is a process group: every rank calls it, with its own part of the statistic.
+    """Update the assignment; a collective that changes `assignment_c` and the statistic in place on every rank.
 
     Args:
-        statistic: of the features since the last update; reset.
+        statistic: features of this rank since the last update; it is reset.
         prototypes_cd: unit rows [C, d].
         assignment_c: current σ, int64 [C].
-        momentum: weight of the rows of the last update against the new ones.
-        solver: one that solved the last update is faster; the result is the same.
+        momentum: weight of the rows of the last update relative to the new ones.
+        solver: solver of the last update, which only saves time; default: a new one.
 
     Raises:
-        TrainingFailure: the ranks hold different assignments afterward.
+        TrainingFailure: the assignment differs between ranks after the broadcast.
     """
     reduced = reduce_statistics(statistic, prototypes_cd, assignment_c, momentum, group)
     began = time.perf_counter()
@@ -132,16 +131,16 @@ def reduce_statistics(
     momentum: float = 0.0,
     group: dist.ProcessGroup | None = None,
 ) -> ReducedStatistics:
-    """All-reduce the statistic to the rows Q of an update, `statistic.rows`, and reset it; a collective."""
+    """All-reduce the statistic, compute the rows Q of the update in `statistic.rows` and reset it; a collective."""
     began = time.perf_counter()
     reduce_statistic(statistic, group)
     means, counts = statistic.means()
     points = prototypes_cd.double()
-    own = ((means * points[assignment_c]).sum(dim=1) * counts).sum() / counts.sum().clamp(min=1e-300)
+    own_cosine = ((means * points[assignment_c]).sum(dim=1) * counts).sum() / counts.sum().clamp(min=1e-300)
     statistic.rows.copy_(statistic.directions(momentum))
     statistic.reset()
     seen = int((counts > 0).sum())
-    return ReducedStatistics(float(own), seen, means, counts, time.perf_counter() - began)
+    return ReducedStatistics(float(own_cosine), seen, means, counts, time.perf_counter() - began)
 
 
 @torch.no_grad()
@@ -153,25 +152,23 @@ def apply_assignment(
     solution: Solution | None,
     group: dist.ProcessGroup | None = None,
 ) -> Matching:
-    """Broadcast a new assignment and make it the current one on every rank; a collective.
+    """Broadcast a new assignment and copy it to `assignment_c` on every rank; a collective.
 
     Args:
         rows_cd: Q, float64 [C, d].
-        solution: the new σ, on rank 0.
+        solution: new assignment; rank 0 only.
 
     Returns:
-        The update without insight; its seconds are those of this call.
+        The result without diagnostics; `seconds` is the time of the broadcast.
 
     Raises:
-        TrainingFailure: the ranks hold different assignments afterward.
+        TrainingFailure: the assignment differs between ranks after the broadcast.
     """
     began = time.perf_counter()
     before = assignment_c.clone()
     if solution is not None:
         assignment_c.copy_(torch.from_numpy(solution.assignment))
-    if dist.is_initialized():
-        dist.broadcast(assignment_c, group=group, group_src=0)
-        verify_same(assignment_c, "assignment", group)
+    broadcast_verified(assignment_c, "assignment", group)
     seconds = time.perf_counter() - began
     points = prototypes_cd.double()
     old, new = before.cpu(), assignment_c.cpu()
@@ -191,22 +188,29 @@ def apply_assignment(
 
 
 def is_main(group: dist.ProcessGroup | None = None) -> bool:
-    """Whether this process solves: rank 0, or the only one."""
+    """Whether this is rank 0 or the only process."""
     return not dist.is_initialized() or dist.get_rank(group) == 0
 
 
-def verify_same(tensor: Tensor, what: str, group: dist.ProcessGroup | None = None) -> None:
-    """Fail unless every rank holds the same bits.
+def broadcast_verified(tensor: Tensor, name: str, group: dist.ProcessGroup | None = None) -> None:
+    """Broadcast a tensor from rank 0, if there is a process group, and compare it on all ranks."""
+    if dist.is_initialized():
+        dist.broadcast(tensor, group=group, group_src=0)
+        verify_same(tensor, name, group)
+
+
+def verify_same(tensor: Tensor, name: str, group: dist.ProcessGroup | None = None) -> None:
+    """Check that the tensor is bit-identical on all ranks; a collective.
 
     Raises:
-        TrainingFailure: naming the ranks that differ from rank 0.
+        TrainingFailure: names the ranks that differ from rank 0.
     """
     if not dist.is_initialized():
         return
     digest = hashlib.sha256(tensor.detach().cpu().contiguous().numpy().tobytes()).digest()[:8]
-    mine = torch.frombuffer(bytearray(digest), dtype=torch.int64).to(tensor.device)
-    hashes = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(hashes, mine, group=group)
+    local = torch.frombuffer(bytearray(digest), dtype=torch.int64).to(tensor.device)
+    hashes = [torch.empty_like(local) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(hashes, local, group=group)
     differing = [rank for rank, other in enumerate(hashes) if int(other) != int(hashes[0])]
     if differing:
-        raise TrainingFailure(f"the {what} of rank(s) {differing} differs from rank 0's after a broadcast")
+        raise TrainingFailure(f"the {name} on rank(s) {differing} differs from that on rank 0")

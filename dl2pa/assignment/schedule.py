@@ -1,4 +1,4 @@
-"""When labels are matched anew: a pure function of epoch and step."""
+"""Schedule of assignment updates: a pure function of epoch and step."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class MatchSchedule:
-    """Cadence of the matchings; 0 turns a rule off.
+    """Schedule of assignment updates; 0 disables a rule.
 
     Args:
-        every_epochs: after every N epochs.
-        every_steps: after every N global steps.
-        early_steps, early_epochs: after every N global steps of the first epochs that follow the warm-up.
-        warmup_epochs: no matching before the last of these epochs has ended, and one right then.
-        last_epoch: no matching after this many epochs.
+        every_epochs: update after every N epochs.
+        every_steps: update after every N global steps.
+        early_steps, early_epochs: update after every `early_steps` global steps in the first `early_epochs` epochs
+            after the warm-up.
+        warmup_epochs: the first update is at the end of the last of these epochs.
+        last_epoch: no update after this number of epochs.
     """
 
     every_epochs: int = 1
@@ -25,7 +26,7 @@ class MatchSchedule:
     last_epoch: int | None = None
 
     def after_step(self, epoch: int, global_step: int) -> bool:
-        """Whether to match now that `global_step` steps are done, within `epoch` (0-based)."""
+        """Whether to update after `global_step` steps, in `epoch` (0-based)."""
         if epoch < self.warmup_epochs or self._over(epoch):
             return False
         early = self.early_steps and epoch < self.warmup_epochs + self.early_epochs
@@ -35,7 +36,7 @@ class MatchSchedule:
         )
 
     def after_epoch(self, epoch: int) -> bool:
-        """Whether to match at the end of `epoch` (0-based), before its validation."""
+        """Whether to update at the end of `epoch` (0-based), before its validation."""
         if epoch < self.warmup_epochs - 1 or self._over(epoch):
             return False
         if self.warmup_epochs and epoch == self.warmup_epochs - 1:

@@ -1,9 +1,9 @@
-"""The exact assignment of labels to prototypes on a sparse graph, with a certificate over all C² pairs.
+"""Exact assignment of labels to prototypes on a sparse graph, with a certificate over all C² pairs.
 
-Only pairs with a large score can be part of the optimum. The assignment is solved on those, its dual potentials are
-compared with every pair that was left out, pairs that contradict them are added, and it is solved again until there
-are none: then it is the optimum over all pairs. Scores are rounded to multiples of `QUANTUM`, so sums and comparisons
-are exact, and ties are broken by a rule instead of by rounding errors.
+Only pairs with a large score can be part of the optimum. The assignment is solved on these candidates, and its dual
+potentials are compared with all other pairs. Pairs that contradict the potentials become candidates and the assignment
+is solved again, until no pair contradicts: then it is the optimum over all pairs. Scores are rounded to multiples of
+`QUANTUM`, so sums and comparisons are exact, and ties are broken by a rule instead of by rounding errors.
 """
 
 from __future__ import annotations
@@ -16,31 +16,31 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from dl2pa.assignment.bipartite import Floats, Graph, Integers, Matched, match_rows
+from dl2pa.assignment.bipartite import Floats, Graph, Integers, MinWeightMatching, match_rows
 from dl2pa.assignment.scores import Limits, ScoreSearch, lengths
 
 QUANTUM = 2.0**-40
-"""Unit of the scores of unit vectors: finer than float32 features can tell apart."""
+"""Unit of the rounded scores of unit vectors, finer than the resolution of float32 features."""
 ALL_PAIRS = 256
-"""Classes up to which every pair is a candidate: searching saves nothing there."""
+"""Maximum number of classes for which every pair is a candidate, because a search saves no time."""
 CANDIDATES = 16
-"""Candidates per row and per column to begin with."""
+"""Initial number of candidates per row and per column."""
 _WARM_SHARE = 0.25
-"""Share of all pairs above which a new search is cheaper than checking the previous candidates against the limits."""
-_MUST = 2.0**46
-"""Weight by which covering a column comes before anything else."""
+"""Share of all pairs above which a new search is faster than a comparison with the limits of the previous one."""
+_COVER = 2.0**46
+"""Weight that makes covering a column take precedence over everything else."""
 
 
 @dataclass(frozen=True)
 class Solution:
-    """An optimal assignment and how it was found.
+    """An optimal assignment and the work of the solver.
 
     Attributes:
-        assignment: σ, int64 [C]: label c has prototype σ[c].
-        gap: upper bound on what any other assignment could gain, relative to the objective less its mean over all
+        assignment: σ, int64 [C]; label c has prototype σ[c].
+        gap: upper bound on the gain of any other assignment, relative to the objective minus its mean over all
             assignments.
-        rounds: solves on growing sets of candidates.
-        candidates: pairs in the last one, per class.
+        rounds: number of solves, each with more candidates.
+        candidates: number of candidates per class in the last solve.
         candidates_s, solve_s, certificate_s: seconds to find candidates and compute their scores, to solve on them,
             and to compare the potentials with all other pairs.
     """
@@ -54,7 +54,7 @@ class Solution:
     certificate_s: float
 
     def work(self) -> dict[str, float]:
-        """What the solve took. Unlike the assignment it depends on earlier solves and on the clock."""
+        """Rounds, candidates and seconds; unlike the assignment, they depend on earlier solves and on time."""
         return {
             "rounds": float(self.rounds),
             "candidates": self.candidates,
@@ -67,13 +67,13 @@ class Solution:
 class AssignmentSolver:
     """Maximize Σ_c q_c · P[σ(c)] over permutations σ exactly.
 
-    The result depends on the arguments of `solve` alone: not on earlier calls, which only save time, nor on devices,
-    threads or the number of candidates. Of several optimal assignments (of rounded scores) one is chosen that leaves as
-    many labels as possible at their current prototype, then by a fixed order of the pairs.
+    The result depends only on the arguments of `solve`, not on the device, the threads, the number of candidates or
+    earlier calls, which only save time. Of several optimal assignments (of rounded scores), the solver selects one in
+    which the most labels keep their current prototype; a fixed order of the pairs breaks further ties.
 
     Args:
-        candidates: per row and per column to begin with.
-        all_pairs: classes up to which every pair is a candidate.
+        candidates: initial number per row and per column.
+        all_pairs: maximum number of classes for which every pair is a candidate.
     """
 
     def __init__(self, candidates: int = CANDIDATES, all_pairs: int = ALL_PAIRS) -> None:
@@ -91,18 +91,18 @@ class AssignmentSolver:
         """Solve for one statistic.
 
         Args:
-            rows_cd: statistic [C, d]; rows of zeros belong to classes never seen.
+            rows_cd: Q [C, d]; zero rows for classes without samples.
             prototypes_cd: P [C, d].
-            current_c: the assignment until now, int64 [C].
-            device: where candidates are searched for; default: CPU.
+            current_c: current assignment, int64 [C].
+            device: device of the search for candidates; default: CPU.
         """
         points = prototypes_cd - prototypes_cd.mean(axis=0)
-        # Shorter rows have scores that all round to 0: any prototype left over will do for them.
+        # All scores of shorter rows round to 0, so these labels can have any remaining prototype.
         shortest = 0.5 * QUANTUM / max(float(lengths(points).max()), 1e-300)
         rows, common = rows_cd, np.zeros(rows_cd.shape[1])
         seen = _longer_than(shortest, rows)
         if len(seen) == len(rows):
-            # All prototypes are used, so what all rows have in common adds the same to every assignment.
+            # All prototypes are used, so the mean of the rows adds the same value to every assignment.
             rows = rows_cd - rows_cd.mean(axis=0)
             seen = _longer_than(shortest, rows)
         elif len(seen):
@@ -129,19 +129,19 @@ class AssignmentSolver:
 
 
 def solve_assignment(rows_cd: Floats, prototypes_cd: Floats, current_c: Integers | None = None) -> Integers:
-    """The optimal σ, int64 [C], of one statistic; see `AssignmentSolver`.
+    """Optimal σ, int64 [C], for one statistic; see `AssignmentSolver`.
 
     Args:
-        current_c: the assignment until now; default: the identity.
+        current_c: current assignment; default: the identity.
     """
     current = np.arange(len(rows_cd)) if current_c is None else current_c
     return AssignmentSolver().solve(rows_cd, prototypes_cd, current).assignment
 
 
 class _Problem:
-    """One solve: candidates, matching and certificate by turns.
+    """One solve, which alternates candidates, matching and certificate.
 
-    Weights are scores in units of −`QUANTUM`, rounded to whole numbers.
+    Weights are scores in units of −`QUANTUM`, rounded to integers.
 
     Attributes:
         graph: the candidates.
@@ -161,8 +161,8 @@ class _Problem:
         self.rounds = 0
         self.seconds = {"candidates": 0.0, "solve": 0.0, "certificate": 0.0}
 
-    def solve(self, previous: _Problem | None) -> Matched:
-        """The optimum over all pairs; `graph` then has every pair that can be part of an optimum."""
+    def solve(self, previous: _Problem | None) -> MinWeightMatching:
+        """Find the optimum over all pairs; then `graph` contains every pair that can be part of an optimum."""
         if self._all_pairs:
             self._take_all_pairs()
             return self._match()
@@ -172,32 +172,28 @@ class _Problem:
         matched = None
         while True:
             matched = self._match(matched)
-            missing = self._missing(matched, _WARM_SHARE if warm else 1.0)
+            missing = self._add_missing(matched, _WARM_SHARE if warm else 1.0)
             if missing is None:
                 self._find_candidates()
                 warm = False
             elif not missing:
                 return matched
 
-    def choose(self, matched: Matched) -> Integers:
-        """Of all optimal matchings the one the rule selects: the column of each row."""
+    def choose(self, matched: MinWeightMatching) -> Integers:
+        """Columns of the optimal matching that the tie-breaking rules select."""
         graph, weights = self.graph, self._weights
         for rule in (self._moves, self._order):
             optimal = matched.optimal_edges(graph, weights)
             if np.count_nonzero(optimal) == graph.shape[0]:
                 break
-            # A column with a negative potential is covered by every optimal matching.
-            covered = (
-                matched.column_potentials < 0.0
-                if graph.shape[0] < graph.shape[1]
-                else np.zeros(graph.shape[1])
-            )
-            graph = graph.part(optimal)
-            weights = rule(*graph.edges) - _MUST * covered[graph.columns]
+            # Every optimal matching covers the columns with a negative potential.
+            covered = (matched.column_potentials < 0.0) & (graph.shape[0] < graph.shape[1])
+            graph = graph.subgraph(optimal)
+            weights = rule(*graph.edges) - _COVER * covered[graph.columns]
             matched = match_rows(graph, weights, matched.columns)
         return matched.columns
 
-    def _match(self, start: Matched | None = None) -> Matched:
+    def _match(self, start: MinWeightMatching | None = None) -> MinWeightMatching:
         self.rounds += 1
         with self._timed("solve"):
             return match_rows(self.graph, self._weights, start.columns if start else self._current, start)
@@ -213,10 +209,10 @@ class _Problem:
             self._add(rows, columns)
 
     def _continue(self, previous: _Problem | None) -> bool:
-        """Start from the candidates of a problem with the same classes and prototypes, if there is one.
+        """Start from the candidates of the previous problem if it has the same labels and prototypes.
 
-        A score changes by no more than its row moves times the length of the longest prototype; the limits of the
-        pairs left out then rise by that.
+        A score changes by at most the distance its row moved times the norm of the longest prototype, so the limits
+        of the other pairs increase by that.
         """
         if previous is None or not np.array_equal(previous._labels, self._labels):
             return False
@@ -225,55 +221,56 @@ class _Problem:
         with self._timed("candidates"):
             moved = lengths(self._search.searched - previous._search.searched)
             limits = previous._limits
-            self._limits = Limits(limits.rows + moved * self._search.longest, limits.columns + np.inf)
+            columns = np.full_like(limits.columns, np.inf)
+            self._limits = Limits(limits.rows + moved * self._search.longest, columns)
             self._add(*previous.graph.edges)
         return True
 
-    def _missing(self, matched: Matched, most: float) -> bool | None:
-        """Add the pairs that contradict the potentials, and ties; whether there was a contradiction.
+    def _add_missing(self, matched: MinWeightMatching, max_share: float) -> bool | None:
+        """Add pairs that contradict the potentials, and ties.
 
         Returns:
-            None: more than the share `most` of all pairs would have to be computed.
+            Whether a pair contradicted; None if more than the share `max_share` of all pairs would have to be computed.
         """
         with self._timed("certificate"):
             prices = -QUANTUM * matched.column_potentials - self._offsets
-            found = self._search.above(-QUANTUM * matched.row_potentials, prices, self._limits, most)
-            if found is None:
+            pairs = self._search.above(-QUANTUM * matched.row_potentials, prices, self._limits, max_share)
+            if pairs is None:
                 return None
-            rows, columns = found
+            rows, columns = pairs
             new = self.graph.positions(rows, columns) < 0
             rows, columns = rows[new], columns[new]
             weights = self._weigh(rows, columns)
             slack = weights - matched.row_potentials[rows] - matched.column_potentials[columns]
-            wanted = slack <= 0.0
-            if wanted.any():
-                self._add(rows[wanted], columns[wanted], weights[wanted])
+            added = slack <= 0.0
+            if added.any():
+                self._add(rows[added], columns[added], weights[added])
             return bool((slack < 0.0).any())
 
     def _add(self, rows: Integers, columns: Integers, weights: Floats | None = None) -> None:
-        """Add edges to the graph; those it has already stay as they are."""
+        """Add edges to the graph; edges that it already contains are unchanged."""
         graph = Graph.of(
             self.graph.shape,
             np.concatenate([self.graph.rows, rows]),
             np.concatenate([self.graph.columns, columns]),
         )
-        known = np.full(len(graph.rows), np.nan)
-        known[graph.positions(*self.graph.edges)] = self._weights
+        updated = np.full(len(graph.rows), np.nan)
+        updated[graph.positions(*self.graph.edges)] = self._weights
         if weights is not None:
-            known[graph.positions(rows, columns)] = weights
-        unknown = np.flatnonzero(np.isnan(known))
-        known[unknown] = self._weigh(graph.rows[unknown], graph.columns[unknown])
-        self.graph, self._weights = graph, known
+            updated[graph.positions(rows, columns)] = weights
+        unknown = np.flatnonzero(np.isnan(updated))
+        updated[unknown] = self._weigh(graph.rows[unknown], graph.columns[unknown])
+        self.graph, self._weights = graph, updated
 
     def _weigh(self, rows: Integers, columns: Integers) -> Floats:
         return _rounded(self._search.exact(rows, columns))
 
     def _moves(self, rows: Integers, columns: Integers) -> Floats:
-        """1 for an edge that gives a label another prototype than its current one."""
+        """1 for edges that change the prototype of a label, else 0."""
         return (self._current[rows] != columns).astype(np.float64)
 
     def _order(self, rows: Integers, columns: Integers) -> Floats:
-        """A number below 2³⁰ for each pair of label and prototype: their fixed order."""
+        """Fixed pseudo-random number below 2³⁰ for each pair of label and prototype."""
         mixed = self._labels[rows].astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
         mixed += columns.astype(np.uint64) * np.uint64(0xC2B2AE3D27D4EB4F)
         for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
@@ -296,13 +293,13 @@ def _longer_than(length: float, rows: Floats) -> Integers:
 
 
 def _fill(columns: Integers, seen: Integers, current: Integers) -> Integers:
-    """σ of all labels: the others keep their prototype where it is left over, or get those left over in order."""
+    """σ of all labels: other labels keep their prototype if it is free, else get the free prototypes in order."""
     assignment = np.full(len(current), -1)
     assignment[seen] = columns
     free = np.ones(len(current), dtype=bool)
     free[columns] = False
-    staying = np.flatnonzero((assignment < 0) & free[current])
-    assignment[staying] = current[staying]
-    free[current[staying]] = False
+    kept = np.flatnonzero((assignment < 0) & free[current])
+    assignment[kept] = current[kept]
+    free[current[kept]] = False
     assignment[assignment < 0] = np.flatnonzero(free)
     return assignment

@@ -1,4 +1,4 @@
-"""Per-class feature sums in fixed point: exact, so independent of order, world size and restarts."""
+"""Per-class feature sums in fixed point: exact, so they do not depend on order, world size or restarts."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _ONE = 2.0**32
 class ClassStatistic(nn.Module):
     """Sum over samples of share * f/|f| for each class, and the sum of the shares (ALGORITHMS: statistic).
 
-    Integers make addition exact: any order of samples, any split over ranks and any restart gives the same bits.
-    A share of 1 counts 2^32; 2^31 samples fit between two matchings.
+    Integer addition is exact: every order of the samples, split over ranks and restart gives identical bits. A share of
+    1 is 2^32, so up to 2^31 samples fit between two updates.
 
     Buffers:
-        sums: int64 [C, d]; counts: int64 [C]: since the last reset, this rank's part.
-        rows: float64 [C, d]: unit rows as of the last matching; zero for a class never seen.
+        sums, counts: int64 [C, d] and [C], of this rank's samples since the last reset.
+        rows: float64 [C, d], unit rows of the last update; zero for a class without any sample.
     """
 
     sums: Tensor
@@ -32,12 +32,12 @@ class ClassStatistic(nn.Module):
 
     @torch.no_grad()
     def add(self, features_bd: Tensor, targets_b: Tensor, share_b: Tensor | None = None) -> None:
-        """Add samples: no host sync, duplicates in the batch all count.
+        """Add samples, without a host sync; several samples of a class in a batch all count.
 
         Args:
             features_bd: [B, d], any norm.
             targets_b: int64 [B].
-            share_b: weight of each sample for its target, in [0, 1]; default 1.
+            share_b: weight of each sample for its target, in [0, 1]; default: 1.
         """
         unit = F.normalize(features_bd.float(), dim=1)
         if share_b is None:
@@ -50,14 +50,14 @@ class ClassStatistic(nn.Module):
 
     @torch.no_grad()
     def means(self) -> tuple[Tensor, Tensor]:
-        """Mean unit feature of each class, float64 [C, d] (zero where none was seen), and the shares [C]."""
+        """Mean unit feature of each class, float64 [C, d], zero without samples; and the sums of the shares [C]."""
         counts = self.counts.double() / _ONE
         means = self.sums.double() / _ONE / counts.clamp(min=1e-300)[:, None]
         return torch.where(counts[:, None] > 0, means, torch.zeros_like(means)), counts
 
     @torch.no_grad()
     def directions(self, momentum: float = 0.0) -> Tensor:
-        """Unit rows [C, d] for the next matching; a class not seen since the last one keeps its row."""
+        """Unit rows [C, d] for the next update; a class without samples since the last update keeps its row."""
         means, counts = self.means()
         fresh = F.normalize(means, dim=1)
         blended = F.normalize(momentum * self.rows + (1.0 - momentum) * fresh, dim=1)
@@ -65,6 +65,6 @@ class ClassStatistic(nn.Module):
 
     @torch.no_grad()
     def reset(self) -> None:
-        """Begin a new period."""
+        """Reset sums and counts."""
         self.sums.zero_()
         self.counts.zero_()

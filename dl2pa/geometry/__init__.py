@@ -5,7 +5,6 @@ from dl2pa.geometry.certificate import Certificate, certify, nearest_cosines
 from dl2pa.geometry.files import load_prototypes, save_prototypes
 from dl2pa.geometry.prototypes import (
     CONSTRUCTIONS,
-    Construction,
     Prototypes,
     build_prototypes,
     is_defined,
@@ -15,7 +14,6 @@ from dl2pa.geometry.vectors import principal_directions, prototypes_from_vectors
 __all__ = [
     "CONSTRUCTIONS",
     "Certificate",
-    "Construction",
     "Prototypes",
     "build_prototypes",
     "certify",

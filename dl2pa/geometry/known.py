@@ -39,11 +39,6 @@ class Combination:
     cosine: float
 
     @property
-    def dim(self) -> int:
-        """Number of dimensions used."""
-        return sum(code.dim for code in self.parts) + self.filler
-
-    @property
     def counts(self) -> list[int]:
         """Number of points selected from each part and from the filler, in proportion to their sizes."""
         sizes = [code.size for code in self.parts] + [2 * self.filler]
@@ -116,7 +111,7 @@ def build_combination(combination: Combination, dim: int, seed: int) -> Tensor:
 
     Args:
         combination: from `best_combination`.
-        dim: d, at least `combination.dim`.
+        dim: d, at least the number of dimensions of all parts and the filler.
         seed: seed for random subsets, which only very large codes need.
     """
     points = np.zeros((combination.num_classes, dim))
@@ -127,8 +122,8 @@ def build_combination(combination: Combination, dim: int, seed: int) -> Tensor:
         row, column = row + count, column + code.dim
     count, width = combination.counts[-1], combination.filler
     if count > 1:
-        make = simplex.simplex if count <= width + 1 else simplex.blocks
-        points[row:, column : column + width] = make(count, width).double().numpy()
+        build = simplex.simplex if count <= width + 1 else simplex.blocks
+        points[row:, column : column + width] = build(count, width).double().numpy()
     elif count:
         points[row, column] = 1.0
     return torch.from_numpy(points)

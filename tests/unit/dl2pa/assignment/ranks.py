@@ -1,4 +1,4 @@
-"""Run by test_ranks.py: forks gloo groups of 1 to 4 processes and writes what each rank saw as JSON."""
+"""Program of test_ranks.py: fork gloo groups of 1 to 4 processes and write a JSON report per rank."""
 
 from __future__ import annotations
 
@@ -32,41 +32,41 @@ CPU = torch.device("cpu")
 CLASSES, DIM, SAMPLES = 9, 4, 60
 
 
-def matchings(rank: int, size: int) -> dict[str, Any]:
+def updates(rank: int, size: int) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     points = F.normalize(torch.randn(CLASSES, DIM, generator=generator), dim=1)
     sigma, statistic = torch.arange(CLASSES), ClassStatistic(CLASSES, DIM)
-    found: list[Any] = []
+    results: list[Any] = []
     diagnostics: list[Any] = []
     for _ in range(2):
         features = torch.randn(SAMPLES, DIM, generator=generator)
         labels = torch.randint(0, CLASSES - 1, (SAMPLES,), generator=generator)
-        mine = slice(rank, None, size)
-        statistic.add(features[mine], labels[mine])
+        part = slice(rank, None, size)
+        statistic.add(features[part], labels[part])
         result = match(statistic, points, sigma, momentum=0.3)
-        found.append([sigma.tolist(), result.moved, result.objective_before, result.objective_after])
-        found[-1] += [result.own_cosine, result.classes_seen, [list(move) for move in result.moves]]
+        results.append([sigma.tolist(), result.moved, result.objective_before, result.objective_after])
+        results[-1] += [result.own_cosine, result.classes_seen, [list(move) for move in result.moves]]
         diagnostics.append(result.diagnostics and result.diagnostics.metrics())
-    stayed = refit(points, sigma, statistic.rows + rank, 0.9)  # the directions of rank 0 decide
+    stayed = refit(points, sigma, statistic.rows + rank, 0.9)  # rank 0's directions are used
     moved = {"stayed": stayed, "points": points.tolist()}
-    return {"matchings": found, "rows": statistic.rows.tolist(), "insights": diagnostics, "refit": moved}
+    return {"updates": results, "rows": statistic.rows.tolist(), "diagnostics": diagnostics, "refit": moved}
 
 
 def many_classes(rank: int, size: int) -> list[list[int]]:
-    """Assignments of more classes than a complete graph is used for, with classes never seen; two updates."""
+    """Assignments of two updates with more classes than `ALL_PAIRS`, some without samples."""
     generator = torch.Generator().manual_seed(0)
     count, samples = 2 * ALL_PAIRS, 6 * ALL_PAIRS
     points = F.normalize(torch.randn(count, DIM, generator=generator), dim=1)
     sigma, statistic, solver = torch.arange(count), ClassStatistic(count, DIM), AssignmentSolver()
-    found: list[list[int]] = []
+    assignments: list[list[int]] = []
     for _ in range(2):
         features = torch.randn(samples, DIM, generator=generator) + 2.0
         labels = torch.randint(0, count - 9, (samples,), generator=generator)
-        mine = slice(rank, None, size)
-        statistic.add(features[mine], labels[mine])
+        part = slice(rank, None, size)
+        statistic.add(features[part], labels[part])
         match(statistic, points, sigma, solver=solver)
-        found.append(sigma.tolist())
-    return found
+        assignments.append(sigma.tolist())
+    return assignments
 
 
 def differing_ranks(rank: int, size: int) -> str | None:
@@ -79,7 +79,7 @@ def differing_ranks(rank: int, size: int) -> str | None:
 
 
 def weighted_loss(rank: int, size: int) -> list[float]:
-    """dot_regression's loss and gradient of a global batch: the mean over the ranks."""
+    """Mean over the ranks of dot_regression's loss and gradient of a global batch."""
     generator = torch.Generator().manual_seed(1)
     features = torch.randn(12, DIM, generator=generator)
     labels = torch.tensor([0, 0, 0, 0, 0, 0, 1, 1, 2, 2, 2, 3])[torch.randperm(12, generator=generator)]
@@ -88,16 +88,16 @@ def weighted_loss(rank: int, size: int) -> list[float]:
     part = features[rank * share : (rank + 1) * share].clone().requires_grad_()
     loss = dot_regression(part, weights, Targets(labels[rank * share : (rank + 1) * share]))
     loss.backward()
-    whole = torch.zeros(12, DIM)
-    whole[rank * share : (rank + 1) * share] = part.grad / size  # type: ignore[operator]
-    values = torch.cat([loss.detach().view(1) / size, whole.flatten()])
+    gradient = torch.zeros(12, DIM)
+    gradient[rank * share : (rank + 1) * share] = part.grad / size  # type: ignore[operator]
+    values = torch.cat([loss.detach().view(1) / size, gradient.flatten()])
     if dist.is_initialized():
         dist.all_reduce(values)
     return values.tolist()
 
 
 def training(rank: int, world: World) -> dict[str, Any]:
-    """DDP at work: what lies in this rank's statistic before and after, and the state saved from it."""
+    """Train with DDP; report the statistic of this rank before and after, and the saved state."""
     config = parse_config(
         {
             "data": {"dataset": "synthetic", "num_classes": 6, "image_size": 8},
@@ -109,7 +109,7 @@ def training(rank: int, world: World) -> dict[str, Any]:
     train_state = TrainState(config, build_model(config, 6), world, 2)
     statistic = train_state.model.method.statistic
     statistic.add(torch.full((rank + 1, 3), 1.0), torch.full((rank + 1,), rank))
-    mine = statistic.counts.tolist()
+    before = statistic.counts.tolist()
     train_state.wrap()
     after_wrap = statistic.counts.tolist()
     order = TrainSampler(24, 12, 0, rank, world.size)
@@ -124,7 +124,7 @@ def training(rank: int, world: World) -> dict[str, Any]:
     train_state.release_gathered()
     weights = torch.cat([p.detach().flatten() for p in train_state.model.parameters()])
     return {
-        "before": mine,
+        "before": before,
         "after_wrap": after_wrap,
         "kept": kept,
         "saved": saved,
@@ -158,8 +158,8 @@ def metering(rank: int, world: World) -> dict[str, Any]:
 
 
 def validating(rank: int, size: int) -> list[dict[str, Any]]:
-    """Sizes that no batch and no world divides; each image counted once."""
-    found = []
+    """Validate with sizes that neither the batch size nor the world size divides."""
+    records = []
     for samples, batch in ((1, 4), (7, 4), (103, 10)):
         pipeline = SyntheticPipeline(6, 4, EvalSampler(samples, batch, rank, size), 0, CPU)
         method = METHODS["psc"].build(6, 48, METHODS["psc"].options(scale=5.0))
@@ -167,8 +167,8 @@ def validating(rank: int, size: int) -> list[dict[str, Any]]:
             method.weight.copy_(torch.randn(6, 48, generator=torch.Generator().manual_seed(0)))
         result = evaluate(lambda images, m=method: m.logits(images.flatten(1)), pipeline, 6)
         assert result is not None
-        found.append(result.record())
-    return found
+        records.append(result.record())
+    return records
 
 
 def one_rank(rank: int, size: int, out: Path) -> None:
@@ -178,7 +178,7 @@ def one_rank(rank: int, size: int, out: Path) -> None:
         dist.init_process_group("gloo", init_method=f"file://{out}/store-{size}", rank=rank, world_size=size)
         side = dist.new_group(backend="gloo")
     world = World(rank, size, rank, size, CPU, 1, side)
-    report: dict[str, Any] = {**matchings(rank, size), "many_classes": many_classes(rank, size)}
+    report: dict[str, Any] = {**updates(rank, size), "many_classes": many_classes(rank, size)}
     if size < 4:
         report.update(
             differing=differing_ranks(rank, size),
@@ -192,7 +192,7 @@ def one_rank(rank: int, size: int, out: Path) -> None:
 
 
 def main(out: Path) -> int:
-    """Fork each group after the imports, which are most of the time."""
+    """Fork each group after the imports, which take most of the time."""
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     failed = 0
     for size in (1, 2, 3, 4):

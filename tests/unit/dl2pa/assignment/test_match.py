@@ -20,7 +20,7 @@ def statistic_of(features: Tensor, labels: Tensor) -> ClassStatistic:
     return statistic
 
 
-def test_a_matching_reports_what_it_did() -> None:
+def test_update_reports_its_result() -> None:
     prototypes = points(6, 3)
     planted = torch.tensor([1, 0, 2, 5, 3, 4])
     statistic = statistic_of(7.0 * prototypes[planted], torch.arange(6))
@@ -35,35 +35,35 @@ def test_a_matching_reports_what_it_did() -> None:
     assert result.own_cosine == pytest.approx(before / 6, abs=1e-6)
 
 
-def test_a_second_matching_starts_from_nothing_and_moves_nothing() -> None:
+def test_update_resets_the_statistic_and_keeps_the_rows() -> None:
     prototypes, sigma = points(6, 3), torch.arange(6)
     planted = torch.tensor([1, 0, 2, 5, 3, 4])
     statistic = statistic_of(prototypes[planted], torch.arange(6))
     match(statistic, prototypes, sigma)
-    statistic.add(prototypes[[4]], torch.tensor([5]))  # all others keep the row they were matched with
+    statistic.add(prototypes[[4]], torch.tensor([5]))  # the other classes keep their rows
     result = match(statistic, prototypes, sigma)
     assert result.classes_seen == 1
     assert result.moved == 0
     assert torch.equal(sigma, planted)
 
 
-def test_the_mean_cosine_weighs_samples_not_classes() -> None:
+def test_own_cosine_is_a_mean_over_samples() -> None:
     prototypes = torch.eye(2)
     features = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [-1.0, 0.0]])
     result = match(statistic_of(features, torch.tensor([0, 0, 0, 1])), prototypes, torch.arange(2))
     assert result.own_cosine == pytest.approx(3 / 4)
 
 
-def test_no_matching_before_any_sample_moves_or_fails() -> None:
-    """Every row is zero: any permutation is as good, and the numbers must stay finite."""
+def test_update_without_samples() -> None:
+    """All rows are zero: every permutation is optimal and the metrics are finite."""
     sigma = torch.arange(4)
     result = match(ClassStatistic(4, 3), points(4, 3), sigma)
     assert sorted(sigma.tolist()) == [0, 1, 2, 3]
     assert (result.classes_seen, result.own_cosine, result.objective_after) == (0, 0.0, 0.0)
 
 
-def test_in_a_simplex_no_assignment_is_better_for_a_symmetric_network() -> None:
-    """The reason for the warning at d >= C - 1: permuting a simplex is an isometry."""
+def test_permuting_a_simplex_is_an_isometry() -> None:
+    """The reason for the warning at d >= C - 1: all assignments are equivalent for a symmetric network."""
     simplex = F.normalize(torch.eye(4) - 0.25, dim=1)
     gram = simplex @ simplex.T
     for permutation in itertools.permutations(range(4)):

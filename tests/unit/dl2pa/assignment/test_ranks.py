@@ -1,4 +1,4 @@
-"""What must hold over a real process group: gloo with 1 to 4 processes, started once for all tests here."""
+"""Tests over gloo process groups of 1 to 4 processes, which are started once for all tests of this module."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Reports = dict[int, list[dict[str, Any]]]
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> Reports:
-    """World size to what each of its ranks reported."""
+    """Reports of the ranks by world size."""
     out = tmp_path_factory.mktemp("ranks")
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(Path(__file__).with_name("ranks.py")), str(out)]
@@ -30,38 +30,36 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Reports:
 
 
 @pytest.mark.parametrize("size", [2, 3, 4])
-def test_every_rank_holds_the_assignment_that_one_process_finds(reports: Reports, size: int) -> None:
-    (alone,) = reports[1]
-    assert alone["matchings"][0][1] > 0, "labels moved, else the comparison says nothing"
+def test_every_rank_has_the_assignment_of_one_process(reports: Reports, size: int) -> None:
+    (expected,) = reports[1]
+    assert expected["updates"][0][1] > 0, "without moves the comparison proves nothing"
     for report in reports[size]:
-        assert report["matchings"] == alone["matchings"]
-        assert report["rows"] == alone["rows"]
-        assert report["refit"] == alone["refit"]
-    assert alone["refit"]["stayed"] < 0.999, "prototypes moved, else the comparison says nothing"
+        assert report["updates"] == expected["updates"]
+        assert report["rows"] == expected["rows"]
+        assert report["refit"] == expected["refit"]
+    assert expected["refit"]["stayed"] < 0.999, "without moves the comparison proves nothing"
 
 
 @pytest.mark.parametrize("size", [2, 3, 4])
-def test_many_classes_get_the_same_assignment_on_every_rank(reports: Reports, size: int) -> None:
-    (alone,) = reports[1]
-    first, second = alone["many_classes"]
+def test_many_classes_have_the_same_assignment_on_every_rank(reports: Reports, size: int) -> None:
+    (expected,) = reports[1]
+    first, second = expected["many_classes"]
     assert first != second and sorted(second) == list(range(len(second)))
     for report in reports[size]:
-        assert report["many_classes"] == alone["many_classes"]
+        assert report["many_classes"] == expected["many_classes"]
 
 
 @pytest.mark.parametrize("size", [2, 3])
-def test_rank_zero_alone_looks_into_a_matching_and_sees_what_one_process_sees(
-    reports: Reports, size: int
-) -> None:
-    (alone,) = reports[1]
-    assert all(diagnostics["margin"] > 0 for diagnostics in alone["insights"])
-    first, *others = (report["insights"] for report in reports[size])
-    assert first == alone["insights"]
+def test_diagnostics_on_rank_zero_equal_those_of_one_process(reports: Reports, size: int) -> None:
+    (expected,) = reports[1]
+    assert all(diagnostics["margin"] > 0 for diagnostics in expected["diagnostics"])
+    first, *others = (report["diagnostics"] for report in reports[size])
+    assert first == expected["diagnostics"]
     assert all(diagnostics == [None, None] for diagnostics in others)
 
 
 @pytest.mark.parametrize("size", [2, 3])
-def test_ranks_that_differ_are_named(reports: Reports, size: int) -> None:
+def test_error_names_the_ranks_that_differ(reports: Reports, size: int) -> None:
     for report in reports[size]:
         assert f"[{size - 1}]" in report["differing"]
         assert "assignment" in report["differing"]
@@ -69,8 +67,8 @@ def test_ranks_that_differ_are_named(reports: Reports, size: int) -> None:
 
 
 @pytest.mark.parametrize("size", [2, 3])
-def test_ddp_leaves_each_ranks_statistic_alone(reports: Reports, size: int) -> None:
-    """Fails where DDP's buffer synchronization, at its construction or at a step, gives rank 0's to all."""
+def test_ddp_does_not_synchronize_the_statistic(reports: Reports, size: int) -> None:
+    """DDP would otherwise broadcast the buffers of rank 0 at construction and at each step."""
     for rank, report in enumerate(reports[size]):
         training = report["training"]
         assert training["before"][rank] == (rank + 1) << 32
@@ -80,8 +78,8 @@ def test_ddp_leaves_each_ranks_statistic_alone(reports: Reports, size: int) -> N
 
 
 @pytest.mark.parametrize("size", [2, 3])
-def test_a_saved_statistic_is_the_total_which_rank_zero_then_holds_alone(reports: Reports, size: int) -> None:
-    """24 training samples and rank + 1 more on each rank, counted once in the checkpoint."""
+def test_saved_statistic_is_the_total_and_moves_to_rank_zero(reports: Reports, size: int) -> None:
+    """The checkpoint counts 24 training samples and rank + 1 further samples of each rank once."""
     first, *others = (r["training"] for r in reports[size])
     total = 24 + sum(rank + 1 for rank in range(size))
     assert sum(first["saved"]) == total << 32
@@ -93,8 +91,8 @@ def test_a_saved_statistic_is_the_total_which_rank_zero_then_holds_alone(reports
 
 
 @pytest.mark.parametrize("size", [2, 3])
-def test_class_counts_in_dot_regression_are_the_global_batchs(reports: Reports, size: int) -> None:
-    """The mean of the ranks' losses, and so of their gradients, is the loss of the whole batch."""
+def test_dot_regression_uses_global_class_counts(reports: Reports, size: int) -> None:
+    """The mean of the losses of the ranks, and of their gradients, is that of the global batch."""
     expected = reports[1][0]["dot_regression"]
     assert any(abs(v) > 1e-3 for v in expected[1:])
     for report in reports[size]:
@@ -102,27 +100,25 @@ def test_class_counts_in_dot_regression_are_the_global_batchs(reports: Reports, 
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
-def test_the_mean_loss_is_that_of_all_ranks(reports: Reports, size: int) -> None:
+def test_mean_loss_is_over_all_ranks(reports: Reports, size: int) -> None:
     expected = sum(1.0 + rank + step for rank in range(size) for step in range(3)) / (3 * size)
     for report in reports[size]:
         assert report["meter"]["mean"] == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
-def test_a_loss_that_is_not_a_number_is_told_with_step_rank_and_checkpoint(
-    reports: Reports, size: int
-) -> None:
+def test_nan_loss_error_names_step_rank_and_checkpoint(reports: Reports, size: int) -> None:
     for report in reports[size]:
         assert f"at step {17 + size - 1} on rank {size - 1}" in report["meter"]["failure"]
         assert "step-9" in report["meter"]["failure"]
 
 
 @pytest.mark.parametrize("size", [2, 3])
-def test_validation_counts_every_image_once_whatever_the_world(reports: Reports, size: int) -> None:
+def test_validation_counts_every_image_once(reports: Reports, size: int) -> None:
     expected = reports[1][0]["evaluations"]
     assert [e["num_validated"] for e in expected] == [1, 7, 103]
     for report in reports[size]:
-        # Counts are exact; a confidence's last bit may depend on how many rows a product has, on some processors.
+        # Counts are exact; on some processors the last bit of a confidence depends on the rows of the product.
         assert [e["ece"] for e in report["evaluations"]] == pytest.approx(
             [e["ece"] for e in expected], abs=1e-3
         )

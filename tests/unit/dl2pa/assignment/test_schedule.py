@@ -7,8 +7,8 @@ from dl2pa.assignment import MatchSchedule
 STEPS = 4
 
 
-def matchings(schedule: MatchSchedule, epochs: int = 6) -> tuple[list[int], list[int]]:
-    """Global steps (of 4 an epoch) after which it matches, and epochs (0-based) at whose end it does."""
+def updates(schedule: MatchSchedule, epochs: int = 6) -> tuple[list[int], list[int]]:
+    """Global steps (4 per epoch) and epochs (0-based) after which the schedule has an update."""
     steps = [g for g in range(1, epochs * STEPS + 1) if schedule.after_step((g - 1) // STEPS, g)]
     return steps, [e for e in range(epochs) if schedule.after_epoch(e)]
 
@@ -35,7 +35,5 @@ def matchings(schedule: MatchSchedule, epochs: int = 6) -> tuple[list[int], list
     ],
     ids=str,
 )
-def test_matchings_fall_where_the_rules_say(
-    rules: dict[str, int], steps: list[int], epochs: list[int]
-) -> None:
-    assert matchings(MatchSchedule(**rules)) == (steps, epochs)
+def test_updates_follow_the_rules(rules: dict[str, int], steps: list[int], epochs: list[int]) -> None:
+    assert updates(MatchSchedule(**rules)) == (steps, epochs)

@@ -1,4 +1,4 @@
-"""The exact solver against brute force and SciPy's dense solver, and its independence of everything but its inputs."""
+"""The exact solver: equal to brute force and SciPy's dense solver, and a function of its arguments only."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ KINDS = (
     "unseen, shared direction",
     "low rank",
     "ties everywhere",
-    "all rows alike",
+    "equal rows",
     "near prototypes",
     "equal prototypes",
 )
@@ -42,7 +42,7 @@ def unit_rows(count: int, dim: int, seed: int) -> Floats:
 
 
 def problem(kind: str, count: int, dim: int, seed: int) -> tuple[Floats, Floats, Integers]:
-    """Rows, prototypes and current assignment."""
+    """Rows, prototypes and current assignment of a problem."""
     random = np.random.default_rng(seed)
     rows, points = unit_rows(count, dim, seed), unit_rows(count, dim, seed + 10_000)
     if kind in ("shared direction", "unseen, shared direction"):
@@ -59,7 +59,7 @@ def problem(kind: str, count: int, dim: int, seed: int) -> tuple[Floats, Floats,
         rows[:, 1:] = 0.0
     if kind == "ties everywhere":
         rows, points = (np.sign(part) * (np.abs(part) > 0.3) for part in (rows, points))
-    if kind == "all rows alike":
+    if kind == "equal rows":
         rows[:] = rows[0]
     if kind == "near prototypes":
         rows = points[random.permutation(count)] + 0.3 * rows
@@ -74,7 +74,7 @@ def objective(rows: Floats, points: Floats, sigma: Integers) -> float:
 
 @given(classes=st.integers(2, 6), seed=st.integers(0, 2**16))
 @settings(max_examples=40, deadline=None)
-def test_the_best_of_all_permutations_is_found(classes: int, seed: int) -> None:
+def test_result_is_the_best_of_all_permutations(classes: int, seed: int) -> None:
     rows, points = unit_rows(classes, 3, seed), unit_rows(classes, 3, seed + 100)
     sigma = solve_assignment(rows, points)
     assert sorted(sigma.tolist()) == list(range(classes))
@@ -88,10 +88,12 @@ def test_the_best_of_all_permutations_is_found(classes: int, seed: int) -> None:
     dim=st.sampled_from([2, 3, 10, 64]),
     seed=st.integers(0, 2**16),
 )
-@example(kind="ties everywhere", count=204, dim=10, seed=204)  # one rounded score used to depend on the path
+@example(kind="ties everywhere", count=204, dim=10, seed=204)  # a rounded score once depended on the path
 @settings(max_examples=30, deadline=None)
-def test_as_good_as_the_dense_solver_from_any_candidates(kind: str, count: int, dim: int, seed: int) -> None:
-    """The same permutation from 8, 32 and 128 candidates and from the complete graph."""
+def test_result_equals_the_dense_solver_for_any_candidates(
+    kind: str, count: int, dim: int, seed: int
+) -> None:
+    """8, 32 and 128 candidates and the complete graph give the same permutation."""
     rows, points, current = problem(kind, count, dim, seed)
     cost = (rows.mean(axis=0) - rows) @ (points - points.mean(axis=0)).T
     best = -cost[linear_sum_assignment(cost)].sum()
@@ -105,10 +107,8 @@ def test_as_good_as_the_dense_solver_from_any_candidates(kind: str, count: int, 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_order_and_precision_of_candidates_do_not_matter(
-    kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Small tiles and noise in float32 products, as another device has, change the search and not the result."""
+def test_search_order_and_precision_do_not_matter(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small tiles and float32 noise, as on another device, change the search but not the result."""
     rows, points, current = problem(kind, 400, 16, 5)
     expected = AssignmentSolver(all_pairs=0).solve(rows, points, current).assignment
     product = scores._product
@@ -125,8 +125,8 @@ def test_the_order_and_precision_of_candidates_do_not_matter(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_solver_that_solved_before_gives_the_same_result(kind: str) -> None:
-    """As the rows drift a little, then jump, and as a class is seen for the first time."""
+def test_earlier_solves_do_not_change_the_result(kind: str) -> None:
+    """The rows drift, then jump, and classes get their first samples."""
     rows, points, current = problem(kind, 300, 16, 7)
     solver = AssignmentSolver(all_pairs=0)
     for step, size in enumerate((0.0, 0.001, 0.01, 2.0, 0.0)):
@@ -137,22 +137,22 @@ def test_a_solver_that_solved_before_gives_the_same_result(kind: str) -> None:
         assert np.array_equal(current, fresh), step
 
 
-def test_a_trained_network_is_solved_again_without_a_search(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_second_solve_of_a_trained_network_needs_no_search(monkeypatch: pytest.MonkeyPatch) -> None:
     rows, points, current = problem("near prototypes", 2 * ALL_PAIRS, 64, 0)
     solver = AssignmentSolver()
     first = solver.solve(rows, points, current)
 
-    def refuse(*_: object) -> None:
+    def fail(*_: object) -> None:
         raise AssertionError("all pairs were searched")
 
-    monkeypatch.setattr(ScoreSearch, "largest", refuse)
+    monkeypatch.setattr(ScoreSearch, "largest", fail)
     again = solver.solve(rows + 0.001 * unit_rows(*rows.shape, 1), points, first.assignment)
     assert np.array_equal(again.assignment, first.assignment)
     with pytest.raises(AssertionError, match="searched"):
         solver.solve(rows, -points, first.assignment)
 
 
-def test_the_search_finds_every_pair_above_its_thresholds() -> None:
+def test_search_returns_every_pair_above_the_thresholds() -> None:
     rows, points, _ = problem("clustered", 500, 8, 3)
     rows -= rows.mean(axis=0)
     search = ScoreSearch(rows, points, np.zeros(8), torch.device("cpu"))
@@ -165,46 +165,46 @@ def test_the_search_finds_every_pair_above_its_thresholds() -> None:
     assert (exact <= limits.columns).all(where=left_out)
     random = np.random.default_rng(0)
     row_values, column_values = 0.3 + 0.1 * random.random(500), 0.2 * random.random(500)
-    everything = Limits(np.full(500, np.inf), np.full(500, np.inf))
-    for within in (limits, everything):
-        found = search.above(row_values, column_values, within)
-        assert found is not None
-        wanted = exact > row_values[:, None] + column_values
-        if within is limits:
-            wanted &= left_out
-        assert set(zip(*map(np.ndarray.tolist, np.nonzero(wanted)), strict=True)) <= set(
-            zip(found[0].tolist(), found[1].tolist(), strict=True)
+    unlimited = Limits(np.full(500, np.inf), np.full(500, np.inf))
+    for bounds in (limits, unlimited):
+        pairs = search.above(row_values, column_values, bounds)
+        assert pairs is not None
+        expected = exact > row_values[:, None] + column_values
+        if bounds is limits:
+            expected &= left_out
+        assert set(zip(*map(np.ndarray.tolist, np.nonzero(expected)), strict=True)) <= set(
+            zip(pairs[0].tolist(), pairs[1].tolist(), strict=True)
         )
-        assert wanted.any()
-    assert search.above(row_values, column_values, everything, most=0.5) is None
+        assert expected.any()
+    assert search.above(row_values, column_values, unlimited, max_share=0.5) is None
 
 
-def test_no_array_of_all_pairs_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_array_of_all_pairs_is_allocated(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither tiles nor edges grow with C²."""
     rows, points, current = problem("shared direction", 3000, 16, 0)
     largest = 0
-    product, of = scores._product, Graph.of
+    product, build = scores._product, Graph.of
 
-    def watched(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    def record_product(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
         nonlocal largest
         largest = max(largest, len(one) * len(other))
         return product(one, other)
 
-    def counted(shape: tuple[int, int], edges: Integers, columns: Integers) -> Graph:
+    def record_edges(shape: tuple[int, int], edges: Integers, columns: Integers) -> Graph:
         nonlocal largest
         largest = max(largest, len(edges))
-        return of(shape, edges, columns)
+        return build(shape, edges, columns)
 
-    monkeypatch.setattr(scores, "_product", watched)
-    monkeypatch.setattr(Graph, "of", counted)
+    monkeypatch.setattr(scores, "_product", record_product)
+    monkeypatch.setattr(Graph, "of", record_edges)
     monkeypatch.setitem(scores._TILE, "cpu", 256)
     AssignmentSolver().solve(rows, points, current)
     assert 3000 < largest < 3000 * 300
 
 
-def test_more_ties_than_fit_into_memory_leave_an_optimum(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scores, "_MOST_PAIRS", 100)
-    monkeypatch.setattr(scores, "_MOST_PAIRS_EACH", 1)
+def test_result_is_optimal_with_more_ties_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scores, "_MAX_PAIRS", 100)
+    monkeypatch.setattr(scores, "_MAX_PAIRS_PER_ROW", 1)
     rows, points, current = problem("ties everywhere", 400, 16, 5)
     cost = -rows @ points.T
     sigma = AssignmentSolver(all_pairs=0).solve(rows, points, current).assignment
@@ -212,8 +212,8 @@ def test_more_ties_than_fit_into_memory_leave_an_optimum(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_classes_that_share_a_direction_are_still_matched_exactly(seed: int) -> None:
-    """An untrained network: what is centered away must not change which permutation wins."""
+def test_rows_with_a_shared_direction_are_matched_exactly(seed: int) -> None:
+    """As in an untrained network; subtracting the mean must not change the optimum."""
     rows = unit_rows(6, 3, seed) * 1e-3 + np.array([5.0, -2.0, 1.0])
     points = unit_rows(6, 3, seed + 10) + 0.7
     every = (np.array(p) for p in itertools.permutations(range(6)))
@@ -222,7 +222,7 @@ def test_classes_that_share_a_direction_are_still_matched_exactly(seed: int) -> 
 
 
 @pytest.mark.parametrize(("classes", "dim"), [(100, 10), (300, 64)])
-def test_a_planted_permutation_is_recovered(classes: int, dim: int) -> None:
+def test_planted_permutation_is_recovered(classes: int, dim: int) -> None:
     points = unit_rows(classes, dim, 0)
     planted = np.random.default_rng(1).permutation(classes)
     assert solve_assignment(points[planted], points).tolist() == planted.tolist()
@@ -230,7 +230,7 @@ def test_a_planted_permutation_is_recovered(classes: int, dim: int) -> None:
     assert solve_assignment(noisy, points).tolist() == planted.tolist()
 
 
-def test_classes_never_seen_keep_their_prototype_or_take_one_that_is_left() -> None:
+def test_classes_without_samples_keep_their_prototype_or_get_a_free_one() -> None:
     points = unit_rows(8, 4, 0)
     rows = points[[3, 1, 7, 0, 2, 4, 5, 6]].copy()
     rows[[2, 5, 6]] = 0.0
@@ -238,24 +238,24 @@ def test_classes_never_seen_keep_their_prototype_or_take_one_that_is_left() -> N
     sigma = solve_assignment(rows, points, current)
     assert sigma[[0, 1, 3, 4, 7]].tolist() == [3, 1, 0, 2, 6]
     assert sigma[[5, 6]].tolist() == [4, 5], "kept"
-    assert sigma[2] == 7, "the one left over"
+    assert sigma[2] == 7, "the free one"
 
 
-@pytest.mark.parametrize("kind", ["all rows alike", "ties everywhere", "duplicated rows"])
-def test_of_equal_assignments_the_one_with_fewer_moves_is_chosen(kind: str) -> None:
+@pytest.mark.parametrize("kind", ["equal rows", "ties everywhere", "duplicated rows"])
+def test_of_equal_assignments_the_one_with_fewest_moves_is_selected(kind: str) -> None:
     rows, points, current = problem(kind, 40, 3, 0)
     first = solve_assignment(rows, points, current)
     assert np.array_equal(solve_assignment(rows, points, first), first), "an optimum stays"
-    if kind == "all rows alike":
+    if kind == "equal rows":
         assert np.array_equal(first, current)
 
 
-def test_nothing_seen_changes_nothing() -> None:
+def test_no_samples_keep_the_assignment() -> None:
     current = np.array([2, 0, 1])
     assert np.array_equal(solve_assignment(np.zeros((3, 2)), unit_rows(3, 2, 0), current), current)
 
 
-def test_the_inputs_are_left_alone() -> None:
+def test_inputs_are_not_modified() -> None:
     rows, points = unit_rows(5, 3, 0), unit_rows(5, 3, 1)
     copies = rows.copy(), points.copy()
     solve_assignment(rows, points)
@@ -263,7 +263,7 @@ def test_the_inputs_are_left_alone() -> None:
     assert np.array_equal(points, copies[1])
 
 
-def test_potentials_prove_the_least_weight() -> None:
+def test_potentials_prove_the_minimum_weight() -> None:
     random = np.random.default_rng(0)
     for rows, columns in ((30, 30), (20, 35)):
         kept = random.random((rows, columns)) < 0.4

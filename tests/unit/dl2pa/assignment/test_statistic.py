@@ -11,7 +11,7 @@ CLASSES, DIM = 7, 5
 
 
 def samples(count: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Features of every norm, labels that repeat and leave the last class out, shares."""
+    """Features of any norm, repeated labels without the last class, and shares."""
     generator = torch.Generator().manual_seed(seed)
     norms = 10.0 ** torch.randint(-3, 4, (count, 1), generator=generator)
     features = torch.randn(count, DIM, generator=generator) * norms
@@ -19,7 +19,7 @@ def samples(count: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     return features, labels, torch.rand(count, generator=generator)
 
 
-def added(*parts: tuple[Tensor, Tensor, Tensor | None]) -> ClassStatistic:
+def statistic_of(*parts: tuple[Tensor, Tensor, Tensor | None]) -> ClassStatistic:
     statistic = ClassStatistic(CLASSES, DIM)
     for part in parts:
         statistic.add(*part)
@@ -36,55 +36,55 @@ def reference_means(features: Tensor, labels: Tensor, shares: Tensor) -> np.ndar
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_means_are_the_share_weighted_means_of_unit_features(shared: bool) -> None:
+def test_means_are_share_weighted_means_of_unit_features(shared: bool) -> None:
     features, labels, shares = samples(500)
-    means, counts = added((features, labels, shares if shared else None)).means()
+    means, counts = statistic_of((features, labels, shares if shared else None)).means()
     weights = shares if shared else torch.ones(500)
     assert np.abs(means.numpy() - reference_means(features, labels, weights)).max() < 2e-7
     expected = np.bincount(labels.numpy(), weights=weights.double().numpy(), minlength=CLASSES)
     assert np.abs(counts.numpy() - expected).max() < 1e-6
 
 
-def test_any_order_and_any_split_gives_the_same_bits() -> None:
+def test_order_and_split_of_samples_do_not_change_a_bit() -> None:
     features, labels, shares = samples(300)
-    whole = added((features, labels, shares))
+    expected = statistic_of((features, labels, shares))
     for seed in range(4):
         order = torch.randperm(300, generator=torch.Generator().manual_seed(seed))
         pieces = order.split(1 + 37 * seed)
-        again = added(*((features[p], labels[p], shares[p]) for p in pieces))
-        assert torch.equal(again.sums, whole.sums)
-        assert torch.equal(again.counts, whole.counts)
+        again = statistic_of(*((features[p], labels[p], shares[p]) for p in pieces))
+        assert torch.equal(again.sums, expected.sums)
+        assert torch.equal(again.counts, expected.counts)
 
 
-def test_parts_of_several_ranks_add_up_to_the_whole() -> None:
+def test_sum_over_ranks_equals_one_process() -> None:
     features, labels, shares = samples(96)
-    whole = added((features, labels, shares))
-    parts = [added((features[r::3], labels[r::3], shares[r::3])) for r in range(3)]
-    assert torch.equal(sum(p.sums for p in parts), whole.sums)  # type: ignore[arg-type]
-    assert torch.equal(sum(p.counts for p in parts), whole.counts)  # type: ignore[arg-type]
+    expected = statistic_of((features, labels, shares))
+    parts = [statistic_of((features[r::3], labels[r::3], shares[r::3])) for r in range(3)]
+    assert torch.equal(sum(p.sums for p in parts), expected.sums)  # type: ignore[arg-type]
+    assert torch.equal(sum(p.counts for p in parts), expected.counts)  # type: ignore[arg-type]
 
 
-def test_duplicate_labels_in_one_batch_all_count() -> None:
-    """The authors' indexed += keeps one sample a label (ALGORITHMS, section 5)."""
+def test_repeated_labels_in_a_batch_all_count() -> None:
+    """The authors' indexed += keeps only one sample per label (ALGORITHMS, section 5)."""
     features = torch.eye(DIM)[[0, 0, 1, 2]]
-    means, counts = added((features, torch.tensor([3, 3, 3, 4]), None)).means()
+    means, counts = statistic_of((features, torch.tensor([3, 3, 3, 4]), None)).means()
     assert counts.tolist() == [0, 0, 0, 3, 1, 0, 0]
     assert torch.allclose(means[3], torch.tensor([2 / 3, 1 / 3, 0, 0, 0], dtype=torch.float64))
 
 
-def test_mixed_samples_count_in_the_proportion_of_their_shares() -> None:
+def test_mixed_samples_count_by_their_shares() -> None:
     features, share = torch.eye(DIM)[:2], torch.tensor([0.25, 1.0])
     first, second = torch.tensor([0, 1]), torch.tensor([1, 0])
-    statistic = added((features, first, share), (features, second, 1 - share))
+    statistic = statistic_of((features, first, share), (features, second, 1 - share))
     means, counts = statistic.means()
     assert counts.tolist()[:2] == [0.25, 1.75]
     assert means[0].tolist() == [1, 0, 0, 0, 0]
     assert means[1].tolist() == pytest.approx([0.75 / 1.75, 1 / 1.75, 0, 0, 0])
 
 
-def test_a_class_never_seen_has_a_zero_row_and_one_not_seen_again_keeps_its_row() -> None:
+def test_rows_of_classes_without_samples() -> None:
     features, labels, _ = samples(50)
-    statistic = added((features, labels, None))
+    statistic = statistic_of((features, labels, None))
     rows = statistic.directions()
     assert rows[CLASSES - 1].tolist() == [0] * DIM
     assert torch.allclose(rows[: CLASSES - 1].norm(dim=1), torch.ones(CLASSES - 1, dtype=torch.float64))
@@ -107,25 +107,27 @@ def test_momentum_blends_directions(momentum: float) -> None:
     assert row[:2].tolist() == pytest.approx(expected.tolist())
 
 
-def test_directions_do_not_depend_on_how_often_a_class_was_seen() -> None:
+def test_directions_do_not_depend_on_the_number_of_samples() -> None:
     feature = torch.tensor([[3.0, 4.0, 0, 0, 0]])
-    statistic = added((feature, torch.tensor([0]), None), (feature.repeat(9, 1), torch.full((9,), 1), None))
+    statistic = statistic_of(
+        (feature, torch.tensor([0]), None), (feature.repeat(9, 1), torch.full((9,), 1), None)
+    )
     rows = statistic.directions()
     assert torch.allclose(rows[0], rows[1])
 
 
-def test_the_state_dict_is_the_whole_statistic() -> None:
-    statistic = added(samples(40))
+def test_state_dict_is_complete() -> None:
+    statistic = statistic_of(samples(40))
     statistic.rows.copy_(statistic.directions())
     other = ClassStatistic(CLASSES, DIM)
     other.load_state_dict(statistic.state_dict())
-    for one in (statistic, other):
-        one.add(*samples(10, seed=1))
+    for each in (statistic, other):
+        each.add(*samples(10, seed=1))
     assert torch.equal(other.directions(0.5), statistic.directions(0.5))
 
 
-def test_half_precision_features_are_summed_without_rounding() -> None:
+def test_bfloat16_features_are_summed_without_rounding() -> None:
     features, labels, _ = samples(400)
-    half = features.bfloat16()
-    means, _ = added((half, labels, None)).means()
-    assert np.abs(means.numpy() - reference_means(half, labels, torch.ones(400))).max() < 2e-7
+    rounded = features.bfloat16()
+    means, _ = statistic_of((rounded, labels, None)).means()
+    assert np.abs(means.numpy() - reference_means(rounded, labels, torch.ones(400))).max() < 2e-7

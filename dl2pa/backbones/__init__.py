@@ -1,4 +1,4 @@
-"""Networks from images to embeddings: CIFAR ResNets and torchvision's ImageNet models."""
+"""Backbones that map images to embeddings: CIFAR ResNets and torchvision models."""
 
 from dl2pa.backbones.build import Embedder, build_embedder
 

@@ -1,4 +1,4 @@
-"""Build a backbone with a head that maps its features to the embedding."""
+"""Build a backbone with a projection head."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dl2pa.specs import BACKBONES
 
 
 class Embedder(nn.Module):
-    """Backbone and head: images [B, 3, H, W] to embeddings [B, d], not normalized."""
+    """Backbone and projection head: maps images [B, 3, H, W] to embeddings [B, d], which are not normalized."""
 
     def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
         super().__init__()
@@ -29,13 +29,13 @@ def build_embedder(
     shortcut: str = "conv",
     widths: tuple[int, int, int] = (16, 32, 64),
 ) -> Embedder:
-    """Build a backbone of `dl2pa.specs.BACKBONES` with random weights from torch's generator.
+    """Build a backbone with random weights from torch's global generator.
 
     Args:
-        backbone: name.
+        backbone: key of `dl2pa.specs.BACKBONES`.
         embedding_dim: d.
-        head: `linear`, a projection with bias to d; `batchnorm`, BN(d) on the d features of the backbone.
-        shortcut, widths: of CIFAR ResNets (`CifarResNet`).
+        head: `linear`, a projection to d with bias, or `batchnorm`, a BatchNorm of the d features of the backbone.
+        shortcut, widths: arguments of `CifarResNet`; other backbones ignore them.
 
     Raises:
         ValueError: unknown backbone.

@@ -1,4 +1,4 @@
-"""ResNets for small images (He et al., CVPR 2016, section 4.2), in the two variants the method's authors use."""
+"""ResNets for small images (He et al., CVPR 2016, section 4.2) in the two variants of the DL2PA authors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 
 class _PadShortcut(nn.Module):
-    """Option A: every second pixel, and zeros for the new channels."""
+    """Shortcut option A: subsample pixels by the stride and pad the new channels with zeros."""
 
     def __init__(self, extra_channels: int, stride: int) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class _Block(nn.Module):
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
             if shortcut not in ("conv", "pad"):
-                raise ValueError(f"{shortcut!r} is not a shortcut: conv or pad")
+                raise ValueError(f"{shortcut!r} is not a shortcut; use conv or pad")
             if shortcut == "pad":
                 self.shortcut = _PadShortcut(outputs - inputs, stride)
             else:
@@ -45,12 +45,12 @@ class _Block(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """ResNet of depth 6n + 2 with three stages; features [B, widths[-1]] after global average pooling.
+    """ResNet of depth 6n + 2 with three stages and global average pooling; features [B, widths[-1]].
 
     Args:
-        depth: 8, 14, 20, 32, 44 or 56.
+        depth: 6n + 2.
         widths: channels of the three stages.
-        shortcut: `conv` for a 3x3 convolution, `pad` for option A.
+        shortcut: `conv` for a 3x3 convolution with BatchNorm, `pad` for option A.
     """
 
     def __init__(
@@ -68,7 +68,6 @@ class CifarResNet(nn.Module):
                 stages.append(_Block(inputs, outputs, stride, shortcut))
                 inputs = outputs
         self.blocks = nn.Sequential(*stages)
-        self.num_features = widths[-1]
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight)

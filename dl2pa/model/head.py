@@ -1,4 +1,4 @@
-"""What turns embeddings into logits: tensors and numbers, so that a trained model needs no method to predict."""
+"""Classifier head: maps embeddings to logits without the training method."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from torch.nn import functional as F
 
 
 class Norm(NamedTuple):
-    """LayerNorm's gain and bias, both [d] or [C]."""
+    """Gain and bias of a LayerNorm, both [d] or [C]."""
 
     gain: Tensor
     bias: Tensor
 
 
 class ClassifierHead(NamedTuple):
-    """Logits [B, C] of features [B, d]; differentiable in whatever its tensors are.
+    """Maps features [B, d] to logits [B, C]; differentiable in its tensors.
 
     Attributes:
         vectors: [C·K, d]; rows cK … cK+K−1 belong to class c.
         scale: factor of the scores.
-        normalize: scale the features to length 1; with unit vectors the scores are cosines.
-        per_class: K; a class's score is that of its best vector.
-        bias: [C], added to the scores (only with K = 1 and no scale).
-        feature_norm: LayerNorm of the features before all else.
-        class_norm: LayerNorm of the scores over the classes after all else.
+        normalize: normalize the features; with unit vectors the scores are cosines.
+        per_class: K; the score of a class is the maximum over its vectors.
+        bias: [C], added to the scores; only with K = 1 and scale 1.
+        feature_norm: LayerNorm applied to the features first.
+        class_norm: LayerNorm over the classes applied to the scores last.
     """
 
     vectors: Tensor
@@ -43,23 +43,23 @@ class ClassifierHead(NamedTuple):
         return len(self.vectors) // self.per_class
 
     def split(self, classes: int) -> list[ClassifierHead]:
-        """Readouts of consecutive blocks of so many classes; not for a LayerNorm over the classes.
+        """Split into heads of `classes` consecutive classes each; not for a head with `class_norm`.
 
-        The gradients of the blocks are put together in one pass.
+        Tensors are split once, so that the backward pass concatenates the gradients of the blocks once.
         """
         vectors = self.vectors.split(classes * self.per_class)
         biases = [None] * len(vectors) if self.bias is None else self.bias.split(classes)
         return [self._replace(vectors=v, bias=b) for v, b in zip(vectors, biases, strict=True)]
 
     def embed(self, features: Tensor) -> Tensor:
-        """Features [B, d] as the vectors see them: float32, normalized as this readout does it."""
+        """Features [B, d] as multiplied with the vectors: float32 and normalized."""
         features = features.float()
         if self.feature_norm is not None:
             features = F.layer_norm(features, features.shape[1:], *self.feature_norm)
         return F.normalize(features, dim=1) if self.normalize else features
 
     def logits(self, features: Tensor) -> Tensor:
-        """[B, C] in float32, autocast or not."""
+        """Logits [B, C] in float32, also under autocast."""
         with torch.autocast(features.device.type, enabled=False):
             bias = None if self.bias is None else self.bias.float()
             scores = self.scale * F.linear(self.embed(features), self.vectors.float(), bias)

@@ -31,13 +31,11 @@ def expected_parameters(depth: int, widths: tuple[int, int, int], shortcut: str)
 @pytest.mark.parametrize(
     ("depth", "widths"), [(32, (16, 32, 64)), (32, (32, 64, 128)), (8, (16, 32, 64)), (56, (16, 32, 64))]
 )
-def test_the_network_has_the_convolutions_it_is_named_for(
-    depth: int, widths: tuple[int, int, int], shortcut: str
-) -> None:
+def test_network_has_the_layers_of_its_depth(depth: int, widths: tuple[int, int, int], shortcut: str) -> None:
     network = CifarResNet(depth, widths, shortcut)
     assert parameters(network) == expected_parameters(depth, widths, shortcut)
     weighted = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
-    assert len(weighted) == depth - 1 + (2 if shortcut == "conv" else 0), "and the classifier makes depth"
+    assert len(weighted) == depth - 1 + (2 if shortcut == "conv" else 0), "depth counts the classifier"
 
 
 def test_resnet32_has_the_published_size() -> None:
@@ -48,7 +46,7 @@ def test_resnet32_has_the_published_size() -> None:
 
 
 @pytest.mark.parametrize("shortcut", ["conv", "pad"])
-def test_features_are_the_average_over_an_eighth_of_the_resolution(shortcut: str) -> None:
+def test_features_are_a_mean_at_a_quarter_of_the_resolution(shortcut: str) -> None:
     network = CifarResNet(32, (16, 32, 64), shortcut)
     images = torch.randn(2, 3, 32, 32)
     stages = network.blocks(F.relu(network.bn1(network.conv1(images))))
@@ -57,8 +55,8 @@ def test_features_are_the_average_over_an_eighth_of_the_resolution(shortcut: str
     assert network(torch.randn(1, 3, 17, 23)).shape == (1, 64)
 
 
-def test_option_a_takes_every_second_pixel_and_adds_zero_channels() -> None:
-    """A block whose own branch is silenced passes on relu of the shortcut alone."""
+def test_option_a_takes_every_second_pixel_and_pads_channels() -> None:
+    """With a zero residual branch, the output of a block is relu(shortcut)."""
     network = CifarResNet(8, (4, 10, 16), "pad")
     block = network.blocks[1]
     nn.init.zeros_(block.bn2.weight)
@@ -71,7 +69,7 @@ def test_option_a_takes_every_second_pixel_and_adds_zero_channels() -> None:
     assert y[:, 7:].abs().max() == 0
 
 
-def test_an_identity_shortcut_adds_the_input() -> None:
+def test_identity_shortcut_adds_the_input() -> None:
     block = CifarResNet(14, (4, 8, 16)).blocks[1]
     nn.init.zeros_(block.bn2.weight)
     nn.init.zeros_(block.bn2.bias)
@@ -79,22 +77,20 @@ def test_an_identity_shortcut_adds_the_input() -> None:
     assert torch.equal(block(x.clone()), x.relu())
 
 
-def test_heads() -> None:
+def test_linear_and_batchnorm_heads() -> None:
     linear = build_embedder("resnet8", 5)
     assert linear.eval()(torch.randn(3, 3, 32, 32)).shape == (3, 5)
     assert parameters(linear) - parameters(linear.backbone) == 64 * 5 + 5
-    normed = build_embedder("resnet8", 128, head="batchnorm", widths=(32, 64, 128), shortcut="pad")
-    assert parameters(normed) - parameters(normed.backbone) == 2 * 128
-    embedded = normed.train()(torch.randn(64, 3, 16, 16))
+    batchnorm = build_embedder("resnet8", 128, head="batchnorm", widths=(32, 64, 128), shortcut="pad")
+    assert parameters(batchnorm) - parameters(batchnorm.backbone) == 2 * 128
+    embedded = batchnorm.train()(torch.randn(64, 3, 16, 16))
     assert embedded.mean(0).abs().max() < 1e-4
     assert (embedded.std(0) - 1).abs().max() < 0.05
 
 
 @pytest.mark.parametrize(("name", "published"), [("resnet50", 25_557_032), ("swin_t", 28_288_354)])
-def test_torchvisions_networks_get_a_projection_in_place_of_their_classifier(
-    name: str, published: int
-) -> None:
-    """Published size with 1,000 classes, its classifier exchanged for a Linear to d."""
+def test_projection_replaces_the_torchvision_classifier(name: str, published: int) -> None:
+    """The published size has a classifier of 1,000 classes, which a Linear to d replaces."""
     embedder = build_embedder(name, 32)
     features = {"resnet50": 2048, "swin_t": 768}[name]
     assert parameters(embedder) == published - (features + 1) * 1000 + (features + 1) * 32
@@ -104,7 +100,7 @@ def test_torchvisions_networks_get_a_projection_in_place_of_their_classifier(
     assert torch.isfinite(out).all()
 
 
-def test_weights_follow_torchs_seed() -> None:
+def test_weights_are_a_function_of_the_torch_seed() -> None:
     def weights(seed: int) -> torch.Tensor:
         torch.manual_seed(seed)
         return torch.cat([p.flatten() for p in build_embedder("resnet8", 4).parameters()])
@@ -113,7 +109,7 @@ def test_weights_follow_torchs_seed() -> None:
     assert not torch.equal(weights(1), weights(2))
 
 
-def test_the_memory_format_changes_no_result() -> None:
+def test_memory_format_does_not_change_the_result() -> None:
     embedder = build_embedder("resnet8", 4).eval()
     images = torch.randn(2, 3, 32, 32)
     plain = embedder(images)

@@ -1,4 +1,4 @@
-"""A model file gives the predictions of the trained method, for every method."""
+"""Model files give the predictions of the trained model, for every method."""
 
 from __future__ import annotations
 
@@ -43,7 +43,9 @@ def config(name: str, tmp_path: Path, **method: Any) -> Config:
         ("goto", {"sub_prototypes": 1}),
     ],
 )
-def test_a_saved_model_predicts_like_the_method(name: str, method: dict[str, Any], tmp_path: Path) -> None:
+def test_saved_model_gives_the_scores_of_the_method(
+    name: str, method: dict[str, Any], tmp_path: Path
+) -> None:
     settings = config(name, tmp_path, **method)
     model = build_model(settings, 5).eval()
     with torch.no_grad():
@@ -58,8 +60,8 @@ def test_a_saved_model_predicts_like_the_method(name: str, method: dict[str, Any
 
 
 @pytest.mark.parametrize("linear", [False, True])
-def test_a_file_without_normalize_loads(linear: bool, tmp_path: Path) -> None:
-    """Early files have no `normalize`: a scale of null means a linear classifier."""
+def test_file_without_normalize_loads(linear: bool, tmp_path: Path) -> None:
+    """Early files have no `normalize`; a scale of null is a linear classifier."""
     from safetensors import safe_open
     from safetensors.torch import save_file
 
@@ -77,7 +79,7 @@ def test_a_file_without_normalize_loads(linear: bool, tmp_path: Path) -> None:
     assert torch.equal(load_classifier(file).score(IMAGES), model.score(IMAGES))
 
 
-def test_a_file_with_too_few_vectors_is_refused(tmp_path: Path) -> None:
+def test_file_with_too_few_vectors_is_rejected(tmp_path: Path) -> None:
     settings = config("dnc", tmp_path)
     save_classifier(tmp_path / "model.safetensors", build_model(settings, 5), settings, (*CLASSES, "f"))
     with pytest.raises(UserError, match="number of class names differs"):

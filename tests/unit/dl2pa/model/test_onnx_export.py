@@ -1,4 +1,4 @@
-"""An ONNX file is written only if its results equal the original's."""
+"""ONNX export, which writes a file only if its results equal those of the model."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ def test_every_classifier_head_is_exported(method: str, tmp_path: Path) -> None:
     model = onnx.load(file)
     assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
     assert {p.key: p.value for p in model.metadata_props}["classes"] == json.dumps(list("abcde"))
-    assert str(Path(onnx_export.__file__).parent).encode() not in file.read_bytes(), "no path of this machine"
+    assert str(Path(onnx_export.__file__).parent).encode() not in file.read_bytes(), "contains a local path"
 
 
-def test_a_file_with_different_results_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The exporter is replaced with one that writes wrong weights."""
+def test_file_with_different_results_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The exporter is replaced by one that writes other weights."""
     pytest.importorskip("onnx")
     convert, other = onnx_export._convert, classifier(tmp_path, "dl2pa", 1)
     monkeypatch.setattr(onnx_export, "_convert", lambda _, side: convert(other, side))
@@ -61,13 +61,13 @@ def test_a_file_with_different_results_is_refused(tmp_path: Path, monkeypatch: p
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_missing_package_is_named_with_the_remedy(
+def test_error_names_the_missing_package_and_the_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = importlib.util.find_spec
+    find_spec = importlib.util.find_spec
 
     def without(name: str, *rest: Any) -> Any:
-        return None if name == "onnxruntime" else found(name, *rest)
+        return None if name == "onnxruntime" else find_spec(name, *rest)
 
     (tmp_path / "config.yaml").write_text("data: {dataset: synthetic, num_classes: 5}\n")
     monkeypatch.setattr(importlib.util, "find_spec", without)

@@ -174,7 +174,7 @@ def _auction(graph: Graph, weights: Floats, known: Integers) -> MinWeightMatchin
 
 
 def _edges_of(first: Integers, rows: Integers) -> tuple[Integers, Integers, Integers]:
-    """Edges of the given rows, one row after the other; the position of each row's first edge, and their number."""
+    """Edges of the given rows in this order; and the first position and the number of the edges of each row."""
     sizes = first[rows + 1] - first[rows]
     starts = np.cumsum(sizes) - sizes
     return np.repeat(first[rows] - starts, sizes) + np.arange(sizes.sum()), starts, sizes
@@ -226,7 +226,7 @@ def _shortest_distances(graph: Graph, lengths: Floats, matched: Integers) -> Flo
     for _ in range(count + 1):
         if not len(improved):
             return distances
-        edges, _starts, _sizes = _edges_of(first, improved)
+        edges = _edges_of(first, improved)[0]
         before = distances.copy()
         candidates = distances[matched[graph.rows[edges]]] + lengths[edges]
         np.minimum.at(distances, graph.columns[edges], candidates)

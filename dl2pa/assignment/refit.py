@@ -81,10 +81,10 @@ def nearest_code(directions_cd: Tensor, start_cd: Tensor, largest_cosine: float)
         unit = points / lengths
         excess = unit @ unit.T
         excess.fill_diagonal_(largest).sub_(largest).clamp_(min=0)
-        slope = 4 * weight * (excess @ unit) - directions_cd
-        slope = (slope - (slope * unit).sum(dim=1, keepdim=True) * unit) / lengths
-        mean.lerp_(slope, 1 - _MEAN)
-        square.lerp_(slope.square(), 1 - _SQUARE)
+        gradient = 4 * weight * (excess @ unit) - directions_cd
+        gradient = (gradient - (gradient * unit).sum(dim=1, keepdim=True) * unit) / lengths
+        mean.lerp_(gradient, 1 - _MEAN)
+        square.lerp_(gradient.square(), 1 - _SQUARE)
         size = _STEP * (1 - share) * math.sqrt(1 - _SQUARE ** (step + 1)) / (1 - _MEAN ** (step + 1))
         points.addcdiv_(mean, square.sqrt().add_(_EPS), value=-size)
     points = F.normalize(points, dim=1)

@@ -118,7 +118,7 @@ class ScoreSearch:
             return None
         if not widths.any():
             return _NONE, _NONE
-        room = limits.columns[column_order] - columns_c
+        allowed = limits.columns[column_order] - columns_c
         ordered = self._points[torch.from_numpy(column_order).to(self._device)]
         pairs: list[tuple[Integers, Integers]] = [(_NONE, _NONE)]
         total = 0
@@ -128,7 +128,7 @@ class ScoreSearch:
             block = self._rows[torch.from_numpy(numbers).to(self._device)]
             for left in range(0, int(widths[start]), self._tile):
                 across = slice(left, min(left + self._tile, int(widths[start])))
-                if room[across].max() < least:
+                if allowed[across].max() < least:
                     continue
                 threshold = self._upload(floor)[:, None] + self._upload(columns_c[across])
                 i, j = _above(block, ordered[across], threshold)

@@ -15,7 +15,7 @@ BLOCK_ELEMENTS = 1 << 22
 """Maximum number of cosines in memory; larger matrices of cosines are computed in blocks of rows."""
 _BLOCK = 65_536
 _MAX_EXHAUSTIVE = 32_768
-"""Maximum number of classes for which every prototype is checked; above, a random sample is."""
+"""Maximum number of classes for which every prototype is checked; above, a random sample is checked."""
 _MIN_CHECKED, _PAIRS_CHECKED = 1024, 1 << 30
 
 

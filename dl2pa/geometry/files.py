@@ -24,6 +24,7 @@ _TENSOR = "points"
 _AUTHORS_TENSOR = "w"
 _SUFFIXES = ".safetensors, .npy, or the authors' .pth"
 _NORM_TOLERANCE = 1e-3
+_SAVE_AS_NPY = "Save the array [C, d] as .npy instead."
 _REBUILD = "Create the file again with `dl2pa prototypes`, or copy it again."
 
 _log = logging.getLogger(__name__)
@@ -32,8 +33,8 @@ _log = logging.getLogger(__name__)
 def save_prototypes(prototypes: Prototypes, path: str | Path) -> Path:
     """Write prototypes with their certificate and a sha256 checksum of the points.
 
-    A `.safetensors` file contains all three; a `.npy` file contains the points, and a `.json` file of the same name
-    the rest. Files are replaced atomically.
+    A `.safetensors` file contains all three. With `.npy`, certificate and checksum are in a `.json` file of the same
+    name. Each file is replaced atomically.
 
     Args:
         path: ends in `.safetensors` or `.npy`; missing folders are created.
@@ -44,9 +45,9 @@ def save_prototypes(prototypes: Prototypes, path: str | Path) -> Path:
     Raises:
         UserError: another suffix, or the file cannot be written.
     """
-    path = Path(path)
     from safetensors.torch import save_file
 
+    path = Path(path)
     check_form(path)
     points = prototypes.points.detach().to("cpu", torch.float32).contiguous()
     record = {
@@ -101,9 +102,8 @@ def load_prototypes(path: str | Path, num_classes: int, dim: int) -> Prototypes:
         ".pt": _read_authors,
     }
     if path.suffix not in readers:
-        raise UserError(
-            str(path), path.suffix, "prototypes cannot be read from this format", f"Use {_SUFFIXES}."
-        )
+        message = "prototypes cannot be read from this format"
+        raise UserError(str(path), path.suffix, message, f"Use {_SUFFIXES}.")
     if not path.is_file():
         raise UserError(str(path), path.name, "no such file", "Check the path.")
     try:
@@ -160,11 +160,8 @@ def _read_authors(path: Path) -> tuple[Tensor, None]:
     try:
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        message, remedy = (
-            "is damaged or not a state dict of tensors only",
-            "Save the array [C, d] as .npy instead.",
-        )
-        raise UserError(str(path), path.name, message, remedy) from error
+        message = "is damaged or not a state dict of tensors only"
+        raise UserError(str(path), path.name, message, _SAVE_AS_NPY) from error
     except Exception as error:  # torch does not document the exceptions for a damaged file
         raise _damaged(path, "not a complete PyTorch file") from error
     state = cast(dict[Any, Any], state) if isinstance(state, dict) else {}
@@ -176,8 +173,7 @@ def _read_authors(path: Path) -> tuple[Tensor, None]:
         or weight.layout != torch.strided
     ):
         message = "is not a state dict whose `w` is a [d, C] tensor, the authors' format"
-        keys, remedy = sorted(map(str, state))[:16], "Save the array [C, d] as .npy instead."
-        raise UserError(str(path), keys, message, remedy)
+        raise UserError(str(path), sorted(map(str, state))[:16], message, _SAVE_AS_NPY)
     if weight.untyped_storage().nbytes() < weight.numel() * weight.element_size():
         raise _damaged(path, "the storage of `w` is smaller than its shape")
     return weight.detach().T.float().contiguous(), None

@@ -92,13 +92,11 @@ def build_prototypes(
 def check_shape(num_classes: int, dim: int) -> None:
     """Raise a UserError unless C distinct unit vectors exist in R^d and C ≥ 2."""
     if num_classes < 2:
-        raise UserError(
-            "num_classes", num_classes, "a classifier needs at least 2 classes", "Give 2 or more."
-        )
+        raise UserError("num_classes", num_classes, "must be at least 2", "Give 2 or more.")
     if dim < 1:
-        raise UserError("dim", dim, "the embedding dimension must be positive", "Give 1 or more.")
+        raise UserError("dim", dim, "must be at least 1", "Give 1 or more.")
     if dim == 1 and num_classes > 2:
-        message = f"the sphere of R^1 has 2 points, too few for {num_classes} classes"
+        message = f"must be at least 2 for {num_classes} classes, because the sphere of R^1 has only 2 points"
         raise UserError("dim", dim, message, "Choose dim >= 2.")
 
 
@@ -153,7 +151,7 @@ def _check_defined(construction: str, num_classes: int, dim: int) -> None:
     """Raise a UserError unless `construction` is defined for C×d."""
     defined, condition = _condition(construction, num_classes, dim)
     if not defined:
-        message = f"this construction needs {condition}; got num_classes = {num_classes}, dim = {dim}"
+        message = f"requires {condition}; got num_classes = {num_classes}, dim = {dim}"
         default = _optimal(num_classes, dim) or "max_cosine or known"
         remedy = f"Choose auto (here: {default}), or a dim that satisfies the condition."
         raise UserError("method.prototypes", construction, message, remedy)

@@ -230,7 +230,7 @@ def test_planted_permutation_is_recovered(classes: int, dim: int) -> None:
     assert solve_assignment(noisy, points).tolist() == planted.tolist()
 
 
-def test_classes_without_samples_keep_their_prototype_or_get_a_free_one() -> None:
+def test_classes_without_samples_keep_or_get_a_free_prototype() -> None:
     points = unit_rows(8, 4, 0)
     rows = points[[3, 1, 7, 0, 2, 4, 5, 6]].copy()
     rows[[2, 5, 6]] = 0.0
@@ -242,7 +242,7 @@ def test_classes_without_samples_keep_their_prototype_or_get_a_free_one() -> Non
 
 
 @pytest.mark.parametrize("kind", ["equal rows", "ties everywhere", "duplicated rows"])
-def test_of_equal_assignments_the_one_with_fewest_moves_is_selected(kind: str) -> None:
+def test_fewest_moves_are_selected_among_equal_assignments(kind: str) -> None:
     rows, points, current = problem(kind, 40, 3, 0)
     first = solve_assignment(rows, points, current)
     assert np.array_equal(solve_assignment(rows, points, first), first), "an optimum stays"

@@ -113,7 +113,7 @@ def test_large_problems_have_fewer_steps_but_at_least_100() -> None:
 
 
 @pytest.mark.parametrize("construction", ["uniformity", "hpn", "ebv"])
-def test_compared_objectives_reduce_the_cosine_and_depend_on_the_seed(construction: str) -> None:
+def test_compared_objectives_spread_points_and_use_the_seed(construction: str) -> None:
     first = build_prototypes(20, 5, construction, seed=1)
     again = build_prototypes(20, 5, construction, seed=1)
     other = build_prototypes(20, 5, construction, seed=2)

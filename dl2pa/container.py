@@ -1,4 +1,4 @@
-"""Whether the program runs in the container image, and the commit the image was built from."""
+"""Detection of the container image, and the commit that it was built from."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dl2pa import envvars
 
 
 def in_container() -> bool:
-    """Whether the program runs from the container image, under any engine."""
+    """Return whether the program runs from the container image, under any engine."""
     return envvars.IMAGE in os.environ
 
 
 def image_revision() -> str | None:
-    """Commit the image was built from; None outside the image or if the build did not set it."""
+    """Return the commit that the image was built from; None outside the image or if the build did not set it."""
     revision = os.environ.get(envvars.IMAGE, "unknown")
     return None if revision in ("", "unknown") else revision

@@ -43,7 +43,7 @@ class UserError(ValueError):
         self.remedy = remedy
 
     def __str__(self) -> str:
-        return printable(f"{self.field} = {_cut(repr(self.value))}: {_cut(self.message)}. {self.remedy}")
+        return printable(f"{self.field}={_cut(repr(self.value))}: {_cut(self.message)}. {self.remedy}")
 
     def as_dict(self) -> dict[str, Any]:
         """JSON form, as printed with ``--json``."""

@@ -62,7 +62,7 @@ def note_command() -> None:
 
 
 def command_began() -> float:
-    """Start time of the command that this process belongs to, seconds since 1970."""
+    """Return the start time of the command that this process belongs to, seconds since 1970."""
     return float(os.environ.get(envvars.COMMAND_START) or _process_began())
 
 

@@ -79,12 +79,12 @@ def _redact_item(name: str, value: Any) -> Any:
 
 
 def is_secret_name(name: str) -> bool:
-    """Whether a variable, key or tag with this name contains a secret."""
+    """Return whether a variable, key or tag with this name contains a secret."""
     return _SECRET_NAME.search(name) is not None
 
 
 def has_hidden_credentials(uri: str) -> bool:
-    """Whether ``uri`` was redacted and can no longer be used to connect."""
+    """Return whether ``uri`` was redacted and can no longer be used to connect."""
     return f"//{HIDDEN}@" in uri or f"={HIDDEN}" in uri
 
 

@@ -175,6 +175,14 @@ class RunDirectory:
         """Error report of one training process."""
         return self.logs / f"rank-{rank}.error.json"
 
+    def logged_ranks(self) -> list[int]:
+        """Ranks that have a log, in order."""
+        return sorted(int(path.stem.removeprefix("rank-")) for path in self.logs.glob("rank-*.log"))
+
+    def error_reports(self) -> list[dict[str, Any]]:
+        """Error reports of the ranks and nodes of all launches."""
+        return [read_json(path) for path in self.logs.glob("*.error.json")]
+
     def errors(self, launch: str) -> list[dict[str, Any]]:
         """Error reports of one launch's ranks, ordered by time."""
         reports = (read_json(path) for path in self.logs.glob("rank-*.error.json"))

@@ -8,15 +8,9 @@ import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from dl2pa import envvars
 from dl2pa.errors import UserError
-
-
-class _Run(Protocol):
-    @property
-    def run_dir(self) -> Path: ...
 
 
 @dataclass(frozen=True)
@@ -29,7 +23,7 @@ class Container:
     mounts: tuple[str, ...]
 
     @classmethod
-    def find(cls, image: str, runs: Sequence[_Run], more: Iterable[str] = ()) -> Container:
+    def find(cls, image: str, run_dirs: Sequence[Path], more: Iterable[str] = ()) -> Container:
         """Select the engine that is available on this cluster.
 
         Args:
@@ -39,7 +33,12 @@ class Container:
             UserError: no engine is available, or a folder name cannot be mounted.
         """
         data = os.environ.get(envvars.DATA)
-        folders = [str(Path.cwd()), *(str(r.run_dir.parent) for r in runs), *more, *([data] if data else [])]
+        folders = [
+            str(Path.cwd()),
+            *(str(run_dir.parent) for run_dir in run_dirs),
+            *more,
+            *([data] if data else []),
+        ]
         mounts = tuple(_outermost(folders))
         for folder in mounts:
             bad = next((c for c in folder if c in ",:" or not c.isprintable()), None)

@@ -32,7 +32,7 @@ class JobState:
 
     @property
     def is_live(self) -> bool:
-        """Whether the job runs or may run later."""
+        """Return whether the job runs or may run later."""
         return self.state in LIVE
 
 
@@ -53,7 +53,7 @@ def states(job_ids: Iterable[str]) -> dict[str, JobState]:
 
 
 def has_accounting() -> bool:
-    """Whether the cluster keeps records of ended jobs."""
+    """Return whether the cluster keeps records of ended jobs."""
     return shutil.which("sacct") is not None and _output(["sacct", "-n", "-X", "-S", "now"]) is not None
 
 

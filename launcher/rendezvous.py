@@ -38,7 +38,7 @@ class NodeRendezvous(RendezvousHandler):
 
     @property
     def use_agent_store(self) -> bool:
-        """Whether the ranks also use this store; on one machine they use a file."""
+        """Return whether the ranks also use this store; on one machine they use a file."""
         return self._node.count > 1
 
     def get_backend(self) -> str:

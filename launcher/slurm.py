@@ -16,6 +16,7 @@ from typing import Any
 
 from dl2pa import envvars
 from dl2pa.errors import UserError
+from dl2pa.rundir import RunDirectory
 from launcher.containers import Container
 from launcher.jobs import COMMENT, states
 from launcher.node import run_task
@@ -68,15 +69,6 @@ class Request:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
-
-
-@dataclass(frozen=True)
-class Planned:
-    """A run to submit: its directory, its copy of the configuration, its processes per node."""
-
-    run_dir: Path
-    config: Path
-    processes: int
 
 
 def check_request(request: Request) -> None:
@@ -172,11 +164,11 @@ def seconds_of(time: str) -> int | None:
     return first * 60 + (second or 0)
 
 
-def script(request: Request, runs: Sequence[Planned], folder: Path, name: str) -> str:
-    """Return the exact script that `submit` gives to sbatch."""
-    executor = _executor(request, runs, folder, name)
-    if len(runs) > 1:
-        executor.parameters["map_count"] = len(runs)
+def script(request: Request, run_dirs: Sequence[Path], folder: Path, name: str, *, nproc: int = 1) -> str:
+    """Return the exact script that `submit` gives to sbatch; the arguments are those of `submit`."""
+    executor = _executor(request, run_dirs, folder, name, nproc)
+    if len(run_dirs) > 1:
+        executor.parameters["map_count"] = len(run_dirs)
     return str(executor._make_submission_file_text(executor._submitit_command_str, "dry-run"))
 
 
@@ -198,21 +190,28 @@ def check_with_cluster(text: str) -> None:
         raise UserError("resources", _summary(text), f"SLURM rejects the request: {reason}", "See `sinfo`.")
 
 
-def submit(request: Request, runs: Sequence[Planned], folder: Path, name: str) -> list[str]:
+def submit(
+    request: Request, run_dirs: Sequence[Path], folder: Path, name: str, *, nproc: int = 1
+) -> list[str]:
     """Queue the runs, several as one array; return the job numbers, `N` or `N_K`.
+
+    Args:
+        run_dirs: run directories; each contains the configuration that its job uses.
+        folder: folder of submitit's files and the logs.
+        nproc: processes per node if the request has no GPUs.
 
     Raises:
         UserError: sbatch fails.
     """
     from submitit.core.utils import FailedJobError
 
-    executor = _executor(request, runs, folder, name)
+    executor = _executor(request, run_dirs, folder, name, nproc)
     try:
         with _clean_environment():
-            if len(runs) == 1:
-                return [executor.submit(run_task, _arguments(runs[0])).job_id]
+            if len(run_dirs) == 1:
+                return [executor.submit(run_task, _arguments(run_dirs[0])).job_id]
             with executor.batch():
-                jobs = [executor.submit(run_task, _arguments(run)) for run in runs]
+                jobs = [executor.submit(run_task, _arguments(run_dir)) for run_dir in run_dirs]
             return [job.job_id for job in jobs]
     except (FailedJobError, subprocess.CalledProcessError, OSError, RuntimeError) as error:
         raise UserError("sbatch", name, f"failed: {error}", "Try again, or ask your administrator.") from None
@@ -238,18 +237,18 @@ def _clean_environment() -> Generator[None]:
         os.environ.update(inherited)
 
 
-def _arguments(run: Planned) -> list[str]:
-    return ["train", str(run.config), "--run-dir", str(run.run_dir)]
+def _arguments(run_dir: Path) -> list[str]:
+    return ["train", str(RunDirectory(run_dir).submitted_config), "--run-dir", str(run_dir)]
 
 
-def _executor(request: Request, runs: Sequence[Planned], folder: Path, name: str) -> Any:
+def _executor(request: Request, run_dirs: Sequence[Path], folder: Path, name: str, nproc: int) -> Any:
     from submitit.slurm.slurm import SlurmExecutor
 
-    container = Container.find(request.container, runs) if request.container else None
-    processes = max(1, request.gpus_per_node or runs[0].processes)
+    container = Container.find(request.container, run_dirs) if request.container else None
+    processes = max(1, request.gpus_per_node or nproc)
     executor = SlurmExecutor(folder=folder, python=_task_command(request, container, processes))
     # SLURM expands % in log names.
-    log = log_of("%A_%a" if len(runs) > 1 else "%j", Path(str(folder).replace("%", "%%")))
+    log = log_of("%A_%a" if len(run_dirs) > 1 else "%j", Path(str(folder).replace("%", "%%")))
     options: dict[str, Any] = {
         "partition": request.partition,
         "account": request.account,
@@ -276,7 +275,7 @@ def _executor(request: Request, runs: Sequence[Planned], folder: Path, name: str
         nodes=request.nodes,
         ntasks_per_node=1,
         comment=COMMENT,
-        setup=_setup(runs),
+        setup=_setup(run_dirs),
         use_srun=False,  # the command contains srun
         additional_parameters=extra,
         # Override submitit's defaults, so that those of the cluster apply.
@@ -287,8 +286,8 @@ def _executor(request: Request, runs: Sequence[Planned], folder: Path, name: str
     return executor
 
 
-def _setup(runs: Sequence[Planned]) -> list[str]:
-    paths = " ".join(shlex.quote(str(run.run_dir)) for run in runs)
+def _setup(run_dirs: Sequence[Path]) -> list[str]:
+    paths = " ".join(shlex.quote(str(run_dir)) for run_dir in run_dirs)
     return [
         SUPERVISE.read_text(encoding="utf-8"),
         'guard "$@"',

@@ -15,8 +15,6 @@ from dl2pa.errors import UserError
 from dl2pa.osutil import read_json, write_json
 from dl2pa.rundir import RunDirectory
 
-JOB_FILE = str(RunDirectory(Path()).job)
-"""A run's last submission, relative to the run directory."""
 _NUMBER = re.compile(r"\d+(_\d+)?")
 
 
@@ -118,7 +116,7 @@ def find(job: str) -> list[Submission]:
         return [submission]
     if _exists(Path(job)):
         remedy = "Name a job of `dl2pa jobs`, or submit it with `dl2pa submit CONFIG --run-dir`."
-        raise UserError("job", job, f"has no readable {JOB_FILE}", remedy)
+        raise UserError("job", job, f"has no readable {RunDirectory(Path()).job}", remedy)
     message = "is not a dl2pa job that this user submitted from this home directory"
     raise UserError("job", job, message, "Give its run directory instead.")
 

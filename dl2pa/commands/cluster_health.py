@@ -1,4 +1,4 @@
-"""What `dl2pa doctor` sees of a SLURM cluster, from here and from one of its nodes."""
+"""Checks of a SLURM cluster for `dl2pa doctor`, on this machine and on a compute node."""
 
 from __future__ import annotations
 
@@ -15,59 +15,60 @@ import tempfile
 import time
 from pathlib import Path
 
-from dl2pa.commands.finding import Finding
+from dl2pa.commands.finding import SERVER_ANSWERS, Finding, run_folder
 
 _PROBE_MIB = 64
 _STATE_MIB = 400
-"""A checkpoint of Swin-T with AdamW at d = 512, C = 1000; ResNet-50 with SGD has half of it."""
-_MOST_SKEW_S = 2.0
+"""Size of a checkpoint of Swin-T with AdamW at d = 512, C = 1000; ResNet-50 with SGD takes half of it."""
+_MAX_SKEW_S = 2.0
 _NODE_WAIT_S = 120
-_MOST_NAMES = 64
+_MAX_NAMES = 64
 
-# Runs on a node: says its time, whether it sees the folder, and whether it reaches the tracking server, whose address
-# comes by the environment: it may hold a password, and SLURM keeps command lines.
+# Program that runs on a node. The address of the tracking server is passed in the environment, because it may contain
+# a password and SLURM records command lines.
 _ON_NODE = """
 import json, os, pathlib, socket, sys, time
 from dl2pa import envvars
-seen = {"host": os.environ.get(envvars.NODE_NAME) or socket.gethostname(), "time": time.time()}
-seen["shared"] = pathlib.Path(sys.argv[1]).exists()
+report = {"host": os.environ.get(envvars.NODE_NAME) or socket.gethostname(), "time": time.time()}
+report["shared"] = pathlib.Path(sys.argv[1]).exists()
 if os.environ.get(envvars.TRACKING_URI, "").startswith("http"):
     from dl2pa.commands.finding import server_health
-    seen["mlflow"] = server_health(os.environ[envvars.TRACKING_URI])
-print(json.dumps(seen))
+    report["mlflow"] = server_health(os.environ[envvars.TRACKING_URI])
+print(json.dumps(report))
 """
 
 
-def findings(*, on_a_node: bool, partition: str | None) -> list[Finding]:
-    """All checks of the cluster; one line where there is none.
+def findings(*, on_node: bool, partition: str | None) -> list[Finding]:
+    """Run all checks of the cluster; a single finding if there is no cluster.
 
     Args:
-        on_a_node: also run a job of one task there.
-        partition: for that job; None takes the default one.
+        on_node: also run checks on a compute node, in a job of one task.
+        partition: partition of that job; None for the default one.
     """
     if shutil.which("sbatch") is None:
-        return [Finding("slurm", False, "sbatch not found", "Only needed to submit jobs.", needed=on_a_node)]
+        return [Finding("slurm", False, "sbatch not found", "Only needed to submit jobs.", needed=on_node)]
     settings = _settings()
     if not settings:
-        said = _run("scontrol", "ping") or "no answer"
-        return [Finding("slurm", False, said, "Ask the cluster: its controller does not answer.", on_a_node)]
-    found = [
+        answer = _run("scontrol", "ping") or "no answer"
+        remedy = "SLURM's controller does not answer; ask the administrators of the cluster."
+        return [Finding("slurm", False, answer, remedy, needed=on_node)]
+    results = [
         Finding("slurm", True, settings.get("SLURM_VERSION", "answers")),
         _partitions(),
         _names(),
         _network(),
-        _warning(settings),
+        _preemption(settings),
         _time_to_save(settings),
         _accounts(),
     ]
-    if on_a_node:
-        return [*found, *_from_a_node(partition)]
-    looked = "not looked at: clock, shared folder, tracking server"
-    return [*found, Finding("from a node", False, looked, "dl2pa doctor --cluster", needed=False)]
+    if on_node:
+        return results + _check_on_node(partition)
+    seen = "not checked: clock, shared folder, tracking server"
+    return [*results, Finding("from a node", False, seen, "Run dl2pa doctor --cluster.", needed=False)]
 
 
 def _settings() -> dict[str, str]:
-    """`scontrol show config` as name and value."""
+    """Return the settings that `scontrol show config` prints."""
     pairs = (line.partition("=") for line in _run("scontrol", "show", "config").splitlines())
     return {name.strip(): value.strip() for name, equals, value in pairs if equals}
 
@@ -80,13 +81,15 @@ def _partitions() -> Finding:
         gpus = "no GPUs" if gres == "(null)" else gres
         shown.append(f"{name} {state}: {nodes} node(s), {gpus}, limit {limit}")
     has_gpus = any("gpu" in line for line in lines)
-    remedy = "No partition offers gres/gpu: submit with --gpus-per-node 0." if lines else "Ask the cluster."
+    remedy = "Ask the administrators of the cluster."
+    if lines:
+        remedy = "No partition offers gres/gpu: submit with --gpus-per-node 0."
     return Finding("partitions", has_gpus, "; ".join(shown) or "none", remedy, needed=False)
 
 
 def _names() -> Finding:
-    """Whether every node's name resolves, here at least: the processes meet at the first node's."""
-    names = sorted(set(_run("sinfo", "-h", "-N", "-o", "%N").split()))
+    """Check that the name of every node resolves here; the processes of a job connect to its first node by name."""
+    names = _nodes()
     missing: list[str] = []
     for name in names:
         try:
@@ -99,91 +102,87 @@ def _names() -> Finding:
 
 
 def _network() -> Finding:
-    """Whether the store of a job on several nodes, which has no authentication, listens on a public address."""
-    names = sorted(set(_run("sinfo", "-h", "-N", "-o", "%N").split()))
+    """Check that a job on several nodes has no public address, because its store has no authentication."""
     addresses: set[str] = set()
-    for name in names[:_MOST_NAMES]:
+    for name in _nodes()[:_MAX_NAMES]:
         with contextlib.suppress(OSError):
             addresses |= {str(info[4][0]) for info in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)}
     public = sorted(a for a in addresses if ipaddress.ip_address(a.partition("%")[0]).is_global)
-    seen = "jobs of several nodes meet at " + (", ".join(sorted(addresses)[:2]) or "no known address")
+    seen = "the processes of several nodes connect to " + (
+        ", ".join(sorted(addresses)[:2]) or "no known address"
+    )
     remedy = "A trusted network is needed: close ports 10000 to 29999 to others, or set DL2PA_HEAD (docs/security.md)."
     return Finding("network", not public, seen, remedy, needed=False)
 
 
-def _warning(settings: dict[str, str]) -> Finding:
-    """Whether a preempted job hears of it through its own signal, and how long it then has."""
+def _nodes() -> list[str]:
+    return sorted(set(_run("sinfo", "-h", "-N", "-o", "%N").split()))
+
+
+def _preemption(settings: dict[str, str]) -> Finding:
+    """Check that SLURM sends the job's own signal on preemption; report the grace time."""
     sends = "preempt_send_user_signal" in settings.get("SlurmctldParameters", "")
     grace = re.findall(r"PartitionName=(\S+).*? GraceTime=(\d+)", _run("scontrol", "show", "partition", "-o"))
     shown = ", ".join(f"{name} {seconds} s" for name, seconds in grace)
     seen = f"preempt_send_user_signal {'on' if sends else 'off'}; grace {shown or 'unknown'}"
-    remedy = "Preempted jobs are warned by TERM only, and where the grace is 0 by nothing: save by steps."
+    remedy = "Preempted jobs get only TERM, and no signal if the grace is 0: set checkpoint.every_steps."
     return Finding("preemption", sends, seen, remedy, needed=False)
 
 
 def _time_to_save(settings: dict[str, str]) -> Finding:
-    """The time between SLURM's TERM and its KILL against the time a checkpoint takes to write here."""
+    """Compare the time to write a checkpoint here with SLURM's time between TERM and KILL."""
     match = re.match(r"\d+", settings.get("KillWait", ""))
     kill_wait = int(match[0]) if match else 0
-    folder = Path("runs") if Path("runs").is_dir() else Path()
+    folder = run_folder()
     try:
         seconds = _probe_seconds(folder) * _STATE_MIB / _PROBE_MIB
     except OSError as error:
-        return Finding(
-            "time to save", False, f"{folder}: {error.strerror}", "Choose another --run-dir.", False
-        )
-    seen = (
-        f"KillWait {kill_wait} s; {_STATE_MIB} MiB take about {seconds:.0f} s to write in {folder.absolute()}"
-    )
-    remedy = f"Give --stop-before at least {seconds + 60:.0f}, and save by steps (checkpoint.every_steps)."
+        seen = f"{folder}: {error.strerror}"
+        return Finding("time to save", False, seen, "Choose another --run-dir.", needed=False)
+    writing = f"writing {_STATE_MIB} MiB to {folder.absolute()} takes about {seconds:.0f} s"
+    seen = f"KillWait {kill_wait} s; {writing}"
+    remedy = f"Give at least --stop-before {seconds + 60:.0f}, and set checkpoint.every_steps."
     return Finding("time to save", seconds < kill_wait, seen, remedy, needed=False)
 
 
 def _probe_seconds(folder: Path) -> float:
-    """Seconds to write and sync the probe."""
-    began = time.perf_counter()
+    """Measure the seconds to write and sync a test file."""
+    start = time.perf_counter()
     with tempfile.NamedTemporaryFile(dir=folder) as file:
         for _ in range(_PROBE_MIB):
             file.write(os.urandom(1 << 20))
         file.flush()
         os.fsync(file.fileno())
-    return time.perf_counter() - began
+    return time.perf_counter() - start
 
 
 def _accounts() -> Finding:
     from launcher.jobs import has_accounting
 
-    remedy = "`dl2pa jobs` then knows ended jobs by their run directories only."
-    there = has_accounting()
-    return Finding("accounting", there, "sacct answers" if there else "none", remedy, needed=False)
+    available = has_accounting()
+    remedy = "Without it, `dl2pa jobs` shows the state of ended jobs only by their run directories."
+    return Finding("accounting", available, "sacct answers" if available else "none", remedy, needed=False)
 
 
-def _from_a_node(partition: str | None) -> list[Finding]:
-    folder = Path("runs") if Path("runs").is_dir() else Path()
+def _check_on_node(partition: str | None) -> list[Finding]:
+    folder = run_folder()
     try:
-        return _from_a_node_into(folder, partition)
+        return _check_on_node_with(folder, partition)
     except OSError as error:
         remedy = "Choose another --run-dir."
         return [Finding("shared folder", False, f"{folder.absolute()}: {error.strerror}", remedy)]
 
 
-def _from_a_node_into(folder: Path, partition: str | None) -> list[Finding]:
-    where = [f"--partition={partition}"] if partition else []
+def _check_on_node_with(folder: Path, partition: str | None) -> list[Finding]:
+    """Run `_ON_NODE` on a node with a temporary file in `folder`, and evaluate its report."""
+    options = ["--nodes=1", "--ntasks=1", "--time=1", f"--immediate={_NODE_WAIT_S}", "--quiet"]
+    options += [f"--partition={partition}"] if partition else []
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".doctor-") as shared:
-        srun = [
-            "srun",
-            "--nodes=1",
-            "--ntasks=1",
-            "--time=1",
-            f"--immediate={_NODE_WAIT_S}",
-            "--quiet",
-            *where,
-        ]
-        place = str(Path(shared.name).absolute())
-        began = time.time()
+        program = [sys.executable, "-c", _ON_NODE, str(Path(shared.name).absolute())]
+        start = time.time()
         try:
             done = subprocess.run(
-                [*srun, sys.executable, "-c", _ON_NODE, place],
+                ["srun", *options, *program],
                 capture_output=True,
                 text=True,
                 timeout=2 * _NODE_WAIT_S,
@@ -191,34 +190,33 @@ def _from_a_node_into(folder: Path, partition: str | None) -> list[Finding]:
             )
         except subprocess.TimeoutExpired:
             return [Finding("from a node", False, "no node answered in time", "Try another --partition.")]
-        ended = time.time()
-    seen: dict[str, object] = {}
+        end = time.time()
+    report: dict[str, object] = {}
     with contextlib.suppress(ValueError, IndexError):
-        seen = json.loads(done.stdout.strip().splitlines()[-1])
-    if not seen:
+        report = json.loads(done.stdout.strip().splitlines()[-1])
+    if not report:
         return [Finding("from a node", False, done.stderr.strip() or "no answer", "Try another --partition.")]
-    told = float(str(seen["time"]))
-    skew = max(0.0, began - told, told - ended)
-    host = str(seen["host"])
-    found = [
-        Finding("clock", skew < _MOST_SKEW_S, f"{host} differs by at least {skew:.1f} s", "Ask for NTP."),
+    node_time = float(str(report["time"]))
+    skew = max(0.0, start - node_time, node_time - end)
+    host = str(report["host"])
+    visibility = "is visible" if report["shared"] else "is not visible"
+    remedy = "Put --run-dir on a file system that all nodes share."
+    results = [
+        Finding("clock", skew < _MAX_SKEW_S, f"{host} differs by at least {skew:.1f} s", "Ask for NTP."),
         Finding(
-            "shared folder",
-            bool(seen["shared"]),
-            f"{folder.absolute()} {'is' if seen['shared'] else 'is not'} seen on {host}",
-            "Put --run-dir on a file system that all nodes share.",
+            "shared folder", bool(report["shared"]), f"{folder.absolute()} {visibility} on {host}", remedy
         ),
     ]
-    if "mlflow" in seen:
-        reached = seen["mlflow"] == "the server answers"
-        remedy = "Set tracking.uri=none: the job spools, and `dl2pa sync` sends it from here."
-        said = str(seen["mlflow"])
-        found.append(Finding("mlflow from node", reached, f"{host}: {said}", remedy, needed=False))
-    return found
+    if "mlflow" in report:
+        health = str(report["mlflow"])
+        remedy = "Set tracking.uri=none: the job spools its events; send them with `dl2pa sync` from here."
+        seen = f"{host}: {health}"
+        results.append(Finding("mlflow from node", health == SERVER_ANSWERS, seen, remedy, needed=False))
+    return results
 
 
 def _run(*command: str) -> str:
-    """A command's standard output; empty where it fails."""
+    """Return the standard output of a command; empty if the command fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     except (OSError, subprocess.TimeoutExpired):

@@ -1,4 +1,4 @@
-"""`dl2pa doctor`: what this machine has, what is missing, and what to do about it."""
+"""`dl2pa doctor`: check packages, devices, folders, tracking server and cluster, with a remedy for each failure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 
 from dl2pa import envvars
 from dl2pa.commands import cluster_health
-from dl2pa.commands.finding import Finding, server_health
+from dl2pa.commands.finding import SERVER_ANSWERS, Finding, run_folder, server_health
 from dl2pa.commands.output import say
 from dl2pa.container import in_container
 from dl2pa.errors import EXIT_DONE, EXIT_FAILURE
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     checks: list[Callable[[], Finding]] = [
         _python,
-        *[_package(name, module, needed) for name, module, needed in _PACKAGES],
+        *(_package(*package) for package in _PACKAGES),
         _devices,
         _dali,
         _memory,
@@ -43,17 +43,17 @@ def run(args: argparse.Namespace) -> int:
         _mlflow,
     ]
     findings = [check() for check in checks]
-    findings += cluster_health.findings(on_a_node=args.cluster, partition=args.partition)
-    broken = [f for f in findings if f.needed and not f.ok]
+    findings += cluster_health.findings(on_node=args.cluster, partition=args.partition)
+    failed = any(f.needed and not f.ok for f in findings)
     if args.json:
         rows = {f.name: {"ok": f.ok, "seen": f.seen, "remedy": f.remedy or None} for f in findings}
-        say({"ok": not broken, "checks": rows}, True, "")
+        say({"ok": not failed, "checks": rows}, True, "")
     else:
         for f in findings:
             mark = "ok     " if f.ok else "MISSING" if f.needed else "absent "
             remedy = f"  ->  {f.remedy}" if not f.ok and f.remedy else ""
             print(f"{mark} {f.name:<14} {f.seen}{remedy}")  # noqa: T201
-    return EXIT_FAILURE if broken else EXIT_DONE
+    return EXIT_FAILURE if failed else EXIT_DONE
 
 
 _DRIVER = Path("/proc/driver/nvidia/version")
@@ -81,29 +81,29 @@ def _python() -> Finding:
 def _package(name: str, module: str, needed: bool) -> Callable[[], Finding]:
     def check() -> Finding:
         try:
-            found = importlib.util.find_spec(module) is not None
+            installed = importlib.util.find_spec(module) is not None
         except ModuleNotFoundError:
-            found = False
+            installed = False
         try:
             seen = metadata.version(name)
         except metadata.PackageNotFoundError:
-            seen = "installed" if found else "not installed"
-        return Finding(name, found, seen, f"pip install {name}", needed)
+            seen = "installed" if installed else "not installed"
+        return Finding(name, installed, seen, f"pip install {name}", needed)
 
     return check
 
 
 def _devices() -> Finding:
-    """Whether every GPU that is visible computes: one too old or too new for this torch shows only then."""
+    """Compute on every visible GPU, which fails if this torch does not support the GPU."""
     import torch
 
     cores = f"{usable_cores()} CPU cores"
     if not torch.cuda.is_available():
         if _DRIVER.exists():
-            seen = f"none visible, though this host has NVIDIA's driver; {cores}"
-            remedy = f"docker run --gpus all, apptainer --nv; or the driver is too old for CUDA {torch.version.cuda}."
+            seen = f"none visible, although this host has NVIDIA's driver; {cores}"
+            remedy = f"Use docker run --gpus all or apptainer --nv, or update the driver for CUDA {torch.version.cuda}."
             return Finding("gpu", False, seen, remedy, needed=False)
-        remedy = "Fine for small data; otherwise check the driver with nvidia-smi."
+        remedy = "CPUs suffice for small data; otherwise check the driver with nvidia-smi."
         return Finding("gpu", False, f"none; {cores}", remedy, needed=False)
     names: list[str] = []
     for index in range(torch.cuda.device_count()):
@@ -112,18 +112,18 @@ def _devices() -> Finding:
         try:
             torch.ones(2, device=f"cuda:{index}").sum().item()
         except RuntimeError as error:
-            said = str(error).splitlines()[0]
-            return Finding("gpu", False, f"number {index}, {name}: {said}", "See nvidia-smi.", needed=False)
+            reason = str(error).splitlines()[0]
+            return Finding("gpu", False, f"number {index}, {name}: {reason}", "See nvidia-smi.", needed=False)
     return Finding("gpu", True, f"{len(names)} x {', '.join(sorted(set(names)))}")
 
 
 def _dali() -> Finding:
-    """Build and run the smallest pipeline: an import alone does not show that DALI works."""
+    """Build and run a minimal pipeline, because importing DALI succeeds even if it cannot run."""
     try:
         import numpy as np
         from nvidia import dali
 
-        library: Any = dali  # its operators are made at import: a type checker cannot see them
+        library: Any = dali  # creates its operators at import, invisible to type checkers
 
         @library.pipeline_def(batch_size=1, num_threads=1, device_id=None)
         def graph() -> Any:
@@ -133,63 +133,60 @@ def _dali() -> Finding:
         pipe.build()
         (out,) = pipe.run()
         works = int(np.asarray(out.as_cpu().as_array()).ravel()[0]) == 7
-    except Exception as error:  # whatever DALI's native code says is the finding
-        return Finding(
-            "dali runs", False, str(error).splitlines()[0], "Or set data.loader=torchvision.", False
-        )
+    except Exception as error:  # any error of DALI's native code
+        remedy = "Reinstall DALI, or set data.loader=torchvision."
+        return Finding("dali runs", False, str(error).splitlines()[0], remedy, needed=False)
     return Finding("dali runs", works, "a CPU pipeline ran")
 
 
 def _memory() -> Finding:
-    """Processes of one machine exchange gradients through it; a container's default is 64 MiB."""
+    """Shared memory, which the processes of one machine exchange gradients through; 64 MiB by default in Docker."""
     try:
         size = shutil.disk_usage("/dev/shm").total
     except OSError as error:
         size, seen = 0, str(error.strerror)
     else:
         seen = f"{size / 2**30:.1f} GiB"
-    return Finding("/dev/shm", size >= 1 << 30, seen, "In a container give --shm-size=8g.", False)
+    return Finding("/dev/shm", size >= 1 << 30, seen, "In a container, use --shm-size=8g.", needed=False)
 
 
 def _scratch() -> Finding:
-    """A place for temporary files, which torchrun needs."""
+    """Folder for temporary files, which torchrun needs."""
     try:
         return Finding("scratch", True, tempfile.gettempdir())
     except FileNotFoundError:
-        remedy = "In a container give --tmpfs /tmp; elsewhere set TMPDIR."
-        return Finding("scratch", False, "no temporary folder can be written", remedy)
+        remedy = "In a container, use --tmpfs /tmp; otherwise set TMPDIR."
+        return Finding("scratch", False, "no temporary folder is writable", remedy)
 
 
 def _write_access() -> Finding:
-    folder = _run_folder()
+    folder = run_folder()
     try:
         with tempfile.NamedTemporaryFile(dir=folder):
             free = shutil.disk_usage(folder).free / 2**30
     except OSError as error:
         remedy = "Choose another --run-dir"
         if in_container():
-            remedy += ', or run as the folder\'s owner: docker run --user "$(id -u):$(id -g)"'
+            remedy += ', or run as the owner of the folder: docker run --user "$(id -u):$(id -g)"'
         return Finding("write access", False, f"{folder.absolute()}: {error.strerror}", f"{remedy}.")
     return Finding("write access", True, f"{folder.absolute()}, {free:.0f} GiB free")
 
 
 def _run_volume() -> Finding:
-    """Whether the runs outlive the container."""
-    folder = _run_folder().absolute()
+    """Check that the folder of the runs remains after the container has ended."""
+    folder = run_folder().absolute()
     if folder.stat().st_dev != Path("/").stat().st_dev:
         return Finding("run volume", True, f"{folder} is mounted")
-    seen = f"{folder} is part of the container and ends with it"
-    return Finding("run volume", False, seen, "docker run -v DIR:/runs", needed=False)
-
-
-def _run_folder() -> Path:
-    return Path("runs") if Path("runs").is_dir() else Path()
+    seen = f"{folder} is part of the container and is removed with it"
+    return Finding("run volume", False, seen, "Mount a folder: docker run -v DIR:/runs.", needed=False)
 
 
 def _data() -> Finding:
     root = os.environ.get(envvars.DATA)
     if not root:
-        return Finding("DL2PA_DATA", False, "not set", "Set it, or data.root in the configuration.", False)
+        return Finding(
+            "DL2PA_DATA", False, "not set", "Set it, or data.root in the configuration.", needed=False
+        )
     mount = "docker run -v DIR:/data:ro" if in_container() else "mount or create it"
     try:
         empty = next(os.scandir(root), None) is None
@@ -201,9 +198,9 @@ def _data() -> Finding:
 def _mlflow() -> Finding:
     uri = os.environ.get(envvars.TRACKING_URI)
     if not uri:
-        return Finding("mlflow uri", True, "not set: SQLite beside the runs")
+        return Finding("mlflow uri", True, "not set: SQLite in the folder of the runs")
     if not uri.startswith("http"):
         return Finding("mlflow uri", True, "a local store")
-    said = server_health(uri)
-    remedy = "Training spools; `dl2pa sync` sends it later."
-    return Finding("mlflow uri", said == "the server answers", said, remedy, needed=False)
+    health = server_health(uri)
+    remedy = "Training spools its events; send them later with `dl2pa sync`."
+    return Finding("mlflow uri", health == SERVER_ANSWERS, health, remedy, needed=False)

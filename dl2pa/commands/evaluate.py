@@ -1,4 +1,4 @@
-"""`dl2pa evaluate`: validate the model of a run, or its embedding alone, in one process."""
+"""`dl2pa evaluate`: evaluate the model of a run, or only its embedding, in one process."""
 
 from __future__ import annotations
 
@@ -50,29 +50,29 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(
             "data.val_root" if config.data.val_root else "data.root",
             config.data.val_root or config.data.root,
-            "its classes are not those the model was trained on",
-            "Give the data set's own classes, or data.classes.",
+            "has other classes than the model was trained on",
+            "Give a data set with the classes of the model, or set data.classes.",
         )
     pipeline = build_eval_pipeline(config, dataset, world)
     with autocast(config.train.precision, world.device):
         result = evaluate(classifier.score, pipeline, len(classifier.classes), groups=classifier.groups)
     pipeline.close()
-    assert result is not None, "nobody asks this evaluation to stop"
+    assert result is not None, "only training stops an evaluation"
     say(result.metrics(), args.json, f"{args.run}:")
     return 0
 
 
 def _check_overrides(overrides: Sequence[str]) -> None:
-    """Refuse what would leave the trained model as it is and look as if it had not."""
+    """Refuse overrides that have no effect on a trained model."""
     for override in overrides:
         key = override.partition("=")[0]
         if not key.startswith(_CHANGEABLE):
-            remedy = f"Give keys of {', '.join(_CHANGEABLE)}; `dl2pa train` trains another model."
-            raise UserError(key, override.partition("=")[2], "changes nothing in a trained model", remedy)
+            remedy = f"Give only keys of {', '.join(_CHANGEABLE)}, or train another model with `dl2pa train`."
+            raise UserError(key, override.partition("=")[2], "has no effect on a trained model", remedy)
 
 
 def _embedding(args: argparse.Namespace, config: Config, world: World) -> int:
-    """The classes need not be those of the training: on another data set this measures transfer."""
+    """Evaluate the embedding; a data set with other classes than those of training measures transfer."""
     from dl2pa.training.data import build_eval_pipeline, open_split
     from dl2pa.training.embedding import embed, measure_quality
     from dl2pa.training.train_state import autocast
@@ -80,14 +80,14 @@ def _embedding(args: argparse.Namespace, config: Config, world: World) -> int:
 
     weights = load_weights(args.run, load_run_config(args.run, []), args.checkpoint).to(world.device)
 
-    def embedded(dataset: Dataset) -> tuple[Tensor, Tensor]:
+    def embed_split(dataset: Dataset) -> tuple[Tensor, Tensor]:
         pipeline = build_eval_pipeline(config, dataset, world)
         with autocast(config.train.precision, world.device):
-            found = embed(weights, pipeline)
+            embeddings = embed(weights, pipeline)
         pipeline.close()
-        return found
+        return embeddings
 
     train, val = open_split(config, "train"), open_split(config, "val")
-    quality = measure_quality(*embedded(train), *embedded(val), len(train.classes))
+    quality = measure_quality(*embed_split(train), *embed_split(val), len(train.classes))
     say(quality.metrics(), args.json, f"{args.run}, embedding:")
     return 0

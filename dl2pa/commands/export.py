@@ -1,18 +1,18 @@
-"""`dl2pa export`: a run's model as one folder that stands alone."""
+"""`dl2pa export`: write a run's model as a self-contained folder."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dl2pa.commands.options import add_checkpoint, add_run, nonempty_path
 from dl2pa.commands.output import note, say
 from dl2pa.errors import UserError
+from dl2pa.osutil import replacing
+from dl2pa.rundir import RunDirectory
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from dl2pa.model.inference import Classifier
 
 _CHECKED = 64
-"""Images that an ONNX file is compared on."""
+"""Number of images on which the ONNX model is compared with the original."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_checkpoint(parser)
     parser.add_argument(
-        "--onnx", action="store_true", help="also write model.onnx, compared with the original"
+        "--onnx", action="store_true", help="also write model.onnx and compare it with the original"
     )
     parser.add_argument(
         "--mlflow", action="store_true", help="also write mlflow/, for `mlflow models serve -m`"
@@ -46,16 +46,15 @@ def run(args: argparse.Namespace) -> int:
     config = load_run_config(args.run, ())
     if args.onnx:
         check_installed()
-    out = args.out or args.run / "export"
+    out = args.out or RunDirectory(args.run).export
     source = model_file(args.run, config, args.checkpoint)
     classifier = load_classifier(source)
     target = out / "model.safetensors"
-    aside = out / f".model.{os.getpid()}.aside"
     try:
         out.mkdir(parents=True, exist_ok=True)
         if target.resolve() != source.resolve():
-            shutil.copyfile(source, aside)
-            aside.replace(target)
+            with replacing(target) as temporary:
+                shutil.copyfile(source, temporary)
         description = json.dumps(classifier.description, indent=1) + "\n"
         (out / "model.json").write_text(description, encoding="utf-8")
         result = {"file": str(target), "classes": len(classifier.classes), "bytes": target.stat().st_size}
@@ -64,11 +63,8 @@ def run(args: argparse.Namespace) -> int:
         if args.mlflow:
             result |= _mlflow(out / "mlflow", target, args.run, config)
     except OSError as error:
-        with suppress(OSError):
-            aside.unlink(missing_ok=True)
-        raise UserError(
-            "--out", str(out), f"cannot be written ({error.strerror})", "Choose another."
-        ) from None
+        message = f"cannot be written ({error.strerror})"
+        raise UserError("--out", str(out), message, "Choose another folder.") from None
     say(result, args.json, "exported:")
     return 0
 
@@ -76,18 +72,18 @@ def run(args: argparse.Namespace) -> int:
 def _onnx(path: Path, classifier: Classifier, config: Config) -> dict[str, Any]:
     from dl2pa.model.onnx_export import export_onnx
 
-    images, what = _images(classifier, config)
+    images, source = _images(classifier, config)
     check = export_onnx(path, classifier, images)
     return {
         "onnx": str(path),
         "onnx_bytes": path.stat().st_size,
-        "onnx_checked_on": what,
+        "onnx_checked_on": source,
         **check.as_result(),
     }
 
 
 def _images(classifier: Classifier, config: Config) -> tuple[Tensor, str]:
-    """Prepared images from all over the validation set where that is still there, else noise; and which it was."""
+    """Preprocessed images spread over the validation set, or noise if it cannot be read; and which of the two."""
     import numpy as np
     import torch
 
@@ -104,7 +100,7 @@ def _images(classifier: Classifier, config: Config) -> tuple[Tensor, str]:
         files = [encoded_image(val, sample) for sample in samples]
         images = [prepare_image(file[0], **prepared) for file in files if file is not None]
     except (UserError, OSError, BadImage) as error:
-        note(f"the validation images cannot be read ({error})")
+        note(f"the validation images cannot be read ({error}); noise is used instead")
         images = []
     if images:
         return torch.stack(images), "validation images"
@@ -113,20 +109,15 @@ def _images(classifier: Classifier, config: Config) -> tuple[Tensor, str]:
 
 
 def _mlflow(folder: Path, weights: Path, run: Path, config: Config) -> dict[str, Any]:
-    """The folder in place of an earlier export's, with its own copy of the weights."""
-    from dl2pa.rundir import RunDirectory
+    """Write the MLflow model folder, with a copy of the weights; replace that of an earlier export."""
     from dl2pa.tracking.model import write_model
     from dl2pa.tracking.payloads import serving_requirements
     from dl2pa.tracking.server import set_client_defaults
 
     set_client_defaults()
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}.aside")
     example = RunDirectory(run).find_example()
-    try:
-        data = None if example is None else example.read_bytes()
-        write_model(aside, weights, serving_requirements(config.model.backbone), data)
+    data = None if example is None else example.read_bytes()
+    with replacing(folder) as temporary:
+        write_model(temporary, weights, serving_requirements(config.model.backbone), data)
         shutil.rmtree(folder, ignore_errors=True)
-        aside.replace(folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return {"mlflow": str(folder)}

@@ -1,4 +1,4 @@
-"""Result of a check of `dl2pa doctor`, and the server check, which also runs on compute nodes."""
+"""Result of a check of `dl2pa doctor`, and helpers that its modules share."""
 
 from __future__ import annotations
 
@@ -8,11 +8,21 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from dataclasses import dataclass
+from pathlib import Path
+
+SERVER_ANSWERS = "the server answers"
+"""Result of `server_health` for a healthy server."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Result of a check: success, observation, and remedy. Only `needed` checks fail the command."""
+    """Result of one check.
+
+    Attributes:
+        seen: what the check found.
+        remedy: what to do if it failed.
+        needed: whether a failure fails the command.
+    """
 
     name: str
     ok: bool
@@ -21,8 +31,13 @@ class Finding:
     needed: bool = True
 
 
+def run_folder() -> Path:
+    """Folder of new run directories: `runs` if it exists, otherwise the working directory."""
+    return Path("runs") if Path("runs").is_dir() else Path()
+
+
 def server_health(uri: str) -> str:
-    """Return `the server answers` or the reason why not, without credentials in `uri`."""
+    """Return `SERVER_ANSWERS`, or why the server does not answer, without the credentials in `uri`."""
     host = ""
     try:
         parts = urllib.parse.urlsplit(uri)
@@ -33,7 +48,7 @@ def server_health(uri: str) -> str:
             pair = f"{urllib.parse.unquote(parts.username)}:{urllib.parse.unquote(parts.password or '')}"
             request.add_header("Authorization", "Basic " + base64.b64encode(pair.encode()).decode())
         with urllib.request.urlopen(request, timeout=5):
-            return "the server answers"
+            return SERVER_ANSWERS
     except urllib.error.HTTPError as error:
         return f"{host} answers {error.code} {error.reason}"
     except (OSError, ValueError, http.client.HTTPException) as error:

@@ -13,7 +13,6 @@ from typing import TextIO
 from dl2pa.commands.options import nonempty_text
 from dl2pa.commands.output import note
 from dl2pa.errors import EXIT_DONE, UserError
-from dl2pa.osutil import read_json
 from dl2pa.rundir import RunDirectory
 from launcher import jobs, submissions
 
@@ -49,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _rank_log(run: RunDirectory, rank: int) -> Path:
-    ranks = sorted(int(path.stem.removeprefix("rank-")) for path in run.logs.glob("rank-*.log"))
+    ranks = run.logged_ranks()
     if rank < 0 or (ranks and rank not in ranks):
         message = f"logs exist for ranks {ranks[0]} to {ranks[-1]}" if ranks else "ranks start at 0"
         raise UserError("--rank", rank, message, "Choose an existing rank.")
@@ -58,8 +57,7 @@ def _rank_log(run: RunDirectory, rank: int) -> Path:
 
 def failures(run: RunDirectory) -> list[str]:
     """Return the error reports of the last launch's ranks and nodes, in time order."""
-    reports = [read_json(path) for path in run.logs.glob("*.error.json")]
-    reports = [r for r in reports if r.get("message") and isinstance(r.get("time"), int | float)]
+    reports = [r for r in run.error_reports() if r.get("message") and isinstance(r.get("time"), int | float)]
     if not reports or run.status().get("state") in ("finished", "stopped"):
         return []
     reports.sort(key=lambda r: r["time"])

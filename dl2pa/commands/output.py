@@ -1,4 +1,4 @@
-"""How commands speak: a table for people, one JSON line for machines."""
+"""Output of commands: a table for people, one JSON line for programs."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def say(result: Mapping[str, Any], as_json: bool, title: str) -> None:
 
 
 def note(text: str) -> None:
-    """A line for people, on standard error so that it never mixes with a result."""
+    """Print a line on standard error, so that standard output contains only the result."""
     print(text, file=sys.stderr, flush=True)  # noqa: T201
 
 
 def table(rows: Sequence[Sequence[str]]) -> None:
-    """Aligned columns, the first row their heads."""
+    """Print aligned columns; the first row is the header."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
         "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows
@@ -33,7 +33,7 @@ def table(rows: Sequence[Sequence[str]]) -> None:
 
 
 def short(value: Any) -> str:
-    """A value as people read it: four digits, a dozen entries."""
+    """Format a value for people: four significant digits, at most 12 entries of a list."""
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.1f}"
     if isinstance(value, list) and len(value) > 12:

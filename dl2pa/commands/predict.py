@@ -20,14 +20,14 @@ def run(args: argparse.Namespace) -> int:
     from pipelines.single import load_image
 
     if args.top < 1:
-        raise UserError("--top", args.top, "is not a number of classes", "Choose at least 1.")
+        raise UserError("--top", args.top, "must be at least 1", "Give 1 or more.")
     classifier = load_classifier(args.model)
     predictions: list[dict[str, object]] = []
     for path in args.images:
         image = load_image(path, **classifier.description["preprocessing"])
         top = classifier.top(image[None], args.top)[0]
-        shown = [{"class": guess.name, "probability": guess.probability} for guess in top]
-        predictions.append({"image": str(path), "top": shown})
+        classes = [{"class": guess.name, "probability": guess.probability} for guess in top]
+        predictions.append({"image": str(path), "top": classes})
         if not args.json:
             line = ", ".join(f"{guess.name} {100 * guess.probability:.1f} %" for guess in top)
             print(f"{path}: {line}")  # noqa: T201

@@ -1,4 +1,4 @@
-"""`dl2pa prototypes`: place, certify, write and draw prototypes; the authors' flag names work too."""
+"""`dl2pa prototypes`: construct, certify, write and plot prototypes. The option names of the authors' code work too."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dl2pa.errors import UserError
 if TYPE_CHECKING:
     from dl2pa.geometry import Prototypes
 
-_SECONDS_BETWEEN_LINES = 10.0
+_PROGRESS_S = 10.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--num-classes", "--num_centroids", type=int, required=True, metavar="C", help="number of prototypes"
     )
     parser.add_argument("--dim", "--space_dim", type=int, required=True, metavar="D", help="dimension")
-    parser.add_argument("--construction", default="auto", help="default: the best known for C and D")
+    parser.add_argument(
+        "--construction", default="auto", help="construction (default: the best one known for C and D)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="random seed (default: 0)")
     parser.add_argument(
         "--out", type=nonempty_path, metavar="FILE", help=".safetensors or .npy (default: not written)"
@@ -38,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--compare-with",
         type=nonempty_path,
         metavar="FILE",
-        help="also score a prototype file: written by dl2pa, .npy, or the authors' .pth",
+        help="also certify a prototype file: written by dl2pa, .npy, or .pth of the authors' code",
     )
     add_renamed(parser, "--beside", "--compare-with")
     parser.add_argument("--batch_size", type=int, help=argparse.SUPPRESS)
@@ -65,33 +67,33 @@ def run(args: argparse.Namespace) -> int:
     if other is None:
         say(result, args.json, "prototypes:")
         return 0
-    theirs = {**other.certificate.as_dict(), "file": str(args.compare_with)}
+    compared = {**other.certificate.as_dict(), "file": str(args.compare_with)}
     if args.json:
-        say({**result, "beside": theirs}, True, "")
+        say({**result, "beside": compared}, True, "")
     else:
-        rows = [[key, short(value), short(theirs.get(key, ""))] for key, value in result.items()]
-        table([["", "ours", "beside"], *rows])
+        rows = [[key, short(value), short(compared.get(key, ""))] for key, value in result.items()]
+        table([["", "constructed", "compared"], *rows])
     return 0
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Refuse now what would be refused after a minute's search."""
+    """Refuse invalid options before the construction, which can take minutes."""
     from dl2pa.geometry import CONSTRUCTIONS
     from dl2pa.geometry.files import check_form
     from dl2pa.geometry.plot import check_picture
 
     if args.construction not in CONSTRUCTIONS:
-        remedy = f"Choose one of {', '.join(CONSTRUCTIONS)}; a file is scored by --compare-with."
-        raise UserError("--construction", args.construction, "no such construction", remedy)
+        remedy = f"Choose one of {', '.join(CONSTRUCTIONS)}; give a file with --compare-with."
+        raise UserError("--construction", args.construction, "is not a construction", remedy)
     if args.seed < 0:
-        raise UserError("--seed", args.seed, "is negative", "Give 0 or more.")
+        raise UserError("--seed", args.seed, "must not be negative", "Give 0 or more.")
     if args.out is not None:
         check_form(args.out)
     if args.plot is not None:
         check_picture(args.plot)
     for flag in ("batch_size", "num_epoch"):
         if getattr(args, flag) is not None:
-            note(f"--{flag} is accepted and ignored: our constructions need neither batches nor epochs")
+            note(f"--{flag} is ignored: the constructions use neither batches nor epochs")
 
 
 def _load(args: argparse.Namespace) -> Prototypes:
@@ -104,11 +106,11 @@ def _load(args: argparse.Namespace) -> Prototypes:
 
 
 class _Progress:
-    """Steps done of all, on standard error: a bar on a terminal, else a line every ten seconds."""
+    """Progress on standard error: a bar on a terminal, otherwise a line every 10 s."""
 
     def __init__(self) -> None:
         self._bar: Any = None
-        self._spoke = time.monotonic()
+        self._last_line = time.monotonic()
 
     def __call__(self, done: int, total: int) -> None:
         if sys.stderr.isatty():
@@ -117,9 +119,9 @@ class _Progress:
 
                 self._bar = tqdm(total=total, unit="step", leave=False, file=sys.stderr)
             self._bar.update(done - self._bar.n)
-        elif time.monotonic() - self._spoke >= _SECONDS_BETWEEN_LINES:
-            self._spoke = time.monotonic()
-            note(f"placing prototypes: step {done:,} of {total:,}")
+        elif time.monotonic() - self._last_line >= _PROGRESS_S:
+            self._last_line = time.monotonic()
+            note(f"constructing prototypes: step {done:,} of {total:,}")
 
     def __enter__(self) -> _Progress:
         return self

@@ -1,4 +1,4 @@
-"""`dl2pa register`: a finished run's model as a version of a registered one."""
+"""`dl2pa register`: register the model of a finished run as a model version in MLflow."""
 
 from __future__ import annotations
 
@@ -16,17 +16,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--alias", action="append", default=[], help="set this alias, for example champion; can be repeated"
     )
-    parser.add_argument("--uri", help="MLflow server or store (default: the run's own)")
+    parser.add_argument("--uri", help="MLflow server or store (default: that of the run)")
 
 
 def run(args: argparse.Namespace) -> int:
     from dl2pa.tracking.registry import check_names, register_model
 
-    check_names(args.name, args.alias)  # before anything heavy is imported
+    check_names(args.name, args.alias)  # before the slow imports
 
     from dl2pa.config.tracking import check_uri
     from dl2pa.osutil import read_json
-    from dl2pa.redaction import has_hidden_credentials
     from dl2pa.rundir import RunDirectory
     from dl2pa.tracking import choose_uri, sync
     from dl2pa.tracking.payloads import model_payload
@@ -41,22 +40,21 @@ def run(args: argparse.Namespace) -> int:
     directory = RunDirectory(args.run)
     identity = load_identity(args.run)
     if directory.status().get("state") != "finished":
-        raise UserError("run", str(args.run), "is not finished", "Let `dl2pa train` finish it.")
+        raise UserError("run", str(args.run), "is not finished", "Finish it with `dl2pa train`.")
     if identity is None:
-        remedy = "Only a run with tracking.enabled=true is known to a server."
+        remedy = "Train with tracking.enabled=true."
         raise UserError("run", str(args.run), "was not tracked", remedy)
     recorded = choose_uri(config.tracking.uri, args.run.absolute().parent)
-    if recorded is not None and has_hidden_credentials(recorded):
-        recorded = None  # the stored copy: the full address comes from --uri or the environment
     uri = resolve_uri(args.run, args.uri, recorded)
     sent = sync(args.run, args.uri, recorded=recorded)
     if sent.run_id is None or sent.error is not None:
-        raise UserError("--uri", sent.uri, f"did not take the run: {sent.error}", "See whether it answers.")
+        message = f"did not accept the run: {sent.error}"
+        raise UserError("--uri", sent.uri, message, "Check that the server answers.")
     model = model_payload(directory, config, read_json(directory.result))
     example = directory.find_example()
     fields = {**model, "example": None if example is None else example.name}
     registered = register_model(uri, sent.run_id, args.run, fields, args.name, args.alias)
     for alias, version in registered.moved_from.items():
-        note(f"{alias} was version {version} before")
+        note(f"alias {alias} moved from version {version}")
     say(dataclasses.asdict(registered), args.json, "registered:")
     return EXIT_DONE

@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="log the report to this experiment, as artifacts of the run `report`",
     )
     parser.add_argument(
-        "--uri", help="MLflow server or store (default: MLFLOW_TRACKING_URI, else the runs' store)"
+        "--uri", help="MLflow server or store (default: MLFLOW_TRACKING_URI, otherwise the store of the runs)"
     )
 
 

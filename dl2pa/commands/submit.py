@@ -188,14 +188,8 @@ def _log_folder(plans: Sequence[RunPlan], name: str) -> Path:
 
 
 def _script(plans: Sequence[RunPlan], request: slurm.Request, name: str) -> str:
-    return slurm.script(request, _slurm_runs(plans), _log_folder(plans, name), f"dl2pa-{name}")
-
-
-def _slurm_runs(plans: Sequence[RunPlan]) -> list[slurm.Planned]:
-    return [
-        slurm.Planned(plan.run_dir, plan.directory.submitted_config, plan.config.launch.nproc)
-        for plan in plans
-    ]
+    run_dirs, nproc = [plan.run_dir for plan in plans], plans[0].config.launch.nproc
+    return slurm.script(request, run_dirs, _log_folder(plans, name), f"dl2pa-{name}", nproc=nproc)
 
 
 def queue(
@@ -221,7 +215,8 @@ def queue(
         _check_unused(plans)
         for plan in plans:
             _write_snapshot(plan, code)
-        ids = slurm.submit(request, _slurm_runs(plans), folder, f"dl2pa-{name}")
+        run_dirs, nproc = [plan.run_dir for plan in plans], plans[0].config.launch.nproc
+        ids = slurm.submit(request, run_dirs, folder, f"dl2pa-{name}", nproc=nproc)
         try:
             return [
                 _record(plan, job_id, request, folder, code) for plan, job_id in zip(plans, ids, strict=True)

@@ -1,4 +1,4 @@
-"""`dl2pa sync`: send what a tracking server missed."""
+"""`dl2pa sync`: send the tracking events that a server does not have yet."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="every run in this folder, at any depth (default: runs)",
     )
-    parser.add_argument("--uri", help="MLflow server or store (default: the run's own)")
+    parser.add_argument("--uri", help="MLflow server or store (default: that of the run)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -32,41 +32,43 @@ def run(args: argparse.Namespace) -> int:
 
     if args.uri is not None:
         check_uri("--uri", args.uri)
-
     if not args.run and args.all is None:
-        raise UserError("run", None, "nothing to send", "Name run directories, or give --all [DIR].")
+        raise UserError(
+            "run", None, "no run directory was given", "Name run directories, or give --all [DIR]."
+        )
     paths: list[Path] = list(args.run)
     if args.all is not None:
         named = {path.resolve() for path in paths}
-        found = [path for path in find_runs([], args.all) if path.resolve() not in named]
-        paths += [path for path in found if RunDirectory(path).spool.exists()]
-    told = [_sync(path, args.uri, keep_going=args.all is not None) for path in paths]
-    failed = [fields for fields in told if fields.get("error")]
-    if args.json and (len(told) > 1 or args.all is not None):
-        say({"runs": told, "failed": len(failed)}, True, "")
+        others = [path for path in find_runs([], args.all) if path.resolve() not in named]
+        paths += [path for path in others if RunDirectory(path).spool.exists()]
+    reports = [_sync(path, args.uri, keep_going=args.all is not None) for path in paths]
+    failed = [report for report in reports if report.get("error")]
+    if args.json and (len(reports) > 1 or args.all is not None):
+        say({"runs": reports, "failed": len(failed)}, True, "")
     else:
-        for path, fields in zip(paths, told, strict=True):
-            say(fields, args.json, f"{path}:")
+        for path, report in zip(paths, reports, strict=True):
+            say(report, args.json, f"{path}:")
         if args.all is not None:
-            note(f"{len(told) - len(failed)} of {len(told)} runs are where they should be")
+            note(f"{len(reports) - len(failed)} of {len(reports)} runs are completely sent")
     return EXIT_FAILURE if failed else EXIT_DONE
 
 
 def _sync(path: Path, uri: str | None, *, keep_going: bool) -> dict[str, Any]:
-    """Send one run; what was wrong with it is told in place of the outcome where others are to follow."""
+    """Send one run and return its report.
+
+    Args:
+        keep_going: return a user error as the field `error`, so that other runs can follow.
+    """
     from dl2pa.config import load_recorded_config
     from dl2pa.ownership import is_owned
-    from dl2pa.redaction import has_hidden_credentials
     from dl2pa.rundir import RunDirectory
     from dl2pa.tracking import choose_uri, sync
 
     directory = RunDirectory(path)
     try:
         if not directory.config.is_file():
-            raise UserError("run", str(path), "is not a run directory", "Give the folder a run wrote.")
+            raise UserError("run", str(path), "is not a run directory", "Give the folder of a run.")
         recorded = choose_uri(load_recorded_config(directory.config).tracking.uri, path.absolute().parent)
-        if recorded is not None and has_hidden_credentials(recorded):
-            recorded = None  # the stored copy: the full address comes from --uri or the environment
         report = sync(path, uri, recorded=recorded, alive=is_owned(directory))
     except UserError as error:
         if not keep_going:

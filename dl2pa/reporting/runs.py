@@ -17,10 +17,9 @@ from dl2pa.config.load import PLACES, RENAMED_KEYS
 from dl2pa.errors import UserError
 from dl2pa.osutil import read_json
 from dl2pa.rundir import RunDirectory
+from dl2pa.tracking.spool import CHANGED_TAG
 from pipelines.longtail import GROUPS
 
-CHANGED_TAG = "dl2pa.changed."
-"""Prefix of the tags that name a configuration key changed by an attempt; written by `dl2pa.tracking.spool`."""
 _SKIPPED_FOLDERS = {"mlartifacts", "mlruns"}
 
 Percent = Annotated[float, Field(ge=0, le=100)]

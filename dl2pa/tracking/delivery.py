@@ -78,7 +78,7 @@ class Delivery:
         return self._state.refused
 
     def is_done(self, *, with_pending: bool) -> bool:
-        """Whether the server has accepted the whole spool; a cheap check."""
+        """Return whether the server has accepted the whole spool; a cheap check."""
         pending_artifacts = with_pending and (self._state.pending_artifacts or self.unspooled)
         return self._spool_size() == self._state.cursor and not pending_artifacts
 
@@ -223,7 +223,7 @@ class Delivery:
         return True
 
     def _contains(self, name: str) -> bool:
-        """Whether a file, or every file of a folder, is in the run directory after resolving links."""
+        """Return whether a file, or every file of a folder, is in the run directory after resolving links."""
         root, path = self.run_dir.resolve(), self.run_dir / name
         paths = [path, *(path.rglob("*") if path.is_dir() else ())]
         return all(p.resolve().is_relative_to(root) for p in paths)

@@ -1,7 +1,8 @@
-"""What MLflow receives about a run: tags, data sets, and the fields of the logged model."""
+"""Content sent to MLflow for a run: tags, data sets, and the fields of the logged model."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -118,11 +119,7 @@ def serving_requirements(backbone: str) -> list[str]:
     torchvision = ("torchvision",) if BACKBONES[backbone].family == "torchvision" else ()
     pinned: list[str] = []
     for package in sorted((*_SERVING_PACKAGES, *torchvision)):
-        try:
-            version = metadata.version(package).partition("+")[
-                0
-            ]  # package indexes lack local suffixes like +cu130
-        except metadata.PackageNotFoundError:
-            continue
-        pinned.append(f"{package}=={version}")
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            version = metadata.version(package).partition("+")[0]  # package indexes lack suffixes like +cu130
+            pinned.append(f"{package}=={version}")
     return pinned

@@ -196,7 +196,7 @@ class Server:
         return str(info.status)
 
     def is_gone(self, error: Exception) -> bool:
-        """Whether the server does not know the run, because its database was replaced."""
+        """Return whether the server does not know the run, because its database was replaced."""
         return self._code(error) == "RESOURCE_DOES_NOT_EXIST"
 
     def _log_all(self, kind: str, entities: list[Any]) -> None:

@@ -29,6 +29,8 @@ from dl2pa.tracking.sanitize import clean_name, clean_params, clean_tags, encode
 
 Event = dict[str, Any]
 
+CHANGED_TAG = "dl2pa.changed."
+"""Prefix of the tags that name a configuration key changed by an attempt."""
 _log = logging.getLogger(__name__)
 MAX_WAITING_BYTES = 32 << 20
 """Maximum size of events in memory while the disk fails; about 200,000 log points."""
@@ -89,7 +91,7 @@ def parse_line(line: bytes) -> Event | None:
 
 
 def _is_valid(event: Any) -> bool:
-    """Whether all required fields exist and have the right type."""
+    """Return whether all required fields exist and have the right type."""
     if not isinstance(event, dict) or not isinstance(event.get("e"), str):
         return False
     fields = {"t": int, "a": int, **_FIELDS.get(event["e"], {})}
@@ -207,7 +209,7 @@ class Spool:
                 if first is None:
                     new[name] = value
                 elif value != first or name in self._changed:
-                    all_tags |= clean_tags({f"dl2pa.changed.{name}": value})
+                    all_tags |= clean_tags({f"{CHANGED_TAG}{name}": value})
             self._append({"e": "start", "run": asdict(identity), "params": new, "tags": all_tags})
             self._add_start(new, all_tags)
 
@@ -373,6 +375,4 @@ class Spool:
     def _add_start(self, params: Mapping[str, str], tags: Mapping[str, str]) -> None:
         for name, value in params.items():
             self._params.setdefault(name, value)
-        self._changed |= {
-            tag.removeprefix("dl2pa.changed.") for tag in tags if tag.startswith("dl2pa.changed.")
-        }
+        self._changed |= {tag.removeprefix(CHANGED_TAG) for tag in tags if tag.startswith(CHANGED_TAG)}

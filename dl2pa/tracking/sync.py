@@ -47,7 +47,7 @@ class SyncReport:
     refused: int
     """Entries that the server rejected permanently."""
     error: str | None
-    """Why events were not sent, without secrets."""
+    """Reason why events were not sent, without secrets."""
 
 
 def sync(
@@ -153,6 +153,8 @@ def resolve_uri(run_dir: Path, uri: str | None, recorded: str | None = None) -> 
         raise UserError("run", str(run_dir), "has no readable identity", "Restore events/run.json.")
     if uri is not None:
         return uri
+    if recorded is not None and has_hidden_credentials(recorded):
+        recorded = None
     last, ambient = recorded or last_server(run_dir), os.environ.get(envvars.TRACKING_URI)
     if ambient and (last is None or redact(ambient) == redact(last)):
         return ambient
@@ -167,7 +169,7 @@ def resolve_uri(run_dir: Path, uri: str | None, recorded: str | None = None) -> 
 
 
 def _is_harmless(uri: str, run_dir: Path) -> bool:
-    """Whether sending to the server sends no credentials and writes only to the folder of the run."""
+    """Return whether sending to the server sends no credentials and writes only to the folder of the run."""
     database = sqlite_file(uri)
     if database is not None:
         return database.resolve().parent in (run_dir.resolve().parent, run_dir.resolve())
@@ -175,5 +177,5 @@ def _is_harmless(uri: str, run_dir: Path) -> bool:
 
 
 def _has_ambient_credentials() -> bool:
-    """Whether MLflow would send credentials of this user to any server."""
+    """Return whether MLflow would send credentials of this user to any server."""
     return any(os.environ.get(name) for name in _CREDENTIALS) or _CREDENTIALS_FILE.expanduser().exists()

@@ -87,10 +87,10 @@ def _description(experiment_id: str) -> str:
     ]
     return (
         f"{_TITLE} Views: {' · '.join(links)}\n\n"
-        "`val/*` is measured on the whole validation set, in per cent; `match/*` tells how the assignment of "
-        "classes to prototypes moved; `time/*` depends on the machine. Find runs by tag: "
-        "`tags.method = 'dl2pa' and tags.seed = '0'`. Each run's description has its result, "
-        "the command that made it and links to its siblings."
+        "`val/*` is measured on the full validation set, in percent; `match/*` describes the updates of the "
+        "assignment of classes to prototypes; `time/*` depends on the machine. Search runs by tag: "
+        "`tags.method = 'dl2pa' and tags.seed = '0'`. The description of each run contains its result, "
+        "its command and links to related runs."
     )
 
 

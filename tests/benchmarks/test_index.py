@@ -24,4 +24,4 @@ def test_json_result(capfd: pytest.CaptureFixture[str]) -> None:
 
 def test_fewer_entries_than_a_batch_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["index", "--entries", "10", "--json"]) == 2
-    assert capsys.readouterr().err.startswith("benchmarks: --entries = ")
+    assert capsys.readouterr().err.startswith("benchmarks: --entries=")

@@ -286,10 +286,10 @@ def test_ui_refuses_a_taken_port_and_a_folder_without_runs(runs: Path, tmp_path:
         port = taken.getsockname()[1]
         refused = run_here("ui", "--runs", runs, "--port", port)
     assert refused.code == 2
-    assert f"{port}: is taken" in refused.error
+    assert f"{port}: is in use" in refused.error
     refused = run_here("ui", "--runs", tmp_path)
     assert refused.code == 2
-    assert "holds no mlflow.db" in refused.error
+    assert "contains no mlflow.db" in refused.error
 
 
 def test_summary_and_confusion_pages_are_self_contained(

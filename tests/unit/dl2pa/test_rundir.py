@@ -133,7 +133,7 @@ def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
         (tmp_path / early).mkdir()
     run.check_place()
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(UserError, match=r"run-dir .* contains other files and no run: thesis.tex"):
+    with pytest.raises(UserError, match=r"run-dir=.* contains other files and no run: thesis.tex"):
         run.check_place()
     (tmp_path / "owner.lock").touch()  # the first file of a run: another node may be creating the others
     run.check_place()
@@ -149,7 +149,7 @@ def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
         (
             "stopped",
             UserError("optim.lr", 1, "changed", "Put it back."),
-            ("stopped", "optim.lr = 1: changed"),
+            ("stopped", "optim.lr=1: changed"),
         ),
         ("finished", OSError("disk"), ("failed", "disk")),
     ],

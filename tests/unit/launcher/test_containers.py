@@ -6,19 +6,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from dl2pa.errors import UserError
 from launcher.containers import Container
-
-
-@dataclass(frozen=True)
-class Run:
-    run_dir: Path
-
 
 Fake = Callable[[str, str], Path]
 
@@ -44,7 +37,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
 def test_pyxis_is_used_if_srun_supports_it(fake: Fake, tmp_path: Path) -> None:
     fake("srun", "  --container-image=[USER@][REGISTRY#]IMAGE[:TAG]|PATH")
     fake("apptainer", "")
-    container = Container.find("team/dl2pa:1", [Run(tmp_path / "runs/a")])
+    container = Container.find("team/dl2pa:1", [tmp_path / "runs/a"])
     assert container.srun_options() == [
         "--container-image=team/dl2pa:1",
         f"--container-mounts={tmp_path}/runs:{tmp_path}/runs,{tmp_path}/work:{tmp_path}/work",
@@ -58,7 +51,7 @@ def test_pyxis_is_used_if_srun_supports_it(fake: Fake, tmp_path: Path) -> None:
 def test_apptainer_is_used_without_pyxis(fake: Fake, name: str, tmp_path: Path) -> None:
     fake("srun", "Usage: srun [OPTIONS...] executable [args...]")
     engine = fake(name, "")
-    container = Container.find("dl2pa.sif", [Run(tmp_path / "a run;/x")])
+    container = Container.find("dl2pa.sif", [tmp_path / "a run;/x"])
     assert container.srun_options() == []
     assert container.prefix() == [
         *(str(engine), "exec", "--nv"),
@@ -72,13 +65,13 @@ def test_apptainer_is_used_without_pyxis(fake: Fake, name: str, tmp_path: Path) 
 def test_a_missing_engine_is_refused(fake: Fake, has_srun: bool, tmp_path: Path) -> None:
     if has_srun:
         fake("srun", "Usage: srun [OPTIONS...] executable [args...]")
-    with pytest.raises(UserError, match=r"--container = 'dl2pa.sif': neither .*Pyxis.* nor apptainer"):
-        Container.find("dl2pa.sif", [Run(tmp_path / "a")])
+    with pytest.raises(UserError, match=r"--container='dl2pa.sif': neither .*Pyxis.* nor apptainer"):
+        Container.find("dl2pa.sif", [tmp_path / "a"])
 
 
 def test_nested_folders_are_mounted_once(fake: Fake, tmp_path: Path) -> None:
     fake("apptainer", "")
-    runs = [Run(tmp_path / "work/runs/a"), Run(tmp_path / "runs/a/x"), Run(tmp_path / "runs-too/b")]
+    runs = [tmp_path / "work/runs/a", tmp_path / "runs/a/x", tmp_path / "runs-too/b"]
     more = [str(tmp_path / "runs"), f"{tmp_path}/work/../work/data"]
     mounts = Container.find("dl2pa.sif", runs, more).mounts
     assert mounts == (f"{tmp_path}/runs", f"{tmp_path}/runs-too", f"{tmp_path}/work")
@@ -89,7 +82,7 @@ def test_the_folder_in_DL2PA_DATA_is_mounted(
 ) -> None:
     fake("apptainer", "")
     monkeypatch.setenv("DL2PA_DATA", "/datasets")
-    mounts = Container.find("dl2pa.sif", [Run(tmp_path / "work/runs/a")]).mounts
+    mounts = Container.find("dl2pa.sif", [tmp_path / "work/runs/a"]).mounts
     assert mounts == ("/datasets", f"{tmp_path}/work")
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from dl2pa.errors import UserError
 from launcher import slurm
-from launcher.slurm import SUPERVISE, Planned, Request, check_request, script, seconds_of
+from launcher.slurm import SUPERVISE, Request, check_request, script, seconds_of
 
 ODD = 'it\'s; a "run" $HOME `id` #1'
 
@@ -39,10 +39,6 @@ def make_fake(tmp_path: Path, name: str, body: str) -> None:
     file = tmp_path / "bin" / name
     file.write_text(f"#!/usr/bin/env bash\n{body}\n", encoding="utf-8")
     file.chmod(0o755)
-
-
-def planned(place: Path, *names: str, processes: int = 2) -> list[Planned]:
-    return [Planned(place / n, place / n / "slurm/config.yaml", processes) for n in names]
 
 
 def directives(text: str) -> dict[str, str | None]:
@@ -102,13 +98,13 @@ def test_valid_requests_are_accepted(request_: Request) -> None:
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        (Request(nodes=0), r"--nodes = 0: must be at least 1"),
-        (Request(gpus_per_node=-1), r"--gpus-per-node = -1: must be at least 0"),
-        (Request(cpus_per_gpu=0), r"--cpus-per-gpu = 0: must be at least 1"),
-        (Request(stop_before=9), r"--stop-before = 9: must be at least 10"),
-        (Request(time="2h"), r"--time = '2h': is not a valid time limit.*D-HH:MM:SS"),
-        (Request(time="3:59"), r"--time = '3:59': leaves no time to train: the run saves 180 s before"),
-        (Request(time="5", stop_before=300), r"--time = '5': leaves no time.*300 s.*shorter --stop-before"),
+        (Request(nodes=0), r"--nodes=0: must be at least 1"),
+        (Request(gpus_per_node=-1), r"--gpus-per-node=-1: must be at least 0"),
+        (Request(cpus_per_gpu=0), r"--cpus-per-gpu=0: must be at least 1"),
+        (Request(stop_before=9), r"--stop-before=9: must be at least 10"),
+        (Request(time="2h"), r"--time='2h': is not a valid time limit.*D-HH:MM:SS"),
+        (Request(time="3:59"), r"--time='3:59': leaves no time to train: the run saves 180 s before"),
+        (Request(time="5", stop_before=300), r"--time='5': leaves no time.*300 s.*shorter --stop-before"),
     ],
 )
 def test_invalid_requests_are_refused_with_their_option(request_: Request, message: str) -> None:
@@ -132,9 +128,7 @@ def test_merged_changes_only_the_given_options() -> None:
 
 
 def test_sbatch_options_of_a_default_request(place: Path) -> None:
-    text = script(
-        Request(nodes=2, gpus_per_node=4), planned(place, "run"), place / "run/slurm", "dl2pa-small"
-    )
+    text = script(Request(nodes=2, gpus_per_node=4), [place / "run"], place / "run/slurm", "dl2pa-small")
     quoted = "'" + str(place).replace("'", "'\"'\"'") + "{}'"
     log = quoted.format("/run/slurm/job-%j.log")
     assert [line for line in text.splitlines() if line.startswith("#SBATCH")] == [
@@ -167,7 +161,7 @@ def test_all_options_are_passed_to_sbatch(place: Path) -> None:
         after="123",
         stop_before=600,
     )
-    options = directives(script(request, planned(place, "run"), place / "slurm", "x"))
+    options = directives(script(request, [place / "run"], place / "slurm", "x"))
     assert {name: options.get(name) for name in ("time", "partition", "account", "qos", "mem")} == {
         **{"time": "1-00:00:00", "partition": "gpu,long", "account": "lab", "qos": "high", "mem": "64G"},
     }
@@ -179,7 +173,7 @@ def test_all_options_are_passed_to_sbatch(place: Path) -> None:
 
 
 def test_zero_gpus_request_none(place: Path) -> None:
-    text = script(Request(gpus_per_node=0), planned(place, "run"), place / "slurm", "x")
+    text = script(Request(gpus_per_node=0), [place / "run"], place / "slurm", "x")
     assert "gpu" not in "\n".join(directives(text))
     assert "--gpu-bind" not in text
 
@@ -187,7 +181,7 @@ def test_zero_gpus_request_none(place: Path) -> None:
 @pytest.mark.parametrize(("gpus", "processes", "cores"), [(4, 4, 12), (0, 2, 6), (0, 1, 3)])
 def test_srun_gets_the_cores_per_task_of_the_job(place: Path, gpus: int, processes: int, cores: int) -> None:
     request = Request(gpus_per_node=gpus, cpus_per_gpu=3)
-    text = script(request, planned(place, "run", processes=processes), place / "slurm", "x")
+    text = script(request, [place / "run"], place / "slurm", "x", nproc=processes)
     assert directives(text)["cpus-per-task"] == str(cores)
     assert re.findall(r"srun .*--cpus-per-task=(\d+)", text) == [str(cores)]
 
@@ -196,13 +190,13 @@ def test_srun_gets_the_cores_per_task_of_the_job(place: Path, gpus: int, process
 
 
 def test_the_script_contains_the_supervisor(place: Path) -> None:
-    text = script(Request(), planned(place, "run"), place / "slurm", "x")
+    text = script(Request(), [place / "run"], place / "slurm", "x")
     assert SUPERVISE.read_text(encoding="utf-8") in text
 
 
 @pytest.mark.parametrize("names", [["run"], [ODD], ["a b", ODD, "-n", "*"]], ids=["plain", "odd", "array"])
 def test_the_script_quotes_run_directories(place: Path, names: list[str], tmp_path: Path) -> None:
-    text = script(Request(), planned(place, *names), place / ODD / "slurm", "x")
+    text = script(Request(), [place / name for name in names], place / ODD / "slurm", "x")
     checked = subprocess.run(["bash", "-n"], input=text, capture_output=True, text=True)
     assert (checked.returncode, checked.stderr) == (0, "")
     head, separator, _ = text.partition("\nrun=${runs[${SLURM_ARRAY_TASK_ID:-0}]}\n")
@@ -218,11 +212,11 @@ def test_the_script_quotes_run_directories(place: Path, names: list[str], tmp_pa
 
 
 def test_an_array_has_one_task_and_one_log_per_run(place: Path) -> None:
-    options = directives(script(Request(), planned(place, "a", "b", "c"), place / "array", "x"))
+    options = directives(script(Request(), [place / name for name in "abc"], place / "array", "x"))
     assert options["array"] == "0-2%3"
     assert options["output"] == options["error"]
     assert str(options["output"]).endswith("/array/job-%A_%a.log'")
-    assert "array" not in directives(script(Request(), planned(place, "a"), place / "slurm", "x"))
+    assert "array" not in directives(script(Request(), [place / "a"], place / "slurm", "x"))
 
 
 def arguments_of_srun(text: str, tmp_path: Path) -> list[str]:
@@ -242,7 +236,7 @@ SUBMITIT = ["-P", "-u", "-m", "submitit.core._submit"]
 
 def test_srun_starts_one_task_per_node_and_kills_all_on_failure(place: Path, tmp_path: Path) -> None:
     folder = place / ODD / "slurm"
-    text = script(Request(nodes=3, gpus_per_node=2), planned(place, ODD), folder, "x")
+    text = script(Request(nodes=3, gpus_per_node=2), [place / ODD], folder, "x")
     given = arguments_of_srun(text, tmp_path)
     at = given.index(sys.executable)
     assert given[at:] == [sys.executable, *SUBMITIT, str(folder)]
@@ -252,7 +246,7 @@ def test_srun_starts_one_task_per_node_and_kills_all_on_failure(place: Path, tmp
 
 def test_with_pyxis_srun_starts_the_container(place: Path, tmp_path: Path) -> None:
     make_fake(tmp_path, "srun", "echo --container-image")
-    text = script(Request(container="team/dl2pa:1"), planned(place, ODD), place / "slurm", "x")
+    text = script(Request(container="team/dl2pa:1"), [place / ODD], place / "slurm", "x")
     given = arguments_of_srun(text, tmp_path)
     at = given.index("python")
     assert given[at:] == ["python", *SUBMITIT, str(place / "slurm")]
@@ -265,7 +259,7 @@ def test_with_pyxis_srun_starts_the_container(place: Path, tmp_path: Path) -> No
 
 def test_with_apptainer_srun_starts_the_engine(place: Path, tmp_path: Path) -> None:
     make_fake(tmp_path, "apptainer", "")
-    text = script(Request(container="the image.sif"), planned(place, ODD), place / "slurm", "x")
+    text = script(Request(container="the image.sif"), [place / ODD], place / "slurm", "x")
     given = arguments_of_srun(text, tmp_path)
     at = given.index(str(tmp_path / "bin/apptainer"))
     assert all(option.startswith("--") for option in given[:at])
@@ -281,7 +275,7 @@ def test_with_apptainer_srun_starts_the_engine(place: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize("names", [["run"], [ODD, "b"]], ids=["one run", "an array"])
 def test_sbatch_gets_the_script_of_the_dry_run(place: Path, names: list[str], tmp_path: Path) -> None:
     make_fake(tmp_path, "sbatch", f"cp \"$1\" '{tmp_path}/given.sh'; echo Submitted batch job 123")
-    runs, request = planned(place, *names), Request(nodes=2, time="10", cpus_per_gpu=2)
+    runs, request = [place / name for name in names], Request(nodes=2, time="10", cpus_per_gpu=2)
     ids = slurm.submit(request, runs, place / "slurm", "dl2pa-x")
     assert ids == (["123"] if len(names) == 1 else ["123_0", "123_1"])
     given = (tmp_path / "given.sh").read_text(encoding="utf-8")
@@ -297,7 +291,7 @@ def test_a_job_that_submits_does_not_pass_its_variables(
     given = {"DL2PA_HEAD": "node7", "DL2PA_PORT": "29500", "DL2PA_LAUNCHED": "9.0", "DL2PA_DATA": "/data"}
     for name, value in {**given, **({"DL2PA_SUPERVISED": "1"} if inside else {})}.items():
         monkeypatch.setenv(name, value)
-    slurm.submit(Request(), planned(place, "run"), place / "slurm", "dl2pa-x")
+    slurm.submit(Request(), [place / "run"], place / "slurm", "dl2pa-x")
     seen = (tmp_path / "env").read_text(encoding="utf-8").splitlines()
     passed = {line.partition("=")[0] for line in seen if line.startswith("DL2PA_")}
     assert passed == ({"DL2PA_DATA"} if inside else given.keys())
@@ -306,13 +300,13 @@ def test_a_job_that_submits_does_not_pass_its_variables(
 
 def test_an_error_of_sbatch_is_reported(place: Path, tmp_path: Path) -> None:
     make_fake(tmp_path, "sbatch", "echo 'sbatch: error: Batch job submission failed: quota' >&2; exit 1")
-    with pytest.raises(UserError, match=r"sbatch = 'dl2pa-x': failed: .*quota"):
-        slurm.submit(Request(), planned(place, "run"), place / "slurm", "dl2pa-x")
+    with pytest.raises(UserError, match=r"sbatch='dl2pa-x': failed: .*quota"):
+        slurm.submit(Request(), [place / "run"], place / "slurm", "dl2pa-x")
 
 
 def test_the_script_is_tested_with_sbatch_test_only(place: Path, tmp_path: Path) -> None:
     make_fake(tmp_path, "sbatch", f"echo \"$*\" >'{tmp_path}/options'; cat >'{tmp_path}/given.sh'")
-    text = script(Request(), planned(place, "run"), place / "slurm", "x")
+    text = script(Request(), [place / "run"], place / "slurm", "x")
     slurm.check_with_cluster(text)
     assert (tmp_path / "options").read_text(encoding="utf-8") == "--test-only\n"
     assert (tmp_path / "given.sh").read_text(encoding="utf-8") == text
@@ -321,7 +315,7 @@ def test_the_script_is_tested_with_sbatch_test_only(place: Path, tmp_path: Path)
 def test_a_rejected_script_is_refused_with_slurms_reason(place: Path, tmp_path: Path) -> None:
     reason = "allocation failure: Requested node configuration is not available"
     make_fake(tmp_path, "sbatch", f"cat >/dev/null; echo 'sbatch: error: {reason}' >&2; exit 1")
-    text = script(Request(nodes=9, partition="gpu"), planned(place, "run"), place / "slurm", "x")
+    text = script(Request(nodes=9, partition="gpu"), [place / "run"], place / "slurm", "x")
     with pytest.raises(
         UserError, match=r"SLURM rejects the request: Requested node configuration is not"
     ) as caught:
@@ -359,4 +353,4 @@ def test_a_folder_name_that_splits_into_mounts_is_refused(
     (place / folder).mkdir()
     monkeypatch.chdir(place / folder)
     with pytest.raises(UserError, match="would split it into several mounts"):
-        script(Request(container="image.sif"), planned(place / folder, "run"), place, "name")
+        script(Request(container="image.sif"), [place / folder / "run"], place, "name")

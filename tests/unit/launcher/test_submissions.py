@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from dl2pa.errors import UserError
+from dl2pa.rundir import RunDirectory
 from launcher import submissions
 from launcher.slurm import Request
-from launcher.submissions import JOB_FILE, Submission
+from launcher.submissions import Submission
 
 
 @pytest.fixture(autouse=True)
@@ -46,15 +47,15 @@ def test_a_submission_is_recorded_in_the_run_directory(tmp_path: Path) -> None:
 def test_a_missing_or_damaged_record_reads_as_none(tmp_path: Path, text: str | None) -> None:
     if text is not None:
         (tmp_path / "slurm").mkdir()
-        (tmp_path / JOB_FILE).write_text(text, encoding="utf-8")
+        RunDirectory(tmp_path).job.write_text(text, encoding="utf-8")
     assert submissions.read(tmp_path) is None
-    with pytest.raises(UserError, match=f"has no readable {JOB_FILE}"):
+    with pytest.raises(UserError, match=r"has no readable slurm/job\.json"):
         submissions.find(str(tmp_path))
 
 
 def test_valid_fields_of_a_damaged_record_are_kept(tmp_path: Path) -> None:
     (tmp_path / "slurm").mkdir()
-    (tmp_path / JOB_FILE).write_text('{"job_id": "7", "log": 3, "cwd": null, "request": [], "name": {}}')
+    RunDirectory(tmp_path).job.write_text('{"job_id": "7", "log": 3, "cwd": null, "request": [], "name": {}}')
     assert submissions.read(tmp_path) == Submission("7", tmp_path, None, {}, tmp_path.name, Path())
 
 
@@ -72,7 +73,7 @@ def test_known_runs_are_ordered_by_their_last_submission(tmp_path: Path) -> None
 
 def test_a_run_with_a_deleted_directory_is_found_by_its_job(tmp_path: Path) -> None:
     run = submitted(tmp_path / "a", "7")
-    (run / JOB_FILE).unlink()
+    RunDirectory(run).job.unlink()
     assert submissions.find("7") == [Submission("7", run)]
     assert submissions.known() == [Submission("7", run)]
 

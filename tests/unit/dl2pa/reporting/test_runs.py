@@ -40,7 +40,7 @@ def test_only_a_run_ended_by_max_steps_is_cut(make_run: MakeRun) -> None:
     [
         ("running", {"step": 70, "total_steps": 2000}, "at step 70 of 2,000"),
         ("stopped", {"step": 70}, "at step 70"),
-        ("failed", {"error": "train.lr = 0: no"}, "train.lr = 0: no"),
+        ("failed", {"error": "train.lr=0: no"}, "train.lr=0: no"),
         ("stopping", {}, "at step"),
     ],
 )
@@ -88,7 +88,7 @@ def test_an_unknown_method_is_named_in_the_reason(make_run: MakeRun) -> None:
     run = read_run(path)
     assert isinstance(run, Unfinished)
     assert run.state == "unreadable"
-    assert "method.name = 'later'" in run.reason
+    assert "method.name='later'" in run.reason
 
 
 def test_missing_group_accuracies_come_from_the_validation(make_run: MakeRun) -> None:

@@ -1,1 +1,1 @@
-"""Turns a configuration into a running job: processes on this machine, or a cluster's."""
+"""Start training processes on this machine or in SLURM jobs."""

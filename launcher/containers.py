@@ -51,9 +51,8 @@ class Container:
             if engine := shutil.which(name):
                 return cls(image, engine, mounts)
         message = "neither srun --container-image (Pyxis) nor apptainer is available"
-        raise UserError(
-            "--container", image, message, "Submit without --container, or ask your administrator."
-        )
+        remedy = "Submit without --container, or ask your administrator."
+        raise UserError("--container", image, message, remedy)
 
     def srun_options(self) -> list[str]:
         """Container options of srun."""
@@ -88,7 +87,7 @@ def _srun_has_pyxis() -> bool:
 
 
 def _outermost(folders: Iterable[str]) -> list[str]:
-    """Sort the folders and drop those inside another one."""
+    """Sort the folders and remove those inside another one."""
     kept: list[str] = []
     for folder in sorted({os.path.abspath(f) for f in folders}):  # noqa: PTH100
         if not any(folder == k or folder.startswith(k.rstrip("/") + "/") for k in kept):

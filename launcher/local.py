@@ -18,7 +18,7 @@ from dl2pa.osutil import set_parent_death_signal, usable_cores
 from launcher.node import Node, listen_again
 
 _INTERRUPTS_TO_KILL = 3
-"""The Ctrl-C that ends the run without a save."""
+"""Number of Ctrl-C after which the run ends without saving."""
 _STOP_SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 
 
@@ -73,7 +73,6 @@ def _environment(nproc: int, extra: Mapping[str, str], node: Node, folder: Path)
 
 def _run_agent(command: list[str], env: Mapping[str, str], stop_file: Path) -> int:
     process: subprocess.Popen[bytes] | None = None
-
     interrupts = 0
 
     def on_signal(number: int, frame: FrameType | None) -> None:

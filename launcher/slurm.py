@@ -91,24 +91,30 @@ def check_request(request: Request) -> None:
             raise UserError(name, value, f"must be at least {least}", f"Give {least} or more.")
     if request.after is not None:
         _check_after(request.after)
-    limit = None if request.time is None or request.time.upper() in _NO_LIMIT else seconds_of(request.time)
-    if request.time is not None and limit is None and request.time.upper() not in _NO_LIMIT:
-        raise UserError(
-            "--time", request.time, "is not a valid time limit", "Write minutes, H:MM:SS or D-HH:MM:SS."
-        )
+    _check_time(request)
+
+
+def _check_time(request: Request) -> None:
+    """Refuse a time limit that is invalid, exceeds the limit of the partition or leaves no time to train."""
+    time, limit = request.time, None
+    if time is not None and time.upper() not in _NO_LIMIT:
+        limit = seconds_of(time)
+        if limit is None:
+            remedy = "Write minutes, H:MM:SS or D-HH:MM:SS."
+            raise UserError("--time", time, "is not a valid time limit", remedy)
     default, longest = _partition_limits(request.partition)
     if limit is not None and longest is not None and limit > longest:
         message = (
             f"exceeds the limit of the partition ({longest // 60} minutes), so the job would never start"
         )
         raise UserError(
-            "--time", request.time, message, "Give a shorter time: the job requeues itself until it is done."
+            "--time", time, message, "Give a shorter time. The job requeues itself until it is done."
         )
-    allowed = limit if request.time is not None else default or longest
+    allowed = limit if time is not None else default or longest
     if allowed is not None and allowed < request.stop_before + _START_UP_S:
-        shown = request.time or f"{allowed // 60} minutes, the partition's default"
+        value = time or f"{allowed // 60} minutes, the default of the partition"
         message = f"leaves no time to train: the run saves {request.stop_before} s before the limit"
-        raise UserError("--time", shown, message, "Give more time, or a shorter --stop-before.")
+        raise UserError("--time", value, message, "Give more time, or a shorter --stop-before.")
 
 
 def check_texts(request: Request) -> None:
@@ -124,9 +130,8 @@ def check_texts(request: Request) -> None:
             raise UserError(f"--{name}", text, "contains characters that SLURM does not accept", remedy)
     image = request.container
     if image is not None and (not image.isprintable() or image.startswith("-")):
-        raise UserError(
-            "--container", image, "is not a valid image name", "Give a file or REGISTRY/IMAGE:TAG."
-        )
+        remedy = "Give a file or REGISTRY/IMAGE:TAG."
+        raise UserError("--container", image, "is not a valid image name", remedy)
 
 
 def _check_after(job: str) -> None:
@@ -226,7 +231,7 @@ def log_of(job_id: str, folder: Path) -> Path:
 def _clean_environment() -> Generator[None]:
     """Remove environment variables that override options of the script or belong to an enclosing job."""
     foreign: tuple[str, ...] = ("SLURM_", "SBATCH_", "SRUN_", "SALLOC_")
-    if envvars.SUPERVISED in os.environ:  # otherwise it was the user who set DL2PA_HEAD
+    if envvars.SUPERVISED in os.environ:  # otherwise the user has set DL2PA_HEAD
         foreign += (envvars.SUPERVISED, envvars.LAUNCH, envvars.HEAD, envvars.PORT)
     inherited = {k: v for k, v in os.environ.items() if k.startswith(foreign) and k != "SLURM_CONF"}
     for name in inherited:
@@ -249,13 +254,9 @@ def _executor(request: Request, run_dirs: Sequence[Path], folder: Path, name: st
     executor = SlurmExecutor(folder=folder, python=_task_command(request, container, processes))
     # SLURM expands % in log names.
     log = log_of("%A_%a" if len(run_dirs) > 1 else "%j", Path(str(folder).replace("%", "%%")))
+    names = ("partition", "account", "qos", "constraint", "exclude", "mem")
     options: dict[str, Any] = {
-        "partition": request.partition,
-        "account": request.account,
-        "qos": request.qos,
-        "constraint": request.constraint,
-        "exclude": request.exclude,
-        "mem": request.mem,
+        **{name: getattr(request, name) for name in names},
         "gpus_per_node": request.gpus_per_node or None,
         "cpus_per_task": request.cpus_per_gpu * processes if request.cpus_per_gpu else None,
         "dependency": f"afterok:{request.after}" if request.after else None,
@@ -319,8 +320,8 @@ def _task_command(request: Request, container: Container | None, processes: int)
 
 
 def _summary(text: str) -> str:
-    """The resource options of the script, for messages."""
-    shown = [
+    """Return the resource options of the script, for messages."""
+    names = {
         "nodes",
         "gpus-per-node",
         "partition",
@@ -330,6 +331,6 @@ def _summary(text: str) -> str:
         "qos",
         "account",
         "constraint",
-    ]
+    }
     options = re.findall(r"^#SBATCH --([a-z-]+)=(.*)$", text, re.MULTILINE)
-    return " ".join(f"--{key}={value}" for key, value in options if key in shown)
+    return " ".join(f"--{key}={value}" for key, value in options if key in names)

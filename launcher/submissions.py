@@ -85,7 +85,7 @@ def write(submission: Submission, **more: Any) -> None:
 
 
 def known() -> list[Submission]:
-    """Return all submissions of this user, oldest first; from the list alone if the run directory is gone."""
+    """Return all submissions of this user, oldest first; without details if the run directory is deleted."""
     latest: dict[Path, Submission] = {}
     for entry in _listed():
         latest.pop(entry.run_dir, None)

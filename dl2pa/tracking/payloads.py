@@ -14,7 +14,8 @@ from dl2pa.config.identity import group_name
 from dl2pa.redaction import redact
 from dl2pa.rundir import RunDirectory
 from dl2pa.specs import BACKBONES
-from dl2pa.tracking.description import NOTE_TAG, describe_run
+from dl2pa.tracking.description import describe_run
+from dl2pa.tracking.views import NOTE_TAG
 
 _SERVING_PACKAGES = ("mlflow", "numpy", "pandas", "pillow", "safetensors", "torch")
 

@@ -95,8 +95,8 @@ def test_several_jobs_need_one_query(fake: Fake) -> None:
         **{"103_2": "PENDING", "90": "COMPLETED"},
     }
     assert len(queue.read_text(encoding="utf-8").splitlines()) == 1
-    (asked,) = accounts.read_text(encoding="utf-8").splitlines()
-    assert asked.endswith("-j 90,91"), "those in the queue are not asked for"
+    (query,) = accounts.read_text(encoding="utf-8").splitlines()
+    assert query.endswith("-j 90,91"), "accounting is queried only for jobs that have left the queue"
 
 
 @pytest.mark.parametrize(
@@ -140,9 +140,9 @@ def test_accounting_without_jobs_counts_as_available(fake: Fake) -> None:
     assert jobs.has_accounting()
 
 
-@pytest.mark.parametrize("there", [True, False])
-def test_a_failing_squeue_raises_an_error(fake: Fake, there: bool) -> None:
-    if there:
+@pytest.mark.parametrize("installed", [True, False])
+def test_a_failing_squeue_raises_an_error(fake: Fake, installed: bool) -> None:
+    if installed:
         fake("squeue", QUEUE, 1, "slurm_load_jobs error: Unable to contact slurm controller")
     with pytest.raises(ConnectionError, match="does not answer"):
         jobs.states(["100"])
@@ -170,10 +170,10 @@ def test_an_error_of_scancel_is_reported(fake: Fake) -> None:
 
 
 def test_killing_steps_waits_until_only_the_batch_step_is_left(fake: Fake) -> None:
-    cancelled, asked = fake("scancel"), fake("squeue", "7.batch\n7.0\n", then="7.batch\n7.extern\n")
+    cancelled, queries = fake("scancel"), fake("squeue", "7.batch\n7.0\n", then="7.batch\n7.extern\n")
     jobs.kill_steps(["7"], wait_s=60)
     assert re.fullmatch(r"--signal=[A-Z0-9]+ 7\n", cancelled.read_text(encoding="utf-8"))
-    assert len(asked.read_text(encoding="utf-8").splitlines()) == 2
+    assert len(queries.read_text(encoding="utf-8").splitlines()) == 2
 
 
 def test_killing_steps_has_a_time_limit(fake: Fake) -> None:

@@ -57,7 +57,7 @@ from pathlib import Path
 from launcher.local import run_local
 from launcher.node import this_node
 place = Path(sys.argv[2])
-sys.exit(run_local(2, ("tiny",), sys.argv[1:], place / "stop", {"EXTRA": "given; 'so'"}, this_node({})))
+sys.exit(run_local(2, ("tiny",), sys.argv[1:], place / "stop", {"EXTRA": "some; 'text'"}, this_node({})))
 """
 
 Start = Callable[..., subprocess.Popen[str]]
@@ -88,9 +88,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
         process.communicate()
 
 
-def test_ranks_end_when_the_launcher_is_killed(
-    start: Start,
-) -> None:
+def test_ranks_end_when_the_launcher_is_killed(start: Start) -> None:
     process = start("report", "a b", "x='$HOME'; y", "--", "k=")
     assert process.stdout is not None
     reports = sorted((json.loads(process.stdout.readline()) for _ in range(2)), key=lambda r: r["RANK"])
@@ -106,7 +104,7 @@ def test_ranks_end_when_the_launcher_is_killed(
             "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // 2)),
             "GLOO_SOCKET_IFNAME": "lo",
             "name": f"dl2pa:rank {rank}",
-            "EXTRA": "given; 'so'",
+            "EXTRA": "some; 'text'",
         }
     for end in ends:
         assert select.select([end], [], [], 30)[0], "the worker still runs"
@@ -143,7 +141,7 @@ def test_the_agents_imports_start_no_thread_and_open_no_gpu() -> None:
     command = [sys.executable, "-c", IMPORT_ALL]
     done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, check=True)
     opened = [line for line in done.stderr.splitlines() if "dynamically loaded by" in line]
-    assert any("libcublasLt" in line for line in opened), "the loader names what opens what"
+    assert any("libcublasLt" in line for line in opened), "the loader reports each library"
     # cublasLt looks for the driver when it is loaded; the CUDA runtime, when it is first called.
     assert not [line for line in opened if "libcuda.so" in line and "libcudart" in line]
     assert done.stdout == "1 threads\n"

@@ -46,7 +46,7 @@ def node_under(monkeypatch: pytest.MonkeyPatch, env: dict[str, str]) -> Node:
         {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_NODES": "1", "SLURM_STEP_NUM_TASKS": "1"},
         {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0"},
     ],
-    ids=["no SLURM", "a job but no step", "a step of one task", "a step that does not say"],
+    ids=["no SLURM", "a job but no step", "a step of one task", "a step without a task count"],
 )
 def test_one_machine_needs_no_rendezvous_address(env: dict[str, str]) -> None:
     node = this_node(env)
@@ -86,7 +86,7 @@ def test_several_tasks_per_node_are_refused(nodes: int, tasks: int) -> None:
 
 @pytest.mark.parametrize("variable", ["DL2PA_HEAD", "SLURM_JOB_NODELIST"])
 def test_an_unresolvable_head_is_refused(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Not asked of the network, which may take its time to say no.
+    # Fake, because the network may take long to answer.
     def no_answer(host: str, *rest: object, **options: object) -> None:
         raise socket.gaierror(socket.EAI_NONAME, f"{host}: name or service not known")
 

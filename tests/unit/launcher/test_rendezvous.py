@@ -21,17 +21,17 @@ def free_port(host: str) -> int:
 def test_the_store_listens_only_on_the_address_of_the_head(tmp_path: Path) -> None:
     port = free_port("127.0.0.2")
     nodes = [NodeRendezvous(Node(i, 2, "127.0.0.2", port, "7.0"), tmp_path) for i in range(2)]
-    met = {}
+    infos = {}
     threads = [
-        threading.Thread(target=lambda i=i: met.update({i: nodes[i].next_rendezvous()})) for i in range(2)
+        threading.Thread(target=lambda i=i: infos.update({i: nodes[i].next_rendezvous()})) for i in range(2)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(60)
-    assert [(met[i].rank, met[i].world_size) for i in range(2)] == [(0, 2), (1, 2)]
-    met[1].store.set("word", "value")
-    assert met[0].store.get("word") == b"value"
+    assert [(infos[i].rank, infos[i].world_size) for i in range(2)] == [(0, 2), (1, 2)]
+    infos[1].store.set("word", "value")
+    assert infos[0].store.get("word") == b"value"
     assert all(node.use_agent_store for node in nodes)
     socket.create_connection(("127.0.0.2", port), timeout=5).close()
     for other in ("127.0.0.1", "127.0.0.3"):

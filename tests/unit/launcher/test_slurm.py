@@ -46,7 +46,7 @@ def directives(text: str) -> dict[str, str | None]:
     options: dict[str, str | None] = {}
     for option in re.findall(r"^#SBATCH --(.*)$", text, re.MULTILINE):
         name, equals, value = option.partition("=")
-        assert name not in options, f"--{name} is given twice"
+        assert name not in options, f"--{name} occurs twice"
         options[name] = value if equals else None
     return options
 
@@ -186,7 +186,7 @@ def test_srun_gets_the_cores_per_task_of_the_job(place: Path, gpus: int, process
     assert re.findall(r"srun .*--cpus-per-task=(\d+)", text) == [str(cores)]
 
 
-# ---- what bash makes of it ----
+# ---- the script in bash ----
 
 
 def test_the_script_contains_the_supervisor(place: Path) -> None:
@@ -237,20 +237,20 @@ SUBMITIT = ["-P", "-u", "-m", "submitit.core._submit"]
 def test_srun_starts_one_task_per_node_and_kills_all_on_failure(place: Path, tmp_path: Path) -> None:
     folder = place / ODD / "slurm"
     text = script(Request(nodes=3, gpus_per_node=2), [place / ODD], folder, "x")
-    given = arguments_of_srun(text, tmp_path)
-    at = given.index(sys.executable)
-    assert given[at:] == [sys.executable, *SUBMITIT, str(folder)]
-    assert set(given[:at]) >= {"--kill-on-bad-exit=1", "--nodes=3", "--ntasks=3", "--ntasks-per-node=1"}
-    assert "--gpu-bind=none" in given[:at]
+    arguments = arguments_of_srun(text, tmp_path)
+    at = arguments.index(sys.executable)
+    assert arguments[at:] == [sys.executable, *SUBMITIT, str(folder)]
+    assert set(arguments[:at]) >= {"--kill-on-bad-exit=1", "--nodes=3", "--ntasks=3", "--ntasks-per-node=1"}
+    assert "--gpu-bind=none" in arguments[:at]
 
 
 def test_with_pyxis_srun_starts_the_container(place: Path, tmp_path: Path) -> None:
     make_fake(tmp_path, "srun", "echo --container-image")
     text = script(Request(container="team/dl2pa:1"), [place / ODD], place / "slurm", "x")
-    given = arguments_of_srun(text, tmp_path)
-    at = given.index("python")
-    assert given[at:] == ["python", *SUBMITIT, str(place / "slurm")]
-    assert set(given[:at]) >= {
+    arguments = arguments_of_srun(text, tmp_path)
+    at = arguments.index("python")
+    assert arguments[at:] == ["python", *SUBMITIT, str(place / "slurm")]
+    assert set(arguments[:at]) >= {
         "--container-image=team/dl2pa:1",
         f"--container-mounts={place}:{place}",
         f"--container-workdir={place}",
@@ -260,10 +260,10 @@ def test_with_pyxis_srun_starts_the_container(place: Path, tmp_path: Path) -> No
 def test_with_apptainer_srun_starts_the_engine(place: Path, tmp_path: Path) -> None:
     make_fake(tmp_path, "apptainer", "")
     text = script(Request(container="the image.sif"), [place / ODD], place / "slurm", "x")
-    given = arguments_of_srun(text, tmp_path)
-    at = given.index(str(tmp_path / "bin/apptainer"))
-    assert all(option.startswith("--") for option in given[:at])
-    assert given[at + 1 :] == [
+    arguments = arguments_of_srun(text, tmp_path)
+    at = arguments.index(str(tmp_path / "bin/apptainer"))
+    assert all(option.startswith("--") for option in arguments[:at])
+    assert arguments[at + 1 :] == [
         *("exec", "--nv", "--bind", str(place), "--pwd", str(place), "the image.sif"),
         *("env", "--unset=PYTHONPATH", "python", *SUBMITIT, str(place / "slurm")),
     ]
@@ -274,12 +274,12 @@ def test_with_apptainer_srun_starts_the_engine(place: Path, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("names", [["run"], [ODD, "b"]], ids=["one run", "an array"])
 def test_sbatch_gets_the_script_of_the_dry_run(place: Path, names: list[str], tmp_path: Path) -> None:
-    make_fake(tmp_path, "sbatch", f"cp \"$1\" '{tmp_path}/given.sh'; echo Submitted batch job 123")
+    make_fake(tmp_path, "sbatch", f"cp \"$1\" '{tmp_path}/script.sh'; echo Submitted batch job 123")
     runs, request = [place / name for name in names], Request(nodes=2, time="10", cpus_per_gpu=2)
     ids = slurm.submit(request, runs, place / "slurm", "dl2pa-x")
     assert ids == (["123"] if len(names) == 1 else ["123_0", "123_1"])
-    given = (tmp_path / "given.sh").read_text(encoding="utf-8")
-    assert given == script(request, runs, place / "slurm", "dl2pa-x")
+    submitted = (tmp_path / "script.sh").read_text(encoding="utf-8")
+    assert submitted == script(request, runs, place / "slurm", "dl2pa-x")
 
 
 @pytest.mark.parametrize("inside", [True, False], ids=["inside a dl2pa job", "elsewhere"])
@@ -288,13 +288,13 @@ def test_a_job_that_submits_does_not_pass_its_variables(
 ) -> None:
     """The head of this job is not passed on; a head set by the user is."""
     make_fake(tmp_path, "sbatch", f"env >'{tmp_path}/env'; echo Submitted batch job 123")
-    given = {"DL2PA_HEAD": "node7", "DL2PA_PORT": "29500", "DL2PA_LAUNCHED": "9.0", "DL2PA_DATA": "/data"}
-    for name, value in {**given, **({"DL2PA_SUPERVISED": "1"} if inside else {})}.items():
+    variables = {"DL2PA_HEAD": "node7", "DL2PA_PORT": "29500", "DL2PA_LAUNCHED": "9.0", "DL2PA_DATA": "/data"}
+    for name, value in {**variables, **({"DL2PA_SUPERVISED": "1"} if inside else {})}.items():
         monkeypatch.setenv(name, value)
     slurm.submit(Request(), [place / "run"], place / "slurm", "dl2pa-x")
     seen = (tmp_path / "env").read_text(encoding="utf-8").splitlines()
     passed = {line.partition("=")[0] for line in seen if line.startswith("DL2PA_")}
-    assert passed == ({"DL2PA_DATA"} if inside else given.keys())
+    assert passed == ({"DL2PA_DATA"} if inside else variables.keys())
     assert os.environ["DL2PA_HEAD"] == "node7"
 
 
@@ -305,11 +305,11 @@ def test_an_error_of_sbatch_is_reported(place: Path, tmp_path: Path) -> None:
 
 
 def test_the_script_is_tested_with_sbatch_test_only(place: Path, tmp_path: Path) -> None:
-    make_fake(tmp_path, "sbatch", f"echo \"$*\" >'{tmp_path}/options'; cat >'{tmp_path}/given.sh'")
+    make_fake(tmp_path, "sbatch", f"echo \"$*\" >'{tmp_path}/options'; cat >'{tmp_path}/script.sh'")
     text = script(Request(), [place / "run"], place / "slurm", "x")
     slurm.check_with_cluster(text)
     assert (tmp_path / "options").read_text(encoding="utf-8") == "--test-only\n"
-    assert (tmp_path / "given.sh").read_text(encoding="utf-8") == text
+    assert (tmp_path / "script.sh").read_text(encoding="utf-8") == text
 
 
 def test_a_rejected_script_is_refused_with_slurms_reason(place: Path, tmp_path: Path) -> None:

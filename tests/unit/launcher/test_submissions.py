@@ -38,7 +38,7 @@ def test_a_submission_is_recorded_in_the_run_directory(tmp_path: Path) -> None:
     assert submissions.read(run) == expected
     submitted(run, "8_1")
     assert submissions.find_one(str(run)).job_id == "8_1"
-    assert [p.name for p in (run / "slurm").iterdir()] == ["job.json"], "nothing is left aside"
+    assert [p.name for p in (run / "slurm").iterdir()] == ["job.json"], "no temporary file is left"
 
 
 @pytest.mark.parametrize(

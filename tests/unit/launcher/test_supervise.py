@@ -52,7 +52,7 @@ echo "$*" >>"$(dirname "$0")/../sleep.log"
 ATTEMPT = """
 after=$1 run=$2 code=$3
 env -0 >"$after/../env"
-[[ -e $run/stop ]] && echo "the stop file was there"
+[[ -e $run/stop ]] && echo "the stop file exists"
 cp -r "$after/." "$run/"
 exit "$code"
 """
@@ -377,7 +377,7 @@ def test_a_stop_file_of_an_earlier_attempt_is_removed(batch: Batch) -> None:
     a_finished_run(batch)
     done = batch.attempt()
     assert done.returncode == 0
-    assert "the stop file was there" not in done.stdout
+    assert "the stop file exists" not in done.stdout
     assert not (batch.run / "stop").exists()
 
 
@@ -562,7 +562,7 @@ def assert_ends(pid_file: int) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM])
-@pytest.mark.parametrize("to_all", [False, True], ids=["the shell", "its whole group"])
+@pytest.mark.parametrize("to_all", [False, True], ids=["the shell", "its process group"])
 def test_a_stop_signal_requests_a_save_and_waits_for_it(
     batch: Batch, start: Callable[..., subprocess.Popen[str]], number: int, to_all: bool
 ) -> None:

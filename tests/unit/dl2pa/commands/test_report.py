@@ -15,7 +15,7 @@ from dl2pa.config import dump_config, load_config
 
 @pytest.fixture
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Two finished seeds of a cell of `p.yaml` and one unfinished run."""
+    """Two finished seeds of a published result in `p.yaml`, and one unfinished run."""
     monkeypatch.chdir(tmp_path)
     tiny = {"data": {"dataset": "synthetic", "num_classes": 5}, "train": {"epochs": 2, "batch_size": 8}}
     Path("tiny.yaml").write_text(yaml.safe_dump(tiny))
@@ -114,5 +114,5 @@ def test_a_repeated_report_replaces_the_files_of_its_mlflow_run(
     assert (run.info.run_id, run.info.run_name, run.info.status) == (first, "report", "FINISHED")
     files = {item.path for item in client.list_artifacts(first)}
     assert files == {"report.md", "report.html", "report.json", "plots"}
-    kept = Path(client.download_artifacts(first, "report.json", str(tmp_path)))
-    assert json.loads(kept.read_text())["tables"]["small"][0]["ours"][0]["n"] == 3
+    report = Path(client.download_artifacts(first, "report.json", str(tmp_path)))
+    assert json.loads(report.read_text())["tables"]["small"][0]["ours"][0]["n"] == 3

@@ -11,7 +11,7 @@ EXIT_STOPPED = 75
 """Stopped on request; the same command resumes (EX_TEMPFAIL of sysexits)."""
 
 _MAX_LENGTH = 1000
-"""Maximum length of a value or a reason in a message, in characters."""
+"""Maximum length of the value and of the reason in a message, in characters."""
 
 
 def printable(text: str) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 HIDDEN = "***"
-_SHORTEST = 6
+_MIN_LENGTH = 6
 """Minimum length of a secret that is searched for by its value, in characters."""
 
 _WORD = (
@@ -60,12 +60,12 @@ def redact(text: str) -> str:
 
 
 def redact_command(words: Sequence[str]) -> str:
-    """Shell command line without secrets, in single words and in values that follow an option."""
+    """Return a shell command line without secrets, including values that follow an option."""
     return redact(shlex.join(redact(word) for word in words))
 
 
 def redact_tree(tree: Any) -> Any:
-    """JSON or YAML content without secrets. Each string is redacted separately, which keeps the file valid."""
+    """Return JSON or YAML content without secrets. Each string is redacted separately, which keeps the file valid."""
     if isinstance(tree, Mapping):
         return {key: _redact_item(str(key), value) for key, value in tree.items()}
     if isinstance(tree, list | tuple):
@@ -90,15 +90,15 @@ def has_hidden_credentials(uri: str) -> bool:
 
 @functools.lru_cache(maxsize=2)
 def _known_values(environment: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
-    """Secrets in the environment, also in their URL and JSON encodings, longest first."""
-    known: set[str] = set()
+    """Return the secrets in the environment, also in their URL and JSON encodings, longest first."""
+    values: set[str] = set()
     for name, value in environment:
         secrets = [value.strip()] if is_secret_name(name) and name not in ("PWD", "OLDPWD") else []
         secrets += [match[0].partition(":")[2] for match in _USER_INFO.finditer(value)]
         for secret in secrets:
-            if len(secret) >= _SHORTEST and secret.lower() not in _HARMLESS:
-                known |= {secret, quote(secret, ""), unquote(secret), json.dumps(secret)[1:-1]}
-    return tuple(sorted(known, key=len, reverse=True))
+            if len(secret) >= _MIN_LENGTH and secret.lower() not in _HARMLESS:
+                values |= {secret, quote(secret, ""), unquote(secret), json.dumps(secret)[1:-1]}
+    return tuple(sorted(values, key=len, reverse=True))
 
 
 def _hide_value(match: re.Match[str]) -> str:

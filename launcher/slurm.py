@@ -107,9 +107,7 @@ def _check_time(request: Request) -> None:
         message = (
             f"exceeds the limit of the partition ({longest // 60} minutes), so the job would never start"
         )
-        raise UserError(
-            "--time", time, message, "Give a shorter time. The job requeues itself until it is done."
-        )
+        raise UserError("--time", time, message, "Give a shorter time: the job requeues itself.")
     allowed = limit if time is not None else default or longest
     if allowed is not None and allowed < request.stop_before + _START_UP_S:
         value = time or f"{allowed // 60} minutes, the default of the partition"

@@ -47,12 +47,10 @@ def run(args: argparse.Namespace) -> int:
     dataset = open_split(config, "val")
     classifier = load_weights(args.run, config, args.checkpoint).to(world.device)
     if list(dataset.classes) != classifier.classes:
-        raise UserError(
-            "data.val_root" if config.data.val_root else "data.root",
-            config.data.val_root or config.data.root,
-            "has other classes than the model was trained on",
-            "Give a data set with the classes of the model, or set data.classes.",
-        )
+        field = "data.val_root" if config.data.val_root else "data.root"
+        remedy = "Give a data set with the classes of the model, or set data.classes."
+        folder = config.data.val_root or config.data.root
+        raise UserError(field, folder, "has other classes than the model was trained on", remedy)
     pipeline = build_eval_pipeline(config, dataset, world)
     with autocast(config.train.precision, world.device):
         result = evaluate(classifier.score, pipeline, len(classifier.classes), groups=classifier.groups)

@@ -59,11 +59,8 @@ def run(args: argparse.Namespace) -> int:
         save_prototypes(prototypes, args.out)
     if args.plot is not None:
         plot_prototypes(prototypes, args.plot)
-    written = {
-        "file": None if args.out is None else str(args.out),
-        "plot": None if args.plot is None else str(args.plot),
-    }
-    result: dict[str, Any] = {**prototypes.certificate.as_dict(), **written}
+    files = {"file": args.out and str(args.out), "plot": args.plot and str(args.plot)}
+    result: dict[str, Any] = {**prototypes.certificate.as_dict(), **files}
     if other is None:
         say(result, args.json, "prototypes:")
         return 0

@@ -33,9 +33,7 @@ def run(args: argparse.Namespace) -> int:
     if args.uri is not None:
         check_uri("--uri", args.uri)
     if not args.run and args.all is None:
-        raise UserError(
-            "run", None, "no run directory was given", "Name run directories, or give --all [DIR]."
-        )
+        raise UserError("run", None, "no run directory was given", "Name one, or give --all [DIR].")
     paths: list[Path] = list(args.run)
     if args.all is not None:
         named = {path.resolve() for path in paths}

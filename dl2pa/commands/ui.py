@@ -115,9 +115,8 @@ def _names(host: str, others: str | None) -> tuple[str, ...]:
     """
     if is_loopback(host):
         if others is not None:
-            raise UserError(
-                "--allow-others", others, "requires an address that others can reach", "Give --host too."
-            )
+            remedy = "Give an address that others can reach."
+            raise UserError("--allow-others", others, "requires --host", remedy)
         return ()
     if others is None:
         remedy = "Use a tunnel (ssh -L 5000:localhost:5000), or give the host name that others use in --allow-others."

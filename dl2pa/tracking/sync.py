@@ -75,9 +75,8 @@ def sync(
     """
     spool = RunDirectory(run_dir).spool
     if not spool.exists():
-        raise UserError(
-            "run", str(run_dir), "contains no tracking events", "Name a run directory of `dl2pa train`."
-        )
+        remedy = "Name a run directory of `dl2pa train`."
+        raise UserError("run", str(run_dir), "contains no tracking events", remedy)
     server = resolve_uri(run_dir, uri, recorded)
     trusted = uri is not None or server == os.environ.get(envvars.TRACKING_URI)
     set_client_defaults()

@@ -73,6 +73,7 @@ def _environment(nproc: int, extra: Mapping[str, str], node: Node, folder: Path)
 
 def _run_agent(command: list[str], env: Mapping[str, str], stop_file: Path) -> int:
     process: subprocess.Popen[bytes] | None = None
+
     interrupts = 0
 
     def on_signal(number: int, frame: FrameType | None) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dl2pa.commands.options import add_checkpoint, add_run, nonempty_path
 from dl2pa.commands.output import note, say
 from dl2pa.errors import UserError
-from dl2pa.osutil import replacing
+from dl2pa.osutil import replacing, write_atomically
 from dl2pa.rundir import RunDirectory
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
             with replacing(target) as temporary:
                 shutil.copyfile(source, temporary)
         description = json.dumps(classifier.description, indent=1) + "\n"
-        (out / "model.json").write_text(description, encoding="utf-8")
+        write_atomically(out / "model.json", description)
         result = {"file": str(target), "classes": len(classifier.classes), "bytes": target.stat().st_size}
         if args.onnx:
             result |= _onnx(out / "model.onnx", classifier, config)

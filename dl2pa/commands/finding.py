@@ -1,4 +1,4 @@
-"""Result of a check of `dl2pa doctor`, and helpers that its modules share."""
+"""Result of a check of `dl2pa doctor`, and the server check, which also runs on compute nodes."""
 
 from __future__ import annotations
 
@@ -16,13 +16,7 @@ SERVER_ANSWERS = "the server answers"
 
 @dataclass(frozen=True)
 class Finding:
-    """Result of one check.
-
-    Attributes:
-        seen: what the check found.
-        remedy: what to do if it failed.
-        needed: whether a failure fails the command.
-    """
+    """Result of a check: success, observation, and remedy. Only `needed` checks fail the command."""
 
     name: str
     ok: bool
@@ -37,7 +31,7 @@ def run_folder() -> Path:
 
 
 def server_health(uri: str) -> str:
-    """Return `SERVER_ANSWERS`, or why the server does not answer, without the credentials in `uri`."""
+    """Return `the server answers` or the reason why not, without credentials in `uri`."""
     host = ""
     try:
         parts = urllib.parse.urlsplit(uri)

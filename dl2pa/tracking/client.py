@@ -106,7 +106,7 @@ class Tracker:
 
     @property
     def lag(self) -> bool:
-        """Return whether events on disk have not been sent yet; False without a server."""
+        """Whether events on disk have not been sent yet; False without a server."""
         return self.enabled and self._delivery is not None and not self._delivery.is_done(with_pending=False)
 
     @_never_raises

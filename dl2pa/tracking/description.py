@@ -13,6 +13,7 @@ from dl2pa.errors import UserError
 from dl2pa.escaping import markdown_text
 from dl2pa.tracking.server import EXPERIMENT_ID
 
+NOTE_TAG = "mlflow.note.content"
 _COLUMNS = {
     "top1_last": "top-1, last",
     "top1_best": "top-1, best",

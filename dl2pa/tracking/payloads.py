@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -14,8 +13,7 @@ from dl2pa.config.identity import group_name
 from dl2pa.redaction import redact
 from dl2pa.rundir import RunDirectory
 from dl2pa.specs import BACKBONES
-from dl2pa.tracking.description import describe_run
-from dl2pa.tracking.views import NOTE_TAG
+from dl2pa.tracking.description import NOTE_TAG, describe_run
 
 _SERVING_PACKAGES = ("mlflow", "numpy", "pandas", "pillow", "safetensors", "torch")
 
@@ -120,7 +118,10 @@ def serving_requirements(backbone: str) -> list[str]:
     torchvision = ("torchvision",) if BACKBONES[backbone].family == "torchvision" else ()
     pinned: list[str] = []
     for package in sorted((*_SERVING_PACKAGES, *torchvision)):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            version = metadata.version(package).partition("+")[0]  # package indexes lack suffixes like +cu130
-            pinned.append(f"{package}=={version}")
+        try:
+            # Package indexes lack local suffixes such as +cu130.
+            version = metadata.version(package).partition("+")[0]
+        except metadata.PackageNotFoundError:
+            continue
+        pinned.append(f"{package}=={version}")
     return pinned

@@ -29,9 +29,9 @@ from dl2pa.tracking.sanitize import clean_name, clean_params, clean_tags, encode
 
 Event = dict[str, Any]
 
+_log = logging.getLogger(__name__)
 CHANGED_TAG = "dl2pa.changed."
 """Prefix of the tags that name a configuration key changed by an attempt."""
-_log = logging.getLogger(__name__)
 MAX_WAITING_BYTES = 32 << 20
 """Maximum size of events in memory while the disk fails; about 200,000 log points."""
 MAX_SPOOL_BYTES = 1 << 30

@@ -18,8 +18,7 @@ _log = logging.getLogger(__name__)
 VERSION = "1"
 """Version of the description and views; an experiment with another version is updated."""
 _VERSION_TAG = "dl2pa.views"
-NOTE_TAG = "mlflow.note.content"
-"""Tag that MLflow shows as the description of a run or an experiment."""
+_NOTE = "mlflow.note.content"
 _VIEW = "mlflow.sharedViewState."
 _CREATED = 1_700_000_000_000
 
@@ -70,9 +69,9 @@ def experiment_tags(experiment_id: str, present: Mapping[str, str]) -> dict[str,
         "mlflow.experiment.primaryMetric.name": "val/top1",
         **{f"{_VIEW}{key}": _envelope(name, _state(changes)) for key, (name, changes) in _VIEWS.items()},
     }
-    written = present.get(NOTE_TAG)
+    written = present.get(_NOTE)
     if not written or (_VERSION_TAG in present and written.startswith(_TITLE)):
-        tags[NOTE_TAG] = _description(experiment_id)
+        tags[_NOTE] = _description(experiment_id)
     return {**tags, _VERSION_TAG: VERSION}
 
 

@@ -13,8 +13,7 @@ from dl2pa.methods import Method
 from dl2pa.model.saved import save_classifier
 from dl2pa.osutil import read_json, write_json
 from dl2pa.rundir import RunDirectory
-from dl2pa.tracking.description import describe_run
-from dl2pa.tracking.views import NOTE_TAG
+from dl2pa.tracking.description import NOTE_TAG, describe_run
 from dl2pa.training.data import DataSplits
 from dl2pa.training.record import record_model
 from dl2pa.training.trainer import Trainer

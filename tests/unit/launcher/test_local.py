@@ -57,7 +57,7 @@ from pathlib import Path
 from launcher.local import run_local
 from launcher.node import this_node
 place = Path(sys.argv[2])
-sys.exit(run_local(2, ("tiny",), sys.argv[1:], place / "stop", {"EXTRA": "some; 'text'"}, this_node({})))
+sys.exit(run_local(2, ("tiny",), sys.argv[1:], place / "stop", {"EXTRA": "given; 'so'"}, this_node({})))
 """
 
 Start = Callable[..., subprocess.Popen[str]]
@@ -104,7 +104,7 @@ def test_ranks_end_when_the_launcher_is_killed(start: Start) -> None:
             "OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // 2)),
             "GLOO_SOCKET_IFNAME": "lo",
             "name": f"dl2pa:rank {rank}",
-            "EXTRA": "some; 'text'",
+            "EXTRA": "given; 'so'",
         }
     for end in ends:
         assert select.select([end], [], [], 30)[0], "the worker still runs"

@@ -81,10 +81,13 @@ def _partitions() -> Finding:
         gpus = "no GPUs" if gres == "(null)" else gres
         shown.append(f"{name} {state}: {nodes} node(s), {gpus}, limit {limit}")
     has_gpus = any("gpu" in line for line in lines)
-    remedy = "Ask the administrators of the cluster."
-    if lines:
-        remedy = "No partition offers gres/gpu: submit with --gpus-per-node 0."
-    return Finding("partitions", has_gpus, "; ".join(shown) or "none", remedy, needed=False)
+    ask, no_gpus = (
+        "Ask the administrators of the cluster.",
+        "No partition offers gres/gpu: use --gpus-per-node 0.",
+    )
+    return Finding(
+        "partitions", has_gpus, "; ".join(shown) or "none", no_gpus if lines else ask, needed=False
+    )
 
 
 def _names() -> Finding:
@@ -108,9 +111,8 @@ def _network() -> Finding:
         with contextlib.suppress(OSError):
             addresses |= {str(info[4][0]) for info in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)}
     public = sorted(a for a in addresses if ipaddress.ip_address(a.partition("%")[0]).is_global)
-    seen = "the processes of several nodes connect to " + (
-        ", ".join(sorted(addresses)[:2]) or "no known address"
-    )
+    shown = ", ".join(sorted(addresses)[:2]) or "no known address"
+    seen = f"the processes of several nodes connect to {shown}"
     remedy = "A trusted network is needed: close ports 10000 to 29999 to others, or set DL2PA_HEAD (docs/security.md)."
     return Finding("network", not public, seen, remedy, needed=False)
 
@@ -199,13 +201,11 @@ def _check_on_node_with(folder: Path, partition: str | None) -> list[Finding]:
     node_time = float(str(report["time"]))
     skew = max(0.0, start - node_time, node_time - end)
     host = str(report["host"])
-    visibility = "is visible" if report["shared"] else "is not visible"
+    seen = f"{folder.absolute()} {'is' if report['shared'] else 'is not'} visible on {host}"
     remedy = "Put --run-dir on a file system that all nodes share."
     results = [
         Finding("clock", skew < _MAX_SKEW_S, f"{host} differs by at least {skew:.1f} s", "Ask for NTP."),
-        Finding(
-            "shared folder", bool(report["shared"]), f"{folder.absolute()} {visibility} on {host}", remedy
-        ),
+        Finding("shared folder", bool(report["shared"]), seen, remedy),
     ]
     if "mlflow" in report:
         health = str(report["mlflow"])

@@ -20,10 +20,11 @@ from dl2pa.osutil import read_json, write_atomically
 from dl2pa.reporting import pages, run_plots
 from dl2pa.reporting.class_metrics import class_rows, neighbors_together, reliability
 from dl2pa.reporting.run_data import RunData, check_run, published_results
+from dl2pa.reporting.runs import CHANGED_TAG
 from dl2pa.reporting.samples import select_samples
 from dl2pa.reporting.summary import summary_page
 from dl2pa.rundir import RunDirectory
-from dl2pa.tracking.spool import CHANGED_TAG, read_events
+from dl2pa.tracking.spool import read_events
 from dl2pa.training.data import DataSplits, build_transforms
 from dl2pa.training.evaluate import BINS, Predictions
 from pipelines.build import Dataset, SyntheticDataset, build_pipeline, num_samples

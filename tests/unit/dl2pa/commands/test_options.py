@@ -1,4 +1,4 @@
-"""Invalid options: the error names the option, and nothing is written."""
+"""Options that a command cannot use: each is named, with what it held."""
 
 from __future__ import annotations
 
@@ -29,25 +29,27 @@ PLACE = ["prototypes", "--num-classes", "5", "--dim", "6"]
         (["evaluate", "RUN", "model.backbone=resnet20"], "model.backbone"),
         (["evaluate", "RUN", "optim.lr=0.1"], "optim.lr"),
         ([*PLACE, "--seed", "-1"], "--seed"),
-        ([*PLACE, "--construction", "file.pth"], "--construction"),
+        ([*PLACE, "--construction", "their.pth"], "--construction"),
         ([*PLACE, "--compare-with", "TMP/none.pth"], "--compare-with"),
         ([*PLACE, "--compare-with", "TMP"], "--compare-with"),
         (["data", "index", "TMP", "--out", "TMP"], "--out"),
     ],
 )
-def test_an_invalid_option_is_named(
+def test_what_cannot_be_used_is_named(
     words: list[str], field: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "a").mkdir()
-    for placeholder, path in (("RUN", tmp_path / "run"), ("TMP", tmp_path), ("CONFIG", CONFIG)):
-        words = [word.replace(placeholder, str(path)) for word in words]
-    assert main([*words, "--json"]) == 2
+    stands = {"RUN": str(tmp_path / "run"), "TMP": str(tmp_path), "CONFIG": str(CONFIG)}
+    asked = words
+    for word, path in stands.items():
+        asked = [text.replace(word, path) for text in asked]
+    assert main([*asked, "--json"]) == 2
     error = json.loads(capsys.readouterr().out.splitlines()[-1])["error"]
     assert error["field"] == field
-    assert [path.name for path in tmp_path.iterdir()] == ["a"], "nothing is created"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"], "nothing was made"
 
 
-def test_an_unknown_host_is_named_instead_of_the_port(
+def test_a_host_that_is_none_is_blamed_and_not_the_port(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "mlflow.db").touch()

@@ -40,14 +40,14 @@ def plan(capsys: pytest.CaptureFixture[str]) -> Callable[..., Planned]:
 
     def dry_run(*arguments: str) -> Planned:
         assert main(["sweep", *arguments, "--dry-run"]) == 0, capsys.readouterr().err
-        found: Planned = []
+        runs: Planned = []
         for line in capsys.readouterr().out.splitlines():
             python, module, program, command, config, *rest = shlex.split(line)
             assert (python, module, program, command) == (sys.executable, "-m", "dl2pa", "train")
             *overrides, option, run_dir, as_json = rest
             assert (option, as_json) == ("--run-dir", "--json")
-            found.append((Path(config), dict(text.split("=", 1) for text in overrides), Path(run_dir)))
-        return found
+            runs.append((Path(config), dict(text.split("=", 1) for text in overrides), Path(run_dir)))
+        return runs
 
     return dry_run
 
@@ -56,7 +56,7 @@ def test_each_run_is_the_train_command_that_resumes_it(plan: Callable[..., Plann
     runs = plan("tiny.yaml", "--grid", "method.name=dl2pa,hpn", "--seeds", "0..1", "train.epochs=3")
     swept = [(overrides["method.name"], overrides["train.seed"]) for _, overrides, _ in runs]
     assert swept == [("dl2pa", "0"), ("dl2pa", "1"), ("hpn", "0"), ("hpn", "1")]
-    for config, overrides, run_dir in found:
+    for config, overrides, run_dir in runs:
         assert (config, overrides["train.epochs"]) == (Path("tiny.yaml"), "3")
         texts = [f"{key}={value}" for key, value in overrides.items()]
         name = f"tiny-{fingerprint(load_config('tiny.yaml', texts))}"
@@ -77,7 +77,7 @@ def test_the_tag_depends_only_on_the_configurations(plan: Callable[..., Planned]
     assert tag("--seeds", "0..1", "tracking.tags={sweep: mine}") == "mine"
 
 
-def test_runs_at_a_time_share_the_cores(
+def test_concurrent_runs_share_the_cores(
     plan: Callable[..., Planned], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(12)))
@@ -88,8 +88,8 @@ def test_runs_at_a_time_share_the_cores(
     assert threads == ["4"] * 4
     few = plan("tiny.yaml", "--seeds", "0..1", "--parallel", "9", "launch.nproc=2")
     assert [overrides["launch.threads"] for _, overrides, _ in few] == ["3", "3"]
-    own = plan("tiny.yaml", "--seeds", "0..1", "--parallel", "2", "launch.threads=5")
-    assert [overrides["launch.threads"] for _, overrides, _ in own] == ["5", "5"]
+    explicit = plan("tiny.yaml", "--seeds", "0..1", "--parallel", "2", "launch.threads=5")
+    assert [overrides["launch.threads"] for _, overrides, _ in explicit] == ["5", "5"]
 
 
 @pytest.mark.parametrize(
@@ -126,8 +126,8 @@ def test_the_command_line_overrides_a_sweep_file(plan: Callable[..., Planned], f
     values = [
         [o[key] for key in ("method.name", "optim.lr", "train.seed", "train.epochs")] for _, o, _ in runs
     ]
-    assert told == [[m, lr, "7", "4"] for m in ("dl2pa", "hpn") for lr in ("0.1", "0.2")]
-    assert json.loads(found[0][1]["tracking.tags.sweep"]).startswith("all-")
+    assert values == [[m, lr, "7", "4"] for m in ("dl2pa", "hpn") for lr in ("0.1", "0.2")]
+    assert json.loads(runs[0][1]["tracking.tags.sweep"]).startswith("all-")
 
 
 def test_variants_of_a_sweep_file(plan: Callable[..., Planned], folder: Path) -> None:
@@ -148,16 +148,16 @@ def test_variants_of_a_sweep_file(plan: Callable[..., Planned], folder: Path) ->
         ("tiny.yaml", "0.5", "0.2", "4"),
         ("wide.yaml", "0.1", None, "4"),
     ]
-    assert [o["train.seed"] for _, o, _ in found] == ["0", "1"] * 3
+    assert [o["train.seed"] for _, o, _ in runs] == ["0", "1"] * 3
     assert [o["optim.lr"] for _, o, _ in plan("v.yaml", "optim.lr=3")] == ["3"] * 6, (
         "the command line overrides variants"
     )
     chosen = plan("v.yaml", "train.epochs=4", "--variant", "wide", "--variant", "plain")
-    assert [run for _, _, run in chosen] == [run for _, _, run in (*found[:2], *found[4:])], (
-        "in the file's order"
+    assert [run for _, _, run in chosen] == [run for _, _, run in (*runs[:2], *runs[4:])], (
+        "in the order of the file"
     )
-    texts = [f"{key}={value}" for key, value in found[4][1].items()]
-    assert load_config(found[4][0], texts).method.match.every_steps == 7
+    texts = [f"{key}={value}" for key, value in runs[4][1].items()]
+    assert load_config(runs[4][0], texts).method.match.every_steps == 7
 
 
 def test_published_results_are_run(plan: Callable[..., Planned], folder: Path) -> None:
@@ -168,9 +168,9 @@ def test_published_results_are_run(plan: Callable[..., Planned], folder: Path) -
     runs = plan(
         "--tables", "p.yaml", "--published", "small:hpn", "--published", "small:dl2pa:3", "--seeds", "4"
     )
-    told = [(o["model.embedding_dim"], o.get("method.name"), o["train.seed"]) for _, o, _ in found]
-    assert told == [("3", None, "4"), ("2", "hpn", "4"), ("3", "hpn", "4")]
-    assert json.loads(found[0][1]["tracking.tags.sweep"]).startswith("small-")
+    values = [(o["model.embedding_dim"], o.get("method.name"), o["train.seed"]) for _, o, _ in runs]
+    assert values == [("3", None, "4"), ("2", "hpn", "4"), ("3", "hpn", "4")]
+    assert json.loads(runs[0][1]["tracking.tags.sweep"]).startswith("small-")
 
 
 @pytest.mark.parametrize(
@@ -228,6 +228,6 @@ def test_invalid_variants_are_refused(
 ) -> None:
     (folder / "v.yaml").write_text(yaml.safe_dump({"sweep": {"variants": variants}}))
     assert main(["sweep", "v.yaml", "--json"]) == 2
-    told = json.loads(capsys.readouterr().out.splitlines()[-1])["error"]
-    assert told["field"] == field
-    assert told["message"] and told["remedy"]
+    error = json.loads(capsys.readouterr().out.splitlines()[-1])["error"]
+    assert error["field"] == field
+    assert error["message"] and error["remedy"]

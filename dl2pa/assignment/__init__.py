@@ -2,7 +2,7 @@
 
 from dl2pa.assignment.diagnostics import MatchDiagnostics
 from dl2pa.assignment.margin import second_best_margin
-from dl2pa.assignment.match import Matching, match, reduce_statistic, verify_same
+from dl2pa.assignment.match import Matching, all_reduce_statistic, match, verify_same
 from dl2pa.assignment.refit import nearest_code, refit
 from dl2pa.assignment.schedule import MatchSchedule
 from dl2pa.assignment.solve import AssignmentSolver, Solution, solve_assignment
@@ -15,9 +15,9 @@ __all__ = [
     "MatchSchedule",
     "Matching",
     "Solution",
+    "all_reduce_statistic",
     "match",
     "nearest_code",
-    "reduce_statistic",
     "refit",
     "second_best_margin",
     "solve_assignment",

@@ -60,7 +60,7 @@ class Matching:
         return {name: float(value) for name, value in values.items()}
 
 
-def reduce_statistic(statistic: ClassStatistic, group: dist.ProcessGroup | None = None) -> None:
+def all_reduce_statistic(statistic: ClassStatistic, group: dist.ProcessGroup | None = None) -> None:
     """Sum the statistics of all ranks in place; exact because they are integers."""
     if dist.is_initialized():
         dist.all_reduce(statistic.sums, group=group)
@@ -133,7 +133,7 @@ def reduce_statistics(
 ) -> ReducedStatistics:
     """All-reduce the statistic, compute the rows Q of the update in `statistic.rows` and reset it; a collective."""
     began = time.perf_counter()
-    reduce_statistic(statistic, group)
+    all_reduce_statistic(statistic, group)
     means, counts = statistic.means()
     points = prototypes_cd.double()
     own_cosine = ((means * points[assignment_c]).sum(dim=1) * counts).sum() / counts.sum().clamp(min=1e-300)

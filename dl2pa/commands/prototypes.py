@@ -76,8 +76,8 @@ def run(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> None:
     """Refuse invalid options before the construction, which can take minutes."""
     from dl2pa.geometry import CONSTRUCTIONS
-    from dl2pa.geometry.files import check_form
-    from dl2pa.geometry.plot import check_picture
+    from dl2pa.geometry.files import check_prototype_path
+    from dl2pa.geometry.plot import check_plot_path
 
     if args.construction not in CONSTRUCTIONS:
         remedy = f"Choose one of {', '.join(CONSTRUCTIONS)}; give a file with --compare-with."
@@ -85,9 +85,9 @@ def _check(args: argparse.Namespace) -> None:
     if args.seed < 0:
         raise UserError("--seed", args.seed, "must not be negative", "Give 0 or more.")
     if args.out is not None:
-        check_form(args.out)
+        check_prototype_path(args.out)
     if args.plot is not None:
-        check_picture(args.plot)
+        check_plot_path(args.plot)
     for flag in ("batch_size", "num_epoch"):
         if getattr(args, flag) is not None:
             note(f"--{flag} is ignored: the constructions use neither batches nor epochs")

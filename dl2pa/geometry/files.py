@@ -48,7 +48,7 @@ def save_prototypes(prototypes: Prototypes, path: str | Path) -> Path:
     from safetensors.torch import save_file
 
     path = Path(path)
-    check_form(path)
+    check_prototype_path(path)
     points = prototypes.points.detach().to("cpu", torch.float32).contiguous()
     record = {
         "format": _FORMAT,
@@ -71,7 +71,7 @@ def save_prototypes(prototypes: Prototypes, path: str | Path) -> Path:
     return path
 
 
-def check_form(path: Path) -> None:
+def check_prototype_path(path: Path) -> None:
     """Raise a UserError unless the suffix of `path` is one that `save_prototypes` writes."""
     if path.suffix not in (".safetensors", ".npy"):
         message = "prototypes cannot be written in this format"

@@ -29,7 +29,7 @@ def plot_prototypes(prototypes: Prototypes, path: str | Path) -> Path:
         UserError: another suffix, or the file cannot be written.
     """
     path = Path(path)
-    check_picture(path)
+    check_plot_path(path)
     # Imported here because the import takes about a second and training does not need it.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -50,7 +50,7 @@ def plot_prototypes(prototypes: Prototypes, path: str | Path) -> Path:
     return path
 
 
-def check_picture(path: Path) -> None:
+def check_plot_path(path: Path) -> None:
     """Raise a UserError unless the suffix of `path` is an image format."""
     if path.suffix not in _FORMATS:
         raise UserError("--plot", path.name, "unknown image format", f"Use one of {', '.join(_FORMATS)}.")

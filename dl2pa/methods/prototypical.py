@@ -13,8 +13,8 @@ from dl2pa.assignment import (
     AssignmentSolver,
     ClassStatistic,
     Matching,
+    all_reduce_statistic,
     match,
-    reduce_statistic,
     refit,
     solve_assignment,
 )
@@ -128,7 +128,7 @@ class PrototypeMethod(Method):
 
     def gather_state(self) -> None:
         if self.statistic is not None:
-            reduce_statistic(self.statistic)
+            all_reduce_statistic(self.statistic)
 
     def keep_on_rank_zero(self) -> None:
         if self.statistic is not None and dist.is_initialized() and dist.get_rank() != 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 
 from dl2pa.commands.options import add_run, add_tables, nonempty_path
@@ -69,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _compare(args: argparse.Namespace) -> int:
     """Compare two runs."""
-    from dl2pa.reporting.differences import compare_runs, compose_differences, record_differences
+    from dl2pa.reporting.differences import compare_runs, compose_differences
     from dl2pa.reporting.document import to_markdown
     from dl2pa.reporting.write import write_document
 
@@ -82,7 +83,7 @@ def _compare(args: argparse.Namespace) -> int:
             raise UserError(option, str(value), "cannot be combined with --compare", "Remove one of them.")
     first, second = args.compare
     differences = compare_runs(first, second, args.all)
-    blocks, content = compose_differences(differences), record_differences(differences)
+    blocks, content = compose_differences(differences), asdict(differences)
     files = [] if args.out is None else write_document(blocks, content, args.out)
     if args.json:
         say({**content, "files": [str(path) for path in files]}, True, "")

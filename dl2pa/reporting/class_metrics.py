@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:  # imports torch
+    from dl2pa.training.evaluate import Predictions
 
 Labels = NDArray[np.int64]
 
@@ -102,20 +106,17 @@ class ClassRow:
 
 
 def class_rows(
-    targets_n: Labels,
-    predicted_n: Labels,
-    confidence_n: NDArray[np.float64],
-    in_top5_n: NDArray[np.bool_],
+    predictions: Predictions,
     names: Sequence[str],
     trained: Sequence[int] | None = None,
     groups: Sequence[str] | None = None,
 ) -> list[ClassRow]:
     """Return one row per class, in label order."""
-    c = len(names)
+    c, targets_n, predicted_n = len(names), predictions.targets, predictions.predicted
     images, guesses = np.bincount(targets_n, minlength=c), np.bincount(predicted_n, minlength=c)
     hits = np.bincount(targets_n[targets_n == predicted_n], minlength=c)
-    near = np.bincount(targets_n[in_top5_n], minlength=c)
-    sure = np.bincount(targets_n, weights=confidence_n, minlength=c)
+    near = np.bincount(targets_n[predictions.in_top5], minlength=c)
+    sure = np.bincount(targets_n, weights=predictions.confidence, minlength=c)
     most: dict[int, Pair] = {}
     for pair in worst_pairs(confuse(targets_n, predicted_n, c), len(targets_n)):
         most.setdefault(pair.true, pair)
@@ -153,7 +154,7 @@ class Bin:
 
 
 def reliability(
-    hits_n: NDArray[np.bool_], confidence_n: NDArray[np.float64], bins: int = 15
+    hits_n: NDArray[np.bool_], confidence_n: NDArray[np.float64], bins: int
 ) -> tuple[list[Bin], float]:
     """Return bins of equal width and the expected calibration error in percent (Naeini et al., AAAI 2015)."""
     index = np.minimum((confidence_n * bins).astype(np.int64), bins - 1)

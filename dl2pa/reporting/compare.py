@@ -33,11 +33,13 @@ class Line:
     """A published figure with its runs.
 
     Attributes:
+        identity: recipe of the figure; None if this version cannot run it.
         missing: why this version cannot run the configuration; None if it can.
         entries: full runs first.
     """
 
     cell: Cell
+    identity: Identity | None
     missing: str | None
     entries: tuple[Entry, ...]
 
@@ -57,11 +59,11 @@ class ComparedTable:
     name: str
     table: Table
     lines: tuple[Line, ...]
-    related: tuple[Group, ...] = ()
+    related: tuple[Group, ...]
 
     @property
-    def has_runs(self) -> bool:
-        return any(line.entries for line in self.lines)
+    def entries(self) -> list[Entry]:
+        return [entry for line in self.lines for entry in line.entries]
 
 
 @dataclass(frozen=True)
@@ -88,8 +90,8 @@ class Comparison:
     @property
     def groups(self) -> list[Group]:
         """Every group once."""
-        matched = [e.group for t in self.tables for line in t.lines for e in line.entries]
-        return list({id(group): group for group in [*matched, *(o.group for o in self.others)]}.values())
+        matched = [entry.group for table in self.tables for entry in table.entries]
+        return list(dict.fromkeys([*matched, *(other.group for other in self.others)]))
 
 
 def compare(runs: Sequence[Run | Unfinished], published: Path | None) -> Comparison:
@@ -106,39 +108,34 @@ def compare(runs: Sequence[Run | Unfinished], published: Path | None) -> Compari
     if published is None:
         return Comparison(None, (), tuple(Other(group) for group in groups), unfinished)
     content, cells = load_published(published)
-    matched: set[int] = set()
-    remarks: dict[int, str] = {}
+    remarks: dict[Group, str] = {}
     tables: list[ComparedTable] = []
     for name, table in content.tables.items():
-        recipes = [(cell, *_identity(cell)) for cell in cells if cell.table == name]
-        lines: list[Line] = []
-        for cell, identity, missing in recipes:
-            line, refused = _line(cell, identity, missing, table, groups)
-            lines.append(line)
-            remarks.update(refused)
-        in_table = {id(entry.group) for line in lines for entry in line.entries}
-        matched |= in_table
-        known = [identity for _, identity, _ in recipes if identity is not None]
-        related = (g for g in groups if id(g) not in in_table and _is_on_the_same_data(g, known, table))
-        tables.append(ComparedTable(name, table, tuple(lines), tuple(related)))
-    others = tuple(Other(group, remarks.get(id(group))) for group in groups if id(group) not in matched)
+        lines = tuple(_line(cell, table, groups, remarks) for cell in cells if cell.table == name)
+        matched = {entry.group for line in lines for entry in line.entries}
+        related = tuple(g for g in groups if g not in matched and _is_on_the_same_data(g, lines, table))
+        tables.append(ComparedTable(name, table, lines, related))
+    matched = {entry.group for table in tables for entry in table.entries}
+    others = tuple(Other(group, remarks.get(group)) for group in groups if group not in matched)
     return Comparison(content.source, tuple(tables), others, unfinished)
 
 
-def _is_on_the_same_data(group: Group, cells: Sequence[Identity], table: Table) -> bool:
+def _is_on_the_same_data(group: Group, lines: Sequence[Line], table: Table) -> bool:
     """Whether the group has the data and the backbone of a cell of the table."""
+    cells = (line.identity for line in lines if line.identity is not None)
     same = any(all(group.identity[key] == cell[key] for key in _DATA_KEYS) for cell in cells)
     return same and table.num_validated in (None, group.num_validated)
 
 
-def _line(
-    cell: Cell, identity: Identity | None, missing: str | None, table: Table, groups: Sequence[Group]
-) -> tuple[Line, dict[int, str]]:
-    """Return the cell with its runs, and the reason for each group with its recipe that is not comparable."""
-    if identity is None:
-        return Line(cell, missing, ()), {}
+def _line(cell: Cell, table: Table, groups: Sequence[Group], remarks: dict[Group, str]) -> Line:
+    """Find the runs of a cell; add to `remarks` why a group with its recipe is not comparable."""
+    try:
+        identity = run_identity(cell.load())
+    except UserError as error:
+        if error.field != "method.name":
+            raise
+        return Line(cell, None, f"method {error.value} is not available in this version", ())
     entries: list[Entry] = []
-    refused: dict[int, str] = {}
     for group in groups:
         length = relative_length(group.identity, group.epochs, identity, cell.needs)
         if length is None:
@@ -147,9 +144,9 @@ def _line(
         if reason is None:
             entries.append(Entry(group, length))
         else:
-            refused[id(group)] = f"matches {cell.table} {cell.row} {cell.column} except: {reason}"
+            remarks[group] = f"matches {cell.table} {cell.row} {cell.column} except: {reason}"
     entries.sort(key=lambda e: (_LENGTH_ORDER[e.length], -e.group.steps))
-    return Line(cell, None, tuple(entries)), refused
+    return Line(cell, identity, None, tuple(entries))
 
 
 def _difference(group: Group, table: Table) -> str | None:
@@ -157,13 +154,3 @@ def _difference(group: Group, table: Table) -> str | None:
     if table.num_validated is not None and group.num_validated != table.num_validated:
         return f"validated on {group.num_validated:,} images instead of {table.num_validated:,}"
     return group.change_remark
-
-
-def _identity(cell: Cell) -> tuple[Identity | None, str | None]:
-    """Return the recipe of the cell, or the reason why this version cannot run it."""
-    try:
-        return run_identity(cell.load()), None
-    except UserError as error:
-        if error.field == "method.name":
-            return None, f"method {error.value} is not available in this version"
-        raise

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from dl2pa.config.identity import Identity, describe
 from dl2pa.reporting import report_plots
 from dl2pa.reporting.compare import ComparedTable, Comparison, Entry, Line, Other
-from dl2pa.reporting.document import Block, Bullets, Grid, Heading, Paragraph, Picture, code
+from dl2pa.reporting.document import Block, Bullets, Grid, Heading, Paragraph, Picture, code, grid
 from dl2pa.reporting.groups import Group, Summary
 from dl2pa.reporting.runs import Run, Unfinished
 from pipelines.longtail import GROUPS
+
+Columns = dict[str, Callable[[Group], str]]
 
 _DASH = "–"
 _EXPLANATION = (
@@ -62,9 +64,8 @@ class _Notes:
 
 def _table(compared: ComparedTable) -> list[Block]:
     table, notes = compared.table, _Notes()
-    blocks: list[Block] = [Heading(2, table.title)]
-    blocks.append(_overview(compared, notes))
-    if compared.has_runs:
+    blocks: list[Block] = [Heading(2, table.title), _overview(compared, notes)]
+    if compared.entries:
         blocks.append(_details(compared, notes))
     blocks += notes.block()
     if compared.related:
@@ -72,7 +73,7 @@ def _table(compared: ComparedTable) -> list[Block]:
     missing = [line for line in compared.lines if line.missing is None and not line.full]
     if missing:
         blocks.append(Paragraph(_command_for(compared, missing)))
-    if compared.has_runs:
+    if compared.entries:
         blocks += _pictures(compared.name, table.title, table.column, _points(compared))
     return blocks
 
@@ -86,15 +87,39 @@ def _pictures(name: str, title: str, column: str, points: Sequence[report_plots.
     return [*pictures, Picture(f"{name}-by-method", dots, by)]
 
 
-def _frequency_groups(groups: Sequence[Group]) -> list[str]:
-    """Head, medium and tail, if any group of runs has them."""
-    return [name for name in GROUPS if any(name in group.by_frequency for group in groups)]
+def _result_columns(
+    groups: Sequence[Group], count: str, lengths: Mapping[Group, str], similar: Sequence[Identity] | None
+) -> Columns:
+    """Columns of results, length and recipe of groups; head, medium and tail if any of `groups` has them.
+
+    Args:
+        count: `steps` or `epochs`.
+        similar: recipes to distinguish the recipe from; None for those of the same method and dimension.
+    """
+    frequencies = [name for name in GROUPS if any(name in group.by_frequency for group in groups)]
+
+    def frequency(name: str) -> Callable[[Group], str]:
+        return lambda group: _text(group.by_frequency.get(name))
+
+    def recipe(group: Group) -> str:
+        same = [g.identity for g in groups if (g.method, g.dim) == (group.method, group.dim)]
+        return describe(group.identity, beside=same if similar is None else similar)
+
+    return {
+        "best": lambda group: str(group.best),
+        "last": lambda group: str(group.last),
+        "n": lambda group: str(group.n),
+        **{name: frequency(name) for name in frequencies},
+        "ECE": lambda group: _text(group.summary("ece_last")),
+        count: lambda group: f"{getattr(group, count):,}",
+        "length ": lambda group: lengths[group],
+        "recipe ": recipe,
+    }
 
 
-def _last_results(group: Group, names: Sequence[str]) -> list[str]:
-    """Last accuracy, number of seeds, accuracy of the frequency groups and calibration error."""
-    frequencies = [_text(group.by_frequency.get(name)) for name in names]
-    return [str(group.last), str(group.n), *frequencies, _text(group.ece)]
+def _dimension_column(table_column: str) -> Columns:
+    """Embedding dimension, unless the table has it as its column."""
+    return {} if table_column == "d" else {"d": lambda group: str(group.dim)}
 
 
 def _overview(compared: ComparedTable, notes: _Notes) -> Grid:
@@ -104,85 +129,62 @@ def _overview(compared: ComparedTable, notes: _Notes) -> Grid:
     rows: list[list[str]] = []
     for name, row in table.rows.items():
         lines = {line.cell.column: line for line in compared.lines if line.cell.row == name}
+        cells = [lines.get(column) for column in table.columns]
         method = name + (f" ({row.venue})" if row.venue else "") + notes.mark("n", row.note)
-        unknown = next((line.missing for line in lines.values() if line.missing), None)
-        rows.append(
-            [method + notes.mark("n", unknown), "published"]
-            + [_figure(lines.get(column), notes) for column in table.columns]
-        )
+        method += notes.mark("n", next((line.missing for line in lines.values() if line.missing), None))
+        rows.append([method, "published", *(_figure(line, notes) if line else _DASH for line in cells)])
         if any(line.full for line in lines.values()):
-            for title, key in (("best epoch", "best"), ("last epoch", "last")):
-                cells = [_measured(lines.get(column), key) for column in table.columns]
-                rows.append(["", title, *cells])
+            for key in ("best", "last"):
+                rows.append(["", f"{key} epoch", *(_measured(line, key) for line in cells)])
     return Grid(heads, rows)
 
 
-def _figure(line: Line | None, notes: _Notes) -> str:
-    return _DASH if line is None else f"{line.cell.top1}{notes.mark('s', line.cell.suspect)}"
+def _figure(line: Line, notes: _Notes) -> str:
+    return f"{line.cell.top1}{notes.mark('s', line.cell.suspect)}"
 
 
 def _measured(line: Line | None, key: str) -> str:
     """Accuracies of the full runs of a cell; several if they differ in a setting that the cell leaves open."""
-    if line is None or not line.full:
-        return _DASH
-    return "; ".join(f"{getattr(group, key)} (n = {group.n})" for group in line.full)
+    full = line.full if line else []
+    return "; ".join(f"{getattr(group, key)} (n = {group.n})" for group in full) or _DASH
 
 
 def _details(compared: ComparedTable, notes: _Notes) -> Grid:
     """Compose one line per group of runs of a published figure."""
-    table = compared.table
-    groups = [entry.group for line in compared.lines for entry in line.entries]
-    tail = _frequency_groups(groups)
-    d = [] if table.column == "d" else ["d"]
-    heads = ["method ", table.column, *d, "published", "best", "difference", "last", "n", *tail]
-    heads += ["ECE", "steps", "length ", "recipe "]
-    rows: list[list[str]] = []
-    for line in compared.lines:
-        for entry in line.entries:
-            group = entry.group
-            published = f"{line.cell.top1}{notes.mark('s', line.cell.suspect)}"
-            gap = f"{group.best.mean - line.cell.top1:+.2f}" if entry.length == "full" else _DASH
-            same_cell = [other.group.identity for other in line.entries]
-            name = [line.cell.row, str(line.cell.column), *([str(group.dim)] if d else [])]
-            results = [published, str(group.best), gap, *_last_results(group, tail)]
-            recipe = describe(group.identity, beside=same_cell)
-            rows.append([*name, *results, f"{group.steps:,}", _length(entry), recipe])
-    return Grid(heads, rows)
+    groups = [entry.group for entry in compared.entries]
+    grids = [_detail(compared, line, groups, notes) for line in compared.lines if line.entries]
+    return Grid(grids[0].heads, [row for one in grids for row in one.rows])
+
+
+def _detail(compared: ComparedTable, line: Line, groups: Sequence[Group], notes: _Notes) -> Grid:
+    lengths = {entry.group: _length(entry) for entry in line.entries}
+    results = _result_columns(groups, "steps", lengths, [group.identity for group in lengths])
+    columns: Columns = {
+        "method ": lambda _: line.cell.row,
+        compared.table.column: lambda _: str(line.cell.column),
+        **_dimension_column(compared.table.column),
+        "published": lambda _: _figure(line, notes),
+        "best": results["best"],
+        "difference": lambda g: f"{g.best.mean - line.cell.top1:+.2f}" if g in line.full else _DASH,
+    }
+    return grid({**columns, **results}, lengths)
 
 
 def _all_runs(compared: ComparedTable) -> list[Block]:
     """Compose a table of all groups on the data of the table, ordered by column, length and accuracy."""
     column = compared.table.column
-    entries = [entry for line in compared.lines for entry in line.entries]
-    runs = [(entry.group, _length(entry)) for entry in {id(e.group): e for e in entries}.values()]
-    runs += [(group, _completed(group)) for group in compared.related]
-    groups = [group for group, _ in runs]
-    tail = _frequency_groups(groups)
-    d = [] if column == "d" else ["d"]
-    heads = [column, *d, "method ", "best", "last", "n", *tail, "ECE", "epochs", "length ", "recipe "]
-    runs.sort(key=lambda run: (_sortable(_column_of(run[0], column)), -run[0].epochs, -run[0].best.mean))
-    rows = [
-        [
-            *(str(_column_of(group, column)), *([str(group.dim)] if d else []), group.method),
-            *(str(group.best), *_last_results(group, tail), str(group.epochs), length),
-            describe(group.identity, beside=_of_method(group, groups)),
-        ]
-        for group, length in runs
-    ]
-    return [
-        Paragraph("All runs on this data, including those without a published figure:"),
-        Grid(heads, rows),
-    ]
-
-
-def _of_method(group: Group, groups: Iterable[Group]) -> list[Identity]:
-    """Recipes of the same method and dimension."""
-    return [g.identity for g in groups if (g.method, g.dim) == (group.method, group.dim)]
-
-
-def _column_of(group: Group, column: str) -> int | float | str:
-    keys = {"d": "model.embedding_dim", "imbalance": "data.imbalance", "backbone": "model.backbone"}
-    return group.identity[keys[column]]
+    key = {"d": "model.embedding_dim", "imbalance": "data.imbalance", "backbone": "model.backbone"}[column]
+    lengths = {entry.group: _length(entry) for entry in compared.entries}
+    lengths |= {group: _completed(group) for group in compared.related}
+    groups = sorted(lengths, key=lambda g: (_sortable(g.identity[key]), -g.epochs, -g.best.mean))
+    columns: Columns = {
+        column: lambda group: str(group.identity[key]),
+        **_dimension_column(column),
+        "method ": lambda group: group.method,
+        **_result_columns(groups, "epochs", lengths, None),
+    }
+    text = "All runs on this data, including those without a published figure:"
+    return [Paragraph(text), grid(columns, groups)]
 
 
 def _sortable(value: float | str) -> tuple[float, str]:
@@ -190,32 +192,26 @@ def _sortable(value: float | str) -> tuple[float, str]:
 
 
 def _completed(group: Group) -> str:
-    return (
-        f"CUT after {group.epochs} of {group.identity['train.epochs']} epochs" if group.is_cut else "complete"
-    )
+    total = group.identity["train.epochs"]
+    return f"CUT after {group.epochs} of {total} epochs" if group.is_cut else "complete"
 
 
 def _length(entry: Entry) -> str:
     """Length of training relative to the published configuration; deviations in upper case."""
-    group = entry.group
     if entry.length == "full":
         return "full"
-    done = f"{group.steps:,} steps, {group.epochs} epochs done"
-    return f"SHORT: {done}" if entry.length == "short" else f"OTHER LENGTH: {done}"
+    kind = "SHORT" if entry.length == "short" else "OTHER LENGTH"
+    return f"{kind}: {entry.group.steps:,} steps, {entry.group.epochs} epochs done"
 
 
 def _command_for(compared: ComparedTable, missing: Sequence[Line]) -> str:
     names = list(dict.fromkeys(line.cell.row for line in missing))
-    every = len(names) == len(compared.table.rows)
-    cells = (
-        f"--published {compared.name}"
-        if every
-        else " ".join(f"--published {compared.name}:{name}" for name in names)
-    )
+    cells = " ".join(f"--published {compared.name}:{name}" for name in names)
+    if len(names) == len(compared.table.rows):
+        cells = f"--published {compared.name}"
     needs = sorted({key for line in missing for key in line.cell.needs})
     rest = " ".join([*(f"{key}=FILE" for key in needs), "data.root=DIR"])
-    count = len(missing)
-    figures = "1 figure has" if count == 1 else f"{count} figures have"
+    figures = "1 figure has" if len(missing) == 1 else f"{len(missing)} figures have"
     return f"{figures} no full run yet: {code(f'dl2pa sweep {cells} --seeds 0..2 {rest}')}"
 
 
@@ -224,19 +220,17 @@ def _points(compared: ComparedTable) -> list[report_plots.Point]:
     for line in compared.lines:
         cell = line.cell
         kind = "suspect" if cell.suspect else "published"
-        points.append(report_plots.Point(cell.row, cell.row, cell.column, cell.top1, None, kind))
+        points.append(report_plots.Point(cell.row, cell.column, cell.top1, None, kind))
         for entry in line.entries:
             best = entry.group.best
             kind = "ours" if entry.length == "full" else "short"
-            points.append(report_plots.Point(cell.row, cell.row, cell.column, best.mean, best.std, kind))
+            points.append(report_plots.Point(cell.row, cell.column, best.mean, best.std, kind))
     return points
 
 
 def _others(others: Sequence[Other], with_heading: bool) -> list[Block]:
     """Compose one table per data set of the runs without a published figure."""
-    blocks: list[Block] = []
-    if with_heading:
-        blocks.append(Heading(2, "Runs without a published figure"))
+    blocks: list[Block] = [Heading(2, "Runs without a published figure")] if with_heading else []
     sections: dict[str, list[Other]] = {}
     for other in others:
         sections.setdefault(other.group.data, []).append(other)
@@ -247,21 +241,16 @@ def _others(others: Sequence[Other], with_heading: bool) -> list[Block]:
 
 
 def _section(section: Sequence[Other]) -> list[Block]:
-    groups, notes = [other.group for other in section], _Notes()
-    tail = _frequency_groups(groups)
-    heads = ["method ", "network ", "d", "best", "last", "n", *tail, "ECE", "steps", "length ", "recipe "]
-    rows: list[list[str]] = []
-    for other in section:
-        group = other.group
-        rows.append(
-            [
-                group.method + notes.mark("n", other.remark or group.change_remark),
-                *(str(group.identity["model.backbone"]), str(group.dim), str(group.best)),
-                *(*_last_results(group, tail), f"{group.steps:,}", _completed(group)),
-                describe(group.identity, beside=_of_method(group, groups)),
-            ]
-        )
-    return [Grid(heads, rows), *notes.block()]
+    notes = _Notes()
+    remarks = {other.group: other.remark or other.group.change_remark for other in section}
+    groups = list(remarks)
+    columns: Columns = {
+        "method ": lambda group: group.method + notes.mark("n", remarks[group]),
+        "network ": lambda group: str(group.identity["model.backbone"]),
+        "d": lambda group: str(group.dim),
+        **_result_columns(groups, "steps", {group: _completed(group) for group in groups}, None),
+    }
+    return [grid(columns, groups), *notes.block()]
 
 
 def _section_pictures(title: str, groups: Sequence[Group]) -> list[Block]:
@@ -271,9 +260,7 @@ def _section_pictures(title: str, groups: Sequence[Group]) -> list[Block]:
         counts[group.method, group.dim] = number = counts.get((group.method, group.dim), 0) + 1
         label = group.method if number == 1 else f"{group.method} ({number})"
         kind = "short" if group.is_cut else "ours"
-        points.append(
-            report_plots.Point(group.method, label, group.dim, group.best.mean, group.best.std, kind)
-        )
+        points.append(report_plots.Point(label, group.dim, group.best.mean, group.best.std, kind))
     name = "".join(c if c.isalnum() else "-" for c in title)
     return _pictures(f"runs-{name}", title, "d", points)
 
@@ -295,17 +282,10 @@ def _run_row(run: Run, group: Group, remark: str) -> list[str]:
     commit = str(environment.get("git_commit") or environment.get("dl2pa") or "unknown")[:10]
     if environment.get("git_dirty"):
         commit += ", changed"
-    accuracies = [f"{result.top1_best:.2f}", f"{result.top1_last:.2f}"]
     name = [code(run.path), group.method, str(group.dim), str(run.seed)]
-    return [
-        *name,
-        *accuracies,
-        f"{result.steps:,}",
-        str(result.world_size),
-        str(environment.get("device") or "unknown"),
-        commit,
-        remark,
-    ]
+    accuracies = [f"{result.top1_best:.2f}", f"{result.top1_last:.2f}"]
+    device = str(environment.get("device") or "unknown")
+    return [*name, *accuracies, f"{result.steps:,}", str(result.world_size), device, commit, remark]
 
 
 def _unfinished(unfinished: Sequence[Unfinished]) -> list[Block]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,21 +16,15 @@ from dl2pa.errors import UserError
 from dl2pa.osutil import read_json
 from dl2pa.reporting.document import Block, Grid, Heading, Paragraph, code
 from dl2pa.reporting.groups import Group, group_runs
-from dl2pa.reporting.runs import Run, Unfinished, find_runs, read_run, tags_of
+from dl2pa.reporting.runs import Run, Unfinished, find_runs, read_run
 from dl2pa.rundir import RunDirectory
 
+Values = dict[str, list[Any]]
+"""Value in both runs by name, of the names with different values."""
+
 _METRICS = ("top1_last", "top1_best", "ece_last", "top1_head", "top1_medium", "top1_tail")
-_CODE = (
-    "git_commit",
-    "git_dirty",
-    "dl2pa",
-    "torch",
-    "torchvision",
-    "nvidia-dali-cuda130",
-    "numpy",
-    "scipy",
-    "pillow",
-)
+_VERSIONS = ("dl2pa", "torch", "torchvision", "nvidia-dali-cuda130", "numpy", "scipy", "pillow")
+_CODE = ("git_commit", "git_dirty", *_VERSIONS)
 _MACHINE = ("device", "processor", "python", "world_size", "threads")
 _CONFIDENCE = 0.95
 _EXPLANATION = (
@@ -41,56 +35,44 @@ _EXPLANATION = (
 
 
 @dataclass(frozen=True)
-class Difference:
-    """A value that differs between the two runs."""
-
-    name: str
-    a: Any
-    b: Any
-
-
-@dataclass(frozen=True)
 class Measured:
     """One metric of both runs and of their groups; a group is the run and the runs of its recipe with other seeds.
 
     Attributes:
         a, b: values of the two runs.
-        mean_a, mean_b, n_a, n_b: means and sizes of the groups.
+        mean, n: mean and size of each group.
         noise: pooled standard deviation over seeds; None if no group has two seeds.
-        low, high: 95 % interval of the difference b - a: of the group means, or of the two runs if they share a recipe.
+        interval: 95 % interval of the difference b - a: of the group means, or of the two runs if they share a recipe.
     """
 
-    name: str
     a: float
     b: float
-    mean_a: float
-    mean_b: float
-    n_a: int
-    n_b: int
+    mean: list[float]
+    n: list[int]
     noise: float | None
-    low: float | None
-    high: float | None
+    interval: list[float] | None
     verdict: str
 
 
 @dataclass(frozen=True)
 class Differences:
-    """Content of ``report --compare``.
+    """Content of ``report --compare``; as a dictionary, the JSON object of ``report --json``.
 
     Attributes:
         same_recipe: of the settings that change results only the seed may differ.
+        neutral: settings that do not change results.
         unknown: why the results cannot be compared; None if they can.
     """
 
-    a: Path
-    b: Path
-    config: tuple[Difference, ...]
-    neutral: tuple[Difference, ...]
-    data: tuple[Difference, ...]
-    code: tuple[Difference, ...]
-    machine: tuple[Difference, ...]
+    a: str
+    b: str
     same_recipe: bool
-    results: tuple[Measured, ...]
+    config: Values
+    data: Values
+    code: Values
+    machine: Values
+    neutral: Values
+    results: dict[str, Measured]
     unknown: str | None
 
 
@@ -109,27 +91,27 @@ def compare_runs(first: Path, second: Path, below: Path | None = None) -> Differ
         raise UserError("--compare", str(second), "is the same run", "Give two different run directories.")
     runs = [read_run(path) for path in paths]
     configs = [_config_of(path) for path in paths]
-    env_a, env_b = (_environment(path) for path in paths)
-    identity_a, identity_b = (run_identity(config) for config in configs)
+    environments = [_environment(path) for path in paths]
+    identities = [run_identity(config) for config in configs]
     # The identity has the resolved values of defaults.
-    flat_a, flat_b = (
-        {**flatten(config), **identity}
-        for config, identity in zip(configs, (identity_a, identity_b), strict=True)
-    )
-    keys = [key for key in {**identity_a, **identity_b} if identity_a.get(key) != identity_b.get(key)]
-    seeds = [SEED] if flat_a[SEED] != flat_b[SEED] else []
-    config_keys = [key for key in keys if not key.startswith("data.")] + seeds
-    neutral = [k for k in flat_a if k.startswith((*PLACES, *NEUTRAL)) and flat_a[k] != flat_b.get(k)]
+    flat = [{**flatten(c), **identity} for c, identity in zip(configs, identities, strict=True)]
+    recipe = _differing(identities, {**identities[0], **identities[1]})
+    data_keys = [key for key in recipe if key.startswith("data.")]
+    fingerprints = [{"dl2pa.data": env.get("data_fingerprint")} for env in environments]
+    sizes = [run.result.model_dump() for run in runs if isinstance(run, Run)]
+    neutral = [k for k in flat[0] if k.startswith((*PLACES, *NEUTRAL)) and not k.startswith("data.")]
     results, unknown = _results(runs, paths, below)
     return Differences(
-        a=first,
-        b=second,
-        config=tuple(Difference(k, flat_a.get(k), flat_b.get(k)) for k in config_keys),
-        neutral=tuple(Difference(k, flat_a.get(k), flat_b.get(k)) for k in neutral if not _is_data(k)),
-        data=_data(keys, flat_a, flat_b, runs, (tags_of(paths[0]), tags_of(paths[1]))),
-        code=_differing(env_a, env_b, _CODE),
-        machine=_differing(env_a, env_b, _MACHINE),
-        same_recipe=not keys,
+        a=str(first),
+        b=str(second),
+        same_recipe=not recipe,
+        config=_differing(flat, [*(key for key in recipe if key not in data_keys), SEED]),
+        data=_differing(flat, [*data_keys, "data.root", "data.val_root", "data.classes"])
+        | _differing(fingerprints, ["dl2pa.data"])
+        | (_differing(sizes, ["num_classes", "num_validated"]) if len(sizes) == 2 else {}),
+        code=_differing(environments, _CODE),
+        machine=_differing(environments, _MACHINE),
+        neutral=_differing(flat, neutral),
         results=results,
         unknown=unknown,
     )
@@ -149,45 +131,28 @@ def _environment(path: Path) -> dict[str, Any]:
     return dict(attempts[-1]) if attempts else {}
 
 
-def _is_data(key: str) -> bool:
-    return key.startswith("data.")
-
-
-def _differing(a: dict[str, Any], b: dict[str, Any], names: Sequence[str]) -> tuple[Difference, ...]:
-    return tuple(Difference(name, a.get(name), b.get(name)) for name in names if a.get(name) != b.get(name))
-
-
-def _data(
-    keys: Sequence[str],
-    flat_a: dict[str, Any],
-    flat_b: dict[str, Any],
-    runs: Sequence[Run | Unfinished],
-    tags: tuple[dict[str, str], dict[str, str]],
-) -> tuple[Difference, ...]:
-    """Compare the data configuration, paths, fingerprint and the number of classes and validated images."""
-    configured = [*(k for k in keys if _is_data(k)), "data.root", "data.val_root", "data.classes"]
-    rows = [*_differing(flat_a, flat_b, configured), *_differing(*tags, ("dl2pa.data",))]
-    a, b = runs
-    if isinstance(a, Run) and isinstance(b, Run):
-        rows += _differing(a.result.model_dump(), b.result.model_dump(), ("num_classes", "num_validated"))
-    return tuple(rows)
+def _differing(pair: Sequence[Mapping[str, Any]], names: Iterable[str]) -> Values:
+    a, b = pair
+    return {name: [a.get(name), b.get(name)] for name in names if a.get(name) != b.get(name)}
 
 
 def _results(
     runs: Sequence[Run | Unfinished], paths: Sequence[Path], below: Path | None
-) -> tuple[tuple[Measured, ...], str | None]:
+) -> tuple[dict[str, Measured], str | None]:
+    """Compare the metrics of two finished runs, or return why they cannot be compared."""
     for run in runs:
         if isinstance(run, Unfinished):
-            return (), f"{run.path} has no result: {run.state}, {run.reason}"
+            return {}, f"{run.path} has no result: {run.state}, {run.reason}"
     a, b = (run for run in runs if isinstance(run, Run))
     if a.result.num_validated != b.result.num_validated:
-        return (), "the runs were validated on different numbers of images"
+        return {}, "the runs were validated on different numbers of images"
     groups = group_runs([*_others(paths, below), a, b])
-    measured = [_measure(name, a, b, groups) for name in _METRICS]
-    return tuple(m for m in measured if m is not None), None
+    measured = {name: _measure(name, a, b, groups) for name in _METRICS}
+    return {name: m for name, m in measured.items() if m is not None}, None
 
 
 def _others(paths: Sequence[Path], below: Path | None) -> list[Run]:
+    """Read the finished runs among which other seeds are searched."""
     folders = [below] if below is not None else list({path.resolve().parent for path in paths})
     compared = {path.resolve() for path in paths}
     others = {path.resolve(): path for folder in folders for path in find_runs([], folder)}
@@ -195,44 +160,35 @@ def _others(paths: Sequence[Path], below: Path | None) -> list[Run]:
     return [run for run in runs if isinstance(run, Run)]
 
 
-def _siblings(run: Run, group: Group) -> list[Run]:
-    """Return the run and the runs of its group with other seeds."""
-    return [run, *(other for other in group.runs if other.seed != run.seed)]
-
-
 def _measure(name: str, a: Run, b: Run, groups: Sequence[Group]) -> Measured | None:
+    """Compare one metric; None if a run lacks it."""
     group_a, group_b = (next(g for g in groups if run in (*g.runs, *g.repeats)) for run in (a, b))
     same = group_a is group_b
-    value_a, value_b = _value(a, name), _value(b, name)
-    runs_a, runs_b = (group_a.runs, group_a.runs) if same else (_siblings(a, group_a), _siblings(b, group_b))
-    values_a = [v for v in (_value(run, name) for run in runs_a) if v is not None]
-    values_b = [v for v in (_value(run, name) for run in runs_b) if v is not None]
-    if value_a is None or value_b is None or not values_a or not values_b:
+    value_a, value_b = getattr(a.result, name), getattr(b.result, name)
+    if value_a is None or value_b is None:
         return None
-    dof = len(values_a) - 1 if same else len(values_a) + len(values_b) - 2
-    noise = None
+    samples = [_values(group, name, None if same else run) for group, run in ((group_a, a), (group_b, b))]
+    if not all(samples):
+        return None
+    means, counts = [sum(v) / len(v) for v in samples], [len(v) for v in samples]
+    pooled = samples[:1] if same else samples
+    dof = sum(len(v) - 1 for v in pooled)
+    gap = value_b - value_a if same else means[1] - means[0]
+    noise = interval = None
     if dof > 0:
-        squares = _squares(values_a) + (0.0 if same else _squares(values_b))
-        noise = math.sqrt(squares / dof)
-    mean_a, mean_b = sum(values_a) / len(values_a), sum(values_b) / len(values_b)
-    gap = value_b - value_a if same else mean_b - mean_a
-    low = high = None
-    if noise is not None:
-        counts = (1, 1) if same else (len(values_a), len(values_b))
-        margin = _quantile(dof) * noise * math.sqrt(1 / counts[0] + 1 / counts[1])
-        low, high = gap - margin, gap + margin
-    n_a, n_b = len(values_a), len(values_b)
-    verdict = _verdict(gap, noise, low, high)
-    return Measured(name, value_a, value_b, mean_a, mean_b, n_a, n_b, noise, low, high, verdict)
+        squares = (sum((x - mean) ** 2 for x in v) for v, mean in zip(pooled, means, strict=False))
+        noise = math.sqrt(sum(squares) / dof)
+        n_a, n_b = (1, 1) if same else counts
+        margin = _quantile(dof) * noise * math.sqrt(1 / n_a + 1 / n_b)
+        interval = [gap - margin, gap + margin]
+    return Measured(value_a, value_b, means, counts, noise, interval, _verdict(gap, interval))
 
 
-def _value(run: Run, name: str) -> float | None:
-    return getattr(run.result, name)
-
-
-def _squares(values: Sequence[float]) -> float:
-    mean = sum(values) / len(values)
-    return sum((value - mean) ** 2 for value in values)
+def _values(group: Group, name: str, run: Run | None) -> list[float]:
+    """Values of a metric of a group, one per seed; that of `run` for its own seed."""
+    runs = group.runs if run is None else [run, *(r for r in group.runs if r.seed != run.seed)]
+    values = (getattr(run.result, name) for run in runs)
+    return [value for value in values if value is not None]
 
 
 def _quantile(dof: int) -> float:
@@ -242,98 +198,51 @@ def _quantile(dof: int) -> float:
     return float(t.ppf((1 + _CONFIDENCE) / 2, dof))
 
 
-def _verdict(gap: float, noise: float | None, low: float | None, high: float | None) -> str:
+def _verdict(gap: float, interval: list[float] | None) -> str:
     if gap == 0:
         return "equal"
-    if noise is None or low is None or high is None:
+    if interval is None:
         return "undecided: one seed each"
-    return "within seed noise" if low <= 0 <= high else "exceeds seed noise"
+    return "within seed noise" if interval[0] <= 0 <= interval[1] else "exceeds seed noise"
 
 
 def compose_differences(content: Differences) -> list[Block]:
     """Compose the comparison as a document."""
     blocks: list[Block] = [Heading(1, f"Comparison of {code(content.a)} and {code(content.b)}")]
     if content.same_recipe:
-        blocks.append(
-            Paragraph(
-                "Both runs have the same recipe: of the settings that change results only the seed may differ."
-            )
-        )
+        text = "Both runs have the same recipe: of the settings that change results only the seed may differ."
+        blocks.append(Paragraph(text))
     blocks += [Heading(2, "Results"), *_result_blocks(content)]
-    for title, rows, none in (
+    for title, values, none in (
         ("Configuration", content.config, "No differences in settings that change results."),
         ("Data", content.data, "No differences in data configuration, fingerprint and counts."),
         ("Code", content.code, "No differences in commit and versions."),
         ("Machine", content.machine, "No differences."),
         ("Settings without effect on results", content.neutral, ""),
     ):
-        if rows or none:
-            blocks += [Heading(2, title), _grid(rows) if rows else Paragraph(none)]
+        if values or none:
+            rows = [[code(name), _shown(a), _shown(b)] for name, (a, b) in values.items()]
+            blocks += [Heading(2, title), Grid(["name ", "A ", "B "], rows) if rows else Paragraph(none)]
     return blocks
 
 
 def _result_blocks(content: Differences) -> list[Block]:
     if content.unknown is not None:
         return [Paragraph(f"The results cannot be compared: {content.unknown}.")]
-    heads = [
-        "metric ",
-        "A",
-        "B",
-        "B - A",
-        "mean A (n)",
-        "mean B (n)",
-        "seed noise",
-        "95 % interval of B - A",
-        "verdict ",
-    ]
+    heads = ["metric ", "A", "B", "B - A", "mean A (n)", "mean B (n)", "seed noise"]
     rows: list[list[str]] = []
-    for m in content.results:
-        values = [m.name, f"{m.a:.2f}", f"{m.b:.2f}", f"{m.b - m.a:+.2f}"]
-        means = [f"{m.mean_a:.2f} ({m.n_a})", f"{m.mean_b:.2f} ({m.n_b})"]
+    for name, m in content.results.items():
+        means = [f"{mean:.2f} ({n})" for mean, n in zip(m.mean, m.n, strict=True)]
         noise = "–" if m.noise is None else f"{m.noise:.2f}"
-        interval = "–" if m.low is None else f"{m.low:+.2f} to {m.high:+.2f}"
-        rows.append([*values, *means, noise, interval, m.verdict])
-    return [Grid(heads, rows), Paragraph(_EXPLANATION)]
-
-
-def _grid(rows: Sequence[Difference]) -> Grid:
-    shown = [[code(d.name), _shown(d.a), _shown(d.b)] for d in rows]
-    return Grid(["name ", "A ", "B "], shown)
+        interval = "–" if m.interval is None else "{:+.2f} to {:+.2f}".format(*m.interval)
+        rows.append(
+            [name, f"{m.a:.2f}", f"{m.b:.2f}", f"{m.b - m.a:+.2f}", *means, noise, interval, m.verdict]
+        )
+    return [Grid([*heads, "95 % interval of B - A", "verdict "], rows), Paragraph(_EXPLANATION)]
 
 
 def _shown(value: Any) -> str:
-    text = (
-        json.dumps(value) if isinstance(value, bool | dict | list) else "–" if value is None else str(value)
-    )
+    text = "–" if value is None else str(value)
+    if isinstance(value, bool | dict | list):
+        text = json.dumps(value)
     return text if len(text) <= 80 else f"{text[:79]}…"
-
-
-def record_differences(content: Differences) -> dict[str, Any]:
-    """Return the comparison as a JSON object."""
-
-    def rows(differing: Sequence[Difference]) -> dict[str, list[Any]]:
-        return {d.name: [d.a, d.b] for d in differing}
-
-    return {
-        "a": str(content.a),
-        "b": str(content.b),
-        "same_recipe": content.same_recipe,
-        "config": rows(content.config),
-        "data": rows(content.data),
-        "code": rows(content.code),
-        "machine": rows(content.machine),
-        "neutral": rows(content.neutral),
-        "results": {
-            m.name: {
-                "a": m.a,
-                "b": m.b,
-                "mean": [m.mean_a, m.mean_b],
-                "n": [m.n_a, m.n_b],
-                "noise": m.noise,
-                "interval": None if m.low is None else [m.low, m.high],
-                "verdict": m.verdict,
-            }
-            for m in content.results
-        },
-        "unknown": content.unknown,
-    }

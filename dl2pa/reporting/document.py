@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
-from dl2pa.escaping import escape_markdown
 from dl2pa.reporting.render import CODE, render
+from dl2pa.tracking.sanitize import escape_markdown
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,11 @@ class Picture:
 Block = Heading | Paragraph | Bullets | Grid | Picture
 PICTURES = "plots"
 """Folder of the figures, relative to the Markdown file."""
+
+
+def grid(columns: Mapping[str, Callable[[T], str]], items: Iterable[T]) -> Grid:
+    """Build a table with one row per item from the function of each column."""
+    return Grid(list(columns), [[cell(item) for cell in columns.values()] for item in items])
 
 
 def code(text: object) -> str:

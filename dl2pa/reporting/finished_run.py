@@ -1,30 +1,70 @@
-"""Figures and pages of a run that has just finished."""
+"""Figures, tables and pages of a run that has just finished. A failure only logs a warning."""
 
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
 
-from dl2pa.reporting.artifacts import load_run_data, make_artifacts
+import numpy as np
+
+from dl2pa.reporting import pages, run_plots
+from dl2pa.reporting.artifacts import Artifacts
 from dl2pa.reporting.assignment_figures import draw_assignment_figures
+from dl2pa.reporting.class_metrics import neighbors_together, reliability
+from dl2pa.reporting.run_data import RunData, load_run_data, published_results
+from dl2pa.reporting.samples import make_thumbnails, select_samples
+from dl2pa.reporting.summary import summary_page
+from dl2pa.training.evaluate import BINS
 from dl2pa.training.finish import FinishedRun
 
 log = logging.getLogger(__name__)
 
 
 def report_run(finished: FinishedRun) -> list[tuple[Path, str]]:
-    """Draw figures and pages into the run directory; a failure only logs a warning.
+    """Write figures, tables and pages to the run directory.
 
     Returns:
         Each file that was made, with its folder among the run's artifacts.
     """
-    run, config, data = finished.run, finished.config, finished.data
-    figures = draw_assignment_figures(run, finished.method, finished.assignment_updates, data.classes)
-    try:
-        name = config.tracking.run_name or finished.name
-        ids = finished.run_uuid, finished.mlflow_run_id
-        run_data = load_run_data(run, config, data, finished.result, name, finished.steps_per_epoch, ids)
-        return make_artifacts(run, run_data, config, data, figures)
-    except Exception as error:
-        log.warning("no summary of the run: %s: %s", type(error).__name__, error)
-        return [(path, run.pictures.name) for path in figures]
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)
+    began = time.perf_counter()
+    art = Artifacts(finished.run)
+    art.attempt("figures of the assignment", lambda: draw_assignment_figures(art, finished))
+    art.attempt("summary of the run", lambda: _make_pages(art, load_run_data(finished)))
+    log.info("%d artifacts in %.1f s", len(art.made), time.perf_counter() - began)
+    return art.made
+
+
+def _make_pages(art: Artifacts, run_data: RunData) -> None:
+    """Draw the remaining figures and write the tables and pages."""
+    published = art.attempt("the published results", lambda: published_results(run_data)) or []
+    figure = next((p.cell.top1 for p in published if p.length == "full"), None)
+    art.picture("curves", lambda: run_plots.curves(run_data.points, run_data.steps_per_epoch, figure))
+    predictions = run_data.predictions
+    bins, error = reliability(predictions.targets == predictions.predicted, predictions.confidence, BINS)
+    art.picture("reliability", lambda: run_plots.reliability_diagram(bins, error))
+    _make_tables(art, run_data)
+    selection = select_samples(predictions)
+    samples = {i: int(predictions.samples[i]) for i in selection.all}
+    config, val = run_data.config, run_data.data.val
+    images = art.attempt("samples", lambda: make_thumbnails(config, val, list(samples.values()))) or {}
+    thumbnails = {i: images[sample] for i, sample in samples.items() if sample in images}
+    page = (run_data, published, art.pictures, selection, thumbnails)
+    art.text(run_data.run.summary_page, lambda: summary_page(*page))
+
+
+def _make_tables(art: Artifacts, run_data: RunData) -> None:
+    """Write the confusion matrix and the per-class results."""
+    run, confusion, names, rows = run_data.run, run_data.confusion, run_data.classes, run_data.class_rows
+    order = art.attempt("the order of the classes", lambda: neighbors_together(confusion))
+    order = np.arange(len(names)) if order is None else order
+    top1 = run_data.result["top1_last"]
+    title = f"{run_data.name}: {{}}, {run_data.config.data.dataset}, top-1 {top1:.2f} %"
+    heading = title.format("confusion matrix")
+    art.picture("confusion", lambda: run_plots.confusion_picture(confusion, order, names))
+    art.text(run.confusion_page, lambda: pages.confusion_page(confusion, order, names, heading))
+    art.text(run.confusion_pairs, lambda: pages.pairs_csv(confusion, names))
+    art.text(run.per_class_page, lambda: pages.classes_page(rows, title.format("classes")))
+    art.text(run.per_class_csv, lambda: pages.classes_csv(rows))
+    art.text(run.per_class_json, lambda: pages.classes_json(rows))

@@ -28,11 +28,8 @@ class Summary:
     def __str__(self) -> str:
         return f"{self.mean:.2f}" if self.std is None else f"{self.mean:.2f} ± {self.std:.2f}"
 
-    def as_dict(self) -> dict[str, float | int | None]:
-        return {"mean": self.mean, "std": self.std, "n": self.n}
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Group:
     """Finished runs with the same recipe and data size, one per seed.
 
@@ -41,11 +38,19 @@ class Group:
         runs: ordered by seed.
         repeats: further runs of a seed. Only the first finished run of a seed counts: repeats would reduce the
             standard deviation.
+        epochs: epochs trained.
+        is_cut: whether `train.max_steps` ended the runs before their last epoch.
+        changed: configuration keys that changed between attempts.
     """
 
     identity: Identity
     runs: tuple[Run, ...]
     repeats: tuple[Run, ...]
+    steps: int
+    epochs: int
+    num_validated: int
+    is_cut: bool
+    changed: tuple[str, ...]
 
     @property
     def method(self) -> str:
@@ -66,29 +71,6 @@ class Group:
         return len(self.runs)
 
     @property
-    def steps(self) -> int:
-        return self.runs[0].result.steps
-
-    @property
-    def epochs(self) -> int:
-        """Epochs trained."""
-        return self.runs[0].result.epochs
-
-    @property
-    def is_cut(self) -> bool:
-        """Whether `train.max_steps` ended the runs before their last epoch."""
-        return self.runs[0].is_cut
-
-    @property
-    def num_validated(self) -> int:
-        return self.runs[0].result.num_validated
-
-    @property
-    def changed(self) -> tuple[str, ...]:
-        """Configuration keys that changed between attempts."""
-        return self.runs[0].changed
-
-    @property
     def change_remark(self) -> str | None:
         return f"{', '.join(self.changed)} changed between attempts" if self.changed else None
 
@@ -100,15 +82,16 @@ class Group:
     def best(self) -> Summary:
         return Summary.of([run.result.top1_best for run in self.runs])
 
-    @property
-    def ece(self) -> Summary | None:
-        """Last calibration error."""
-        return _summary([run.result.ece_last for run in self.runs])
+    def summary(self, metric: str) -> Summary | None:
+        """Summarize a field of `Result`; None if a run lacks it."""
+        values: list[float | None] = [getattr(run.result, metric) for run in self.runs]
+        known = [value for value in values if value is not None]
+        return Summary.of(known) if len(known) == len(values) else None
 
     @property
     def by_frequency(self) -> dict[str, Summary]:
         """Last accuracy over head, medium and tail classes; empty for balanced data."""
-        summaries = {name: _summary([run.result.of_group(name) for run in self.runs]) for name in GROUPS}
+        summaries = {name: self.summary(f"top1_{name}") for name in GROUPS}
         return {name: summary for name, summary in summaries.items() if summary is not None}
 
 
@@ -124,14 +107,10 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
         seeds.setdefault(run.seed, []).append(run)
     groups: list[Group] = []
     for identity, seeds in by_recipe.values():
-        ordered = [
-            sorted(seeds[seed], key=lambda run: (run.finished, str(run.path))) for seed in sorted(seeds)
-        ]
+        ordered = [sorted(seeds[seed], key=lambda r: (r.finished, str(r.path))) for seed in sorted(seeds)]
         counted = tuple(same[0] for same in ordered)
-        groups.append(Group(identity, counted, tuple(run for same in ordered for run in same[1:])))
+        repeats = tuple(run for same in ordered for run in same[1:])
+        first, result = counted[0], counted[0].result
+        size = (result.steps, result.epochs, result.num_validated)
+        groups.append(Group(identity, counted, repeats, *size, first.is_cut, first.changed))
     return sorted(groups, key=lambda g: (g.method, g.dim, g.is_cut, -g.epochs, str(g.runs[0].path)))
-
-
-def _summary(values: Sequence[float | None]) -> Summary | None:
-    known = [value for value in values if value is not None]
-    return Summary.of(known) if len(known) == len(values) else None

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from dl2pa.escaping import spreadsheet_cell
+from dl2pa.errors import printable
 from dl2pa.reporting.class_metrics import ClassRow, Confusion, Labels, worst_pairs
 from dl2pa.reporting.render import render
 
@@ -75,6 +75,14 @@ def classes_json(rows: Sequence[ClassRow]) -> str:
 
 def _plain(value: Any) -> Any:
     return "" if value is None else round(value, 4) if isinstance(value, float) else value
+
+
+def spreadsheet_cell(cell: Any) -> Any:
+    """Format a CSV cell; an apostrophe precedes text that a spreadsheet would evaluate."""
+    if not isinstance(cell, str):
+        return cell
+    text = printable(cell)
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t") else text
 
 
 def _csv(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

@@ -11,15 +11,30 @@ from typing import Any, Literal
 from dl2pa.reporting.run_plots import new_figure
 
 Kind = Literal["published", "suspect", "ours", "short"]
-METHODS = ("psc", "word2vec", "hpn", "ebv", "etf", "kasarla", "dnc", "goto", "dl2pa")
-"""In the order of the published tables; a method has the same color in every plot."""
-_COLORS = ("#4c4c57", "#a8761f", "#1f77b4", "#17a2a2", "#2f9e44", "#8c564b", "#9467bd", "#d6337c", "#d9480f")
-_SIZE_FACTOR = 0.32
+_COLORS = {
+    "psc": "#4c4c57",
+    "word2vec": "#a8761f",
+    "hpn": "#1f77b4",
+    "ebv": "#17a2a2",
+    "etf": "#2f9e44",
+    "kasarla": "#8c564b",
+    "dnc": "#9467bd",
+    "goto": "#d6337c",
+    "dl2pa": "#d9480f",
+}
+"""A method has the same color in every plot."""
 _NAMES: dict[Kind, str] = {
     "published": "published",
     "suspect": "published, suspect",
     "ours": "runs, best epoch, mean ± standard deviation",
     "short": "runs of another length",
+}
+_OPEN = {"marker": "o", "markersize": 7, "markerfacecolor": "white", "markeredgewidth": 1.4, "zorder": 2}
+_MARKS: dict[Kind, dict[str, Any]] = {
+    "published": _OPEN,
+    "suspect": {**_OPEN, "marker": "s", "alpha": 0.45},
+    "ours": {"marker": "o", "markersize": 6, "linewidth": 1.8, "zorder": 3},
+    "short": {"marker": "x", "markersize": 7, "markeredgewidth": 1.8, "zorder": 3},
 }
 
 
@@ -28,12 +43,11 @@ class Point:
     """One accuracy.
 
     Attributes:
-        label: row in the plot by method: the method, numbered if it occurs several times.
+        label: the method, numbered if it occurs several times.
         column: dimension, imbalance or backbone.
         std: None for a single run or a published figure.
     """
 
-    method: str
     label: str
     column: int | float | str
     value: float
@@ -46,17 +60,15 @@ def over_columns(points: Sequence[Point], name: str, title: str) -> bytes | None
     columns = sorted({p.column for p in points if not isinstance(p.column, str)})
     if len(columns) < 2 or any(isinstance(p.column, str) for p in points):
         return None
-    figure, axes = _figure(7.2, 4.2)
+    figure = new_figure(7.2, 4.2)
+    axes = figure.subplots()
+    ordered = sorted(points, key=lambda p: float(p.column))
     for label in dict.fromkeys(p.label for p in points):
         for kind in _NAMES:
-            line = sorted(
-                (p for p in points if (p.label, p.kind) == (label, kind)), key=lambda p: float(p.column)
-            )
-            _draw(
-                axes, line, [float(p.column) for p in line], [p.value for p in line], joined=kind != "short"
-            )
-        linked = [p for p in points if p.label == label and p.kind in ("published", "suspect")]
-        linked.sort(key=lambda p: float(p.column))
+            line = [p for p in ordered if (p.label, p.kind) == (label, kind)]
+            linestyle = "-" if kind == "ours" else "none"
+            _draw(axes, line, [p.column for p in line], [p.value for p in line], "yerr", linestyle)
+        linked = [p for p in ordered if p.label == label and p.kind in ("published", "suspect")]
         style = {"color": _color(label), "linestyle": "--", "linewidth": 1, "alpha": 0.6, "zorder": 1}
         axes.plot([p.column for p in linked], [p.value for p in linked], **style)
     axes.set_xscale("log")
@@ -64,99 +76,67 @@ def over_columns(points: Sequence[Point], name: str, title: str) -> bytes | None
     axes.minorticks_off()
     axes.set_xlabel(name)
     axes.set_ylabel("top-1, %")
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     axes.grid(axis="y", alpha=0.3)
-    _legends(figure, axes, points)
-    return _svg(figure)
+    return _finish(figure, title, points, with_colors=True)
 
 
 def by_method(points: Sequence[Point], name: str, title: str) -> bytes:
     """Plot the accuracy of each method, one panel per column."""
     columns = list(dict.fromkeys(p.column for p in points))
     labels = list(dict.fromkeys(p.label for p in points))[::-1]
-    figure, panels = _figure(
-        max(5.0, 2.4 * len(columns) + 1.2), _SIZE_FACTOR * len(labels) + 1.6, len(columns)
-    )
-    for axes, column in zip(panels if len(columns) > 1 else [panels], columns, strict=True):
+    figure = new_figure(max(5.0, 2.4 * len(columns) + 1.2), 0.32 * len(labels) + 1.6)
+    panels = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
+    for axes, column in zip(panels, columns, strict=True):
         for point in (p for p in points if p.column == column):
-            _draw(axes, [point], [point.value], [labels.index(point.label)], across=True)
+            _draw(axes, [point], [point.value], [labels.index(point.label)], "xerr", "none")
         axes.set_title(f"{name} = {column}", fontsize=10)
         axes.set_yticks(range(len(labels)), labels)
         axes.set_ylim(-0.6, len(labels) - 0.4)
         axes.set_xlabel("top-1, %")
         axes.grid(axis="x", alpha=0.3)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
-    _legends(figure, None, points)
-    return _svg(figure)
-
-
-def _figure(width: float, height: float, panels: int = 1) -> tuple[Any, Any]:
-    figure = new_figure(width, height)
-    return figure, figure.subplots(1, panels, sharey=True)
+    return _finish(figure, title, points, with_colors=False)
 
 
 def _draw(
-    axes: Any,
-    line: Sequence[Point],
-    x: Sequence[float],
-    y: Sequence[float],
-    *,
-    joined: bool = False,
-    across: bool = False,
+    axes: Any, line: Sequence[Point], x: Sequence[Any], y: Sequence[float], bars: str, linestyle: str
 ) -> None:
-    """Draw points of one method and kind, with error bars along the accuracy axis."""
+    """Draw points of one method and kind.
+
+    Args:
+        bars: `xerr` or `yerr`, the direction of the error bars.
+    """
     if not line:
         return
-    kind, color = line[0].kind, _color(line[0].label)
-    axes.plot(
-        x, y, **{**_marks(kind), "color": color}, linestyle="-" if joined and kind == "ours" else "none"
-    )
+    color = _color(line[0].label)
+    axes.plot(x, y, **_MARKS[line[0].kind], color=color, linestyle=linestyle)
     spread = [(a, b, p.std) for a, b, p in zip(x, y, line, strict=True) if p.std is not None]
     if spread:
         at_x, at_y, std = zip(*spread, strict=True)
-        error = {"xerr" if across else "yerr": std}
-        axes.errorbar(at_x, at_y, **error, fmt="none", ecolor=color, capsize=3, linewidth=1.2)
+        axes.errorbar(at_x, at_y, **{bars: std}, fmt="none", ecolor=color, capsize=3, linewidth=1.2)
 
 
-def _marks(kind: Kind) -> dict[str, Any]:
-    if kind == "ours":
-        return {"marker": "o", "markersize": 6, "linewidth": 1.8, "zorder": 3}
-    if kind == "short":
-        return {"marker": "x", "markersize": 7, "markeredgewidth": 1.8, "zorder": 3}
-    open_mark = {
-        "marker": "o",
-        "markersize": 7,
-        "markerfacecolor": "white",
-        "markeredgewidth": 1.4,
-        "zorder": 2,
-    }
-    return {**open_mark, "marker": "s", "alpha": 0.45} if kind == "suspect" else open_mark
+def _finish(figure: Any, title: str, points: Sequence[Point], *, with_colors: bool) -> bytes:
+    """Add the title and legends of the marks and colors; save as SVG.
 
-
-def _legends(figure: Any, axes: Any, points: Sequence[Point]) -> None:
-    """Add a legend of the marks and, for a plot of lines, of the colors."""
+    The file has no date and no external references: equal points give equal bytes.
+    """
+    import matplotlib as mpl
     from matplotlib.lines import Line2D
 
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     kinds: list[Kind] = [kind for kind in _NAMES if any(p.kind == kind for p in points)]
-    marks = [Line2D([], [], color="#4c4c57", linestyle="none", **_marks(k), label=_NAMES[k]) for k in kinds]
+    marks = [Line2D([], [], color="#4c4c57", linestyle="none", **_MARKS[k], label=_NAMES[k]) for k in kinds]
     figure.legend(handles=marks, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
-    if axes is not None:
-        labels = list(dict.fromkeys(p.label for p in points))
+    if with_colors:
+        labels = dict.fromkeys(p.label for p in points)
         lines = [Line2D([], [], color=_color(label), linewidth=3, label=label) for label in labels]
         figure.legend(handles=lines, loc="outside right upper", frameon=False, fontsize=8)
-
-
-def _color(label: str) -> str:
-    method = label.split()[0]
-    return _COLORS[METHODS.index(method)] if method in METHODS else "#111111"
-
-
-def _svg(figure: Any) -> bytes:
-    """Save the figure as SVG without date and external references: equal points give equal bytes."""
-    import matplotlib as mpl
-
     target = io.BytesIO()
     metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
     with mpl.rc_context({"svg.hashsalt": "dl2pa"}):
         figure.savefig(target, format="svg", metadata=metadata)
     return re.sub(rb"<!DOCTYPE[^>]*>\s*", b"", target.getvalue())
+
+
+def _color(label: str) -> str:
+    return _COLORS.get(label.split()[0], "#111111")

@@ -1,70 +1,63 @@
-"""Data of one finished run that its artifacts are made from, its published results and its checks."""
+"""Data of one finished run that its report is made from, its published results and its checks."""
 
 from __future__ import annotations
 
 import math
 import statistics
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
 from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
-from dl2pa.config import Config
 from dl2pa.config.published import PublishedMatch, matching_cells, published_file
-from dl2pa.reporting.class_metrics import Confusion, Labels, confuse
+from dl2pa.osutil import read_json
+from dl2pa.reporting.class_metrics import ClassRow, Confusion, class_rows, confuse
 from dl2pa.reporting.run_plots import Curve, best_point
+from dl2pa.reporting.runs import changed_between_attempts
+from dl2pa.tracking.spool import read_events
+from dl2pa.training.data import class_counts
+from dl2pa.training.evaluate import Predictions
+from dl2pa.training.finish import FinishedRun
 
 
 @dataclass(frozen=True)
-class RunData:
-    """One finished run.
+class RunData(FinishedRun):
+    """A finished run with what its run directory contains.
 
     Attributes:
-        result: as `train --json` prints it.
+        predictions: for the readable validation images.
         attempts: environment of each attempt, first to last.
-        points: (step, value) per metric.
-        samples, targets, predicted, confidence, in_top5: per readable validation image, [N]: index in the data set and
-            prediction.
-        trained: training images per class, if known.
-        images: number of training and of validation images.
+        points: (step, value) per metric, ordered by step.
         started, ended: seconds since 1970.
         changed: configuration keys that changed between attempts.
     """
 
-    name: str
-    run_dir: Path
-    config: Config
-    result: Mapping[str, Any]
+    predictions: Predictions
     attempts: Sequence[Mapping[str, Any]]
     points: Mapping[str, Curve]
-    classes: Sequence[str]
-    groups: Sequence[str] | None
-    trained: Sequence[int] | None
-    samples: Labels
-    targets: Labels
-    predicted: Labels
-    confidence: NDArray[np.float64]
-    in_top5: NDArray[np.bool_]
-    steps_per_epoch: int
-    images: tuple[int, int]
-    fingerprint: str
     started: float
     ended: float
-    run_uuid: str | None
-    run_id: str | None
-    changed: tuple[str, ...] = ()
+    changed: tuple[str, ...]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.data.classes
 
     @property
     def environment(self) -> Mapping[str, Any]:
         """Environment of the last attempt."""
         return self.attempts[-1] if self.attempts else {}
 
-    @property
+    @cached_property
     def confusion(self) -> Confusion:
-        return confuse(self.targets, self.predicted, len(self.classes))
+        return confuse(self.predictions.targets, self.predictions.predicted, len(self.classes))
+
+    @cached_property
+    def class_rows(self) -> list[ClassRow]:
+        counts = class_counts(self.data.train)
+        trained = None if counts is None else counts.tolist()
+        return class_rows(self.predictions, self.classes, trained, self.data.groups)
 
     @property
     def best_epoch(self) -> float:
@@ -74,7 +67,32 @@ class RunData:
 
     def values(self, name: str) -> list[float]:
         """Finite values of a metric, ordered by step."""
-        return [value for _, value in sorted(self.points.get(name, ())) if math.isfinite(value)]
+        return [value for _, value in self.points.get(name, ()) if math.isfinite(value)]
+
+
+def load_run_data(finished: FinishedRun) -> RunData:
+    """Read the predictions, the metrics and the environment of a run.
+
+    Raises:
+        OSError: there is no predictions file.
+    """
+    run, config = finished.run, finished.config
+    points: dict[str, list[tuple[float, float]]] = {}
+    started = now = time.time()
+    for event in (entry.event for entry in read_events(run.spool) if entry.event is not None):
+        started = min(started, event["t"] / 1000.0)
+        if event["e"] == "metrics":
+            for name, value in event["v"].items():
+                points.setdefault(name, []).append((event["step"], float(value)))
+    return RunData(
+        **{**vars(finished), "name": config.tracking.run_name or finished.name},
+        predictions=Predictions.load(run.predictions),
+        attempts=read_json(run.environment).get("attempts", []),
+        points={name: sorted(curve) for name, curve in points.items()},
+        started=started,
+        ended=now,
+        changed=changed_between_attempts(run.spool, config),
+    )
 
 
 def published_results(run_data: RunData) -> list[PublishedMatch]:
@@ -95,23 +113,16 @@ class Check:
 
 def check_run(run_data: RunData) -> list[Check]:
     """Check the course of training, the machine and the record by fixed thresholds."""
-    return [
-        *_check_learning(run_data),
-        *_check_classes(run_data),
-        *_check_machine(run_data),
-        *_check_record(run_data),
-    ]
+    checks = (_check_learning, _check_classes, _check_machine, _check_record)
+    return [result for check in checks for result in check(run_data)]
 
 
 def _check_learning(run_data: RunData) -> Iterator[Check]:
     result, loss = run_data.result, run_data.values("train/loss")
     top1 = result["top1_last"]
     if len(loss) > 1:
-        fell = loss[-1] < loss[0]
-        verb = "fell" if fell else "did not fall"
-        yield Check(
-            "good" if fell else "bad", f"The training loss {verb}: {loss[0]:.4g} first, {loss[-1]:.4g} last."
-        )
+        level, verb = ("good", "fell") if loss[-1] < loss[0] else ("bad", "did not fall")
+        yield Check(level, f"The training loss {verb}: {loss[0]:.4g} first, {loss[-1]:.4g} last.")
     chance = 100.0 / len(run_data.classes)
     if top1 < 2 * chance:
         yield Check("bad", f"Top-1 accuracy {top1:.2f} % is less than twice chance level ({chance:.3g} %).")
@@ -122,26 +133,22 @@ def _check_learning(run_data: RunData) -> Iterator[Check]:
     moved = result.get("labels_moved") or []
     if moved:
         text = f"{moved[-1]:,} labels moved at the last of {len(moved):,} assignment updates"
-        if moved[-1] > 0:
-            yield Check("note", f"{text}: the assignment had not converged.")
-        else:
-            yield Check("good", f"{text}: the assignment had converged.")
+        level, verb = ("note", "had not") if moved[-1] > 0 else ("good", "had")
+        yield Check(level, f"{text}: the assignment {verb} converged.")
 
 
 def _check_classes(run_data: RunData) -> Iterator[Check]:
-    classes = len(run_data.classes)
-    images = np.bincount(run_data.targets, minlength=classes)
-    hits = np.bincount(run_data.targets[run_data.targets == run_data.predicted], minlength=classes)
-    never = int(((hits == 0) & (images > 0)).sum())
+    accuracies = [row.top1 for row in run_data.class_rows if row.top1 is not None]
+    never = accuracies.count(0.0)
     if never:
-        text = f"{never:,} of {int((images > 0).sum()):,} classes have no correct prediction."
-        yield Check("bad" if never > 0.05 * classes else "note", text)
+        text = f"{never:,} of {len(accuracies):,} classes have no correct prediction."
+        yield Check("bad" if never > 0.05 * len(run_data.classes) else "note", text)
     ece = run_data.result["ece_last"]
     if ece > 10:
-        text = (
-            f"Confidence and accuracy differ by {ece:.0f} points on average: do not use it as a probability."
+        yield Check(
+            "note",
+            f"Confidence and accuracy differ by {ece:.0f} points on average: do not use it as a probability.",
         )
-        yield Check("note", text)
 
 
 def _check_machine(run_data: RunData) -> Iterator[Check]:

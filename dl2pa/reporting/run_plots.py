@@ -1,4 +1,4 @@
-"""Figures of one run as PNG: curves, calibration, confusion matrix and cosines."""
+"""Figures of one run as PNG: curves, calibration and confusion matrix."""
 
 from __future__ import annotations
 
@@ -18,87 +18,80 @@ _MAX_NAMES = 40
 _MAX_CELLS, _MAX_CELL_TEXTS = 60, 25
 """Classes up to which the confusion matrix is drawn as cells, and with percentages."""
 
+_PANELS: tuple[tuple[str, str, dict[str, tuple[str, str]], bool], ...] = (
+    ("Training loss", "mean over the log interval", {"train/loss": ("loss", BLUE)}, False),
+    (
+        "Accuracy",
+        "%",
+        {"val/top1": ("top-1", BLUE), "val/top5": ("top-5", GREEN), "val/ece": ("calibration error", RED)},
+        False,
+    ),
+    (
+        "Learning rate and gradient norm",
+        "",
+        {"train/lr": ("learning rate", ORANGE), "train/gradient_norm": ("gradient norm", SOFT)},
+        True,
+    ),
+    (
+        "Step time",
+        "ms",
+        {
+            "time/step_ms_p50": ("median", BLUE),
+            "time/step_ms_p90": ("90 %", ORANGE),
+            "time/step_ms_p99": ("99 %", RED),
+        },
+        True,
+    ),
+)
+"""Title, unit, label and color by metric, and whether the axis is logarithmic."""
 
-def curves(points: Mapping[str, Curve], steps_per_epoch: int, published: float | None = None) -> bytes | None:
+
+def curves(points: Mapping[str, Curve], steps_per_epoch: int, published: float | None) -> bytes | None:
     """Plot loss, accuracy, learning rate and step time over the epochs; None without points.
 
     Args:
         points: (step, value) per metric.
         published: published accuracy to compare with, percent.
     """
-    from matplotlib.ticker import LogLocator
-
-    panels = [panel for panel in _PANELS if any(points.get(name) for name, _, _ in panel[2])]
+    panels = [panel for panel in _PANELS if any(points.get(name) for name in panel[2])]
     if not panels:
         return None
     rows = (len(panels) + 1) // 2
     figure = new_figure(10.5, 2.9 * rows)
     grid = figure.subplots(rows, 2, squeeze=False).flatten()
     for axes, (title, unit, lines, log) in zip(grid, panels, strict=False):
-        for name, label, color in lines:
+        for name, (label, color) in lines.items():
             _draw_curve(axes, points.get(name) or (), steps_per_epoch, label, color)
         if title == "Accuracy":
             _mark_best(axes, points.get("val/top1") or (), steps_per_epoch)
             if published is not None:
                 axes.axhline(published, color=SOFT, linestyle="--", linewidth=1.2)
-                axes.annotate(
-                    f"published {published:g}",
-                    (0.99, published),
-                    xycoords=("axes fraction", "data"),
-                    ha="right",
-                    va="bottom",
-                    fontsize=8,
-                    color=SOFT,
-                )
+                where = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
+                axes.annotate(f"published {published:g}", (0.99, published), fontsize=8, color=SOFT, **where)
         if log:
-            axes.set_yscale("log")
-            axes.yaxis.set_major_formatter("{x:g}")
-            axes.yaxis.set_minor_formatter("{x:g}" if unit == "ms" else "")
-            if unit == "ms":
-                axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
-        axes.set_title(title, fontsize=10, loc="left", fontweight="bold")
-        axes.set_ylabel(unit, fontsize=9)
-        axes.set_xlabel("epoch", fontsize=9)
-        axes.legend(frameon=False, fontsize=8)
+            _scale_log(axes, with_minor_labels=unit == "ms")
+        label_axes(axes, title, "epoch", unit, legend="best")
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
-    return _png(figure)
+    return png(figure)
 
 
-_PANELS: tuple[tuple[str, str, tuple[tuple[str, str, str], ...], bool], ...] = (
-    ("Training loss", "mean over the log interval", (("train/loss", "loss", BLUE),), False),
-    (
-        "Accuracy",
-        "%",
-        (("val/top1", "top-1", BLUE), ("val/top5", "top-5", GREEN), ("val/ece", "calibration error", RED)),
-        False,
-    ),
-    (
-        "Learning rate and gradient norm",
-        "",
-        (("train/lr", "learning rate", ORANGE), ("train/gradient_norm", "gradient norm", SOFT)),
-        True,
-    ),
-    (
-        "Step time",
-        "ms",
-        (
-            ("time/step_ms_p50", "median", BLUE),
-            ("time/step_ms_p90", "90 %", ORANGE),
-            ("time/step_ms_p99", "99 %", RED),
-        ),
-        True,
-    ),
-)
+def _scale_log(axes: Any, *, with_minor_labels: bool) -> None:
+    from matplotlib.ticker import LogLocator
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}" if with_minor_labels else "")
+    if with_minor_labels:
+        axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
 
 
 def _draw_curve(axes: Any, curve: Curve, steps_per_epoch: int, label: str, color: str) -> None:
     shown = [(step / steps_per_epoch, value) for step, value in curve if np.isfinite(value)]
     if not shown:
         return
-    x, y = zip(*shown, strict=True)
     few = {"marker": "o", "markersize": 3} if len(shown) <= 40 else {}
-    axes.plot(x, y, color=color, label=label, linewidth=1.3, **few)
+    axes.plot(*zip(*shown, strict=True), color=color, label=label, linewidth=1.3, **few)
 
 
 def best_point(curve: Curve) -> tuple[float, float]:
@@ -110,17 +103,11 @@ def _mark_best(axes: Any, curve: Curve, steps_per_epoch: int) -> None:
     if not curve:
         return
     step, best = best_point(curve)
-    axes.plot([step / steps_per_epoch], [best], "o", markersize=8, markerfacecolor="none", color=INK)
-    late = step > 0.6 * max(s for s, _ in curve)
-    axes.annotate(
-        f"best {best:.2f}",
-        (step / steps_per_epoch, best),
-        xytext=(-8 if late else 8, -14),
-        textcoords="offset points",
-        ha="right" if late else "left",
-        fontsize=8,
-        color=INK,
-    )
+    at = (step / steps_per_epoch, best)
+    axes.plot(*at, "o", markersize=8, markerfacecolor="none", color=INK)
+    offset, ha = (-8, "right") if step > 0.6 * max(s for s, _ in curve) else (8, "left")
+    where = {"xytext": (offset, -14), "textcoords": "offset points", "ha": ha}
+    axes.annotate(f"best {best:.2f}", at, fontsize=8, color=INK, **where)
 
 
 def reliability_diagram(bins: Sequence[Bin], error: float) -> bytes:
@@ -132,35 +119,26 @@ def reliability_diagram(bins: Sequence[Bin], error: float) -> bytes:
     at = [b.low for b in filled]
     accuracy = np.array([b.accuracy for b in filled], dtype=float)
     confidence = np.array([b.confidence for b in filled], dtype=float)
-    kwargs: dict[str, Any] = {"width": width, "align": "edge"}
+    kwargs: dict[str, Any] = {"width": width, "align": "edge", "edgecolor": "white"}
     both = np.minimum(accuracy, confidence)
-    above.bar(at, both, color=BLUE, edgecolor="white", label="accuracy", **kwargs)
-    for part, color, name in (
-        (confidence - accuracy, RED, "overconfident"),
-        (accuracy - confidence, GREEN, "underconfident"),
-    ):
+    above.bar(at, both, color=BLUE, label="accuracy", **kwargs)
+    gap = confidence - accuracy
+    for part, color, name in ((gap, RED, "overconfident"), (-gap, GREEN, "underconfident")):
         if (part > 0).any():
-            height = np.clip(part, 0, None)
-            above.bar(
-                at, height, bottom=both, color=color, alpha=0.55, edgecolor="white", label=name, **kwargs
-            )
+            above.bar(at, np.clip(part, 0, None), bottom=both, color=color, alpha=0.55, label=name, **kwargs)
     above.plot([0, 1], [0, 1], color=INK, linewidth=1, linestyle="--")
-    above.set_ylabel("accuracy", fontsize=9)
     above.set_ylim(0, 1)
-    above.set_title(
-        f"Reliability diagram: calibration error {error:.2f} %", fontsize=10, loc="left", fontweight="bold"
-    )
-    above.legend(frameon=False, fontsize=8, loc="upper left")
-    below.bar([b.low for b in bins], [b.count for b in bins], color=SOFT, edgecolor="white", **kwargs)
+    title = f"Reliability diagram: calibration error {error:.2f} %"
+    label_axes(above, title, "", "accuracy", legend="upper left")
+    below.bar([b.low for b in bins], [b.count for b in bins], color=SOFT, **kwargs)
     for b in filled:
         text = f"{b.count:,}" if b.count < 10_000 else f"{b.count / 1000:.0f}k"
         below.annotate(text, (b.low + width / 2, b.count), ha="center", va="bottom", fontsize=6.5, color=INK)
     below.set_yscale("symlog")
     below.set_ylim(0, 4 * max(b.count for b in bins))
-    below.set_ylabel("images", fontsize=9)
-    below.set_xlabel("confidence of the prediction", fontsize=9)
     below.set_xlim(0, 1)
-    return _png(figure)
+    label_axes(below, "", "confidence of the prediction", "images")
+    return png(figure)
 
 
 def confusion_picture(confusion: Confusion, order: Labels, names: Sequence[str]) -> bytes:
@@ -181,42 +159,32 @@ def confusion_picture(confusion: Confusion, order: Labels, names: Sequence[str])
     least = max(0.05, float(share[~hits].min()) if (~hits).any() else 1.0)
     figure = new_figure(8.6, 7.2)
     axes = figure.subplots()
-    if c <= _MAX_CELLS:
-        norms = ("Greens", Normalize(0, 110)), ("Oranges", LogNorm(least / 3, 100))
-        images: list[Any] = []
-        for part, (cmap, norm) in zip((hits, ~hits), norms, strict=True):
+    norms = Normalize(0, 110), LogNorm(least / (3 if c <= _MAX_CELLS else 6), 100)
+    by_share = np.argsort(share, kind="stable")
+    size = max(3.0, min(12.0, (420.0 / c) ** 2 * 2.2))
+    images: list[Any] = []
+    for part, cmap, norm in zip((hits, ~hits), ("Greens", "Oranges"), norms, strict=True):
+        if c <= _MAX_CELLS:
             cells = np.full((c, c), np.nan)
             cells[row[part], column[part]] = share[part]
             images.append(axes.imshow(cells, cmap=cmap, norm=norm))
-        if c <= _MAX_CELL_TEXTS:
-            _write_shares(axes, row, column, share)
-    else:
-        kwargs = {"s": max(3.0, min(12.0, (420.0 / c) ** 2 * 2.2)), "marker": "s", "linewidths": 0}
-        norms = ("Greens", Normalize(0, 110)), ("Oranges", LogNorm(least / 6, 100))
-        by_share = np.argsort(share, kind="stable")
-        parts = by_share[hits[by_share]], by_share[~hits[by_share]]
-        images = [
-            axes.scatter(column[part], row[part], c=share[part], cmap=cmap, norm=norm, **kwargs)
-            for part, (cmap, norm) in zip(parts, norms, strict=True)
-        ]
-        axes.set_xlim(-0.5, c - 0.5)
-        axes.set_ylim(c - 0.5, -0.5)
-        axes.set_aspect("equal")
+        else:
+            at = by_share[part[by_share]]
+            style = {"s": size, "marker": "s", "linewidths": 0, "cmap": cmap, "norm": norm}
+            images.append(axes.scatter(column[at], row[at], c=share[at], **style))
+    axes.set(xlim=(-0.5, c - 0.5), ylim=(c - 0.5, -0.5), aspect="equal")
+    if c <= _MAX_CELL_TEXTS:
+        _write_shares(axes, row, column, share)
     axes.tick_params(length=0)
     name_axes(axes, [names[int(i)] for i in order], _MAX_NAMES, 7)
-    axes.set_xlabel("predicted class", fontsize=9)
-    axes.set_ylabel("true class", fontsize=9)
     for image, name in zip(images[::-1], ("errors", "correct"), strict=True):
         bar = figure.colorbar(image, ax=axes, shrink=0.5, pad=0.02)
         bar.set_label(f"{name}: % of the true class", fontsize=8)
         bar.ax.yaxis.set_major_formatter("{x:g}")
-    axes.set_title(
-        f"Confusion matrix of {c:,} classes, often confused ones adjacent",
-        fontsize=10,
-        loc="left",
-        fontweight="bold",
-    )
-    return _png(figure)
+        bar.ax.tick_params(labelsize=8)
+    title = f"Confusion matrix of {c:,} classes, often confused ones adjacent"
+    label_axes(axes, title, "predicted class", "true class")
+    return png(figure)
 
 
 def _write_shares(axes: Any, rows: Labels, columns: Labels, share: NDArray[np.float64]) -> None:
@@ -228,75 +196,15 @@ def _write_shares(axes: Any, rows: Labels, columns: Labels, share: NDArray[np.fl
         axes.text(column, row, text, **style)
 
 
-def cosine_histogram(
-    unit_cd: NDArray[np.float64], bound: float, to_mean_c: NDArray[np.float64] | None = None
-) -> bytes:
-    """Plot histograms of the cosines between class vectors and, if given, between mean features and class vectors.
-
-    Args:
-        unit_cd: class vectors.
-        bound: proven lower bound of the largest cosine of C vectors in d dimensions.
-        to_mean_c: cosine of the mean feature of each class with its class vector.
-    """
-    figure = new_figure(10.0 if to_mean_c is not None else 5.6, 3.4)
-    panels = figure.subplots(1, 2 if to_mean_c is not None else 1, squeeze=False)[0]
-    counts, edges, largest, nearest = _cosines(unit_cd)
-    shown = np.flatnonzero(counts)
-    axes = panels[0]
-    axes.stairs(counts, edges, fill=True, color=BLUE, alpha=0.85)
-    axes.set_yscale("symlog")
-    pad = 0.06
-    axes.set_xlim(
-        max(-1.02, min(edges[shown[0]], bound) - pad), min(1.02, max(edges[shown[-1] + 1], bound) + pad)
-    )
-    axes.axvline(largest, color=RED, linewidth=1.2, label=f"largest {largest:.3f}")
-    axes.axvline(
-        bound, color=INK, linewidth=1.2, linestyle="--", label=f"lower bound of the largest {bound:.3f}"
-    )
-    axes.axvline(
-        nearest, color=ORANGE, linewidth=1.2, linestyle=":", label=f"mean of the nearest {nearest:.3f}"
-    )
-    axes.set_title("Cosines between class vectors", fontsize=10, loc="left", fontweight="bold")
-    axes.set_xlabel("cosine", fontsize=9)
-    axes.set_ylabel("pairs", fontsize=9)
-    axes.set_ylim(0, 12.0 * counts.max())
-    axes.legend(frameon=False, fontsize=8, loc="upper left")
-    if to_mean_c is not None:
-        right = panels[1]
-        # At least 0.01 wide: nearly equal values leave no room for bins.
-        middle, radius = (
-            (float(np.max(to_mean_c)) + float(np.min(to_mean_c))) / 2,
-            float(np.ptp(to_mean_c)) / 2,
-        )
-        radius = max(radius, 0.005)
-        right.hist(to_mean_c, bins=40, range=(middle - radius, middle + radius), color=GREEN, alpha=0.85)
-        mean = float(np.mean(to_mean_c))
-        right.axvline(mean, color=INK, linewidth=1.2, linestyle="--", label=f"mean {mean:.3f}")
-        right.set_title(
-            "Cosines of mean features with their class vector", fontsize=10, loc="left", fontweight="bold"
-        )
-        right.set_xlabel("cosine, at the last assignment update", fontsize=9)
-        right.set_ylabel("classes", fontsize=9)
-        right.legend(frameon=False, fontsize=8, loc="upper left")
-    return _png(figure)
-
-
-def _cosines(unit_cd: NDArray[np.float64], block: int = 1000) -> tuple[Any, Any, float, float]:
-    """Return histogram counts and edges of the cosines of all pairs of rows, their maximum and the mean row maximum.
-
-    Works in blocks of rows, without a [C, C] matrix.
-    """
-    edges = np.linspace(-1.0, 1.0, 401)
-    counts = np.zeros(400, dtype=np.int64)
-    largest: list[NDArray[np.float64]] = []
-    for start in range(0, len(unit_cd), block):
-        cosines = np.clip(unit_cd[start : start + block] @ unit_cd.T, -1.0, 1.0)
-        rows = np.arange(start, start + len(cosines))
-        cosines[np.arange(len(cosines)), rows] = -2.0
-        largest.append(cosines.max(axis=1))
-        counts += np.histogram(cosines[np.arange(len(unit_cd))[None, :] > rows[:, None]], edges)[0]
-    nearest = np.concatenate(largest)
-    return counts, edges, float(nearest.max()), float(nearest.mean())
+def label_axes(axes: Any, title: str, x: str, y: str, *, legend: str | None = None) -> None:
+    """Set the title, the labels and the style of axes; `legend` is the place of the legend."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8)
+    axes.set_title(title, fontsize=10, loc="left", fontweight="bold")
+    axes.set_xlabel(x, fontsize=9)
+    axes.set_ylabel(y, fontsize=9)
+    if legend is not None:
+        axes.legend(frameon=False, fontsize=8, loc=legend)
 
 
 def name_axes(axes: Any, names: Sequence[str], limit: int, fontsize: float) -> None:
@@ -317,11 +225,8 @@ def new_figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _png(figure: Any) -> bytes:
-    for axes in figure.axes:
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
-        axes.tick_params(labelsize=8)
+def png(figure: Any) -> bytes:
+    """Encode the figure as PNG."""
     target = io.BytesIO()
     figure.savefig(target, format="png", dpi=110)
     return target.getvalue()

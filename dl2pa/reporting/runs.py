@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from dl2pa.config.load import PLACES, RENAMED_KEYS
 from dl2pa.errors import UserError
 from dl2pa.osutil import read_json
 from dl2pa.rundir import RunDirectory
-from dl2pa.tracking.spool import CHANGED_TAG
+from dl2pa.tracking.spool import CHANGED_TAG, parse_line
 from pipelines.longtail import GROUPS
 
 _SKIPPED_FOLDERS = {"mlartifacts", "mlruns"}
@@ -41,10 +40,6 @@ class Result(BaseModel):
     epochs: int
     steps: int
     world_size: int = 1
-
-    def of_group(self, group: str) -> float | None:
-        """Last accuracy over the head, medium or tail classes."""
-        return getattr(self, f"top1_{group}")
 
 
 @dataclass(frozen=True)
@@ -128,7 +123,7 @@ def read_run(path: Path) -> Run | Unfinished:
         message = f"{run_dir.result.name} is missing or damaged ({where}: {first['msg']})"
         return Unfinished(path, "unreadable", message)
     attempts = read_json(run_dir.environment).get("attempts") or [{}]
-    changed = _changed_between_attempts(run_dir.spool, config)
+    changed = changed_between_attempts(run_dir.spool, config)
     return Run(path, config, result, float(status.get("updated", 0.0)), attempts[-1], changed)
 
 
@@ -140,7 +135,7 @@ def _with_groups(run_dir: RunDirectory) -> dict[str, Any]:
     return result
 
 
-def _changed_between_attempts(spool: Path, config: Config) -> tuple[str, ...]:
+def changed_between_attempts(spool: Path, config: Config) -> tuple[str, ...]:
     """List the keys that affect the result and that a later attempt changed, according to the tags in the spool.
 
     `train.max_steps` only ends a run; so does `train.epochs` unless the schedule depends on it.
@@ -148,34 +143,15 @@ def _changed_between_attempts(spool: Path, config: Config) -> tuple[str, ...]:
     neutral = [*PLACES, *NEUTRAL, "train.max_steps"]
     if config.optim.schedule != "cosine":
         neutral.append("train.epochs")
-    names = {name for tags in _tags_of_attempts(spool) for name in tags}
-    keys = {name.removeprefix(CHANGED_TAG) for name in names if name.startswith(CHANGED_TAG)}
-    changed = {RENAMED_KEYS.get(key, key) for key in keys}
-    return tuple(sorted(key for key in changed if not key.startswith(tuple(neutral))))
-
-
-def tags_of(run: Path) -> dict[str, str]:
-    """Return the tags of a run; a later attempt overrides an earlier one."""
-    merged: dict[str, str] = {}
-    for tags in _tags_of_attempts(RunDirectory(run).spool):
-        merged.update(tags)
-    return merged
-
-
-def _tags_of_attempts(spool: Path) -> Iterator[dict[str, str]]:
     try:
         lines = spool.read_bytes().splitlines()
     except OSError:
-        return
-    for line in lines:
-        if b'"start"' not in line:
-            continue
-        try:
-            event = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(event, dict) and event.get("e") == "start" and isinstance(event.get("tags"), dict):
-            yield event["tags"]
+        return ()
+    starts = (parse_line(line) for line in lines if b'"start"' in line)
+    names = {name for start in starts if start and start["e"] == "start" for name in start["tags"]}
+    keys = {name.removeprefix(CHANGED_TAG) for name in names if name.startswith(CHANGED_TAG)}
+    changed = {RENAMED_KEYS.get(key, key) for key in keys}
+    return tuple(sorted(key for key in changed if not key.startswith(tuple(neutral))))
 
 
 def _walk(folder: Path) -> Iterator[Path]:

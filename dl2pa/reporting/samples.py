@@ -1,15 +1,25 @@
-"""Selection of validation images to show: confident errors, confident correct predictions and the hardest classes."""
+"""Validation images to show: confident errors, confident correct predictions and the hardest classes."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from dl2pa.reporting.class_metrics import Labels
+from dl2pa.config import Config
+from dl2pa.training.data import build_transforms
+from dl2pa.training.evaluate import Predictions
+from pipelines.build import Dataset, build_pipeline
+from pipelines.datasets import ImageTable
+from pipelines.encoded import FaultLimits
+from pipelines.sampler import SubsetSampler
 
+_THUMBNAIL = 112
+"""Longest side, pixels."""
 _ERRORS, _HITS, _CLASSES, _PER_CLASS = 24, 12, 12, 6
 
 
@@ -34,11 +44,10 @@ class SampleSelection:
         return sorted({*self.errors, *self.hits, *(i for one in self.by_class.values() for i in one)})
 
 
-def select_samples(
-    targets_n: Labels, predicted_n: Labels, confidence_n: NDArray[np.float64]
-) -> SampleSelection:
-    """Select from N predictions; ties in confidence are broken by index."""
-    order = np.argsort(-confidence_n, kind="stable")
+def select_samples(predictions: Predictions) -> SampleSelection:
+    """Select from predictions; ties in confidence are broken by index."""
+    targets_n, predicted_n = predictions.targets, predictions.predicted
+    order = np.argsort(-predictions.confidence, kind="stable")
     wrong = order[targets_n[order] != predicted_n[order]]
     right = order[targets_n[order] == predicted_n[order]]
     pairs = list(zip(targets_n[wrong].tolist(), predicted_n[wrong].tolist(), strict=True))
@@ -66,3 +75,52 @@ def _diversify(samples: list[int], kinds: Sequence[object], most: int, limit: in
         if len(first) == limit:
             break
     return [*first, *rest][:limit]
+
+
+def make_thumbnails(config: Config, dataset: Dataset, samples: Sequence[int]) -> dict[int, bytes]:
+    """Encode samples, as validation preprocesses them, as JPEG (PNG if small); returns images by sample."""
+    if not samples:
+        return {}
+    transforms = build_transforms(config, train=False)
+    loader = config.loader
+    if isinstance(dataset, ImageTable):
+        if loader == "resident":  # a data set in memory is resized to the crop size directly
+            transforms = replace(transforms, eval_resize=config.data.image_size)
+        loader = "torchvision"  # same crop; starting DALI for a few images is slow
+    pipeline = build_pipeline(
+        dataset,
+        transforms,
+        SubsetSampler(tuple(samples), min(16, len(samples))),
+        loader=loader,
+        seed=config.train.seed,
+        device=torch.device("cpu"),
+        threads=1,
+        limits=FaultLimits(max_bad_fraction=1.0, max_bad_val_fraction=1.0),
+    )
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (transforms.mean, transforms.std))
+    thumbnails: dict[int, bytes] = {}
+    try:
+        pipeline.start(0)
+        for batch in pipeline:
+            images = batch.images[: batch.valid]
+            pixels = ((images * std + mean).clamp(0, 1) * 255).round().to(torch.uint8)
+            encoded = map(_encode, pixels.permute(0, 2, 3, 1).numpy())
+            thumbnails |= zip(batch.indices.tolist(), encoded, strict=False)
+    finally:
+        pipeline.close()
+    return thumbnails
+
+
+def _encode(image_hwc: NDArray[np.uint8]) -> bytes:
+    from PIL import Image
+
+    picture = Image.fromarray(np.ascontiguousarray(image_hwc))
+    target = io.BytesIO()
+    if max(picture.size) <= 64:
+        factor = _THUMBNAIL // max(picture.size)
+        enlarged = (picture.width * factor, picture.height * factor)
+        picture.resize(enlarged, Image.Resampling.NEAREST).save(target, "PNG", optimize=True)
+    else:
+        picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
+        picture.save(target, "JPEG", quality=82)
+    return target.getvalue()

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import median_high
 from typing import Any
 
 from dl2pa.config.identity import describe, run_identity
 from dl2pa.config.published import PublishedMatch
-from dl2pa.reporting.class_metrics import class_rows, worst_pairs
-from dl2pa.reporting.document import Grid, code
+from dl2pa.reporting.class_metrics import ClassRow, worst_pairs
+from dl2pa.reporting.document import Grid, code, grid
 from dl2pa.reporting.render import render
-from dl2pa.reporting.run_data import Check, RunData
+from dl2pa.reporting.run_data import RunData, check_run
 from dl2pa.reporting.samples import SampleSelection
-from dl2pa.rundir import RunDirectory
+from pipelines.build import num_samples
 from pipelines.longtail import GROUPS
 
 _PAIRS, _LOWEST = 12, 12
@@ -26,10 +26,9 @@ _LENGTHS = {"full": "full length", "short": "shorter than published", "other": "
 
 def summary_page(
     run_data: RunData,
-    checks: Sequence[Check],
     published: Sequence[PublishedMatch],
     pictures: Mapping[str, bytes],
-    selection: SampleSelection | None,
+    selection: SampleSelection,
     thumbnails: Mapping[int, bytes],
 ) -> str:
     """Render the page.
@@ -38,39 +37,44 @@ def summary_page(
         pictures: PNG by name; a missing one is left out.
         thumbnails: JPEG or PNG of the selected samples; a missing one is left out.
     """
-    order, names = list(_LEVELS), run_data.classes
+    levels, names = list(_LEVELS), run_data.classes
     pairs = [
         (names[p.true], names[p.predicted], f"{p.count:,}", f"{100 * p.share:.0f} %", f"{p.back:,}")
         for p in worst_pairs(run_data.confusion, _PAIRS)
     ]
+    both = [("Most confident errors", selection.errors)]
+    both.append(("Most confident correct predictions", selection.hits))
+    by_class = [(names[c], samples) for c, samples in selection.by_class.items()]
     return render(
         "summary.html",
         title=run_data.name,
         overview=_overview(run_data),
         cards=_cards(run_data, published),
-        checks=sorted(checks, key=lambda check: order.index(check.level)),
+        checks=sorted(check_run(run_data), key=lambda check: levels.index(check.level)),
         marks=_LEVELS,
         published=_published(run_data, published),
         pictures=pictures,
         pairs=Grid(["true ", "predicted ", "images", "of true", "reverse"], pairs),
         details=_details(run_data),
-        run_dir=RunDirectory(run_data.run_dir),
-        run=shlex.quote(str(run_data.run_dir)),
-        run_id=run_data.run_id,
+        run_dir=run_data.run,
+        run=shlex.quote(str(run_data.run.root)),
+        run_id=run_data.mlflow_run_id,
         command=run_data.environment.get("command", ""),
         reproduce=_reproduce(run_data),
+        strips=_strips(run_data, both, thumbnails),
+        class_strips=_strips(run_data, by_class, thumbnails),
         **_lowest_classes(run_data),
-        **_strips(run_data, selection, thumbnails),
     )
 
 
 def _overview(run_data: RunData) -> str:
-    config, (train, val) = run_data.config, run_data.images
+    config, data = run_data.config, run_data.data
     model = config.model
     kind = f"{config.method.name} ({config.assignment} assignment) on {model.backbone}, d = {model.embedding_dim}"
-    data = f"{config.data.dataset} with {len(run_data.classes):,} classes"
+    classes = f"{config.data.dataset} with {len(run_data.classes):,} classes"
+    images = f"{num_samples(data.train):,} training images, {num_samples(data.val):,} validation images"
     ended = time.strftime("%d %B %Y %H:%M UTC", time.gmtime(run_data.ended))
-    return f"{kind}; {data}, {train:,} training images, {val:,} validation images. Finished {ended}."
+    return f"{kind}; {classes}, {images}. Finished {ended}."
 
 
 def _cards(run_data: RunData, published: Sequence[PublishedMatch]) -> list[tuple[str, str, str]]:
@@ -111,62 +115,54 @@ def _published(run_data: RunData, published: Sequence[PublishedMatch]) -> Grid:
 
 def _lowest_classes(run_data: RunData) -> dict[str, Any]:
     """Return the spread of the class accuracies and a table of the lowest ones."""
-    trained, groups = run_data.trained, run_data.groups
-    arrays = (run_data.targets, run_data.predicted, run_data.confidence, run_data.in_top5)
-    rows = [r for r in class_rows(*arrays, run_data.classes, trained, groups) if r.top1 is not None]
-    rows.sort(key=lambda r: (r.top1 or 0.0, r.label))
-    top1 = [r.top1 or 0.0 for r in rows]
+    rows = [(row.top1, row) for row in run_data.class_rows if row.top1 is not None]
+    rows.sort(key=lambda pair: (pair[0], pair[1].label))
+    top1 = [accuracy for accuracy, _ in rows]
     spread = f"lowest {top1[0]:.1f} %, median {median_high(top1):.1f} %, highest {top1[-1]:.1f} %"
-    cells = [
-        [
-            r.name,
-            *([] if groups is None else [r.group or ""]),
-            *([] if trained is None else [f"{r.trained:,}"]),
-            *(f"{r.images:,}", f"{r.top1:.1f}"),
-            "" if r.precision is None else f"{r.precision:.1f}",
-            "" if r.taken_for is None else f"{r.taken_for} ({r.taken_for_count})",
-        ]
-        for r in rows[:_LOWEST]
-    ]
-    heads = ["class "] + ["group "] * (groups is not None) + ["training images"] * (trained is not None)
-    return {
-        "spread": spread,
-        "lowest": Grid([*heads, "images", "top-1 %", "precision %", "most confused with "], cells),
+    lowest = [row for _, row in rows[:_LOWEST]]
+    columns: dict[str, Callable[[ClassRow], str]] = {
+        "class ": lambda r: r.name,
+        "group ": lambda r: r.group or "",
+        "training images": lambda r: _number(r.trained),
+        "images": lambda r: _number(r.images),
+        "top-1 %": lambda r: _number(r.top1),
+        "precision %": lambda r: _number(r.precision),
+        "most confused with ": lambda r: (
+            "" if r.taken_for is None else f"{r.taken_for} ({r.taken_for_count})"
+        ),
     }
+    for head, known in (("group ", lowest[0].group), ("training images", lowest[0].trained)):
+        if known is None:
+            del columns[head]
+    return {"spread": spread, "lowest": grid(columns, lowest)}
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:,}" if isinstance(value, int) else f"{value:.1f}"
 
 
 def _strips(
-    run_data: RunData, selection: SampleSelection | None, thumbnails: Mapping[int, bytes]
-) -> dict[str, Any]:
-    """Return titles and samples of the rows of thumbnails; empty rows are left out."""
-
-    def shown(rows: Iterable[tuple[str, Sequence[int]]]) -> list[tuple[str, list[dict[str, Any]]]]:
-        with_images = ((title, [i for i in samples if i in thumbnails]) for title, samples in rows)
-        return [
-            (title, [_sample(run_data, i, thumbnails[i]) for i in samples])
-            for title, samples in with_images
-            if samples
-        ]
-
-    if selection is None:
-        return {"strips": [], "class_strips": []}
-    both = (
-        ("Most confident errors", selection.errors),
-        ("Most confident correct predictions", selection.hits),
+    run_data: RunData, rows: Iterable[tuple[str, Sequence[int]]], thumbnails: Mapping[int, bytes]
+) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Return titles and samples of rows of thumbnails; empty rows are left out."""
+    strips = (
+        (title, [_sample(run_data, i, thumbnails) for i in row if i in thumbnails]) for title, row in rows
     )
-    by_class = ((run_data.classes[c], samples) for c, samples in selection.by_class.items())
-    return {"strips": shown(both), "class_strips": shown(by_class)}
+    return [(title, samples) for title, samples in strips if samples]
 
 
-def _sample(run_data: RunData, index: int, image: bytes) -> dict[str, Any]:
-    true, predicted = int(run_data.targets[index]), int(run_data.predicted[index])
+def _sample(run_data: RunData, index: int, thumbnails: Mapping[int, bytes]) -> dict[str, Any]:
+    predictions, names = run_data.predictions, run_data.classes
+    true, predicted = int(predictions.targets[index]), int(predictions.predicted[index])
     return {
         "index": index,
-        "true": run_data.classes[true],
-        "predicted": run_data.classes[predicted],
+        "true": names[true],
+        "predicted": names[predicted],
         "correct": true == predicted,
-        "confidence": f"{100 * run_data.confidence[index]:.0f}",
-        "image": image,
+        "confidence": f"{100 * predictions.confidence[index]:.0f}",
+        "image": thumbnails[index],
     }
 
 
@@ -177,7 +173,7 @@ def _details(run_data: RunData) -> Grid:
     device = f"{run_data.result['world_size']} × {env.get('device')} ({env.get('processor')})"
     rows = [
         ["recipe", describe(run_identity(config))],
-        ["data", f"{config.data.dataset}, fingerprint {code(run_data.fingerprint)}"],
+        ["data", f"{config.data.dataset}, fingerprint {code(run_data.data.fingerprint)}"],
         ["seed", str(config.train.seed)],
         ["hardware", f"{device}, {env.get('threads')} threads each"],
         ["hosts", str(env.get("hosts", ""))],
@@ -186,8 +182,8 @@ def _details(run_data: RunData) -> Grid:
         ["command", code(env.get("command", ""))],
         ["attempts", str(len(run_data.attempts))],
         ["SLURM job", " ".join(str(env[k]) for k in ("SLURM_JOB_ID", "SLURM_ARRAY_TASK_ID") if env.get(k))],
-        ["MLflow run", code(run_data.run_id or f"tags.dl2pa.run_uuid = {run_data.run_uuid}")],
-        ["run directory", code(run_data.run_dir)],
+        ["MLflow run", code(run_data.mlflow_run_id or f"tags.dl2pa.run_uuid = {run_data.run_uuid}")],
+        ["run directory", code(run_data.run.root)],
     ]
     return Grid(["name ", "value "], [row for row in rows if row[1]])
 

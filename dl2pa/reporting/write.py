@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,21 +32,18 @@ def write_document(blocks: Sequence[Block], content: dict[str, Any], folder: Pat
         "report.html": to_html(blocks, title),
         "report.json": json.dumps(content, indent=1) + "\n",
     }
-    pictures = [block for block in blocks if isinstance(block, Picture)]
+    files = {folder / name: text.encode() for name, text in texts.items()}
+    for block in blocks:
+        if isinstance(block, Picture):
+            files[folder / PICTURES / f"{block.name}.svg"] = block.svg
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        written = [folder / name for name in texts]
-        for path in written:
-            path.write_text(texts[path.name], encoding="utf-8")
-        if pictures:
-            (folder / PICTURES).mkdir(exist_ok=True)
-        for picture in pictures:
-            written.append(folder / PICTURES / f"{picture.name}.svg")
-            written[-1].write_bytes(picture.svg)
+        for path, data in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
     except OSError as error:
         message = f"cannot be written ({error.strerror})"
         raise UserError("--out", str(folder), message, "Give another folder.") from None
-    return written
+    return list(files)
 
 
 def record(comparison: Comparison) -> dict[str, Any]:
@@ -83,14 +81,17 @@ def record(comparison: Comparison) -> dict[str, Any]:
 
 
 def _group(group: Group) -> dict[str, Any]:
+    summaries = {
+        "top1_best": group.best,
+        "top1_last": group.last,
+        "ece_last": group.summary("ece_last"),
+        **{f"top1_{name}": summary for name, summary in group.by_frequency.items()},
+    }
     return {
         "method": group.method,
         "dim": group.dim,
         "n": group.n,
-        "top1_best": group.best.as_dict(),
-        "top1_last": group.last.as_dict(),
-        "ece_last": None if group.ece is None else group.ece.as_dict(),
-        **{f"top1_{name}": summary.as_dict() for name, summary in group.by_frequency.items()},
+        **{name: None if summary is None else asdict(summary) for name, summary in summaries.items()},
         "steps": group.steps,
         "epochs": group.epochs,
         "changed_midway": list(group.changed),

@@ -10,7 +10,7 @@ from dl2pa.config import Config
 from dl2pa.config.identity import Length, group_name
 from dl2pa.config.published import Cell, matching_cells
 from dl2pa.errors import UserError
-from dl2pa.escaping import markdown_text
+from dl2pa.tracking.sanitize import markdown_text
 from dl2pa.tracking.server import EXPERIMENT_ID
 
 NOTE_TAG = "mlflow.note.content"

@@ -15,6 +15,7 @@ MAX_PARAM = 6000
 MAX_TAG = 8000
 
 _NOT_ALLOWED = re.compile(r"[^/\w.\- :]")
+_MARKDOWN = re.compile(r"([\\*<]|\](?=[(\[:])|(?<!\w)_|_(?!\w))")
 
 
 def clean_name(name: str) -> str:
@@ -52,6 +53,16 @@ def encode_number(value: float) -> float | str:
     """Encode a float for strict JSON: NaN and infinities become ``nan``, ``inf`` and ``-inf``."""
     number = float(value)
     return number if math.isfinite(number) else str(number)
+
+
+def escape_markdown(text: str) -> str:
+    """Escape emphasis, links and HTML; the caller escapes code spans and table separators."""
+    return _MARKDOWN.sub(r"\\\1", text)
+
+
+def markdown_text(text: object) -> str:
+    """Format text as one line of plain Markdown."""
+    return escape_markdown(" ".join(str(text).split())).replace("`", "\\`").replace("|", "\\|")
 
 
 def _leaves(mapping: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:

@@ -12,10 +12,10 @@ import pytest
 from dl2pa.cli import main
 from dl2pa.console import SafeFormatter, safe_output
 from dl2pa.errors import UserError, printable
-from dl2pa.escaping import markdown_text, spreadsheet_cell
 from dl2pa.reporting.class_metrics import confuse
 from dl2pa.reporting.document import Bullets, Grid, Heading, Paragraph, to_html, to_markdown
-from dl2pa.reporting.pages import pairs_csv
+from dl2pa.reporting.pages import pairs_csv, spreadsheet_cell
+from dl2pa.tracking.sanitize import markdown_text
 
 TERMINAL = "\x1b]0;title\x07\x1b[2J\x1b[31mred\r\x08\x9b1m\u202eabc"
 NAMES = ("=cmd|'/c calc'!A0", "+1+1", "-2+3", "@SUM(A1)", "\t=1")

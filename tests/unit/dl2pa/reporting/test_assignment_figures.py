@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 
 from dl2pa.methods import METHODS, LearnedEntry, Method, Targets
 from dl2pa.reporting import assignment_figures
+from dl2pa.reporting.artifacts import Artifacts
 from dl2pa.reporting.assignment_figures import assignment_history, draw_assignment_figures
 from dl2pa.rundir import RunDirectory
 
@@ -45,6 +47,15 @@ def trained(name: str = "dl2pa") -> tuple[Method, list[dict[str, Any]]]:
     return method, records
 
 
+def draw(folder: Path, method: Method, records: list[dict[str, Any]]) -> list[Path]:
+    """Draw the figures into a folder and return the files."""
+    art = Artifacts(RunDirectory(folder))
+    data = SimpleNamespace(classes=tuple(f"class {c}" for c in range(7)))
+    finished = SimpleNamespace(method=method, assignment_updates=records, data=data)
+    draw_assignment_figures(art, finished)  # type: ignore[arg-type]
+    return [path for path, _ in art.made]
+
+
 def is_png(path: Path) -> bool:
     return path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 5000
 
@@ -59,7 +70,7 @@ def is_png(path: Path) -> bool:
 )
 def test_figures_depend_on_the_method(name: str, files: list[str], tmp_path: Path) -> None:
     method, records = trained(name)
-    made = draw_assignment_figures(RunDirectory(tmp_path), method, records, [f"class {c}" for c in range(7)])
+    made = draw(tmp_path, method, records)
     assert [path.name for path in made] == files
     assert all(is_png(path) for path in made)
 
@@ -68,11 +79,9 @@ def test_the_flow_figure_shows_the_assignment_history(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     histories: list[Any] = []
-    monkeypatch.setattr(
-        assignment_figures, "draw_flow", lambda path, history, *_: histories.append(history) or path
-    )
+    monkeypatch.setattr(assignment_figures, "draw_flow", lambda history, *_: histories.append(history))
     method, records = trained()
-    draw_assignment_figures(RunDirectory(tmp_path), method, records, ["x"] * 7)
+    draw(tmp_path, method, records)
     assert histories[0][0].tolist() == list(range(7))
     assert histories[0][-1].tolist() == dict(method.named_buffers())["assignment"].tolist()
     assert len(histories[0]) == 4
@@ -80,7 +89,7 @@ def test_the_flow_figure_shows_the_assignment_history(
 
 def test_inconsistent_records_only_leave_out_the_flow_figure(tmp_path: Path) -> None:
     method, records = trained()
-    made = draw_assignment_figures(RunDirectory(tmp_path), method, records[:-1], ["x"] * 7)
+    made = draw(tmp_path, method, records[:-1])
     assert [path.name for path in made] == ["prototype_cosines.png", "class_cosines.png"]
 
 
@@ -89,9 +98,9 @@ def test_too_many_classes_or_an_unwritable_folder_never_raise(
 ) -> None:
     method, records = trained()
     (tmp_path / "pictures").write_text("")
-    assert draw_assignment_figures(RunDirectory(tmp_path), method, records, ["x"] * 7) == []
-    assert "could not draw" in caplog.text
+    assert draw(tmp_path, method, records) == []
+    assert "could not create class_cosines" in caplog.text
     monkeypatch.setattr(assignment_figures, "_MAX_CLASSES", 6)
     (tmp_path / "run").mkdir()
-    made = draw_assignment_figures(RunDirectory(tmp_path / "run"), method, records, ["x"] * 7)
+    made = draw(tmp_path / "run", method, records)
     assert [path.name for path in made] == ["prototype_cosines.png"]

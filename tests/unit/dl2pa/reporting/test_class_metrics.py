@@ -7,6 +7,7 @@ import pytest
 
 from dl2pa.reporting.class_metrics import class_rows, confuse, neighbors_together, reliability, worst_pairs
 from dl2pa.reporting.samples import select_samples
+from dl2pa.training.evaluate import Predictions
 
 NAMES = ("ant", "bee", "cow", "<dog>")
 RNG = np.random.default_rng(3)
@@ -15,6 +16,7 @@ PREDICTED = np.where(RNG.random(200) < 0.6, TARGETS, RNG.integers(0, 4, 200))
 CONFIDENCE = RNG.random(200)
 CONFIDENCE[:2] = (0.0, 1.0)
 IN_TOP5 = (TARGETS == PREDICTED) | (RNG.random(200) < 0.5)
+PREDICTIONS = Predictions(np.arange(200), TARGETS, PREDICTED, CONFIDENCE, IN_TOP5)
 
 
 def matrix() -> np.ndarray:
@@ -43,7 +45,7 @@ def test_the_worst_pairs_come_first() -> None:
 
 
 def test_class_rows_equal_a_direct_count() -> None:
-    rows = class_rows(TARGETS, PREDICTED, CONFIDENCE, IN_TOP5, NAMES, trained=[5, 6, 7, 8])
+    rows = class_rows(PREDICTIONS, NAMES, trained=[5, 6, 7, 8])
     counted = matrix()
     for c, row in enumerate(rows[:3]):
         mask = c == TARGETS
@@ -86,7 +88,7 @@ def test_confused_classes_are_adjacent() -> None:
 
 
 def test_samples_are_confident_and_diverse() -> None:
-    selection = select_samples(TARGETS, PREDICTED, CONFIDENCE)
+    selection = select_samples(PREDICTIONS)
     wrong = [i for i in np.argsort(-CONFIDENCE, kind="stable") if TARGETS[i] != PREDICTED[i]]
     assert selection.errors[0] == wrong[0]
     assert len(set(selection.errors)) == len(selection.errors) == min(24, len(wrong))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from dl2pa.errors import UserError
-from dl2pa.reporting.differences import compare_runs, compose_differences, record_differences
+from dl2pa.reporting.differences import compare_runs, compose_differences
 from dl2pa.reporting.document import to_markdown
 
 MakeRun = Callable[..., Path]
@@ -22,7 +23,7 @@ def test_differences_are_listed_with_both_values(make_run: MakeRun) -> None:
     )
     environment = {"device": "cpu", "git_commit": "fedcba", "git_dirty": True, "torch": "9.9"}
     (b / "environment.json").write_text(json.dumps({"attempts": [{}, environment]}))
-    record = record_differences(compare_runs(a, b))
+    record = asdict(compare_runs(a, b))
     assert record["config"] == {
         "method.name": ["dl2pa", "hpn"],
         "method.assignment": ["dynamic", "static"],
@@ -54,10 +55,10 @@ def test_a_difference_is_compared_with_the_noise_of_seeds(
 ) -> None:
     a = [make_run({"train.seed": s}, last=v) for s, v in enumerate(seeds_of_a)]
     b = [make_run({"train.seed": s, "optim.lr": 0.2}, last=v) for s, v in enumerate(seeds_of_b)]
-    found = record_differences(compare_runs(a[0], b[0]))["results"]["top1_last"]
-    assert found["verdict"] == verdict
-    assert found["n"] == [len(a), len(b)]
-    assert found["mean"] == pytest.approx([sum(v) / len(v) for v in (seeds_of_a, seeds_of_b)])
+    result = compare_runs(a[0], b[0]).results["top1_last"]
+    assert result.verdict == verdict
+    assert result.n == [len(a), len(b)]
+    assert result.mean == pytest.approx([sum(v) / len(v) for v in (seeds_of_a, seeds_of_b)])
 
 
 def test_the_interval_equals_that_of_scipy(make_run: MakeRun) -> None:
@@ -66,14 +67,14 @@ def test_the_interval_equals_that_of_scipy(make_run: MakeRun) -> None:
     values = [50.0, 51.0, 49.5], [52.0, 50.5]
     a = [make_run({"train.seed": s}, last=v) for s, v in enumerate(values[0])]
     b = [make_run({"train.seed": s, "optim.lr": 0.2}, last=v) for s, v in enumerate(values[1])]
-    found = record_differences(compare_runs(a[0], b[0]))["results"]["top1_last"]
+    result = compare_runs(a[0], b[0]).results["top1_last"]
     expected = ttest_ind(values[1], values[0]).confidence_interval(0.95)
-    assert found["interval"] == pytest.approx([expected.low, expected.high])
+    assert result.interval == pytest.approx([expected.low, expected.high])
 
 
 def test_two_seeds_of_a_recipe_are_compared_with_its_noise(make_run: MakeRun) -> None:
     runs = [make_run({"train.seed": s}, last=v) for s, v in enumerate([50.0, 50.5, 49.5, 50.2])]
-    record = record_differences(compare_runs(runs[0], runs[1]))
+    record = asdict(compare_runs(runs[0], runs[1]))
     assert record["same_recipe"]
     assert record["config"] == {"train.seed": [0, 1]}
     assert record["results"]["top1_last"]["verdict"] == "within seed noise"
@@ -82,8 +83,8 @@ def test_two_seeds_of_a_recipe_are_compared_with_its_noise(make_run: MakeRun) ->
 
 def test_a_repeated_seed_does_not_count(make_run: MakeRun) -> None:
     a, b = make_run(last=50.0), make_run(last=51.0)
-    found = record_differences(compare_runs(a, b))["results"]["top1_last"]
-    assert (found["n"], found["noise"], found["verdict"]) == ([1, 1], None, "undecided: one seed each")
+    result = compare_runs(a, b).results["top1_last"]
+    assert (result.n, result.noise, result.verdict) == ([1, 1], None, "undecided: one seed each")
 
 
 def test_seeds_in_another_folder_count_if_it_is_given(
@@ -92,16 +93,16 @@ def test_seeds_in_another_folder_count_if_it_is_given(
     a, b = make_run(last=50.0), make_run({"optim.lr": 0.2}, last=60.0)
     elsewhere = make_runs_in(a.parent.parent / "elsewhere")
     others = [elsewhere({"train.seed": s}, last=50.0 + s / 10) for s in (1, 2)]
-    assert record_differences(compare_runs(a, b))["results"]["top1_last"]["n"] == [1, 1]
-    found = record_differences(compare_runs(a, b, others[0].parent))["results"]["top1_last"]
-    assert (found["n"], found["verdict"]) == ([3, 1], "exceeds seed noise")
+    assert compare_runs(a, b).results["top1_last"].n == [1, 1]
+    result = compare_runs(a, b, others[0].parent).results["top1_last"]
+    assert (result.n, result.verdict) == ([3, 1], "exceeds seed noise")
 
 
 def test_an_unfinished_run_is_compared_except_for_results(make_run: MakeRun) -> None:
     a, b = make_run(), make_run({"optim.lr": 0.2}, state="stopped")
-    found = compare_runs(a, b)
-    assert "stopped" in str(found.unknown)
-    text = to_markdown(compose_differences(found))
+    result = compare_runs(a, b)
+    assert "stopped" in str(result.unknown)
+    text = to_markdown(compose_differences(result))
     assert "`optim.lr` | 0.1 | 0.2" in text
     assert "The results cannot be compared" in text
 

@@ -51,7 +51,7 @@ def test_seeds_of_a_recipe_are_one_group(make_run: MakeRun) -> None:
     assert group.best.mean == pytest.approx(np.mean(best))
     assert group.best.std == pytest.approx(np.std(best, ddof=1))
     assert group.by_frequency == {"tail": Summary.of([1.0, 2.0, 3.0])}
-    assert group.ece == Summary(3.0, 0.0, 3)
+    assert group.summary("ece_last") == Summary(3.0, 0.0, 3)
 
 
 def test_recipe_dimension_and_method_separate_groups(make_run: MakeRun) -> None:
@@ -103,4 +103,4 @@ def test_a_metric_missing_in_one_run_is_not_averaged(make_run: MakeRun) -> None:
         make_run({"train.seed": 0}, top1_head=50.0), make_run({"train.seed": 1}, ece_last=None)
     )
     assert group.by_frequency == {}
-    assert group.ece is None
+    assert group.summary("ece_last") is None

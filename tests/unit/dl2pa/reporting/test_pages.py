@@ -12,13 +12,19 @@ import pytest
 from dl2pa.config import Config
 from dl2pa.reporting.class_metrics import class_rows, confuse
 from dl2pa.reporting.pages import classes_page, confusion_page
-from dl2pa.reporting.run_data import RunData, check_run
+from dl2pa.reporting.run_data import RunData
 from dl2pa.reporting.samples import select_samples
 from dl2pa.reporting.summary import summary_page
+from dl2pa.rundir import RunDirectory
+from dl2pa.training.data import DataSplits
+from dl2pa.training.evaluate import Predictions
+from pipelines.build import SyntheticDataset
 
 NAMES = ("</script><script>alert(1)</script>", "<img src=x onerror=alert(1)>", '" onload="alert(1)', "cat")
 TARGETS, PREDICTED = np.arange(40) % 4, (np.arange(40) // 3) % 4
-HITS, CONFIDENCE = TARGETS == PREDICTED, np.linspace(0.3, 1.0, 40)
+PREDICTIONS = Predictions(
+    np.arange(40), TARGETS, PREDICTED, confidence=np.linspace(0.3, 1.0, 40), in_top5=TARGETS == PREDICTED
+)
 JPEG = b"\xff\xd8\xff"
 
 
@@ -53,36 +59,29 @@ def run_data(config_with: Callable[..., Config], tmp_path: Path) -> RunData:
     }
     counts = {"num_validated": 40, "num_classes": 4, "epochs": 20, "steps": 2000, "world_size": 2}
     return RunData(
-        name=NAMES[0],
-        run_dir=tmp_path / "it's <here>",
+        run=RunDirectory(tmp_path / "it's <here>"),
         config=config_with(),
+        data=DataSplits(SyntheticDataset(800, NAMES), SyntheticDataset(40, NAMES), NAMES),
+        name=NAMES[0],
         result={**figures, **counts},
+        method=None,  # type: ignore[arg-type]
+        assignment_updates=[],
+        steps_per_epoch=100,
+        run_uuid="uuid",
+        mlflow_run_id=None,
+        predictions=PREDICTIONS,
         attempts=[{"command": f"dl2pa train '{NAMES[1]}'", "git_commit": "abc", "git_dirty": True}],
         points={"val/top1": [(1000, 50.0), (2000, 25.0)], "train/loss": [(1, 2.0), (2, 3.0)]},
-        classes=NAMES,
-        groups=None,
-        trained=[5, 5, 5, 5],
-        samples=np.arange(40),
-        targets=TARGETS,
-        predicted=PREDICTED,
-        confidence=CONFIDENCE,
-        in_top5=HITS,
-        steps_per_epoch=100,
-        images=(800, 200),
-        fingerprint="1234",
         started=0.0,
         ended=4000.0,
-        run_uuid="uuid",
-        run_id=None,
+        changed=(),
     )
 
 
 def test_the_summary_shows_names_as_text_and_embeds_its_images(run_data: RunData) -> None:
-    selection = select_samples(TARGETS, PREDICTED, CONFIDENCE)
+    selection = select_samples(PREDICTIONS)
     pictures = {"curves": b"\x89PNG", "assignment_flow": b"\x89PNG"}
-    text = summary_page(
-        run_data, check_run(run_data), [], pictures, selection, dict.fromkeys(selection.all, JPEG)
-    )
+    text = summary_page(run_data, [], pictures, selection, dict.fromkeys(selection.all, JPEG))
     page = Page(text)
     assert "script" not in page.tags and not page.attributes & {"onerror", "onload"}
     assert all(name in page.text for name in NAMES[:2])
@@ -92,7 +91,7 @@ def test_the_summary_shows_names_as_text_and_embeds_its_images(run_data: RunData
 
 
 def test_the_class_table_shows_names_as_text() -> None:
-    rows = class_rows(TARGETS, PREDICTED, CONFIDENCE, HITS, NAMES)
+    rows = class_rows(PREDICTIONS, NAMES)
     page = Page(classes_page(rows, NAMES[0]))
     assert page.tags.count("script") == 1 and not page.attributes & {"onerror", "onload"}
     assert page.tags.count("tr") == 5 and page.tags.count("th") == 9, "without group and training images"

@@ -24,7 +24,7 @@ def test_a_finished_run_is_read(make_run: MakeRun) -> None:
     run = finished(path)
     assert (run.path, run.seed, run.finished) == (path, 4, 1001.0)
     assert (run.result.top1_last, run.result.top1_best, run.result.world_size) == (61.5, 62.25, 2)
-    assert [run.result.of_group(name) for name in ("head", "medium", "tail")] == [70.0, None, 10.0]
+    assert (run.result.top1_head, run.result.top1_medium, run.result.top1_tail) == (70.0, None, 10.0)
     assert run.environment["git_commit"] == "0123456789abcdef"
     assert run.changed == ()
     assert not run.is_cut
@@ -95,9 +95,9 @@ def test_missing_group_accuracies_come_from_the_validation(make_run: MakeRun) ->
     path = make_run()
     validation = {"num_validated": 200, "top1_head": 80.0, "top1_medium": 50.0, "top1_tail": 20.0}
     (path / "validation.json").write_text(json.dumps(validation), encoding="utf-8")
-    assert finished(path).result.of_group("medium") == 50.0
+    assert finished(path).result.top1_medium == 50.0
     (path / "validation.json").write_text(json.dumps({**validation, "num_validated": 7}), encoding="utf-8")
-    assert finished(path).result.of_group("medium") is None, "a different validation"
+    assert finished(path).result.top1_medium is None, "a different validation"
 
 
 @pytest.mark.parametrize(

@@ -70,19 +70,25 @@ def private_temporary_folder(name: str) -> Path:
 
 
 @contextmanager
-def replacing(path: Path) -> Generator[Path]:
+def replacing(path: Path, *, durable: bool = True, keep_mode: bool = False) -> Generator[Path]:
     """Yield a temporary path in the same folder; on success the file or folder there replaces `path`.
 
-    Readers see the old content or the new content, also after a power failure. A file gets the permissions of the
-    user's umask. On an exception the temporary path is removed and `path` is unchanged.
+    Readers see the old content or the new content. On an exception the temporary path is removed and `path` is
+    unchanged.
+
+    Args:
+        durable: sync a file to the disk, so that readers see one of both also after a power failure.
+        keep_mode: keep the permissions of the temporary file, instead of those of the user's umask.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}{path.suffix}")
     try:
         yield temporary
         if temporary.is_file():
-            follow_umask(temporary)
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
+            if not keep_mode:
+                follow_umask(temporary)
+            if durable:
+                with temporary.open("rb") as file:
+                    os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         with suppress(OSError):
@@ -91,24 +97,12 @@ def replacing(path: Path) -> Generator[Path]:
 
 
 def write_atomically(path: Path, text: str, *, private: bool = False, durable: bool = True) -> None:
-    """Replace a text file so that a reader sees the old text or the new text.
-
-    Args:
-        private: only the owner may read the file.
-        durable: wait for the disk, so that this also holds after a power failure.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-    try:
-        with open_private(temporary, "w") if private else temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            if durable:
-                os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
+    """Replace a text file, see `replacing`; with `private`, only the owner may read it."""
+    with (
+        replacing(path, durable=durable, keep_mode=True) as temporary,
+        open_private(temporary, "w") if private else temporary.open("w", encoding="utf-8") as file,
+    ):
+        file.write(text)
 
 
 def write_json(path: Path, content: Any, *, indent: int | None = None) -> None:

@@ -6,7 +6,7 @@ import math
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -85,7 +85,7 @@ def load_run_data(finished: FinishedRun) -> RunData:
             for name, value in event["v"].items():
                 points.setdefault(name, []).append((event["step"], float(value)))
     return RunData(
-        **{**vars(finished), "name": config.tracking.run_name or finished.name},
+        **vars(replace(finished, name=config.tracking.run_name or finished.name)),
         predictions=Predictions.load(run.predictions),
         attempts=read_json(run.environment).get("attempts", []),
         points={name: sorted(curve) for name, curve in points.items()},

@@ -148,7 +148,7 @@ def changed_between_attempts(spool: Path, config: Config) -> tuple[str, ...]:
     except OSError:
         return ()
     starts = (parse_line(line) for line in lines if b'"start"' in line)
-    names = {name for start in starts if start and start["e"] == "start" for name in start["tags"]}
+    names: set[str] = {name for start in starts if start and start["e"] == "start" for name in start["tags"]}
     keys = {name.removeprefix(CHANGED_TAG) for name in names if name.startswith(CHANGED_TAG)}
     changed = {RENAMED_KEYS.get(key, key) for key in keys}
     return tuple(sorted(key for key in changed if not key.startswith(tuple(neutral))))

@@ -104,11 +104,6 @@ class Tracker:
         """MLflow's id of the run; None until a server has answered, in this attempt or an earlier one."""
         return self._delivery.run_id if self._delivery is not None else None
 
-    @property
-    def lag(self) -> bool:
-        """Whether events on disk have not been sent yet; False without a server."""
-        return self.enabled and self._delivery is not None and not self._delivery.is_done(with_pending=False)
-
     @_never_raises
     def start(self, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
         """Record the start of the attempt.

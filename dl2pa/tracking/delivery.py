@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dl2pa.redaction import redact
@@ -43,9 +43,7 @@ class Delivery:
         trusted: whether the user named the server; False if only a file in the run directory names it.
     """
 
-    def __init__(
-        self, run_dir: Path, uri: str, experiment: str | None = None, *, trusted: bool = True
-    ) -> None:
+    def __init__(self, run_dir: Path, uri: str, *, trusted: bool = True) -> None:
         self.run_dir = run_dir
         self._spool = RunDirectory(run_dir).spool
         self.uri = uri
@@ -55,7 +53,6 @@ class Delivery:
         """Lines that could not be written to disk; sent from memory after the spool."""
         self.events_sent = 0
         self.points_sent = 0
-        self._experiment = experiment
         self._trusted = trusted
         self._state = load_sync_state(run_dir, uri)
         self._server: Server | None = None
@@ -137,7 +134,7 @@ class Delivery:
         identity = load_identity(self.run_dir) or self.identity
         if identity is None:
             raise NotStarted(f"{self.run_dir} contains no tracked run")
-        return replace(identity, experiment=self._experiment) if self._experiment else identity
+        return identity
 
     def _send(self, server: Server, with_pending: bool, halt: Callable[[], bool]) -> None:
         state = self._state

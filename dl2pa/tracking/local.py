@@ -6,7 +6,6 @@ import contextlib
 import functools
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -25,12 +24,6 @@ _STOP_SECONDS = 10
 
 class ServerFailed(RuntimeError):
     """The server ended before it answered; the message contains the end of its log."""
-
-
-def free_port(host: str = "127.0.0.1") -> int:
-    """Return a port that is currently free."""
-    with socket.create_server((host, 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 class LocalServer:

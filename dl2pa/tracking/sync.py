@@ -53,7 +53,6 @@ class SyncReport:
 def sync(
     run_dir: Path,
     uri: str | None = None,
-    experiment: str | None = None,
     *,
     recorded: str | None = None,
     alive: bool = True,
@@ -66,7 +65,6 @@ def sync(
         uri: the server named by the user.
         recorded: the server named by the run directory; by default the one the run was last sent to, or
             ``MLFLOW_TRACKING_URI``.
-        experiment: experiment of a run that is new on the server; by default that of the run.
         alive: whether the process of the run is alive. A dead run without an end event is ended as KILLED.
         tries: maximum number of tries if the server does not answer.
 
@@ -82,7 +80,7 @@ def sync(
     set_client_defaults()
     if not alive:
         close_killed(run_dir)
-    delivery = Delivery(run_dir, server, experiment, trusted=trusted)
+    delivery = Delivery(run_dir, server, trusted=trusted)
     already = count_events(spool, end=delivery.cursor)
     error: str | None = None
     for attempt in range(tries):

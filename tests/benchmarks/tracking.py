@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import socket
 import statistics
 import tempfile
 import threading
@@ -18,7 +19,7 @@ from dl2pa.config import parse_config
 from dl2pa.model.model import build_model, init_prototypes
 from dl2pa.rundir import RunDirectory
 from dl2pa.tracking import Tracker, local_uri
-from dl2pa.tracking.local import LocalServer, free_port
+from dl2pa.tracking.local import LocalServer
 from dl2pa.training.data import build_train_pipeline, open_data
 from dl2pa.training.distributed import World
 from dl2pa.training.train_state import TrainState
@@ -65,10 +66,15 @@ def bench_tracking(
     return ratios, [*rows, volume]
 
 
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
 @contextmanager
 def _server(folder: Path) -> Generator[LocalServer]:
     log, artifacts = folder / "server.log", folder / "artifacts"
-    server = LocalServer(local_uri(folder / "store"), log, artifacts, "127.0.0.1", free_port())
+    server = LocalServer(local_uri(folder / "store"), log, artifacts, "127.0.0.1", _free_port())
     (folder / "store").mkdir()
     server.start()
     try:
@@ -137,7 +143,8 @@ def _training(world: World) -> Callable[[int], float]:
 def _wait_until_sent(trackers: dict[str, Tracker]) -> None:
     """Wait until all points are sent, so that none is sent during the next block."""
     deadline = time.monotonic() + 120
-    while any(tracker.lag for tracker in trackers.values()) and time.monotonic() < deadline:
+    deliveries = [tracker._delivery for tracker in trackers.values() if tracker._delivery is not None]
+    while not all(d.is_done(with_pending=False) for d in deliveries) and time.monotonic() < deadline:
         time.sleep(0.05)
 
 

@@ -236,6 +236,7 @@ def test_sync_sends_with_new_credentials_after_they_expire(
 ) -> None:
     from dl2pa.rundir import RunDirectory
     from dl2pa.tracking import Tracker, sync
+    from dl2pa.tracking.delivery import Delivery
     from dl2pa.tracking.spool import read_events
 
     set_password(tracking_server, "guest", "valid for a while", new=True)
@@ -245,7 +246,7 @@ def test_sync_sends_with_new_credentials_after_they_expire(
     tracker = Tracker(tmp_path, enabled=True, uri=uri, experiment="expiring", run_name="r", attempt=1)
     tracker.start({"lr": 0.1}, {})
     tracker.metrics(0, {"loss": 0.0})
-    eventually(lambda: not tracker.lag, "the first points are there")
+    eventually(lambda: Delivery(tmp_path, uri).is_done(with_pending=False), "the first points are sent")
     set_password(tracking_server, "guest", "valid from now on", new=False)
     for step in range(1, 50):
         tracker.metrics(step, {"loss": step / 7})

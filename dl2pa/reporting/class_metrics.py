@@ -13,6 +13,8 @@ if TYPE_CHECKING:  # imports torch
     from dl2pa.training.evaluate import Predictions
 
 Labels = NDArray[np.int64]
+_MAX_SORTED = 2000
+"""Maximum number of classes for a [C, C] matrix of distances."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +72,8 @@ def worst_pairs(confusion: Confusion, limit: int) -> list[Pair]:
     count, share = confusion.count[off], confusion.share()[off]
     order = np.lexsort((predicted, true, -share, -count))[:limit]
     back = {(t, p): n for t, p, n in zip(true.tolist(), predicted.tolist(), count.tolist(), strict=True)}
-    return [
-        Pair(
-            *(t := int(true[i]), p := int(predicted[i])),
-            *(int(count[i]), float(share[i]), back.get((p, t), 0)),
-        )
-        for i in order
-    ]
+    columns = (array[order].tolist() for array in (true, predicted, count, share))
+    return [Pair(t, p, n, s, back.get((p, t), 0)) for t, p, n, s in zip(*columns, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -143,36 +140,37 @@ def class_rows(
 
 
 @dataclass(frozen=True)
-class Bin:
-    """Images with confidence in [low, high), the last bin including 1; means are None without images."""
+class Calibration:
+    """Accuracy and confidence in B bins of equal width of the confidence; the last bin includes 1.
 
-    low: float
-    high: float
-    count: int
-    confidence: float | None
-    accuracy: float | None
+    Attributes:
+        count: images, int64 [B].
+        confidence, accuracy: means, [B]; NaN without images.
+        error: expected calibration error in percent (Naeini et al., AAAI 2015).
+    """
+
+    count: Labels
+    confidence: NDArray[np.float64]
+    accuracy: NDArray[np.float64]
+    error: float
 
 
-def reliability(
-    hits_n: NDArray[np.bool_], confidence_n: NDArray[np.float64], bins: int
-) -> tuple[list[Bin], float]:
-    """Return bins of equal width and the expected calibration error in percent (Naeini et al., AAAI 2015)."""
-    index = np.minimum((confidence_n * bins).astype(np.int64), bins - 1)
+def calibration(predictions: Predictions, bins: int) -> Calibration:
+    """Compare confidence and accuracy."""
+    hits = predictions.targets == predictions.predicted
+    index = np.minimum((predictions.confidence * bins).astype(np.int64), bins - 1)
     count = np.bincount(index, minlength=bins)
-    sure = np.bincount(index, weights=confidence_n, minlength=bins)
-    right = np.bincount(index, weights=hits_n.astype(np.float64), minlength=bins)
+    sure = np.bincount(index, weights=predictions.confidence, minlength=bins)
+    right = np.bincount(index, weights=hits.astype(np.float64), minlength=bins)
     error = 100.0 * float(np.abs(right - sure).sum()) / max(1, len(index))
-    filled = [
-        Bin(i / bins, (i + 1) / bins, n, sure[i] / n if n else None, right[i] / n if n else None)
-        for i, n in enumerate(count.tolist())
-    ]
-    return filled, error
+    with np.errstate(invalid="ignore"):
+        return Calibration(count, sure / count, right / count, error)
 
 
-def neighbors_together(confusion: Confusion, most: int = 2000) -> Labels:
-    """Order the classes so that often confused ones are adjacent; label order beyond `most` classes."""
+def neighbors_together(confusion: Confusion) -> Labels:
+    """Order the classes so that often confused ones are adjacent; label order beyond 2,000 classes."""
     c = confusion.num_classes
-    if c > most:
+    if c > _MAX_SORTED:
         return np.arange(c)
     close = np.zeros((c, c))
     np.add.at(close, (confusion.true, confusion.predicted), confusion.share())

@@ -11,7 +11,7 @@ import numpy as np
 from dl2pa.reporting import pages, run_plots
 from dl2pa.reporting.artifacts import Artifacts
 from dl2pa.reporting.assignment_figures import draw_assignment_figures
-from dl2pa.reporting.class_metrics import neighbors_together, reliability
+from dl2pa.reporting.class_metrics import calibration, neighbors_together
 from dl2pa.reporting.run_data import RunData, load_run_data, published_results
 from dl2pa.reporting.samples import make_thumbnails, select_samples
 from dl2pa.reporting.summary import summary_page
@@ -42,8 +42,7 @@ def _make_pages(art: Artifacts, run_data: RunData) -> None:
     figure = next((p.cell.top1 for p in published if p.length == "full"), None)
     art.picture("curves", lambda: run_plots.curves(run_data.points, run_data.steps_per_epoch, figure))
     predictions = run_data.predictions
-    bins, error = reliability(predictions.targets == predictions.predicted, predictions.confidence, BINS)
-    art.picture("reliability", lambda: run_plots.reliability_diagram(bins, error))
+    art.picture("reliability", lambda: run_plots.reliability_diagram(calibration(predictions, BINS)))
     _make_tables(art, run_data)
     selection = select_samples(predictions)
     samples = {i: int(predictions.samples[i]) for i in selection.all}

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from dl2pa.reporting.class_metrics import class_rows, confuse, neighbors_together, reliability, worst_pairs
+from dl2pa.reporting.class_metrics import calibration, class_rows, confuse, neighbors_together, worst_pairs
 from dl2pa.reporting.samples import select_samples
 from dl2pa.training.evaluate import Predictions
 
@@ -61,18 +61,18 @@ def test_class_rows_equal_a_direct_count() -> None:
     assert rows[3].precision == 0.0
 
 
-def test_reliability_equals_a_direct_computation() -> None:
+def test_calibration_equals_a_direct_computation() -> None:
     hits = TARGETS == PREDICTED
-    bins, error = reliability(hits, CONFIDENCE, 15)
+    result = calibration(PREDICTIONS, 15)
     total = 0.0
-    for entry, (low, high) in zip(bins, itertools.pairwise(np.linspace(0, 1, 16)), strict=True):
+    for i, (low, high) in enumerate(itertools.pairwise(np.linspace(0, 1, 16))):
         inside = (low <= CONFIDENCE) & ((high > CONFIDENCE) | (high == 1))
-        assert entry.count == inside.sum()
+        assert result.count[i] == inside.sum()
         if inside.any():
-            assert entry.accuracy == pytest.approx(hits[inside].mean())
-            assert entry.confidence == pytest.approx(CONFIDENCE[inside].mean())
+            assert result.accuracy[i] == pytest.approx(hits[inside].mean())
+            assert result.confidence[i] == pytest.approx(CONFIDENCE[inside].mean())
             total += inside.mean() * abs(hits[inside].mean() - CONFIDENCE[inside].mean())
-    assert error == pytest.approx(100 * total)
+    assert result.error == pytest.approx(100 * total)
 
 
 def test_confused_classes_are_adjacent() -> None:

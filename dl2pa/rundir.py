@@ -143,6 +143,10 @@ class RunDirectory:
         status = {**self.status(), **fields, "updated": time.time()}
         write_json(self.status_file, status, indent=1)
 
+    def attempts(self) -> list[dict[str, Any]]:
+        """Read the environment of each attempt, first to last; empty before the first one."""
+        return read_json(self.environment).get("attempts", [])
+
     def picture(self, name: str) -> Path:
         """Figure of the run, for example `curves`."""
         return self.pictures / f"{name}.png"

@@ -143,11 +143,11 @@ def _is_scaled(run: Any, cell: Any) -> bool:
     return bool(run) and bool(cell)
 
 
-def describe(recipe: Identity, *, beside: Sequence[Identity] = ()) -> str:
+def describe(recipe: Identity, *, among: Sequence[Identity] = ()) -> str:
     """Describe loss, assignment, optimizer, schedule and length in one line.
 
     Args:
-        beside: recipes to distinguish this one from; other keys with different values are appended.
+        among: recipes to distinguish this one from; other keys with different values are appended.
     """
     loss = str(recipe["method.loss"])
     if loss == "cross_entropy":
@@ -167,7 +167,7 @@ def describe(recipe: Identity, *, beside: Sequence[Identity] = ()) -> str:
     extras = [f"{k} {recipe[f'train.{k}']:g}" for k in ("mixup", "cutmix", "ema") if recipe[f"train.{k}"]]
     if recipe["train.precision"] != "fp32":
         extras.append(recipe["train.precision"])
-    differ = sorted(set().union(*(differing(recipe, other) for other in beside)) - set(_DESCRIBED))
+    differ = sorted(set().union(*(differing(recipe, other) for other in among)) - set(_DESCRIBED))
     extras += [f"{key}={_plain(recipe.get(key))}" for key in differ]
     return "; ".join([*parts, *([", ".join(extras)] if extras else [])])
 

@@ -42,23 +42,20 @@ class _Notes:
     """Numbered remarks of a table; equal remarks share a number."""
 
     def __init__(self) -> None:
-        self._texts: dict[str, str] = {}
-        self._counts = {"s": 0, "n": 0}
+        self._texts: dict[str, list[str]] = {"s": [], "n": []}
 
     def mark(self, kind: str, text: str | None) -> str:
         """Return the mark of a remark; kind `s`: reason why a figure is suspect, `n`: any other."""
         if text is None:
             return ""
-        key = f"{kind}{text}"
-        if key not in self._texts:
-            self._counts[kind] += 1
-            self._texts[key] = f"{kind}{self._counts[kind]}"
-        return f" [{self._texts[key]}]"
+        texts = self._texts[kind]
+        if text not in texts:
+            texts.append(text)
+        return f" [{kind}{texts.index(text) + 1}]"
 
     def block(self) -> list[Block]:
-        names = {"s": "suspect: ", "n": ""}
-        ordered = sorted(self._texts.items(), key=lambda item: (item[1][0] != "s", int(item[1][1:])))
-        items = [f"[{mark}] {names[key[0]]}{key[1:]}." for key, mark in ordered]
+        items = [f"[s{i}] suspect: {text}." for i, text in enumerate(self._texts["s"], 1)]
+        items += [f"[n{i}] {text}." for i, text in enumerate(self._texts["n"], 1)]
         return [Bullets(items)] if items else []
 
 
@@ -103,7 +100,7 @@ def _result_columns(
 
     def recipe(group: Group) -> str:
         same = [g.identity for g in groups if (g.method, g.dim) == (group.method, group.dim)]
-        return describe(group.identity, beside=same if similar is None else similar)
+        return describe(group.identity, among=same if similar is None else similar)
 
     return {
         "best": lambda group: str(group.best),
@@ -223,7 +220,7 @@ def _points(compared: ComparedTable) -> list[report_plots.Point]:
         points.append(report_plots.Point(cell.row, cell.column, cell.top1, None, kind))
         for entry in line.entries:
             best = entry.group.best
-            kind = "ours" if entry.length == "full" else "short"
+            kind = "measured" if entry.length == "full" else "short"
             points.append(report_plots.Point(cell.row, cell.column, best.mean, best.std, kind))
     return points
 
@@ -259,7 +256,7 @@ def _section_pictures(title: str, groups: Sequence[Group]) -> list[Block]:
     for group in groups:
         counts[group.method, group.dim] = number = counts.get((group.method, group.dim), 0) + 1
         label = group.method if number == 1 else f"{group.method} ({number})"
-        kind = "short" if group.is_cut else "ours"
+        kind = "short" if group.is_cut else "measured"
         points.append(report_plots.Point(label, group.dim, group.best.mean, group.best.std, kind))
     name = "".join(c if c.isalnum() else "-" for c in title)
     return _pictures(f"runs-{name}", title, "d", points)

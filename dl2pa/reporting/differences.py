@@ -13,7 +13,6 @@ from dl2pa.config import Config, flatten, load_recorded_config
 from dl2pa.config.identity import NEUTRAL, SEED, run_identity
 from dl2pa.config.load import PLACES
 from dl2pa.errors import UserError
-from dl2pa.osutil import read_json
 from dl2pa.reporting.document import Block, Grid, Heading, Paragraph, code
 from dl2pa.reporting.groups import Group, group_runs
 from dl2pa.reporting.runs import Run, Unfinished, find_runs, read_run
@@ -91,7 +90,7 @@ def compare_runs(first: Path, second: Path, below: Path | None = None) -> Differ
         raise UserError("--compare", str(second), "is the same run", "Give two different run directories.")
     runs = [read_run(path) for path in paths]
     configs = [_config_of(path) for path in paths]
-    environments = [_environment(path) for path in paths]
+    environments = [next(reversed(RunDirectory(path).attempts()), {}) for path in paths]
     identities = [run_identity(config) for config in configs]
     # The identity has the resolved values of defaults.
     flat = [{**flatten(c), **identity} for c, identity in zip(configs, identities, strict=True)]
@@ -123,12 +122,6 @@ def _config_of(path: Path) -> Config:
     except UserError as error:
         message = f"its configuration cannot be read: {error}"
         raise UserError("--compare", str(path), message, "Give another run.") from None
-
-
-def _environment(path: Path) -> dict[str, Any]:
-    """Read the environment of the last attempt; empty if unknown."""
-    attempts = read_json(RunDirectory(path).environment).get("attempts")
-    return dict(attempts[-1]) if attempts else {}
 
 
 def _differing(pair: Sequence[Mapping[str, Any]], names: Iterable[str]) -> Values:

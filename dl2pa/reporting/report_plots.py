@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from dl2pa.reporting.run_plots import new_figure
 
-Kind = Literal["published", "suspect", "ours", "short"]
+Kind = Literal["published", "suspect", "measured", "short"]
 _COLORS = {
     "psc": "#4c4c57",
     "word2vec": "#a8761f",
@@ -26,14 +26,14 @@ _COLORS = {
 _NAMES: dict[Kind, str] = {
     "published": "published",
     "suspect": "published, suspect",
-    "ours": "runs, best epoch, mean ± standard deviation",
+    "measured": "runs, best epoch, mean ± standard deviation",
     "short": "runs of another length",
 }
 _OPEN = {"marker": "o", "markersize": 7, "markerfacecolor": "white", "markeredgewidth": 1.4, "zorder": 2}
 _MARKS: dict[Kind, dict[str, Any]] = {
     "published": _OPEN,
     "suspect": {**_OPEN, "marker": "s", "alpha": 0.45},
-    "ours": {"marker": "o", "markersize": 6, "linewidth": 1.8, "zorder": 3},
+    "measured": {"marker": "o", "markersize": 6, "linewidth": 1.8, "zorder": 3},
     "short": {"marker": "x", "markersize": 7, "markeredgewidth": 1.8, "zorder": 3},
 }
 
@@ -66,7 +66,7 @@ def over_columns(points: Sequence[Point], name: str, title: str) -> bytes | None
     for label in dict.fromkeys(p.label for p in points):
         for kind in _NAMES:
             line = [p for p in ordered if (p.label, p.kind) == (label, kind)]
-            linestyle = "-" if kind == "ours" else "none"
+            linestyle = "-" if kind == "measured" else "none"
             _draw(axes, line, [p.column for p in line], [p.value for p in line], "yerr", linestyle)
         linked = [p for p in ordered if p.label == label and p.kind in ("published", "suspect")]
         style = {"color": _color(label), "linestyle": "--", "linewidth": 1, "alpha": 0.6, "zorder": 1}

@@ -11,7 +11,6 @@ from functools import cached_property
 from typing import Any, Literal
 
 from dl2pa.config.published import PublishedMatch, matching_cells, published_file
-from dl2pa.osutil import read_json
 from dl2pa.reporting.class_metrics import ClassRow, Confusion, class_rows, confuse
 from dl2pa.reporting.run_plots import Curve, best_point
 from dl2pa.reporting.runs import changed_between_attempts
@@ -74,7 +73,7 @@ def load_run_data(finished: FinishedRun) -> RunData:
     """Read the predictions, the metrics and the environment of a run.
 
     Raises:
-        OSError: there is no predictions file.
+        OSError: the predictions file is missing.
     """
     run, config = finished.run, finished.config
     points: dict[str, list[tuple[float, float]]] = {}
@@ -87,7 +86,7 @@ def load_run_data(finished: FinishedRun) -> RunData:
     return RunData(
         **vars(replace(finished, name=config.tracking.run_name or finished.name)),
         predictions=Predictions.load(run.predictions),
-        attempts=read_json(run.environment).get("attempts", []),
+        attempts=run.attempts(),
         points={name: sorted(curve) for name, curve in points.items()},
         started=started,
         ended=now,
@@ -96,7 +95,7 @@ def load_run_data(finished: FinishedRun) -> RunData:
 
 
 def published_results(run_data: RunData) -> list[PublishedMatch]:
-    """Find the published results of the run's recipe; none if its configuration changed or there is no file of them."""
+    """Find the published results of the run's recipe; none if its configuration changed or their file is missing."""
     if run_data.changed or not published_file().is_file():
         return []
     result = run_data.result

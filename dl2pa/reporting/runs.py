@@ -17,7 +17,6 @@ from dl2pa.errors import UserError
 from dl2pa.osutil import read_json
 from dl2pa.rundir import RunDirectory
 from dl2pa.tracking.spool import CHANGED_TAG, parse_line
-from pipelines.longtail import GROUPS
 
 _SKIPPED_FOLDERS = {"mlartifacts", "mlruns"}
 
@@ -114,7 +113,7 @@ def read_run(path: Path) -> Run | Unfinished:
         return Unfinished(path, state, at + error)
     try:
         config = load_recorded_config(run_dir.config)
-        result = Result.model_validate(_with_groups(run_dir))
+        result = Result.model_validate(read_json(run_dir.result))
     except UserError as error:
         return Unfinished(path, "unreadable", f"{run_dir.config.name}: {error}")
     except ValidationError as error:
@@ -122,17 +121,9 @@ def read_run(path: Path) -> Run | Unfinished:
         where = ".".join(str(part) for part in first["loc"])
         message = f"{run_dir.result.name} is missing or damaged ({where}: {first['msg']})"
         return Unfinished(path, "unreadable", message)
-    attempts = read_json(run_dir.environment).get("attempts") or [{}]
+    environment = next(reversed(run_dir.attempts()), {})
     changed = changed_between_attempts(run_dir.spool, config)
-    return Run(path, config, result, float(status.get("updated", 0.0)), attempts[-1], changed)
-
-
-def _with_groups(run_dir: RunDirectory) -> dict[str, Any]:
-    """Read the result, with missing group accuracies taken from the last validation."""
-    result, validation = read_json(run_dir.result), read_json(run_dir.validation)
-    if validation.get("num_validated") == result.get("num_validated"):
-        result = {**{f"top1_{k}": validation.get(f"top1_{k}") for k in GROUPS}, **result}
-    return result
+    return Run(path, config, result, float(status.get("updated", 0.0)), environment, changed)
 
 
 def changed_between_attempts(spool: Path, config: Config) -> tuple[str, ...]:

@@ -27,8 +27,6 @@ from dl2pa.rundir import (
 
 log = logging.getLogger(__name__)
 
-_CHUNK = 1 << 22
-
 
 class CheckpointStore:
     """`checkpoints/step-N/` of one run; rank 0 writes, every rank reads.
@@ -206,11 +204,8 @@ def _to_host(node: Any) -> Any:
 
 
 def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
     with file.open("rb") as data:
-        while chunk := data.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(data, "sha256").hexdigest()
 
 
 def _sync_folder(folder: Path) -> None:

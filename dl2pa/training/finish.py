@@ -11,7 +11,7 @@ from typing import Any
 from dl2pa.config import Config
 from dl2pa.methods import Method
 from dl2pa.model.saved import save_classifier
-from dl2pa.osutil import read_json, write_json
+from dl2pa.osutil import write_json
 from dl2pa.rundir import RunDirectory
 from dl2pa.tracking.description import NOTE_TAG, describe_run
 from dl2pa.training.data import DataSplits
@@ -62,7 +62,7 @@ def finish_run(trainer: Trainer, data: DataSplits, name: str, report: Report | N
     if config.tracking.enabled:
         if config.tracking.figures and report is not None:
             _report(trainer, data, name, result, report)
-        command = read_json(run.environment)["attempts"][-1]["command"]
+        command = run.attempts()[-1]["command"]
         tracker.tags({NOTE_TAG: describe_run(config, name, command, result)})
     record_model(tracker, run, config, data.val, result)
     tracker.finish("finished")

@@ -14,7 +14,7 @@ from dl2pa import envvars
 from dl2pa.config import Config, dump_config, flatten
 from dl2pa.config.identity import run_title
 from dl2pa.model.example import write_example
-from dl2pa.osutil import read_json, write_atomically, write_json
+from dl2pa.osutil import write_atomically, write_json
 from dl2pa.rundir import RunDirectory
 from dl2pa.tracking import Tracker, choose_uri
 from dl2pa.tracking.nodes import NodeFile, NodeWatch, OtherNodes
@@ -43,7 +43,7 @@ def start_tracker(
     )
     if not world.is_main:
         return tracker
-    earlier = read_json(run.environment).get("attempts", [])
+    earlier = run.attempts()
     if earlier and (changes := bitwise_differences(earlier[-1], environment)):
         log.warning("results may differ in the last bits from the previous attempt's: %s", "; ".join(changes))
     attempts = [*earlier, {"attempt": attempt, "data_fingerprint": data.fingerprint, **environment}]

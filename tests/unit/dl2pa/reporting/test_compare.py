@@ -58,8 +58,8 @@ def compared(published: Path | None, *paths: Path) -> Comparison:
 
 def line_of(comparison: Comparison, row: str, column: int) -> Line:
     (table,) = comparison.tables
-    (found,) = [line for line in table.lines if (line.cell.row, line.cell.column) == (row, column)]
-    return found
+    (result,) = [line for line in table.lines if (line.cell.row, line.cell.column) == (row, column)]
+    return result
 
 
 def test_runs_are_assigned_to_their_cell(tables: Any, make_run: MakeRun) -> None:
@@ -81,8 +81,8 @@ def test_runs_of_another_length_are_separate_from_full_runs(tables: Any, make_ru
     fewer = make_run({"train.seed": 4, "train.epochs": 5, "optim.milestones": [2, 3]}, last=30.0)
     longer = make_run({"train.seed": 5, "train.epochs": 40}, last=65.0)
     line = line_of(compared(tables(), *cut, fewer, longer, *full), "dl2pa", 6)
-    found = [(e.length, e.group.n, e.group.last.mean, e.group.steps) for e in line.entries]
-    assert found == [
+    actual = [(e.length, e.group.n, e.group.last.mean, e.group.steps) for e in line.entries]
+    assert actual == [
         ("full", 2, 60.0, 2000),
         ("other", 1, 65.0, 4000),
         ("short", 1, 30.0, 500),
@@ -141,15 +141,15 @@ def test_a_recipe_changed_between_attempts_matches_no_cell(
 
 
 def test_unmatched_runs_are_grouped_and_related_by_data(tables: Any, make_run: MakeRun) -> None:
-    ours = [make_run({"train.seed": s, "method.loss": "cross_entropy"}, last=63.0 + s) for s in range(2)]
+    seeds = [make_run({"train.seed": s, "method.loss": "cross_entropy"}, last=63.0 + s) for s in range(2)]
     odd = make_run({"model.embedding_dim": 7})
     elsewhere = make_run({"model.backbone": "resnet14"})
-    own = make_run()
-    comparison = compared(tables(), *ours, odd, elsewhere, own)
-    found = [([run.path for run in other.group.runs], other.remark) for other in comparison.others]
-    assert sorted(found) == sorted([(ours, None), ([odd], None), ([elsewhere], None)])
+    matched = make_run()
+    comparison = compared(tables(), *seeds, odd, elsewhere, matched)
+    actual = [([run.path for run in other.group.runs], other.remark) for other in comparison.others]
+    assert sorted(actual) == sorted([(seeds, None), ([odd], None), ([elsewhere], None)])
     (table,) = comparison.tables
-    assert {run.path for group in table.related for run in group.runs} == {*ours, odd}
+    assert {run.path for group in table.related for run in group.runs} == {*seeds, odd}
 
 
 def test_runs_without_published_tables(make_run: MakeRun) -> None:
@@ -166,10 +166,10 @@ def test_a_run_of_each_shipped_cell_matches_only_that_cell(make_run: MakeRun) ->
     for cell in cells:
         size = published.tables[cell.table].num_validated
         assert size is not None
-        given = [f"{key}=vectors.npy" for key in cell.needs]
+        vectors = [f"{key}=vectors.npy" for key in cell.needs]
         try:
             config = cell.load(
-                [*given, "train.seed=5", "data.root=/my/data", "launch.nproc=2", "train.log_every_steps=9"]
+                [*vectors, "train.seed=5", "data.root=/my/data", "launch.nproc=2", "train.log_every_steps=9"]
             )
         except UserError as error:
             assert error.field == "method.name"
@@ -177,15 +177,15 @@ def test_a_run_of_each_shipped_cell_matches_only_that_cell(make_run: MakeRun) ->
         expected[make_run(config, num_validated=size)] = (cell.table, cell.row, cell.column)
     assert len(expected) >= 50
     comparison = compared(SHIPPED, *expected)
-    found: dict[Path, tuple[str, str, Any]] = {}
+    actual: dict[Path, tuple[str, str, Any]] = {}
     for table in comparison.tables:
         for line in table.lines:
             for entry in line.entries:
                 assert entry.length == "full"
                 (run,) = entry.group.runs
-                assert run.path not in found, "a run of two figures"
-                found[run.path] = (line.cell.table, line.cell.row, line.cell.column)
-    assert found == expected
+                assert run.path not in actual, "a run of two figures"
+                actual[run.path] = (line.cell.table, line.cell.row, line.cell.column)
+    assert actual == expected
     assert comparison.others == ()
 
 

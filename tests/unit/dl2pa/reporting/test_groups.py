@@ -80,12 +80,16 @@ def test_the_first_finished_run_of_a_seed_counts(make_run: MakeRun) -> None:
 
 
 def test_only_a_reached_step_limit_separates_groups(make_run: MakeRun) -> None:
-    whole = make_run({"train.seed": 0})
+    complete = make_run({"train.seed": 0})
     unmet = make_run({"train.seed": 1, "train.max_steps": 9000})
     cut = make_run({"train.seed": 2, "train.max_steps": 300})
     cut_elsewhere = make_run({"train.seed": 3, "train.max_steps": 400})
-    groups = groups_of(whole, unmet, cut, cut_elsewhere)
-    assert [[run.path for run in group.runs] for group in groups] == [[whole, unmet], [cut_elsewhere], [cut]]
+    groups = groups_of(complete, unmet, cut, cut_elsewhere)
+    assert [[run.path for run in group.runs] for group in groups] == [
+        [complete, unmet],
+        [cut_elsewhere],
+        [cut],
+    ]
     assert [group.is_cut for group in groups] == [False, True, True]
 
 

@@ -114,6 +114,6 @@ def test_description_of_a_recipe(config_with: ConfigWith) -> None:
 def test_descriptions_of_several_recipes_differ(config_with: ConfigWith) -> None:
     plain = run_identity(config_with())
     other = run_identity(config_with({"model.widths": [8, 16, 32], "train.sync_bn": True, "optim.lr": 0.2}))
-    assert describe(plain, beside=[plain]) == describe(plain)
-    assert describe(plain, beside=[plain, other]).endswith("model.widths=[16, 32, 64], train.sync_bn=false")
-    assert describe(other, beside=[plain, other]).endswith("model.widths=[8, 16, 32], train.sync_bn=true")
+    assert describe(plain, among=[plain]) == describe(plain)
+    assert describe(plain, among=[plain, other]).endswith("model.widths=[16, 32, 64], train.sync_bn=false")
+    assert describe(other, among=[plain, other]).endswith("model.widths=[8, 16, 32], train.sync_bn=true")

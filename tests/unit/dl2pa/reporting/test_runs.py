@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -91,15 +90,6 @@ def test_an_unknown_method_is_named_in_the_reason(make_run: MakeRun) -> None:
     assert "method.name='later'" in run.reason
 
 
-def test_missing_group_accuracies_come_from_the_validation(make_run: MakeRun) -> None:
-    path = make_run()
-    validation = {"num_validated": 200, "top1_head": 80.0, "top1_medium": 50.0, "top1_tail": 20.0}
-    (path / "validation.json").write_text(json.dumps(validation), encoding="utf-8")
-    assert finished(path).result.top1_medium == 50.0
-    (path / "validation.json").write_text(json.dumps({**validation, "num_validated": 7}), encoding="utf-8")
-    assert finished(path).result.top1_medium is None, "a different validation"
-
-
 @pytest.mark.parametrize(
     ("before", "changed"),
     [
@@ -146,9 +136,9 @@ def test_runs_are_found_once_at_any_depth_outside_runs(make_run: MakeRun, tmp_pa
     make_run(name=".hidden/four")
     (tmp_path / "runs/link").symlink_to(two)
     (tmp_path / "runs/report").mkdir()
-    found = find_runs([one, one], tmp_path / "runs")
-    assert {path.resolve() for path in found} == {one, two}
-    assert len(found) == 2
+    runs = find_runs([one, one], tmp_path / "runs")
+    assert {path.resolve() for path in runs} == {one, two}
+    assert len(runs) == 2
     assert find_runs([], one) == [one], "a run directory itself"
 
 

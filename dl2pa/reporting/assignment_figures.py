@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from dl2pa.geometry.bounds import max_cosine_bound
+from dl2pa.geometry.certificate import nearest_cosines
+from dl2pa.geometry.plot import cosine_histogram
 from dl2pa.methods import Method, PrototypeMethod
 from dl2pa.reporting.artifacts import Artifacts
 from dl2pa.reporting.class_metrics import Labels, cluster_order
@@ -24,18 +26,17 @@ _MAX_CLASSES = 1000
 """Figures with one row per class are unreadable beyond this number."""
 _MAX_NAMES = 60
 _MAX_TICKS = 20
-_BLOCK = 1000
-"""Rows of cosines computed at once."""
+_BINS = 400
 
 
 def draw_assignment_figures(art: Artifacts, finished: FinishedRun) -> None:
     """Draw the cosines of the class vectors and, of a learned assignment, its history."""
     method, records, classes = finished.method, finished.assignment_updates, finished.data.classes
-    art.picture("prototype_cosines", lambda: cosine_histogram(method))
+    art.picture("prototype_cosines", lambda: draw_histogram(method))
     if len(classes) > _MAX_CLASSES:
         log.info("no figures with one row per class: %d classes are too many", len(classes))
         return
-    art.picture("class_cosines", lambda: cosine_matrices(method, classes))
+    art.picture("class_cosines", lambda: draw_matrices(method, classes))
     if isinstance(method, PrototypeMethod) and records:
         history = assignment_history(records, method.assignment.cpu().numpy())
         if history is None:
@@ -57,17 +58,18 @@ def assignment_history(records: Sequence[dict[str, Any]], final_c: Labels) -> La
     return np.stack(history[::-1])
 
 
-def cosine_histogram(method: Method) -> bytes:
+def draw_histogram(method: Method) -> bytes:
     """Plot histograms of cosines between class vectors, and of mean features with their class vectors.
 
     The mean features are those of the last assignment update. The panel shows a proven lower bound of the largest
     cosine of C vectors in d dimensions.
     """
-    unit_cd, means = _unit_rows(method.class_vectors()), _class_means(method)
-    bound = max_cosine_bound(*unit_cd.shape)
+    vectors, means = method.class_vectors().detach().cpu().double(), _class_means(method)
+    bound = max_cosine_bound(*vectors.shape)
+    nearest = nearest_cosines(vectors)
+    counts, edges = cosine_histogram(vectors, _BINS).numpy(), np.linspace(-1.0, 1.0, _BINS + 1)
     figure = new_figure(5.6 if means is None else 10.0, 3.4)
     panels = figure.subplots(1, 1 if means is None else 2, squeeze=False)[0]
-    counts, edges, largest, nearest = _cosines(unit_cd)
     shown = np.flatnonzero(counts)
     axes = panels[0]
     axes.stairs(counts, edges, fill=True, color=BLUE, alpha=0.85)
@@ -75,15 +77,15 @@ def cosine_histogram(method: Method) -> bytes:
     low, high = min(edges[shown[0]], bound) - 0.06, max(edges[shown[-1] + 1], bound) + 0.06
     axes.set(xlim=(max(-1.02, low), min(1.02, high)), ylim=(0, 12.0 * counts.max()))
     for value, color, linestyle, name in (
-        (largest, RED, "-", "largest"),
+        (float(nearest.max()), RED, "-", "largest"),
         (bound, INK, "--", "lower bound of the largest"),
-        (nearest, ORANGE, ":", "mean of the nearest"),
+        (float(nearest.mean()), ORANGE, ":", "mean of the nearest"),
     ):
         axes.axvline(value, color=color, linewidth=1.2, linestyle=linestyle, label=f"{name} {value:.3f}")
     label_axes(axes, "Cosines between class vectors", "cosine", "pairs", legend="upper left")
     if means is not None:
         seen = means.abs().sum(dim=1).cpu().numpy() > 0
-        _draw_mean_cosines(panels[1], (_unit_rows(means) * unit_cd).sum(axis=1)[seen])
+        _draw_mean_cosines(panels[1], (_unit_rows(means) * _unit_rows(vectors)).sum(axis=1)[seen])
     return png(figure)
 
 
@@ -98,25 +100,7 @@ def _draw_mean_cosines(axes: Any, to_mean_c: NDArray[np.float64]) -> None:
     label_axes(axes, title, "cosine, at the last assignment update", "classes", legend="upper left")
 
 
-def _cosines(unit_cd: NDArray[np.float64]) -> tuple[Any, Any, float, float]:
-    """Return histogram counts and edges of the cosines of all pairs of rows, their maximum and the mean row maximum.
-
-    Works in blocks of rows, without a [C, C] matrix.
-    """
-    edges = np.linspace(-1.0, 1.0, 401)
-    counts = np.zeros(400, dtype=np.int64)
-    largest: list[NDArray[np.float64]] = []
-    for start in range(0, len(unit_cd), _BLOCK):
-        cosines = np.clip(unit_cd[start : start + _BLOCK] @ unit_cd.T, -1.0, 1.0)
-        rows = np.arange(start, start + len(cosines))
-        cosines[np.arange(len(cosines)), rows] = -2.0
-        largest.append(cosines.max(axis=1))
-        counts += np.histogram(cosines[np.arange(len(unit_cd))[None, :] > rows[:, None]], edges)[0]
-    nearest = np.concatenate(largest)
-    return counts, edges, float(nearest.max()), float(nearest.mean())
-
-
-def cosine_matrices(method: Method, classes: Sequence[str]) -> bytes:
+def draw_matrices(method: Method, classes: Sequence[str]) -> bytes:
     """Plot cosines of the class vectors and of the mean features at the last update, similar classes adjacent."""
     panels, means = {"class vectors": _unit_rows(method.class_vectors())}, _class_means(method)
     if means is not None:

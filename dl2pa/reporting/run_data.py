@@ -6,7 +6,7 @@ import math
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
@@ -75,7 +75,7 @@ def load_run_data(finished: FinishedRun) -> RunData:
     Raises:
         OSError: the predictions file is missing.
     """
-    run, config = finished.run, finished.config
+    run = finished.run
     points: dict[str, list[tuple[float, float]]] = {}
     started = now = time.time()
     for event in (entry.event for entry in read_events(run.spool) if entry.event is not None):
@@ -84,13 +84,13 @@ def load_run_data(finished: FinishedRun) -> RunData:
             for name, value in event["v"].items():
                 points.setdefault(name, []).append((event["step"], float(value)))
     return RunData(
-        **vars(replace(finished, name=config.tracking.run_name or finished.name)),
+        **vars(finished),
         predictions=Predictions.load(run.predictions),
         attempts=run.attempts(),
         points={name: sorted(curve) for name, curve in points.items()},
         started=started,
         ended=now,
-        changed=changed_between_attempts(run.spool, config),
+        changed=changed_between_attempts(run.spool, finished.config),
     )
 
 

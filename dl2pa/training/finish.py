@@ -26,7 +26,7 @@ class FinishedRun:
     """What a report of a finished run is made from.
 
     Attributes:
-        name: name of the configuration.
+        name: name of the run in tracking, or of the configuration.
         result: content of `result.json`.
         method: the trained method, with its final assignment.
         assignment_updates: records of `matchings.jsonl`.
@@ -77,7 +77,7 @@ def _report(trainer: Trainer, data: DataSplits, name: str, result: dict[str, Any
         run=trainer.run_dir,
         config=trainer.config,
         data=data,
-        name=name,
+        name=trainer.config.tracking.run_name or name,
         result=result,
         method=trainer.train_state.model.method,
         assignment_updates=trainer.match_history.records(),

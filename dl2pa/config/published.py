@@ -27,9 +27,7 @@ class Cell:
         config: the configuration file.
         overrides: `key=value` overrides of it.
         needs: additional keys that the user must set.
-        venue: publication of the method, if the table names it.
         suspect: reason why the number is not reliable; None if it is.
-        note: remark on the comparison.
     """
 
     table: str
@@ -39,9 +37,7 @@ class Cell:
     config: Path
     overrides: tuple[str, ...]
     needs: tuple[str, ...]
-    venue: str | None
     suspect: str | None
-    note: str | None
 
     def load(self, overrides: Sequence[str] = ()) -> Config:
         """Configuration of the cell, with additional overrides."""
@@ -56,7 +52,12 @@ class Suspect(Section):
 
 
 class Row(Section):
-    """Results of a method, one per column, and their configuration; see ``Cell``."""
+    """Results of a method, one per column, and their configuration; see ``Cell``.
+
+    Attributes:
+        venue: publication of the method, if the table names it.
+        note: remark on the comparison.
+    """
 
     top1: tuple[float | None, ...]
     config: str
@@ -186,7 +187,5 @@ def _cell(folder: Path, table_name: str, table: Table, row_name: str, row: Row, 
         config=folder / row.config.replace("{column}", str(column)),
         overrides=tuple(text.replace("{column}", str(column)) for text in row.overrides),
         needs=row.needs,
-        venue=row.venue,
         suspect="; ".join(reason for reason in reasons if reason) or None,
-        note=row.note,
     )

@@ -55,9 +55,7 @@ def refusal(error: BaseException) -> Refusal | None:
     """Reason and remedy if the server refuses; None if it may answer later (unreachable, overloaded, restarting)."""
     text = brief(error)
     if isinstance(error, ExperimentDeleted):
-        return Refusal(
-            text, "Restore it with `mlflow experiments restore`, or set another tracking.experiment."
-        )
+        return Refusal(text, "Restore it with `mlflow experiments restore`.")
     if isinstance(error, ModuleNotFoundError):
         return Refusal(text, f"Install {error.name}, which this database needs.")
     for words, remedy in _BY_TEXT:

@@ -1,4 +1,4 @@
-"""Reader threads, and detection of stalled reads."""
+"""Threads that read images, and detection of stalled reads."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ class StalledRead(TimeoutError):
 class ReaderPool:
     """A pool of daemon threads.
 
-    ``ThreadPoolExecutor`` joins its threads at interpreter exit: a stalled read would block the exit.
+    Replaces ``ThreadPoolExecutor``, which joins its threads at interpreter exit, so that a stalled read would block
+    the exit.
     """
 
     def __init__(self, threads: int) -> None:
@@ -32,7 +33,7 @@ class ReaderPool:
             threading.Thread(target=self._work, name=f"dl2pa-read-{i}", daemon=True).start()
 
     def submit(self, call: Callable[[], T]) -> Future[T]:
-        """Run `call` in a thread of the pool."""
+        """Queue `call` to run in a thread of the pool; return the future of its result."""
         future: Future[T] = Future()
         self._jobs.put((future, call))
         return future
@@ -57,14 +58,14 @@ class ReaderPool:
 
 
 class PendingReads:
-    """The reads in progress, one per thread."""
+    """The reads in progress and their start times, at most one read per thread."""
 
     def __init__(self) -> None:
         self._reads: dict[int, tuple[int, float]] = {}
 
     @contextmanager
     def track(self, sample: int) -> Generator[None]:
-        """Context in which a sample is being read."""
+        """Register the read of a sample by the current thread for the duration of the context."""
         thread = threading.get_ident()
         self._reads[thread] = (sample, time.monotonic())
         try:
@@ -73,12 +74,12 @@ class PendingReads:
             del self._reads[thread]
 
     def longer_than(self, seconds: float) -> list[tuple[int, float]]:
-        """(sample, seconds so far) of the reads in progress for at least `seconds`, longest first."""
+        """Return (sample, elapsed seconds) for each read in progress for at least `seconds`, longest first."""
         now = time.monotonic()
         elapsed = [(sample, now - since) for sample, since in list(self._reads.values())]
         return sorted((read for read in elapsed if read[1] >= seconds), key=lambda read: -read[1])
 
 
 def describe_stall(path: Path, seconds: float) -> str:
-    """Message for a stalled read."""
+    """Return the error message for a stalled read."""
     return f"reading {path} has not finished after {seconds:.0f} s: its file system does not respond"

@@ -1,9 +1,10 @@
 """Exact assignment of labels to prototypes on a sparse graph, with a certificate over all C² pairs.
 
-Only pairs with a large score can be part of the optimum. The assignment is solved on these candidates, and its dual
-potentials are compared with all other pairs. Pairs that contradict the potentials become candidates and the assignment
-is solved again, until no pair contradicts: then it is the optimum over all pairs. Scores are rounded to multiples of
-`QUANTUM`, so sums and comparisons are exact, and ties are broken by a rule instead of by rounding errors.
+An optimal assignment mostly consists of pairs with a large score. So the problem is first solved on these candidate
+pairs, which also gives dual potentials, one per label and one per prototype. A pair outside the candidates can improve
+the assignment only if its score exceeds the sum of its two potentials. Such pairs are added to the candidates, and the
+problem is solved again. Once there is no such pair, the assignment is optimal over all pairs. Scores are rounded to
+multiples of `QUANTUM`, so that sums and comparisons are exact and ties are broken by a rule, not by rounding errors.
 """
 
 from __future__ import annotations
@@ -20,29 +21,29 @@ from dl2pa.assignment.bipartite import Floats, Graph, Integers, MinWeightMatchin
 from dl2pa.assignment.scores import Limits, ScoreSearch, lengths
 
 QUANTUM = 2.0**-40
-"""Unit of the rounded scores of unit vectors, finer than the resolution of float32 features."""
+"""Scores are rounded to multiples of this number, which is finer than the resolution of float32 features."""
 ALL_PAIRS = 256
-"""Maximum number of classes for which every pair is a candidate, because a search saves no time."""
+"""Up to this number of classes every pair is a candidate, because a search would not save time."""
 CANDIDATES = 16
 """Initial number of candidates per row and per column."""
 _WARM_SHARE = 0.25
-"""Share of all pairs above which a new search is faster than a comparison with the limits of the previous one."""
+"""If the limits of the previous search leave more than this share of all pairs to check, a new search is faster."""
 _COVER = 2.0**46
-"""Weight that makes covering a column take precedence over everything else."""
+"""Subtracted from the weights of columns that must be covered, so that covering them outweighs the tie-breaking."""
 
 
 @dataclass(frozen=True)
 class Solution:
-    """An optimal assignment and the work of the solver.
+    """An optimal assignment and measurements of the solver.
 
     Attributes:
         assignment: σ, int64 [C]; label c has prototype σ[c].
-        gap: upper bound on the gain of any other assignment, relative to the objective minus its mean over all
-            assignments.
-        rounds: number of solves, each with more candidates.
-        candidates: number of candidates per class in the last solve.
-        candidates_s, solve_s, certificate_s: seconds to find candidates and compute their scores, to solve on them,
-            and to compare the potentials with all other pairs.
+        gap: upper bound on how much the unrounded objective of another assignment can exceed that of this one, divided
+            by the objective minus its mean over all assignments.
+        rounds: number of times the problem was solved, each time with more candidates.
+        candidates: number of candidates per class in the last round.
+        candidates_s, solve_s, certificate_s: seconds to find the candidates and compute their scores, to solve the
+            problem on them, and to compare the potentials with the scores of all other pairs.
     """
 
     assignment: Integers
@@ -54,7 +55,7 @@ class Solution:
     certificate_s: float
 
     def work(self) -> dict[str, float]:
-        """Rounds, candidates and seconds; unlike the assignment, they depend on earlier solves and on time."""
+        """Return rounds, candidates and seconds, which depend on earlier solves and on the machine."""
         return {
             "rounds": float(self.rounds),
             "candidates": self.candidates,
@@ -65,14 +66,15 @@ class Solution:
 
 
 class AssignmentSolver:
-    """Maximize Σ_c q_c · P[σ(c)] over permutations σ exactly.
+    """Maximize Σ_c q_c · P[σ(c)] over permutations σ exactly, where q_c is row c of Q.
 
-    The result depends only on the arguments of `solve`, not on the device, the threads, the number of candidates or
-    earlier calls, which only save time. Of several optimal assignments (of rounded scores), the solver selects one in
-    which the most labels keep their current prototype; a fixed order of the pairs breaks further ties.
+    The result depends only on Q, the prototypes and the current assignment. The device, the number of threads, the
+    number of candidates and earlier calls affect only the time. If several assignments are optimal for the rounded
+    scores, the solver selects one in which as many labels as possible keep their current prototype; a fixed order of
+    the pairs breaks further ties.
 
     Args:
-        candidates: initial number per row and per column.
+        candidates: initial number of candidates per row and per column.
         all_pairs: maximum number of classes for which every pair is a candidate.
     """
 
@@ -88,21 +90,21 @@ class AssignmentSolver:
         current_c: Integers,
         device: torch.device | None = None,
     ) -> Solution:
-        """Solve for one statistic.
+        """Find the optimal assignment of one update.
 
         Args:
             rows_cd: Q [C, d]; zero rows for classes without samples.
             prototypes_cd: P [C, d].
             current_c: current assignment, int64 [C].
-            device: device of the search for candidates; default: CPU.
+            device: device on which candidates are searched; default: CPU.
         """
         points = prototypes_cd - prototypes_cd.mean(axis=0)
-        # All scores of shorter rows round to 0, so these labels can have any remaining prototype.
+        # If a row is not longer than this, its scores round to 0 and its label can get any remaining prototype.
         shortest = 0.5 * QUANTUM / max(float(lengths(points).max()), 1e-300)
         rows, common = rows_cd, np.zeros(rows_cd.shape[1])
         seen = _longer_than(shortest, rows)
         if len(seen) == len(rows):
-            # All prototypes are used, so the mean of the rows adds the same value to every assignment.
+            # Every prototype is used once, so subtracting the mean row changes all objectives by the same amount.
             rows = rows_cd - rows_cd.mean(axis=0)
             seen = _longer_than(shortest, rows)
         elif len(seen):
@@ -129,7 +131,7 @@ class AssignmentSolver:
 
 
 def solve_assignment(rows_cd: Floats, prototypes_cd: Floats, current_c: Integers | None = None) -> Integers:
-    """Optimal σ, int64 [C], for one statistic; see `AssignmentSolver`.
+    """Return the optimal σ, int64 [C], without reusing earlier work; see `AssignmentSolver`.
 
     Args:
         current_c: current assignment; default: the identity.
@@ -139,12 +141,12 @@ def solve_assignment(rows_cd: Floats, prototypes_cd: Floats, current_c: Integers
 
 
 class _Problem:
-    """One solve, which alternates candidates, matching and certificate.
+    """One assignment problem: add candidates, find the matching and check the certificate, until it is valid.
 
-    Weights are scores in units of −`QUANTUM`, rounded to integers.
+    The weights to be minimized are scores divided by −`QUANTUM` and rounded to integers.
 
     Attributes:
-        graph: the candidates.
+        graph: the candidate pairs, as edges.
         rounds, seconds: as in `Solution`.
     """
 
@@ -162,9 +164,9 @@ class _Problem:
         self.seconds = {"candidates": 0.0, "solve": 0.0, "certificate": 0.0}
 
     def solve(self, previous: _Problem | None) -> MinWeightMatching:
-        """Find the optimum over all pairs; then `graph` contains every pair that can be part of an optimum."""
+        """Find an optimum over all pairs. Afterwards `graph` contains every pair that belongs to any optimum."""
         if self._all_pairs:
-            self._take_all_pairs()
+            self._add_all_pairs()
             return self._match()
         warm = self._continue(previous)
         if not warm:
@@ -180,7 +182,7 @@ class _Problem:
                 return matched
 
     def choose(self, matched: MinWeightMatching) -> Integers:
-        """Columns of the optimal matching that the tie-breaking rules select."""
+        """Return the columns of the optimal matching that the tie-breaking rules select."""
         graph, weights = self.graph, self._weights
         for rule in (self._moves, self._order):
             optimal = matched.optimal_edges(graph, weights)
@@ -198,7 +200,7 @@ class _Problem:
         with self._timed("solve"):
             return match_rows(self.graph, self._weights, start.columns if start else self._current, start)
 
-    def _take_all_pairs(self) -> None:
+    def _add_all_pairs(self) -> None:
         with self._timed("candidates"):
             self.graph = Graph.complete(self.graph.shape)
             self._weights = _rounded(self._search.exact_all())
@@ -211,8 +213,11 @@ class _Problem:
     def _continue(self, previous: _Problem | None) -> bool:
         """Start from the candidates of the previous problem if it has the same labels and prototypes.
 
-        A score changes by at most the distance its row moved times the norm of the longest prototype, so the limits
-        of the other pairs increase by that.
+        `Limits` bound the scores of pairs that are not candidates. A score changes by at most the distance that its row
+        moved times the norm of the longest prototype, so the limit of each row is increased by that product.
+
+        Returns:
+            Whether the previous candidates could be used.
         """
         if previous is None or not np.array_equal(previous._labels, self._labels):
             return False
@@ -227,10 +232,11 @@ class _Problem:
         return True
 
     def _add_missing(self, matched: MinWeightMatching, max_share: float) -> bool | None:
-        """Add pairs that contradict the potentials, and ties.
+        """Add the pairs outside the graph with slack ≤ 0, the weight minus the two potentials of the pair.
 
         Returns:
-            Whether a pair contradicted; None if more than the share `max_share` of all pairs would have to be computed.
+            Whether a slack was negative, so that the matching may not be optimal; None if more than the share
+            `max_share` of all pairs would have to be computed.
         """
         with self._timed("certificate"):
             prices = -QUANTUM * matched.column_potentials - self._offsets
@@ -266,11 +272,11 @@ class _Problem:
         return _rounded(self._search.exact(rows, columns))
 
     def _moves(self, rows: Integers, columns: Integers) -> Floats:
-        """1 for edges that change the prototype of a label, else 0."""
+        """Return 1 for edges that change the prototype of a label, else 0."""
         return (self._current[rows] != columns).astype(np.float64)
 
     def _order(self, rows: Integers, columns: Integers) -> Floats:
-        """Fixed pseudo-random number below 2³⁰ for each pair of label and prototype."""
+        """Return a fixed pseudo-random number below 2³⁰ for each pair of label and prototype."""
         mixed = self._labels[rows].astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
         mixed += columns.astype(np.uint64) * np.uint64(0xC2B2AE3D27D4EB4F)
         for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
@@ -293,7 +299,10 @@ def _longer_than(length: float, rows: Floats) -> Integers:
 
 
 def _fill(columns: Integers, seen: Integers, current: Integers) -> Integers:
-    """σ of all labels: other labels keep their prototype if it is free, else get the free prototypes in order."""
+    """Extend σ from the labels `seen` to all labels.
+
+    The others keep their prototype if it is free; the rest get the remaining prototypes in order.
+    """
     assignment = np.full(len(current), -1)
     assignment[seen] = columns
     free = np.ones(len(current), dtype=bool)

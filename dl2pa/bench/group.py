@@ -1,4 +1,4 @@
-"""Calls of a function in a process group on this machine."""
+"""Run a function in a process group on this machine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def run_in_group(nproc: int, threads: int, what: str, function: Callable[..., An
 
     Args:
         threads: CPU threads per process.
-        what: description for the error message.
+        what: benchmarked case, for the error message, for instance `4 processes`.
 
     Raises:
         TrainingFailure: a process died.
@@ -32,7 +32,9 @@ def run_in_group(nproc: int, threads: int, what: str, function: Callable[..., An
     with tempfile.TemporaryDirectory() as folder:
         processes = [
             context.Process(
-                target=_rank, args=(rank, nproc, threads, folder, sender, function, arguments), daemon=True
+                target=_run_rank,
+                args=(rank, nproc, threads, folder, sender, function, arguments),
+                daemon=True,
             )
             for rank in range(nproc)
         ]
@@ -42,13 +44,15 @@ def run_in_group(nproc: int, threads: int, what: str, function: Callable[..., An
         try:
             return receiver.recv()
         except EOFError:
-            raise TrainingFailure(f"a benchmark process died with {what} (out of memory?)") from None
+            raise TrainingFailure(
+                f"a benchmark process died while measuring {what} (out of memory?)"
+            ) from None
         finally:
             for process in processes:
                 process.join(60)
 
 
-def _rank(
+def _run_rank(
     rank: int,
     nproc: int,
     threads: int,

@@ -1,4 +1,4 @@
-"""`dl2pa bench NAME`: measure a part of the program and print ratios with hardware and versions."""
+"""`dl2pa bench NAME`: measure a part of the program and print the result with hardware and versions."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ log = logging.getLogger(__name__)
 
 Rows = list[dict[str, Any]]
 Measured = tuple[dict[str, float], Rows, dict[str, Rows]]
-"""Ratios, rows, and further named groups of rows."""
+"""Result of a benchmark: ratios by name, a table as rows, and further tables by name."""
 COMPILE: dict[str, Any] = {"off": False, "on": True, "graphs": "graphs"}
+"""Maps a value of `--compile` to the value of `train.compile`."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,8 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     names = parser.add_subparsers(dest="name", required=True, metavar="NAME", parser_class=type(parser))
     for name, (text, add, _) in BENCHMARKS.items():
         benchmark = names.add_parser(name, help=text, description=text)
-        add_json(benchmark, default=argparse.SUPPRESS)  # the default is that of `dl2pa bench --json`
-        benchmark.add_argument("--rounds", type=int, default=5, metavar="N", help="number of rounds (5)")
+        add_json(benchmark, default=argparse.SUPPRESS)  # keep the value of `dl2pa bench --json NAME`
+        benchmark.add_argument("--rounds", type=int, default=5, metavar="N", help="number of repetitions (5)")
         add(benchmark)
 
 
@@ -71,14 +72,16 @@ def measure(
 
 
 def add_steps(parser: argparse.ArgumentParser, model: str) -> None:
-    """Add the options of a benchmark that takes training steps."""
+    """Add the options of a benchmark that measures training steps."""
     parser.add_argument("--models", default=model, metavar="LIST", help=f"backbones ({model})")
     parser.add_argument("--batch-size", type=int, default=128, metavar="N", help="global batch size (128)")
-    parser.add_argument("--steps", type=int, default=20, metavar="N", help="steps per turn (20)")
+    parser.add_argument(
+        "--steps", type=int, default=20, metavar="N", help="training steps per repetition (20)"
+    )
 
 
 def one_model(args: argparse.Namespace, known: Sequence[str] = tuple(BACKBONES)) -> str:
-    """Return the single backbone of `--models`."""
+    """Return the backbone of `--models` for benchmarks that accept only one."""
     return words("--models", args.models, known, limit=1)[0]
 
 
@@ -131,13 +134,13 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         "--loaders",
         default="synthetic",
         metavar="LIST",
-        help="synthetic, resident, dali, torchvision (synthetic)",
+        help="data loaders: synthetic, resident, dali, torchvision (synthetic)",
     )
     parser.add_argument(
-        "--data", type=nonempty_path, metavar="ROOT", help="image folder for dali and torchvision"
+        "--data", type=nonempty_path, metavar="ROOT", help="image folder for the loaders dali and torchvision"
     )
     parser.add_argument(
-        "--image-size", type=int, metavar="S", help="pixels (32 for CIFAR networks, else 224)"
+        "--image-size", type=int, metavar="S", help="image side in pixels (32 for CIFAR networks, else 224)"
     )
     parser.add_argument("--precision", metavar="LIST", help="fp32, bf16, fp16 (GPU: bf16, CPU: fp32)")
     parser.add_argument("--channels-last", default="on", metavar="LIST", help="on, off (on)")
@@ -145,14 +148,17 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-size", type=int, metavar="N", help="global batch size (128; ResNet-50 on a CPU: 8)"
     )
-    parser.add_argument("--steps", type=int, metavar="N", help="steps per turn (20; ResNet-50 on a CPU: 1)")
+    parser.add_argument(
+        "--steps", type=int, metavar="N", help="training steps per repetition (20; ResNet-50 on a CPU: 1)"
+    )
 
 
 def _train(args: argparse.Namespace, world: Any) -> Measured:
     from dl2pa.bench.train import LOADERS, PRECISIONS, TrainOptions, bench_train
 
     gpu = world.device.type == "cuda"
-    slow = args.models is None and not gpu  # ResNet-50 on a CPU: takes less than ten minutes
+    # Smaller defaults, so that ResNet-50 on a CPU takes less than 10 minutes.
+    slow = args.models is None and not gpu
     switch = ("off", "on")
     options = TrainOptions(
         models=words("--models", args.models or DEFAULT_BACKBONE, tuple(BACKBONES)),
@@ -171,11 +177,13 @@ def _train(args: argparse.Namespace, world: Any) -> Measured:
 
 def _add_pipeline(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--loaders", metavar="LIST", help="ours, native-dali, torchvision, synthetic (these four), packed"
+        "--loaders", metavar="LIST", help="ours, native-dali, torchvision, synthetic, packed (all but packed)"
     )
-    parser.add_argument("--data", type=nonempty_path, metavar="ROOT", help="image folder (generated JPEGs)")
+    parser.add_argument(
+        "--data", type=nonempty_path, metavar="ROOT", help="image folder (default: generated JPEGs)"
+    )
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="batch size (64)")
-    parser.add_argument("--steps", type=int, default=20, metavar="N", help="batches per turn (20)")
+    parser.add_argument("--steps", type=int, default=20, metavar="N", help="batches per repetition (20)")
 
 
 def _pipeline(args: argparse.Namespace, world: Any) -> Measured:
@@ -214,7 +222,7 @@ def _add_scaling(parser: argparse.ArgumentParser) -> None:
         "--step-ms",
         type=float,
         metavar="X",
-        help="step time of one GPU for the model of many GPUs (measured here)",
+        help="step time of one GPU in ms, for the estimate for many GPUs (default: measured on this machine)",
     )
 
 
@@ -243,9 +251,21 @@ def _classes(args: argparse.Namespace, world: Any) -> Measured:
 
 
 BENCHMARKS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callable[..., Measured]]] = {
-    "train": ("Training step: backbones, loaders, precision, compilation.", _add_train, _train),
-    "pipeline": ("Training batches from image files, compared with other loaders.", _add_pipeline, _pipeline),
-    "matching": ("Assignment update, compared with dense SciPy and lapx.", _add_matching, _matching),
-    "scaling": ("Training speed over the number of processes.", _add_scaling, _scaling),
-    "classes": ("Step time and memory over the number of classes.", _add_classes, _classes),
+    "train": (
+        "Speed of a training step for given backbones, loaders, precisions and compilation modes.",
+        _add_train,
+        _train,
+    ),
+    "pipeline": (
+        "Loading speed of training batches from image files, compared with other loaders.",
+        _add_pipeline,
+        _pipeline,
+    ),
+    "matching": (
+        "Time and memory of an assignment update, compared with the dense solvers of SciPy and lapx.",
+        _add_matching,
+        _matching,
+    ),
+    "scaling": ("Training speed for different numbers of processes.", _add_scaling, _scaling),
+    "classes": ("Step time and memory for different numbers of classes.", _add_classes, _classes),
 }

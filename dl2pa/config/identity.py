@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from dl2pa.config import Config, flatten
-from dl2pa.config.load import PLACES, with_current_names
+from dl2pa.config.load import LOCAL_KEYS, with_current_names
 from dl2pa.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -68,12 +68,12 @@ def run_identity(config: Config, epochs_done: int | None = None) -> Identity:
             flat[key] = getattr(config.method_defaults, name, None)
     if epochs_done is not None and epochs_done >= config.train.epochs:
         flat["train.max_steps"] = None
-    return {k: v for k, v in flat.items() if k != SEED and not k.startswith((*PLACES, *NEUTRAL))}
+    return {k: v for k, v in flat.items() if k != SEED and not k.startswith((*LOCAL_KEYS, *NEUTRAL))}
 
 
 def checkpoint_identity(config: Config) -> Identity:
     """Flat configuration stored in a checkpoint: without paths, resources and tracking."""
-    return {k: v for k, v in flatten(config).items() if not k.startswith(PLACES)}
+    return {k: v for k, v in flatten(config).items() if not k.startswith(LOCAL_KEYS)}
 
 
 def check_resumable(before: Mapping[str, Any], now: Identity) -> None:

@@ -17,7 +17,7 @@ from dl2pa.errors import UserError
 from dl2pa.redaction import redact_tree
 
 _MAX_DEPTH = 16
-PLACES = (
+LOCAL_KEYS = (
     "tracking.",
     "launch.",
     "checkpoint.",
@@ -32,30 +32,37 @@ PLACES = (
     "data.read_timeout_s",
     "train.profile",
 )
-"""Prefixes of keys that do not affect the result: paths, resources, tracking. The data set has its own fingerprint."""
+"""Prefixes of keys that do not affect the result: paths, resources, tracking.
+
+`data.root` is among them because the fingerprint of the data set detects other images.
+"""
 
 RENAMED_KEYS = {
     "train.log_every": "train.log_every_steps",
     "train.eval_every": "train.eval_every_epochs",
     "data.slow_read_s": "data.read_warn_s",
 }
-"""Former name of a key to its name; both in the same section."""
+"""Maps the former name of a key to its current name, in the same section."""
 
 REMOVED_KEYS = {
     "method.match.lag_steps": "Remove it: assignments of many classes are now solved within seconds."
 }
-"""Removed key to what to do. Configurations recorded by older versions may contain the key with value 0."""
+"""Maps a removed key to the remedy in the error message.
+
+Configurations recorded by older versions may contain the key with value 0.
+"""
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a configuration file, its bases and the command line's overrides.
+    """Read a configuration file and the files it extends, and apply the overrides of the command line.
 
     Args:
-        path: YAML file; its `base:` names one or several files that it extends, relative to itself.
+        path: YAML file; `base:` in it names the files that it extends, relative to its folder.
         overrides: `section.key=value`, with the value in YAML syntax.
 
     Raises:
-        UserError: a missing file, invalid YAML, an unknown key (with the nearest name) or an invalid value.
+        UserError: a missing file, invalid YAML, an unknown key (the message suggests the nearest name) or an invalid
+            value.
     """
     tree = _read_with_bases(Path(path), ())
     for text in overrides:
@@ -76,7 +83,7 @@ def with_current_names(tree: Mapping[str, Any], prefix: str = "") -> dict[str, A
 
     Args:
         tree: recorded configuration, nested or with dotted keys.
-        prefix: section of the tree, with a trailing dot.
+        prefix: section that `tree` is the content of, with a trailing dot; empty for the whole configuration.
     """
     result: dict[str, Any] = {}
     for key, value in tree.items():
@@ -97,13 +104,13 @@ def parse_config(tree: Mapping[str, Any]) -> Config:
 
 
 def dump_config(config: Config, *, redacted: bool = False) -> str:
-    """Resolved configuration as YAML, optionally without secrets."""
+    """Return the configuration with all defaults as YAML, optionally without secrets."""
     tree = config.model_dump(mode="json")
     return yaml.safe_dump(redact_tree(tree) if redacted else tree, sort_keys=False, default_flow_style=None)
 
 
 def flatten(config: Config) -> dict[str, Any]:
-    """Dotted key to value, for comparisons and for the MLflow parameters."""
+    """Return a flat dict of dotted keys and values, for comparisons and for the params in MLflow."""
     flat: dict[str, Any] = {}
 
     def walk(prefix: str, node: Any) -> None:
@@ -119,14 +126,14 @@ def flatten(config: Config) -> dict[str, Any]:
 
 def fingerprint(config: Config) -> str:
     """Hash (ten hexadecimal digits) of all keys that can change the result of a run."""
-    tree = {k: v for k, v in flatten(config).items() if not k.startswith(PLACES)}
+    tree = {k: v for k, v in flatten(config).items() if not k.startswith(LOCAL_KEYS)}
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:10]
 
 
-def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge nested mappings key by key; other values of `above` replace those of `below`."""
-    merged = dict(below)
-    for key, value in above.items():
+def merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge two nested mappings recursively; other values of `override` replace those of `base`."""
+    merged = dict(base)
+    for key, value in override.items():
         old = merged.get(key)
         if isinstance(old, Mapping) and isinstance(value, Mapping):
             merged[key] = merge(old, value)
@@ -153,7 +160,7 @@ def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """Safe loader, in C if PyYAML was built with libyaml."""
 _YAML_ERRORS = (yaml.YAMLError, OSError, ValueError, RecursionError)
-"""ValueError: an invalid date or number."""
+"""Errors of reading a YAML file; PyYAML raises ValueError for an invalid date or number."""
 _MAX_VALUES = 100_000
 
 

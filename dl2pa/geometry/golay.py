@@ -18,7 +18,10 @@ Integers = NDArray[np.int64]
 
 @cache
 def golay_code() -> Integers:
-    """The 4,096 words of the [24, 12, 8] code as 0 and 1: the quadratic residue code modulo 23 with a parity bit."""
+    """The 4,096 words of the [24, 12, 8] Golay code, entries 0 and 1, [4096, 24].
+
+    It is the quadratic residue code modulo 23, extended by a parity bit.
+    """
     residues = sorted({i * i % 23 for i in range(1, 23)})
     basis: list[int] = []
     for shift in range(23):
@@ -35,17 +38,21 @@ def golay_code() -> Integers:
 
 
 def octads() -> Integers:
-    """The 759 words of weight 8, the blocks of the Steiner system S(5, 8, 24)."""
+    """The 759 Golay code words of weight 8: the blocks of the Steiner system S(5, 8, 24), [759, 24]."""
     words = golay_code()
     return words[words.sum(axis=1) == 8]
 
 
 def higman_sims() -> Floats:
-    """100 points in R^22 with cosines −4/11 and 1/11: the Higman–Sims graph projected on its eigenspace of −8.
+    """100 points in R^22 with cosines −4/11 and 1/11: the Higman–Sims graph, projected.
 
-    The vertices are one extra point, the 22 points and the 77 blocks of S(3, 6, 22); the blocks are the octads that
-    contain two fixed points. As a module of M22 the eigenspace is the permutation module of the 22 points. So the
-    coordinates are a·1, b·1 + c·e_i and f·1 + g·1_B, where the cosines determine the five constants.
+    The projection is onto the eigenspace of the adjacency matrix for the eigenvalue −8, of dimension 22.
+
+    The vertices are one extra point, and the 22 points and 77 blocks of the Steiner system S(3, 6, 22). The blocks are
+    the octads that contain two fixed coordinates, without these coordinates. The Mathieu group M22 permutes the 22
+    points and acts on the eigenspace as on the 22 coordinates of R^22. So the vectors are a·1 for the extra
+    point, b·1 + c·e_i for point i and f·1 + g·1_B for block B, where 1 is the all-ones vector, e_i a basis vector and
+    1_B the indicator of B. The two cosines determine the constants a, b, c, f and g.
     """
     blocks = octads()
     hexads = blocks[(blocks[:, 22] == 1) & (blocks[:, 23] == 1)][:, :22]
@@ -58,10 +65,10 @@ def higman_sims() -> Floats:
 
 
 def leech_minimal_vectors() -> Integers:
-    """The 196,560 shortest vectors of the Leech lattice times √8, squared length 32, [196560, 24].
+    """The 196,560 shortest nonzero vectors of the Leech lattice, scaled by √8 to squared length 32, [196560, 24].
 
-    They have two coordinates ±4, or eight ±2 on an octad with an even number of minus signs, or one ∓3 and 23 ±1 with
-    the signs flipped on a word of the Golay code.
+    There are three kinds: two coordinates ±4, else 0; ±2 on an octad with an even number of minus signs, else 0; one
+    coordinate −3 and 23 coordinates 1, with the signs flipped where a word of the Golay code is 1.
     """
     signs = _even_signs(8)
     eights = np.zeros((759, 128, 24), dtype=np.int64)
@@ -72,10 +79,13 @@ def leech_minimal_vectors() -> Integers:
 
 
 def equiangular_276() -> tuple[Integers, Integers]:
-    """The 552 vectors ±v of 276 lines in R^23 with cosines ±1/5, integers [552, 24], and their common normal x.
+    """276 equiangular lines with cosines ±1/5 in a 23-dimensional subspace of R^24.
 
-    For a vector x of type 3 (squared length 48) the 552 shortest y with y·x = 24 form pairs {y, x − y}. The lines
-    have the directions 2y − x.
+    Let x be a Leech lattice vector of type 3, scaled by √8 to squared length 48. The 552 shortest lattice vectors y
+    with y·x = 24 form 276 pairs {y, x − y}. Each pair gives one line, with the opposite directions ±(2y − x).
+
+    Returns:
+        Both direction vectors of every line, integers [552, 24], and x, which is orthogonal to all of them, [24].
     """
     x = np.ones(24, dtype=np.int64)
     x[0] = 5
@@ -84,7 +94,7 @@ def equiangular_276() -> tuple[Integers, Integers]:
 
 
 def e8_roots() -> Integers:
-    """The 240 roots of E8 times 2, squared length 8: cosines ±1/2, 0 and −1, [240, 8]."""
+    """The 240 roots of E8, scaled by 2 to squared length 8, with cosines ±1/2, 0 and −1, [240, 8]."""
     return np.concatenate([_pairs(8, 2), _even_signs(8)])
 
 

@@ -112,11 +112,11 @@ def class_rows(
     c, targets_n, predicted_n = len(names), predictions.targets, predictions.predicted
     images, guesses = np.bincount(targets_n, minlength=c), np.bincount(predicted_n, minlength=c)
     hits = np.bincount(targets_n[targets_n == predicted_n], minlength=c)
-    near = np.bincount(targets_n[predictions.in_top5], minlength=c)
-    sure = np.bincount(targets_n, weights=predictions.confidence, minlength=c)
-    most: dict[int, Pair] = {}
+    top5_hits = np.bincount(targets_n[predictions.in_top5], minlength=c)
+    confidence_sums = np.bincount(targets_n, weights=predictions.confidence, minlength=c)
+    worst: dict[int, Pair] = {}
     for pair in worst_pairs(confuse(targets_n, predicted_n, c), len(targets_n)):
-        most.setdefault(pair.true, pair)
+        worst.setdefault(pair.true, pair)
 
     def rate(part: float, of: int) -> float | None:
         return 100.0 * part / of if of else None
@@ -129,11 +129,11 @@ def class_rows(
             trained=None if trained is None else int(trained[i]),
             images=int(images[i]),
             top1=rate(int(hits[i]), int(images[i])),
-            top5=rate(int(near[i]), int(images[i])),
+            top5=rate(int(top5_hits[i]), int(images[i])),
             precision=rate(int(hits[i]), int(guesses[i])),
-            confidence=rate(float(sure[i]), int(images[i])),
-            taken_for=names[most[i].predicted] if i in most else None,
-            taken_for_count=most[i].count if i in most else 0,
+            confidence=rate(float(confidence_sums[i]), int(images[i])),
+            taken_for=names[worst[i].predicted] if i in worst else None,
+            taken_for_count=worst[i].count if i in worst else 0,
         )
         for i in range(c)
     ]
@@ -160,11 +160,11 @@ def calibration(predictions: Predictions, bins: int) -> Calibration:
     hits = predictions.targets == predictions.predicted
     index = np.minimum((predictions.confidence * bins).astype(np.int64), bins - 1)
     count = np.bincount(index, minlength=bins)
-    sure = np.bincount(index, weights=predictions.confidence, minlength=bins)
-    right = np.bincount(index, weights=hits.astype(np.float64), minlength=bins)
-    error = 100.0 * float(np.abs(right - sure).sum()) / max(1, len(index))
+    confidence_sums = np.bincount(index, weights=predictions.confidence, minlength=bins)
+    correct = np.bincount(index, weights=hits.astype(np.float64), minlength=bins)
+    error = 100.0 * float(np.abs(correct - confidence_sums).sum()) / max(1, len(index))
     with np.errstate(invalid="ignore"):
-        return Calibration(count, sure / count, right / count, error)
+        return Calibration(count, confidence_sums / count, correct / count, error)
 
 
 def neighbors_together(confusion: Confusion) -> Labels:

@@ -1,4 +1,8 @@
-"""Comparison of two runs: configuration, data, code, machine and results relative to the noise of seeds."""
+"""Compare the configuration, data, code, machine and results of two runs.
+
+Differences between results are compared with the seed noise, the standard deviation over seeds. Runs have the same
+recipe if their configurations differ only in the seed and in settings that do not affect results.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from typing import Any
 
 from dl2pa.config import Config, flatten, load_recorded_config
 from dl2pa.config.identity import NEUTRAL, SEED, run_identity
-from dl2pa.config.load import PLACES
+from dl2pa.config.load import LOCAL_KEYS
 from dl2pa.errors import UserError
 from dl2pa.reporting.document import Block, Grid, Heading, Paragraph, code
 from dl2pa.reporting.groups import Group, group_runs
@@ -27,21 +31,24 @@ _CODE = ("git_commit", "git_dirty", *_VERSIONS)
 _MACHINE = ("device", "processor", "python", "world_size", "threads")
 _CONFIDENCE = 0.95
 _EXPLANATION = (
-    "Means are over all runs of a recipe that were found, one per seed. The seed noise is the standard deviation over "
-    "seeds, pooled over both recipes. The interval is Student's 95 % interval of the difference of the means (of "
-    "the two runs if they share a recipe). With one seed per recipe the noise is unknown."
+    "Runs have the same recipe if their configurations differ only in the seed and in settings that do not affect "
+    "results. A mean is over the runs found with the recipe of A or B, one run per seed. The seed noise is the "
+    "standard deviation over seeds, pooled over both recipes. The interval is Student's 95 % confidence interval of "
+    "the difference between the means or, if A and B have the same recipe, between the two runs. With one seed per "
+    "recipe the seed noise is unknown."
 )
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One metric of both runs and of their groups; a group is the run and the runs of its recipe with other seeds.
+    """One metric of both runs and of their groups. A group is a run and the runs of the same recipe with other seeds.
 
     Attributes:
         a, b: values of the two runs.
         mean, n: mean and size of each group.
         noise: pooled standard deviation over seeds; None if no group has two seeds.
-        interval: 95 % interval of the difference b - a: of the group means, or of the two runs if they share a recipe.
+        interval: 95 % interval of the difference between the group means or, for the same recipe, of b - a.
+        verdict: whether the difference exceeds the seed noise.
     """
 
     a: float
@@ -58,9 +65,10 @@ class Differences:
     """Content of ``report --compare``; as a dictionary, the JSON object of ``report --json``.
 
     Attributes:
-        same_recipe: of the settings that change results only the seed may differ.
-        neutral: settings that do not change results.
-        unknown: why the results cannot be compared; None if they can.
+        same_recipe: whether the two runs have the same recipe.
+        config, data, code, machine: differing settings that affect results, and other differences.
+        neutral: differing settings that do not affect results.
+        unknown: reason why the results cannot be compared; None if they can.
     """
 
     a: str
@@ -87,18 +95,18 @@ def compare_runs(first: Path, second: Path, below: Path | None = None) -> Differ
     """
     paths = find_runs([first, second], None)
     if len(paths) < 2:
-        raise UserError("--compare", str(second), "is the same run", "Give two different run directories.")
+        raise UserError("--compare", str(second), "is the same run as the first one", "Give two different run directories.")
     runs = [read_run(path) for path in paths]
     configs = [_config_of(path) for path in paths]
     environments = [next(reversed(RunDirectory(path).attempts()), {}) for path in paths]
     identities = [run_identity(config) for config in configs]
-    # The identity has the resolved values of defaults.
+    # In the identity, defaults that depend on the method are replaced by their values.
     flat = [{**flatten(c), **identity} for c, identity in zip(configs, identities, strict=True)]
     recipe = _differing(identities, {**identities[0], **identities[1]})
     data_keys = [key for key in recipe if key.startswith("data.")]
     fingerprints = [{"dl2pa.data": env.get("data_fingerprint")} for env in environments]
     sizes = [run.result.model_dump() for run in runs if isinstance(run, Run)]
-    neutral = [k for k in flat[0] if k.startswith((*PLACES, *NEUTRAL)) and not k.startswith("data.")]
+    neutral = [k for k in flat[0] if k.startswith((*LOCAL_KEYS, *NEUTRAL)) and not k.startswith("data.")]
     results, unknown = _results(runs, paths, below)
     return Differences(
         a=str(first),

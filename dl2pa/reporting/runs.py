@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dl2pa.config import Config, load_recorded_config
 from dl2pa.config.identity import NEUTRAL
-from dl2pa.config.load import PLACES, RENAMED_KEYS
+from dl2pa.config.load import LOCAL_KEYS, RENAMED_KEYS
 from dl2pa.errors import UserError
 from dl2pa.osutil import read_json
 from dl2pa.rundir import RunDirectory
@@ -131,7 +131,7 @@ def changed_between_attempts(spool: Path, config: Config) -> tuple[str, ...]:
 
     `train.max_steps` only ends a run; so does `train.epochs` unless the schedule depends on it.
     """
-    neutral = [*PLACES, *NEUTRAL, "train.max_steps"]
+    neutral = [*LOCAL_KEYS, *NEUTRAL, "train.max_steps"]
     if config.optim.schedule != "cosine":
         neutral.append("train.epochs")
     try:

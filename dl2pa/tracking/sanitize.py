@@ -1,4 +1,4 @@
-"""Convert names and values to a form that a tracking server accepts, without secrets."""
+"""Convert names and values to a form that MLflow accepts, and remove secrets."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MARKDOWN = re.compile(r"([\\*<]|\](?=[(\[:])|(?<!\w)_|_(?!\w))")
 
 
 def clean_name(name: str) -> str:
-    """Replace characters that MLflow does not accept in names; at most 250 characters."""
+    """Replace characters that MLflow does not accept in names, and truncate to 250 characters."""
     allowed = _NOT_ALLOWED.sub("_", str(name)).lstrip("/")
     normal = posixpath.normpath(allowed) if allowed else "unnamed"
     while normal.startswith(".."):
@@ -28,7 +28,7 @@ def clean_name(name: str) -> str:
 
 
 def clean_value(name: str, value: Any, limit: int) -> str:
-    """Convert ``value`` to text without secrets, truncated to ``limit`` characters with an ellipsis."""
+    """Convert ``value`` to text, remove secrets, and truncate it to ``limit`` characters with an ellipsis."""
     text = str(value)
     if isinstance(value, str) and text and is_secret_name(name):
         return HIDDEN
@@ -37,7 +37,7 @@ def clean_value(name: str, value: Any, limit: int) -> str:
 
 
 def clean_params(params: Mapping[str, Any]) -> dict[str, str]:
-    """Flatten nested params to dotted names; of two equal names, the first is kept."""
+    """Flatten nested params to dotted names and sanitize them; if two names become equal, keep the first."""
     cleaned: dict[str, str] = {}
     for name, value in _leaves(params, ""):
         cleaned.setdefault(clean_name(name), clean_value(name, value, MAX_PARAM))
@@ -50,7 +50,7 @@ def clean_tags(tags: Mapping[str, Any]) -> dict[str, str]:
 
 
 def encode_number(value: float) -> float | str:
-    """Encode a float for strict JSON: NaN and infinities become ``nan``, ``inf`` and ``-inf``."""
+    """Encode a float for strict JSON: NaN and infinities become the strings ``nan``, ``inf`` and ``-inf``."""
     number = float(value)
     return number if math.isfinite(number) else str(number)
 

@@ -95,7 +95,8 @@ def compare_runs(first: Path, second: Path, below: Path | None = None) -> Differ
     """
     paths = find_runs([first, second], None)
     if len(paths) < 2:
-        raise UserError("--compare", str(second), "is the same run as the first one", "Give two different run directories.")
+        message = "is the same run as the first one"
+        raise UserError("--compare", str(second), message, "Give two different run directories.")
     runs = [read_run(path) for path in paths]
     configs = [_config_of(path) for path in paths]
     environments = [next(reversed(RunDirectory(path).attempts()), {}) for path in paths]

@@ -33,11 +33,27 @@ _UNSUPPORTED = (
     (b"%PDF", "PDF"),
     (b"8BPS", "PSD"),
     (b"\x00\x00\x00\x0cjP", "JPEG 2000"),
+    (b"\xff\x4f\xff\x51", "JPEG 2000"),
+    (b"\x00\x00\x00\x0cJXL ", "JPEG XL"),
     (b"\xff\x0a", "JPEG XL"),
+    (b"\x00\x00\x01\x00", "ICO"),
+    *((b"P%d" % kind + space, "PNM") for kind in range(1, 7) for space in (b"\n", b" ")),
     (b"<svg", "SVG"),
     (b"<?xml", "XML"),
+    *((start, "HTML") for start in (b"<html", b"<HTML", b"<!doctype", b"<!DOCTYPE")),
+    (b"version https://git-lfs", "Git LFS pointer"),
+    (b"\x1f\x8b", "gzip"),
+    (b"\x28\xb5\x2f\xfd", "zstd"),
+    (b"\xfd7zXZ", "xz"),
+    (b"BZh", "bzip2"),
+    (b"PK\x03\x04", "zip"),
 )
-_BRANDS = {b"avif": "AVIF", b"heic": "HEIC", b"heix": "HEIC", b"mif1": "HEIF"}
+_BRANDS = {
+    **dict.fromkeys((b"avif", b"avis"), "AVIF"),
+    **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"), "HEIC"),
+    **dict.fromkeys((b"mif1", b"msf1"), "HEIF"),
+}
+_AN = ("A", "E", "HTML", "I", "SVG", "X", "xz")
 
 
 class BadImage(Exception):
@@ -71,10 +87,18 @@ def read_image_file(path: Path) -> bytes:
 
 
 def unsupported_format(data: bytes) -> str | None:
-    """Name of an unsupported image format recognized by the first bytes of a file, or None."""
+    """Name of an unsupported format recognized by the first bytes of a file, or None."""
     if data[4:8] == b"ftyp":
         return _BRANDS.get(data[8:12])
     return next((name for magic, name in _UNSUPPORTED if data.startswith(magic)), None)
+
+
+def why_not_an_image(data: bytes) -> str:
+    """Reason why a file is not a supported image, such as ``is a GIF file``."""
+    name = unsupported_format(data)
+    if name is not None:
+        return f"is {'an' if name.startswith(_AN) else 'a'} {name} file"
+    return "contains only zeros" if data and data.count(0) == len(data) else "is not an image"
 
 
 def check_pixels(height: int, width: int, length: int) -> None:
@@ -104,8 +128,7 @@ def open_image(data: bytes, length: int | None = None) -> Generator[Image.Image]
             check_pixels(image.height, image.width, len(data) if length is None else length)
             yield image
     except UnidentifiedImageError:
-        format_name = unsupported_format(data)
-        raise BadImage(f"is a {format_name} file" if format_name else "is not an image") from None
+        raise BadImage(why_not_an_image(data)) from None
     except (
         OSError,
         SyntaxError,

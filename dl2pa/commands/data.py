@@ -1,4 +1,4 @@
-"""`dl2pa data`: index a data set, and pack one into shards."""
+"""`dl2pa data`: index a data set, or pack it into shards."""
 
 from __future__ import annotations
 
@@ -30,21 +30,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action = actions.add_parser(name, help=summary, description=summary)
         add_json(action, default=argparse.SUPPRESS)  # the default is that of `dl2pa data --json`
         action.add_argument("root", type=nonempty_path, metavar="ROOT", help="folder of the data set")
-        action.add_argument("--workers", type=int, metavar="N", help="processes (default: number of cores)")
+        action.add_argument(
+            "--workers", type=int, metavar="N", help="number of processes (default: one per core)"
+        )
         return action
 
-    index = add("index", "List every image with its location, label and size, and find damaged images.")
+    index = add("index", "List every image with its location, label and size; report damaged images.")
     index.add_argument(
         "--out", type=nonempty_path, metavar="FILE", help="index file (default: ROOT/dl2pa.index)"
     )
-    pack = add("pack", "Copy an image folder into WebDataset tar shards with an index.")
-    pack.add_argument("out", type=nonempty_path, metavar="OUT", help="folder of the shards")
+    pack = add("pack", "Copy an image folder into tar shards in WebDataset format, with an index.")
+    pack.add_argument("out", type=nonempty_path, metavar="OUT", help="folder for the shards, new or empty")
     pack.add_argument(
-        "--short-side", type=int, metavar="PIXELS", help="downsample larger images to this size"
+        "--short-side",
+        type=int,
+        metavar="PIXELS",
+        help="resize images whose shorter side is larger to this shorter side",
     )
-    pack.add_argument(
-        "--quality", type=int, default=90, help="JPEG quality of downsampled images (default: 90)"
-    )
+    pack.add_argument("--quality", type=int, default=90, help="JPEG quality of resized images (default: 90)")
     pack.add_argument(
         "--shard-size",
         type=nonempty_text,
@@ -57,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     workers = args.workers if args.workers is not None else usable_cores()
     if workers < 1:
-        raise UserError("--workers", workers, "must be at least 1", "Set the number of processes.")
+        raise UserError("--workers", workers, "must be at least 1", "Set a positive number of processes.")
     try:
         return _index(args, workers) if args.action == "index" else _pack(args, workers)
     except KeyboardInterrupt:
@@ -67,13 +70,19 @@ def run(args: argparse.Namespace) -> int:
 
 def _index(args: argparse.Namespace, workers: int) -> int:
     from pipelines.datasets.build_index import build_index, default_out
+    from pipelines.datasets.shards import check_verified
 
     root: Path = args.root
     out: Path = args.out or default_out(root)
     start = time.monotonic()
+    check_verified(root, "ROOT")
     with _progress_bar("indexing") as progress:
         index = build_index(root, out, workers, progress)
-    result = {"index": str(out), **_describe(index, root), "seconds": round(time.monotonic() - start, 2)}
+    result = {
+        "index": str(out),
+        **_describe(index, index, root),
+        "seconds": round(time.monotonic() - start, 2),
+    }
     _print(result, args.json, f"Indexed {root}:")
     return 0
 
@@ -85,26 +94,33 @@ def _pack(args: argparse.Namespace, workers: int) -> int:
     if args.short_side is not None and args.short_side < 1:
         raise UserError("--short-side", args.short_side, "must be at least 1", "Set for example 256 pixels.")
     if not 1 <= args.quality <= 100:
-        raise UserError("--quality", args.quality, "is not a JPEG quality", "Set 1 to 100.")
+        raise UserError("--quality", args.quality, "is not a JPEG quality", "Set a value from 1 to 100.")
     options = PackOptions(args.short_side, args.quality, _bytes("--shard-size", args.shard_size))
     root: Path = args.root
     start = time.monotonic()
+    source = list_source(root)
     with _progress_bar("packing") as progress:
-        packed = pack(list_source(root), args.out, options, workers, progress)
+        packed = pack(source, args.out, options, workers, progress)
     result: dict[str, Any] = {
         "out": str(args.out),
         "shards": packed.shards,
         "gib_before": packed.bytes_in / 2**30,
         "gib_after": packed.bytes_out / 2**30,
-        **_describe(packed.index, args.out),
+        **_describe(packed.index, source, args.out),
         "not_resampled": packed.not_resized,
         "seconds": round(time.monotonic() - start, 2),
     }
-    _print(result, args.json, f"Packed and verified {root}; train with data.root={args.out}:")
+    _print(result, args.json, f"Packed {root} and verified the shards; train with data.root={args.out}:")
     return 0
 
 
-def _describe(index: Index, root: Path) -> dict[str, Any]:
+def _describe(index: Index, source: Index, root: Path) -> dict[str, Any]:
+    """Counts, problems and skipped files of an index.
+
+    Args:
+        source: the index of the files that were listed.
+        root: the folder that the paths of problems are relative to.
+    """
     from pipelines.datasets.build_index import problems_of
 
     problems = list(problems_of(index, root))
@@ -115,18 +131,36 @@ def _describe(index: Index, root: Path) -> dict[str, Any]:
         "classes": len(index.classes),
         "fingerprint": {name: table.fingerprint for name, table in tables.items()},
         "problem_counts": dict(counts),
+        "skipped": {name: split.table.skipped.as_dict() for name, split in source.splits.items()},
+        "warnings": _warnings(index, source),
         "problems": problems,
     }
+
+
+def _warnings(index: Index, source: Index) -> list[str]:
+    """Classes without images and skipped files, one text each."""
+    from pipelines.datasets.classes import empty_classes
+
+    texts: list[str] = []
+    for name, split in index.splits.items():
+        empty = empty_classes(split.table.labels, split.table.classes)
+        texts += [f"{name}: {empty}"] if empty else []
+        skipped = source.splits[name].table.skipped
+        texts += [f"{name}: skipped {skipped}"] if skipped.total else []
+    return texts
 
 
 def _print(result: dict[str, Any], as_json: bool, title: str) -> None:
     if as_json:
         say(result, True, "")
         return
-    rows = {k: _inline(v) if isinstance(v, dict) else v for k, v in result.items() if k != "problems"}
+    hidden = ("problems", "skipped", "warnings")
+    rows = {k: _inline(v) if isinstance(v, dict) else v for k, v in result.items() if k not in hidden}
     say({k: v if v != [] and v != "" else "none" for k, v in rows.items()}, False, title)
+    for warning in result["warnings"]:
+        note(f"  {warning}")
     for problem in result["problems"][:_MAX_SHOWN]:
-        note(f"  {problem['path']}: {problem['kinds']}")
+        note(f"  {problem['path']}: {problem['kinds']} ({problem['reason']})")
     if len(result["problems"]) > _MAX_SHOWN:
         note(f"  … and {len(result['problems']) - _MAX_SHOWN:,} more; --json lists all")
 
@@ -138,7 +172,7 @@ def _inline(values: dict[str, Any]) -> str:
 
 @contextmanager
 def _progress_bar(title: str) -> Generator[Callable[[int, int], None]]:
-    """A progress bar, if standard error is a terminal."""
+    """Show a progress bar if standard error is a terminal; yields the function that updates it."""
     from tqdm import tqdm
 
     with tqdm(desc=title, leave=False, file=sys.stderr, disable=not sys.stderr.isatty()) as bar:
@@ -151,7 +185,7 @@ def _progress_bar(title: str) -> Generator[Callable[[int, int], None]]:
 
 
 def _bytes(option: str, text: str) -> int:
-    """Parse a size such as 1GiB, 500MB or a number of bytes."""
+    """Number of bytes of a size such as ``1GiB``, ``500MB`` or ``1000``."""
     number = text.rstrip("BbiIkKmMgG")
     unit = text[len(number) :].upper().removesuffix("B")
     try:

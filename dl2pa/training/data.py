@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -20,11 +21,14 @@ from dl2pa.specs import DATASETS
 from dl2pa.training.distributed import World
 from pipelines.batch import Pipeline
 from pipelines.build import Dataset, SyntheticDataset, build_pipeline, num_samples
-from pipelines.datasets import ArrayDataset, check_num_classes, has_digits, open_dataset
+from pipelines.datasets import ArrayDataset, ImageTable, check_num_classes, has_digits, open_dataset
+from pipelines.datasets.classes import empty_classes
 from pipelines.encoded import FaultLimits
 from pipelines.longtail import Group, class_groups
 from pipelines.sampler import EvalSampler, TrainSampler
 from pipelines.transforms import Transforms
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T", Transforms, FaultLimits)
 
@@ -101,6 +105,19 @@ def open_data(config: Config, world_size: int) -> DataSplits:
     splits = DataSplits(train, val, tuple(train.classes), groups_of(config, train))
     validate(config, world_size, sizes_of(splits))
     return splits
+
+
+def log_skipped(splits: DataSplits) -> None:
+    """Log the files that are not read, by reason, and the classes without training images."""
+    for name, dataset in (("training", splits.train), ("validation", splits.val)):
+        skipped = dataset.skipped if isinstance(dataset, ImageTable) else None
+        if skipped is not None and skipped.total:
+            level = logging.INFO if skipped.only_other_files else logging.WARNING
+            log.log(level, "%s data: skipped %s", name, skipped)
+    if not isinstance(splits.train, SyntheticDataset):
+        empty = empty_classes(splits.train.labels, splits.classes)
+        if empty is not None:
+            log.warning("training data: %s", empty)
 
 
 def sizes_of(splits: DataSplits) -> DataSizes:

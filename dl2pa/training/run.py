@@ -33,6 +33,7 @@ from dl2pa.training.data import (
     build_eval_pipeline,
     build_train_pipeline,
     class_counts,
+    log_skipped,
     open_data,
 )
 from dl2pa.training.display import Display
@@ -185,6 +186,7 @@ def _build(
     if world.is_main:
         for message in warnings(config, len(data.classes)):
             log.warning(message)
+        log_skipped(data)
     train_pipeline = build_train_pipeline(config, data.train, world)
     eval_pipeline = build_eval_pipeline(config, data.val, world)
     store = CheckpointStore(run.checkpoints, config.checkpoint.keep, config.checkpoint.keep_best)

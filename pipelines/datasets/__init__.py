@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from pkgutil import resolve_name
 
 from dl2pa.errors import UserError
 from pipelines.datasets.arrays import ArrayDataset, Split
-from pipelines.datasets.classes import check_num_classes, load_classes, nearest
+from pipelines.datasets.classes import ClassList, check_num_classes, load_classes, nearest
 from pipelines.datasets.digits import has_digits, write_digits
 from pipelines.datasets.folder import class_folders, index_folder, open_folders, split_root
 from pipelines.datasets.index import INDEX_NAME, Index, SplitIndex, open_index, with_classes
-from pipelines.datasets.shards import find_shards
+from pipelines.datasets.shards import check_verified, find_shards
 from pipelines.datasets.table import ImageTable, PathTable
 from pipelines.longtail import long_tail
 from pipelines.names import DATASETS, IMAGE_FOLDER
@@ -78,13 +79,13 @@ def open_dataset(
             f"Set data.imbalance=0.01 (published: 0.005, 0.01, 0.02), or data.dataset={full} for all images."
         )
         raise UserError("data.imbalance", None, f"is not set, but {name} is a long-tailed data set", remedy)
-    class_names = load_classes(classes)
+    class_list = None if classes is None else ClassList.load(classes)
     try:
         if split == "val" or imbalance is None:
-            return _open(name, root, val_root, class_names, split, index)
+            return _open(name, root, val_root, class_list, split, index)
         if long_tailed:
-            return _check_classes(resolve_name(long_tailed)(root, imbalance), name, class_names)
-        full_split = _open(name, root, val_root, class_names, split, index)
+            return _check_classes(resolve_name(long_tailed)(root, imbalance), name, class_list)
+        full_split = _open(name, root, val_root, class_list, split, index)
         return full_split.subset(long_tail(full_split.labels, full_split.classes, imbalance))
     except OSError as error:
         remedy = "Make it readable for the training user."
@@ -96,7 +97,7 @@ def _open(
     name: str,
     root: Path,
     val_root: Path | None,
-    classes: tuple[str, ...] | None,
+    classes: ClassList | None,
     split: Split,
     index: Path | None,
 ) -> ArrayDataset | ImageTable:
@@ -106,37 +107,58 @@ def _open(
     opener = resolve_name(spec.opener)
     if spec.layout == "arrays":
         return _check_classes(opener(root, split), name, classes)
-    return opener(root, split, classes)
+    return opener(root, split, None if classes is None else classes.names())
 
 
-def _check_classes(dataset: ArrayDataset, name: str, classes: tuple[str, ...] | None) -> ArrayDataset:
-    if classes is not None and classes != dataset.classes:
+def _check_classes(dataset: ArrayDataset, name: str, classes: ClassList | None) -> ArrayDataset:
+    names = None if classes is None else classes.names(lambda: dataset.classes)
+    if names is not None and names != dataset.classes:
         remedy = "Leave it out: the classes and their order are fixed."
-        raise UserError(
-            "data.classes", list(classes), f"is not the class list of data.dataset={name}", remedy
-        )
+        raise UserError("data.classes", list(names), f"is not the class list of data.dataset={name}", remedy)
     return dataset
 
 
 def _open_imagefolder(
-    root: Path, val_root: Path | None, classes: tuple[str, ...] | None, split: Split, index: Path | None
+    root: Path, val_root: Path | None, class_list: ClassList | None, split: Split, index: Path | None
 ) -> ImageTable:
     """Open a split from the index of its folder, else by listing the folder."""
-    base = val_root if split == "val" and val_root is not None else root
-    indexed = _open_index(base, index if base is root else None)
+    base, field = root, "data.root"
+    if split == "val" and val_root is not None:
+        base, field = val_root, "data.val_root"
+    separate = field == "data.val_root"
+    check_verified(base, field)
+    indexed = _open_index(base, None if separate else index)
     if indexed is None and find_shards(base):
         remedy = f"Create their index with `dl2pa data index {base}`."
-        raise UserError("data.root", str(base), "contains tar shards without an index", remedy)
+        raise UserError(field, str(base), "contains tar shards without an index", remedy)
+    classes = None
+    if class_list is not None:
+        classes = class_list.names(lambda: _classes_in_data(root, val_root, index))
     train_classes = None
-    if base is not root and classes is None:  # validation labels are those of training
+    if separate and classes is None:  # validation labels are those of training
         train_index = _open_index(root, index)
         train_classes = None if train_index is None else _split_of(*train_index, "train", True).table.classes
     if indexed is None:
         return open_folders(root, val_root, classes, split, train_classes)
-    if base is not root and classes is None and train_classes is None:
+    if separate and classes is None and train_classes is None:
         train_classes = tuple(class_folders(*split_root(root, val_root, "train")))
     table = _split_of(*indexed, split, val_root is not None).table
+    if len(table) == 0:
+        message = f"its split {split!r} contains no images{table.skipped.because()}"
+        raise UserError("data.index", str(indexed[1]), message, "Add images, and index the folder again.")
     return with_classes(table, classes or train_classes, indexed[1])
+
+
+def _classes_in_data(root: Path, val_root: Path | None, index: Path | None) -> set[str]:
+    """Class names of both splits, as far as they can be listed."""
+    names: set[str] = set()
+    for base, file in ((root, index), (val_root, None)):
+        indexed = None if base is None else _open_index(base, file)
+        names.update(indexed[0].classes if indexed is not None else ())
+    for split in ("train", "val"):
+        with suppress(UserError):
+            names.update(class_folders(*split_root(root, val_root, split)))
+    return names
 
 
 def _open_index(root: Path, index: Path | None) -> tuple[Index, Path] | None:

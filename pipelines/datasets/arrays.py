@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dl2pa.errors import UserError
+from pipelines.datasets.text import decode_text
 
 Split = Literal["train", "val"]
 """Split of a data set. ``val`` is the published test set of data sets without a validation set."""
@@ -100,9 +101,28 @@ def read_text(path: Path) -> str:
         UserError: it cannot be read or is not UTF-8 (``data.root``).
     """
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        return decode_text(path.read_bytes())
+    except (OSError, ValueError) as error:
         raise damaged(path, str(error)) from None
+
+
+def integers(path: Path, what: str, values: object) -> NDArray[np.int64]:
+    """Convert the integers of a file, perhaps stored as floating-point numbers.
+
+    Args:
+        what: the values, for the message: ``its 'labels'``.
+
+    Raises:
+        UserError: they are not integers (``data.root``).
+    """
+    try:
+        array = np.asarray(values)
+        result = array.astype(np.int64)
+    except (TypeError, ValueError) as error:
+        raise damaged(path, f"{what} are not integers") from error
+    if array.dtype.kind not in "iuf" or not np.array_equal(array, result):
+        raise damaged(path, f"{what} are not integers")
+    return result
 
 
 def damaged(path: Path, why: str) -> UserError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -16,20 +15,28 @@ from numpy.typing import NDArray
 
 from dl2pa.errors import UserError
 from dl2pa.osutil import replacing
-from pipelines.datasets.arrays import Split, read_text
-from pipelines.datasets.classes import load_classes
-from pipelines.datasets.folder import index_folder, open_folders
+from pipelines.datasets.arrays import Split
+from pipelines.datasets.classes import read_words, shard_classes
+from pipelines.datasets.folder import index_folder, is_split_folder, open_folders
 from pipelines.datasets.index import INDEX_NAME, Index, SplitIndex, open_index, write_index
-from pipelines.datasets.probe import Flag, Probe, probe
-from pipelines.datasets.shards import ShardContent, find_shards, labels_to_numbers, read_shard
+from pipelines.datasets.labels import number_labels
+from pipelines.datasets.probe import Flag, Probe, describe, probe
+from pipelines.datasets.shards import (
+    PACK_OPTIONS_NAME,
+    ShardContent,
+    find_shards,
+    read_shard,
+    skipped_next_to,
+)
+from pipelines.datasets.skipped import SkippedFiles
 from pipelines.datasets.table import ImageTable, Members, PathTable
 from pipelines.parallel import in_parallel
 
-CLASSES_NAME = "classes.json"
-"""Next to packed shards: class names in label order, each with its readable name."""
-
 _PIECE_SIZE = 4096
-_WORDS_FILES = ("LOC_synset_mapping.txt", "words.txt", "classes.txt")
+_MAX_READ_AGAIN = 1000
+"""Number of images whose damage is described from their content."""
+_PIECE_VERSION = 2
+"""Pieces of other versions are not continued."""
 
 Progress = Callable[[int, int], None]
 """Called with (done, total): images, or shards."""
@@ -96,19 +103,22 @@ def list_source(root: Path) -> Index:
         tables = _list_folders(root)
         splits = {name: SplitIndex(table, np.zeros(len(table), np.uint8)) for name, table in tables.items()}
         classes = next(iter(tables.values())).classes
-        index = Index(splits, classes, _read_words(root, classes))
+        index = Index(splits, classes, read_words(root, classes))
     if any(split.table.members is not None for split in index.splits.values()):
         raise already_packed
     return index
 
 
 def problems_of(index: Index, root: Path) -> Iterator[dict[str, str]]:
-    """Yield split, path relative to `root` (with the member name in a shard) and kinds of each flagged image."""
+    """Yield split, path relative to `root` (in a shard with the member name), kinds and reason of flagged images."""
+    num_read = 0
     for name, split in index.splits.items():
         for i in np.flatnonzero(split.flags).tolist():
             kinds = [str(flag.name).lower() for flag in Flag(int(split.flags[i]))]
             path = os.path.relpath(split.table.path(i), root)
-            yield {"half": name, "path": path, "kinds": ", ".join(kinds)}
+            reason = describe(split.table, i, Flag(int(split.flags[i])), read=num_read < _MAX_READ_AGAIN)
+            num_read += 1
+            yield {"half": name, "path": path, "kinds": ", ".join(kinds), "reason": reason}
 
 
 def _index_folders(root: Path, parts: Path, workers: int, progress: Progress) -> Index:
@@ -122,11 +132,11 @@ def _index_folders(root: Path, parts: Path, workers: int, progress: Progress) ->
         flags = np.concatenate([part["flags"] for part in stored])
         splits[name] = SplitIndex(replace(table, sizes=sizes), flags)
     classes = next(iter(tables.values())).classes
-    return Index(splits, classes, _read_words(root, classes))
+    return Index(splits, classes, read_words(root, classes))
 
 
 def _list_folders(root: Path) -> dict[str, ImageTable]:
-    if not (root / "train").is_dir():
+    if not is_split_folder(root / "train"):
         return {"all": index_folder(root, None, "ROOT")}
     splits: list[Split] = ["train", "val"] if (root / "val").is_dir() else ["train"]
     return {split: open_folders(root, None, None, split) for split in splits}
@@ -155,22 +165,29 @@ def _index_shards(
             digest = _digest(str(path), state.st_size, state.st_mtime_ns)
             pieces[name].append(_Piece(path.parent, PathTable.of([path.name]), None, parts / f"{digest}.npz"))
     _inspect(_inspect_shard, [p for each in pieces.values() for p in each], workers, progress)
-    classes = _read_classes(root)
-    contents = {name: [ShardContent(**_load(piece)) for piece in each] for name, each in pieces.items()}
+    contents = {name: [ShardContent.of(_load(piece)) for piece in each] for name, each in pieces.items()}
+    skipped = {name: SkippedFiles() for name in shards}
+    for name, each in contents.items():
+        for content in each:
+            skipped[name].update(content.skipped)
+        if not any(len(content.labels) for content in each):
+            message = f"its shards of the split {name!r} contain no images{skipped[name].because()}"
+            raise UserError("ROOT", str(root), message, "See docs/data.md for the contents of a shard.")
+    next(iter(skipped.values())).update(skipped_next_to(root, shards))
+    distinct = {label for each in contents.values() for content in each for label in content.labels}
+    classes = shard_classes(root, [label for label in distinct if isinstance(label, str)])
+    positions = (root / PACK_OPTIONS_NAME).is_file()
+    number_of = number_labels(distinct, classes, root, positions=positions)
     labels = {
-        name: labels_to_numbers([label for content in each for label in content.labels], classes, root)
+        name: np.array([number_of[label] for content in each for label in content.labels], dtype=np.int64)
         for name, each in contents.items()
     }
-    if not any(map(len, labels.values())):
-        raise UserError(
-            "ROOT", str(root), "its shards contain no images", "See docs/data.md for the contents of a shard."
-        )
     if classes is None:
-        classes = tuple(
-            str(k) for k in range(1 + max(int(part.max()) for part in labels.values() if len(part)))
-        )
-    splits = {name: _join(pieces[name], contents[name], labels[name], classes) for name in shards}
-    return Index(splits, classes, _read_words(root, classes))
+        classes = tuple(str(k) for k in range(1 + max(number_of.values())))
+    splits = {
+        name: _join(pieces[name], contents[name], labels[name], classes, skipped[name]) for name in shards
+    }
+    return Index(splits, classes, read_words(root, classes))
 
 
 def _join(
@@ -178,6 +195,7 @@ def _join(
     contents: Sequence[ShardContent],
     labels: NDArray[np.int64],
     classes: tuple[str, ...],
+    skipped: SkippedFiles,
 ) -> SplitIndex:
     counts = [len(content.labels) for content in contents]
     members = Members(
@@ -188,7 +206,8 @@ def _join(
     files = PathTable.of(piece.names[0] for piece in pieces)
     table = ImageTable.of(pieces[0].root, files, lengths, labels, classes, members)
     sizes = np.concatenate([content.sizes for content in contents])
-    return SplitIndex(replace(table, sizes=sizes), np.concatenate([content.flags for content in contents]))
+    table = replace(table, sizes=sizes, skipped=skipped)
+    return SplitIndex(table, np.concatenate([content.flags for content in contents]))
 
 
 def _inspect(work: Callable[[_Piece], int], pieces: list[_Piece], workers: int, progress: Progress) -> None:
@@ -223,7 +242,7 @@ def _inspect_image(path: Path, length: int) -> Probe:
 
 
 def _inspect_shard(piece: _Piece) -> int:
-    _store(piece, vars(read_shard(piece.root / piece.names[0])))
+    _store(piece, read_shard(piece.root / piece.names[0]).columns())
     return 1
 
 
@@ -234,42 +253,11 @@ def _store(piece: _Piece, columns: dict[str, Any]) -> None:
 
 def _load(piece: _Piece) -> dict[str, Any]:
     with np.load(piece.result) as stored:
-        return {key: stored[key].tolist() if key == "labels" else stored[key] for key in stored}
+        return {key: stored[key] for key in stored}
 
 
 def _digest(*about: object) -> str:
-    return hashlib.sha256(repr(about).encode()).hexdigest()[:32]
-
-
-def _read_classes(root: Path) -> tuple[str, ...] | None:
-    """Class names of shards in label order: the keys of classes.json, or classes.txt; None without either."""
-    if (root / CLASSES_NAME).is_file():
-        return tuple(_read_json(root / CLASSES_NAME))
-    file = root / "classes.txt"
-    return load_classes(file) if file.is_file() else None
-
-
-def _read_json(file: Path) -> dict[str, str]:
-    try:
-        content: object = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
-        raise UserError("ROOT", str(file), f"cannot be read ({error})", "Restore it.") from None
-    if not isinstance(content, dict):
-        raise UserError("ROOT", str(file), "is not a JSON object", "Write {class: words} in label order.")
-    return {str(key): str(value) for key, value in content.items()}
-
-
-def _read_words(root: Path, classes: Sequence[str]) -> dict[str, str]:
-    """Readable class names, from files such as ImageNet's: ``n01440764 tench, Tinca tinca``."""
-    if (root / CLASSES_NAME).is_file():
-        return {key: words for key, words in _read_json(root / CLASSES_NAME).items() if words}
-    for name in _WORDS_FILES:
-        if (root / name).is_file():
-            lines = read_text(root / name).splitlines()
-            split = (line.split(maxsplit=1) for line in lines)
-            words = {parts[0]: parts[1].strip() for parts in split if len(parts) == 2}
-            return {key: words[key] for key in classes if key in words}
-    return {}
+    return hashlib.sha256(repr((_PIECE_VERSION, *about)).encode()).hexdigest()[:32]
 
 
 def default_out(root: Path) -> Path:

@@ -14,7 +14,15 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.datasets.arrays import ArrayDataset, Split, array_dataset, damaged, require, subfolder
+from pipelines.datasets.arrays import (
+    ArrayDataset,
+    Split,
+    array_dataset,
+    damaged,
+    integers,
+    require,
+    subfolder,
+)
 
 _ROW = 3 * 32 * 32
 _SOURCE = "(the official Python version)"
@@ -30,11 +38,18 @@ def _latin1(text: str, encoding: str) -> bytes:
 
 
 _RECONSTRUCT = np.empty(0).__reduce__()[0]
-_ALLOWED = {
+_FROM_BUFFER = np.zeros(1).__reduce_ex__(5)[0]
+_SCALAR = np.int64(0).__reduce__()[0]
+_ALLOWED: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
     ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
     ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
+    # Files that were saved again, perhaps with pickle protocol 5.
+    ("numpy.core.numeric", "_frombuffer"): _FROM_BUFFER,
+    ("numpy._core.numeric", "_frombuffer"): _FROM_BUFFER,
+    ("numpy.core.multiarray", "scalar"): _SCALAR,
+    ("numpy._core.multiarray", "scalar"): _SCALAR,
     # Python 3 writes bytes like this at pickle protocol 2, in files that were saved again.
     ("_codecs", "encode"): _latin1,
 }
@@ -82,7 +97,7 @@ def load_cifar100(root: Path, split: Split) -> ArrayDataset:
 
 
 def _load(folder: Path, paths: list[Path], label_key: str, meta: Path, names_key: str) -> ArrayDataset:
-    classes = tuple(str(name) for name in _field(meta, _unpickle(meta), names_key))
+    classes = tuple(_text(meta, name) for name in _field(meta, _unpickle(meta), names_key))
     batches = [_batch(path, label_key) for path in paths]
     images = np.concatenate([rows.reshape(-1, 3, 32, 32) for rows, _ in batches]).transpose(0, 2, 3, 1)
     labels = np.concatenate([labels for _, labels in batches])
@@ -95,14 +110,16 @@ def _batch(path: Path, label_key: str) -> tuple[NDArray[np.uint8], NDArray[np.in
     rows: object = _field(path, content, "data")
     if not isinstance(rows, np.ndarray) or rows.dtype != np.uint8 or rows.shape[1:] != (_ROW,):
         raise damaged(path, f"its 'data' is not an array of bytes of shape [n, {_ROW}]")
-    values = _field(path, content, label_key)
-    try:
-        labels = np.asarray(values, dtype=np.int64)
-    except (TypeError, ValueError) as error:
-        raise damaged(path, f"its {label_key!r} are not integers") from error
+    labels = integers(path, f"its {label_key!r}", _field(path, content, label_key))
     if labels.shape != (len(rows),):
         raise damaged(path, f"it contains {len(rows):,} images and {labels.size:,} labels")
     return rows, labels
+
+
+def _text(path: Path, name: object) -> str:
+    if not isinstance(name, str | bytes):
+        raise damaged(path, f"its class name {name!r} is not text")
+    return name.decode("latin1") if isinstance(name, bytes) else name
 
 
 def _field(path: Path, content: dict[str, Any], key: str) -> Any:
@@ -128,4 +145,6 @@ def _unpickle(path: Path) -> dict[str, Any]:
         raise damaged(path, str(error) or type(error).__name__) from error
     if not isinstance(content, dict):
         raise damaged(path, f"it contains a {type(content).__name__}, not a dictionary")
-    return cast(dict[str, Any], content)
+    # A file that was read with bytes as keys, and saved again.
+    pairs = cast(dict[object, Any], content).items()
+    return {key.decode("latin1") if isinstance(key, bytes) else str(key): value for key, value in pairs}

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dl2pa.errors import UserError
+from dl2pa.osutil import read_json
 from pipelines.datasets.arrays import Split
 from pipelines.datasets.folder import index_folder
 from pipelines.datasets.table import ImageTable
@@ -127,6 +128,6 @@ def _check_free(root: Path) -> None:
 
 
 def _warn_if_different(root: Path, settings: dict[str, int]) -> None:
-    written = json.loads((root / _MARKER).read_text(encoding="utf-8"))
+    written = read_json(root / _MARKER)
     if written != settings:
         log.warning("%s was written with %s and is left unchanged; requested %s", root, written, settings)

@@ -4,7 +4,7 @@ An index is a safetensors file. For each split (``train`` and ``val``, or ``all`
 columns ``names`` (uint8, concatenated UTF-8 paths), ``ends`` (int64, end of each path in ``names``), ``lengths`` and
 ``labels`` (int64 [N]), ``sizes`` (int32 [N, 2], height and width), ``flags`` (uint8 [N], see ``probe.Flag``), and for
 tar shards ``shards`` (int32 [N]) and ``offsets`` (int64 [N]). The metadata is one JSON text: format name, classes,
-readable class names, and per split (key ``halves``) its folder and fingerprint.
+readable class names, and per split (key ``halves``) its folder, fingerprint and skipped files.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from dl2pa.errors import UserError
 from dl2pa.osutil import replacing
 from pipelines.datasets.classes import check_known
+from pipelines.datasets.skipped import SkippedFiles
 from pipelines.datasets.table import ImageTable, Members, PathTable
 
 INDEX_NAME = "dl2pa.index"
@@ -63,11 +64,12 @@ def write_index(file: Path, root: Path, index: Index) -> None:
     from safetensors.numpy import save_file
 
     columns: dict[str, NDArray[Any]] = {}
-    folders: dict[str, dict[str, str]] = {}
+    folders: dict[str, dict[str, Any]] = {}
     for name, split in index.splits.items():
         table = split.table
         folder = os.path.relpath(table.root, root)
         folders[name] = {"folder": "" if folder == "." else folder, "fingerprint": table.fingerprint}
+        folders[name]["skipped"] = table.skipped.as_dict()
         sizes = table.sizes if table.sizes is not None else np.zeros((len(table), 2), np.int32)
         parts: dict[str, Any] = {
             "names": np.frombuffer(table.files.blob, dtype=np.uint8),
@@ -110,7 +112,7 @@ def open_index(file: Path, root: Path) -> Index:
 
 
 def _read_split(
-    name: str, about: dict[str, str], columns: dict[str, NDArray[Any]], root: Path, classes: tuple[str, ...]
+    name: str, about: dict[str, Any], columns: dict[str, NDArray[Any]], root: Path, classes: tuple[str, ...]
 ) -> SplitIndex:
     """One split from its columns; errors of damaged columns are converted by `open_index`."""
     part = {key.partition("/")[2]: column for key, column in columns.items() if key.startswith(f"{name}/")}
@@ -126,6 +128,7 @@ def _read_split(
         _text(about["fingerprint"]),
         members,
         part["sizes"],
+        SkippedFiles.of(about.get("skipped", {})),
     )
     per_image = ("lengths", "labels", "sizes", "flags") + (("shards", "offsets") if members else ())
     if any(len(part[key]) != count for key in per_image) or part["sizes"].shape != (count, 2):

@@ -2,7 +2,7 @@
 
 The shards keep the order of the folder, so the same (seed, epoch, step) gives the same images. All shards are planned
 before the first is written. Each shard is written to a temporary file, read back, compared and renamed; an interrupted
-packing continues with the missing shards.
+packing continues with the missing shards. Until the whole packing is verified, a marker file forbids training on it.
 """
 
 from __future__ import annotations
@@ -21,14 +21,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dl2pa.errors import UserError
-from pipelines.datasets.build_index import CLASSES_NAME, build_index
+from dl2pa.osutil import write_atomically
+from pipelines.datasets.build_index import build_index
+from pipelines.datasets.classes import CLASSES_NAME
 from pipelines.datasets.index import INDEX_NAME, Index
+from pipelines.datasets.probe import UNUSABLE
+from pipelines.datasets.shards import PACK_OPTIONS_NAME, UNVERIFIED_NAME
 from pipelines.datasets.table import ImageTable, PathTable
 from pipelines.header import image_size
 from pipelines.images import BadImage, open_image
 from pipelines.parallel import in_parallel
 
-_OPTIONS_NAME = "pack.json"
 _NUM_SAMPLED = 64
 _MEMBER = 1024  # header and average padding of a member, in bytes; an image and its label are two members
 
@@ -98,6 +101,7 @@ def pack(
         progress(done, total)
     index = build_index(out, out / INDEX_NAME, workers)
     not_resized = _compare(source, index, out, options)
+    (out / UNVERIFIED_NAME).unlink(missing_ok=True)
     bytes_in = sum(int(split.table.lengths.sum()) for split in source.splits.values())
     bytes_out = sum(shard.target.stat().st_size for shard in shards)
     return PackResult(index, total, bytes_in, bytes_out, len(shards), not_resized)
@@ -107,7 +111,8 @@ def _prepare(out: Path, source: Index, options: PackOptions) -> None:
     """Create `out`, or check that it is from an earlier attempt with the same source and options."""
     fingerprints = {name: split.table.fingerprint for name, split in source.splits.items()}
     options_text = json.dumps({"source": fingerprints, **asdict(options)}, indent=1) + "\n"
-    file = out / _OPTIONS_NAME
+    file = out / PACK_OPTIONS_NAME
+    words = {name: source.words.get(name, "") for name in source.classes}
     try:
         out.mkdir(parents=True, exist_ok=True)
         if file.exists():
@@ -116,12 +121,12 @@ def _prepare(out: Path, source: Index, options: PackOptions) -> None:
                 raise UserError(
                     "OUT", str(out), message, "Specify an empty folder, or the same images and options."
                 )
-        elif any(out.iterdir()):
+        elif any(not path.name.startswith(".") and path.name != UNVERIFIED_NAME for path in out.iterdir()):
             raise UserError("OUT", str(out), "is not empty", "Specify a new or an empty folder.")
-        else:
-            file.write_text(options_text, encoding="utf-8")
-            words = {name: source.words.get(name, "") for name in source.classes}
-            (out / CLASSES_NAME).write_text(json.dumps(words, indent=1) + "\n", encoding="utf-8")
+        # First, because the shards of an interrupted or failed packing must not be used.
+        write_atomically(out / UNVERIFIED_NAME, "Removed when the shards are complete and verified.\n")
+        write_atomically(out / CLASSES_NAME, json.dumps(words, indent=1) + "\n")
+        write_atomically(file, options_text)
         for unfinished in out.glob(".*.tar"):
             unfinished.unlink()
     except OSError as error:
@@ -247,9 +252,12 @@ def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
 def _compare(source: Index, packed: Index, out: Path, options: PackOptions) -> list[str]:
     """Check that the packing has the images of the source; return the paths of undecodable images."""
     not_resized: list[str] = []
+    if packed.classes != source.classes:
+        message, remedy = "its class names are not those of the source", "Remove the folder and pack again."
+        raise UserError("OUT", str(out), message, remedy)
     for name, split in source.splits.items():
         before, after = split.table, packed.splits[name].table if name in packed.splits else None
-        same = after is not None and len(before) == len(after) and np.array_equal(before.labels, after.labels)
+        same = after is not None and np.array_equal(before.labels, after.labels)
         if same and after is not None and options.short_side is None:
             same = np.array_equal(before.lengths, after.lengths)
         if not same:
@@ -257,11 +265,8 @@ def _compare(source: Index, packed: Index, out: Path, options: PackOptions) -> l
             remedy = "Another program has changed them. Remove the folder and pack again."
             raise UserError("OUT", str(out), message, remedy)
         if options.short_side is not None:
-            not_resized += [str(before.path(i)) for i in _undecodable(packed.splits[name].flags)]
+            not_resized += [
+                str(before.path(i))
+                for i in np.flatnonzero(packed.splits[name].flags & int(UNUSABLE)).tolist()
+            ]
     return not_resized
-
-
-def _undecodable(flags: NDArray[np.uint8]) -> list[int]:
-    from pipelines.datasets.probe import UNUSABLE
-
-    return np.flatnonzero(flags & int(UNUSABLE)).tolist()

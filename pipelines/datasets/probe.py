@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import stat
 from enum import IntFlag
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from pipelines.header import image_size
-from pipelines.images import MAX_BYTES, BadImage, open_image
+from pipelines.images import MAX_BYTES, BadImage, open_image, why_not_an_image
+
+if TYPE_CHECKING:
+    from pipelines.datasets.table import ImageTable
 
 _HEAD = 1 << 16
 _TAIL = 64
@@ -36,6 +39,16 @@ class Flag(IntFlag):
     ROTATED = 64
 
 
+_TEXTS = {
+    Flag.EMPTY: "is empty",
+    Flag.TRUNCATED: "is truncated",
+    Flag.NOT_AN_IMAGE: "is not an image",
+    Flag.UNREADABLE: "cannot be read",
+    Flag.WRONG_EXTENSION: "has another format than its extension",
+    Flag.CMYK: "has four color channels",
+    Flag.ROTATED: "has a camera orientation",
+}
+_DETAILED = (Flag.NOT_AN_IMAGE, Flag.UNREADABLE)
 UNUSABLE = Flag.EMPTY | Flag.TRUNCATED | Flag.NOT_AN_IMAGE | Flag.UNREADABLE
 
 
@@ -83,6 +96,27 @@ def probe(handle: int, offset: int, length: int, name: str) -> Probe:
         return _probe_by_decoding(os.pread(handle, length, offset), length, name)
     except OSError:
         return Probe(0, 0, Flag.UNREADABLE)
+
+
+def describe(table: ImageTable, i: int, flags: Flag, *, read: bool) -> str:
+    """Properties and damage of image `i` as text, such as ``is a GIF file``.
+
+    Args:
+        read: read a damaged image again for a more detailed text.
+    """
+    return ", ".join(
+        _describe_content(table, i, _TEXTS[flag]) if read and flag in _DETAILED else _TEXTS[flag]
+        for flag in flags
+    )
+
+
+def _describe_content(table: ImageTable, i: int, text: str) -> str:
+    try:
+        return why_not_an_image(table.read(i))
+    except OSError as error:
+        return f"cannot be read: {error.strerror or error}"
+    except (BadImage, ValueError) as error:
+        return str(error) or text
 
 
 def _probe_by_decoding(data: bytes, length: int, name: str) -> Probe:

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from pipelines.datasets.arrays import ArrayDataset, Split, array_dataset, damaged, require, subfolder
+from dl2pa.errors import UserError
+from pipelines.datasets.arrays import (
+    ArrayDataset,
+    Split,
+    array_dataset,
+    damaged,
+    integers,
+    require,
+    subfolder,
+)
 from pipelines.longtail import long_tail_legacy
 
 _SOURCE = "{files}, the official cropped digits"
@@ -61,11 +71,23 @@ def _load(root: Path, part: Literal["train", "test", "extra"], source: str) -> A
     path = require(root, folder / f"{part}_32x32.mat", source)
     try:
         content = loadmat(path, variable_names=["X", "y"])
-        images = np.asarray(content["X"], dtype=np.uint8)
-        labels = np.asarray(content["y"], dtype=np.int64).reshape(-1)
+        images = _bytes_of(path, content["X"])
+        labels = integers(path, "its 'y'", content["y"]).reshape(-1)
+    except UserError:
+        raise
     except Exception as error:  # SciPy does not document its exceptions for damaged files.
         raise damaged(path, f"{type(error).__name__}: {error}") from error
     if images.ndim != 4 or images.shape[:3] != (32, 32, 3):
         raise damaged(path, f"its 'X' has shape {images.shape}, not (32, 32, 3, n)")
     labels = np.where(labels == 10, 0, labels)
     return array_dataset(images.transpose(3, 0, 1, 2), labels, _CLASSES, path)
+
+
+def _bytes_of(path: Path, stored: NDArray[Any]) -> NDArray[np.uint8]:
+    """Pixel values as bytes; in a file that was saved again they may be floating-point numbers."""
+    if stored.dtype == np.uint8:
+        return stored
+    values = stored.astype(np.uint8)
+    if not np.array_equal(values, stored):
+        raise damaged(path, "its 'X' contains values that are not integers from 0 to 255")
+    return values

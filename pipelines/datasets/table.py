@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pipelines.datasets.arrays import subset_fingerprint
+from pipelines.datasets.skipped import SkippedFiles
 from pipelines.images import read_image_file
 
 _MAX_OPEN = 512
@@ -107,6 +108,7 @@ class ImageTable:
         fingerprint: 16 hexadecimal digits that change with any path, offset, length or label, not with ``root``.
         members: location of the images in shards; None if image i is file i.
         sizes: int32 [N, 2], (height, width), zeros if the header could not be read; None if not inspected.
+        skipped: the files next to the images that are not read.
     """
 
     root: Path
@@ -117,6 +119,7 @@ class ImageTable:
     fingerprint: str
     members: Members | None = None
     sizes: NDArray[np.int32] | None = None
+    skipped: SkippedFiles = field(default_factory=SkippedFiles, repr=False)
     _open: _OpenFiles = field(default_factory=_OpenFiles, repr=False)
 
     @classmethod

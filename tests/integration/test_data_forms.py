@@ -83,6 +83,7 @@ def test_unreadable_validation_images_need_a_limit(
     assert len(damaged) == 2
     for path in damaged:
         path.write_bytes(path.read_bytes()[:-30])
+    (damaged[0].parent / "x.gif").write_bytes(b"GIF89a")
     changes = {"train": {"epochs": 1, "max_steps": 2}, "data": {"val_root": str(copy)}}
     refused = run_here(*train(1, "one", changes).command())
     assert refused.code == 2
@@ -91,6 +92,7 @@ def test_unreadable_validation_images_need_a_limit(
     finished = train(1, "two", changes).finish("data.max_bad_val_fraction=0.03")
     assert (finished.result["num_validated"], finished.result["num_missing"]) == (88, 2)
     assert "(2 unreadable images skipped)" in finished.error
+    assert f"validation data: skipped GIF image: 1 ({damaged[0].parent.name}/x.gif)" in finished.error
 
 
 def test_damaged_files_and_a_read_only_root_are_reported(digits: Path, tmp_path: Path) -> None:
@@ -100,7 +102,9 @@ def test_damaged_files_and_a_read_only_root_are_reported(digits: Path, tmp_path:
     first.write_bytes(b"")
     result = run_here("data", "index", copy, "--workers", "2", "--json")
     path = str(first.relative_to(copy))
-    assert result.result["problems"] == [{"half": "all", "path": path, "kinds": "empty"}]
+    assert result.result["problems"] == [
+        {"half": "all", "path": path, "kinds": "empty", "reason": "is empty"}
+    ]
     assert result.result["problem_counts"] == {"empty": 1}
     plain = run_here("data", "index", copy, "--workers", "1")
     assert f"{path}: empty" in plain.error

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
+import tarfile
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 SHARED = Path(__file__).resolve().parents[4] / "../shared/data"
 
@@ -51,7 +55,32 @@ def image_tree(tmp_path: Path) -> Callable[..., Path]:
             file = tmp_path / name / path
             assert file.is_relative_to(tmp_path)
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(path.encode())
+            file.write_bytes(path.encode("utf-8", "surrogateescape"))
         return tmp_path / name
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def picture() -> bytes:
+    """A small JPEG image."""
+    file = io.BytesIO()
+    Image.fromarray(np.arange(300, dtype=np.uint8).reshape(10, 10, 3)).save(file, "JPEG")
+    return file.getvalue()
+
+
+@pytest.fixture
+def tar_file(tmp_path: Path) -> Callable[..., Path]:
+    """Write a tar file: ``tar_file("data/train-0.tar", {"a.jpg": b"…", "a.cls": b"1"})``."""
+
+    def write(name: str, members: dict[str, bytes]) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tarfile.open(path, "w") as archive:
+            for key, content in members.items():
+                member = tarfile.TarInfo(key)
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+        return path
 
     return write

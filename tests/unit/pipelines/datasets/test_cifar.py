@@ -86,6 +86,35 @@ def test_files_of_python_3_and_numpy_1_can_be_read(cifar10: Path) -> None:
     assert load_cifar10(cifar10, "val").images[0, 0, 0].tolist() == [50, 100, 150]
 
 
+def bytes_keys(content: dict[str, Any]) -> dict[bytes, Any]:
+    """The content as it is after loading it with ``encoding="bytes"``."""
+    return {
+        key.encode(): [v.encode() if isinstance(v, str) else v for v in value]
+        if isinstance(value, list)
+        else value
+        for key, value in content.items()
+    }
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+@pytest.mark.parametrize("change", [dict, bytes_keys])
+def test_files_that_were_saved_again(cifar10: Path, protocol: int, change: Callable[..., Any]) -> None:
+    expected = load_cifar10(cifar10, "val")
+    for path in cifar10.iterdir():
+        content = pickle.loads(path.read_bytes())
+        path.write_bytes(pickle.dumps(change(content), protocol=protocol))
+    dataset = load_cifar10(cifar10, "val")
+    assert (dataset.classes, dataset.fingerprint) == (expected.classes, expected.fingerprint)
+
+
+@pytest.mark.parametrize("protocol", [2, 5])
+def test_labels_may_be_stored_as_numpy_numbers(cifar10: Path, protocol: int) -> None:
+    for labels in (np.array([3, 4]), [np.int64(3), np.int64(4)], [3.0, 4.0]):
+        content = pickle.dumps({"data": rows(2), "labels": labels}, protocol=protocol)
+        (cifar10 / "test_batch").write_bytes(content)
+        assert load_cifar10(cifar10, "val").labels.tolist() == [3, 4]
+
+
 def test_damaged_files(cifar10: Path) -> None:
     path = cifar10 / "data_batch_2"
     path.write_bytes(path.read_bytes()[:1000])
@@ -100,6 +129,8 @@ def test_damaged_files(cifar10: Path) -> None:
         ({"data": rows(2)}, "no 'labels'"),
         ({"data": rows(2), "labels": [0]}, "2 images and 1 labels"),
         ({"data": rows(2), "labels": ["cat", "dog"]}, "not integers"),
+        ({"data": rows(2), "labels": [0.5, 1.5]}, "not integers"),
+        ({"data": rows(2), "labels": [True, False]}, "not integers"),
         ({"data": rows(2).astype(np.float32), "labels": [0, 1]}, "not an array of bytes"),
         ({"data": rows(2)[:, :100], "labels": [0, 1]}, "not an array of bytes"),
         ({"data": rows(2), "labels": [0, 10]}, "from 0 to 10"),

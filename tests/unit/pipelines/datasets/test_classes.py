@@ -5,7 +5,10 @@ import numpy as np
 import pytest
 
 from dl2pa.errors import UserError
-from pipelines.datasets import ArrayDataset, check_num_classes, load_classes
+from pipelines.datasets import ArrayDataset, check_num_classes, load_classes, open_dataset
+from pipelines.datasets.build_index import build_index
+from pipelines.datasets.classes import ClassList, nearest, read_words
+from pipelines.datasets.index import INDEX_NAME
 
 FIVE = ArrayDataset(np.zeros((1, 2, 2, 3), np.uint8), np.zeros(1, np.int64), tuple("abcde"), "0" * 16)
 
@@ -27,6 +30,62 @@ def test_file_has_one_class_per_line(tmp_path: Path, as_type: Callable[[Path], s
     assert load_classes(as_type(file)) == ("n02", "n01", "n03")
 
 
+@pytest.mark.parametrize(
+    ("lines", "present", "names"),
+    [
+        ("n01 tench, Tinca tinca\nn02 goldfish", (), ("n01", "n02")),
+        ("polar bear\nbrown bear", (), ("polar", "brown")),
+        ("polar bear\nbrown bear", ("polar bear",), ("polar bear", "brown bear")),
+        ("golden retriever\ngolden eagle", (), ("golden retriever", "golden eagle")),
+        ("golden retriever\ta dog\ncat\ta pet", ("golden retriever",), ("golden retriever", "cat")),
+        ("1 001.Albatross\n2 002.Crow", ("001.Albatross", "002.Crow"), ("001.Albatross", "002.Crow")),
+        ("ant\u2028colony\rbee", ("ant\u2028colony",), ("ant\u2028colony", "bee")),
+    ],
+)
+def test_lines_of_several_words_are_read_as_in_the_data(
+    tmp_path: Path, lines: str, present: tuple[str, ...], names: tuple[str, ...]
+) -> None:
+    (tmp_path / "classes.txt").write_text(lines, encoding="utf-8")
+    assert ClassList.load(tmp_path / "classes.txt").names(lambda: present) == names
+
+
+@pytest.mark.parametrize("indexed", [False, True])
+def test_class_list_with_several_words_fits_the_folders(tmp_path: Path, indexed: bool) -> None:
+    root, file = tmp_path / "pets", tmp_path / "classes.txt"
+    for name in ("train/polar bear/1.jpg", "train/cat/2.jpg", "val/cat/3.jpg"):
+        (root / name).parent.mkdir(parents=True)
+        (root / name).write_bytes(b"image")
+    file.write_text("polar bear\ncat\n", encoding="utf-8")
+    if indexed:
+        build_index(root, root / INDEX_NAME, 1)
+    for split, labels in (("train", [1, 0]), ("val", [1])):
+        dataset = open_dataset("imagefolder", root, None, file, split)  # type: ignore[arg-type]
+        assert dataset.classes == ("polar bear", "cat")
+        assert dataset.labels.tolist() == labels
+
+
+def test_other_unicode_form_of_a_class_name_is_named() -> None:
+    assert (
+        nearest("cafe\u0301", ["cat", "caf\u00e9"])
+        == "; 'caf\u00e9' is the same text in another Unicode form"
+    )
+
+
+def test_utf_16_with_a_mark_is_read(tmp_path: Path) -> None:
+    (tmp_path / "classes.txt").write_bytes("gr\u00fcn\nrot".encode("utf-16"))
+    assert load_classes(tmp_path / "classes.txt") == ("gr\u00fcn", "rot")
+
+
+def test_word_list_that_is_not_utf_8_only_costs_the_readable_names(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "words.txt").write_bytes(b"ant caf\xe9\n")
+    assert read_words(tmp_path, ["ant"]) == {}
+    assert "words.txt: it is not UTF-8 text (byte 7)" in caplog.text
+    (tmp_path / "words.txt").write_bytes(b"\xef\xbb\xbfant an insect\n")
+    assert read_words(tmp_path, ["ant"]) == {"ant": "an insect"}
+
+
 def test_imagenet_synsets(shared_data: Callable[[str], Path]) -> None:
     classes = load_classes(shared_data("semantic/imagenet_synsets.txt"))
     assert classes is not None
@@ -41,7 +100,14 @@ def test_repeated_class_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(None, "No such file"), (b"# nothing\n\n", "contains no class names"), (b"\xff\xfe\x00", "not UTF-8")],
+    [
+        (None, "No such file"),
+        (b"# nothing\n\n", "contains no class names"),
+        (b"\xff\xfe\x00", "not UTF-8"),
+        (b"caf\xe9", "not UTF-8"),
+        (b"a\0b\0\n\0", "not text"),
+        (b"cat\0", "not text"),
+    ],
 )
 def test_invalid_file_is_refused(tmp_path: Path, content: bytes | None, words: str) -> None:
     file = tmp_path / "classes.txt"

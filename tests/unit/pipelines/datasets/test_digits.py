@@ -76,6 +76,13 @@ def test_complete_folder_is_left_unchanged(digits: Path, caplog: pytest.LogCaptu
         removed.write_bytes(content)
 
 
+def test_damaged_marker_is_no_traceback(few: None, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = write_digits(tmp_path / "digits")
+    (root / "digits.json").write_text("")
+    assert write_digits(root) == root
+    assert "left unchanged" in caplog.text
+
+
 def test_size_and_seed(few: None, tmp_path: Path) -> None:
     large, other = write_digits(tmp_path / "large", size=48), write_digits(tmp_path / "other", seed=1)
     assert Image.open(next((large / "train" / "0").iterdir())).size == (48, 48)

@@ -10,6 +10,9 @@ EXIT_USER_ERROR = 2
 EXIT_STOPPED = 75
 """Stopped on request; the same command resumes (EX_TEMPFAIL of sysexits)."""
 
+TRANSIENT_FIELDS = ("run-dir", "node name")
+"""Fields of user errors that another attempt may not have: a run directory in use becomes free when its owner ends."""
+
 _MAX_LENGTH = 1000
 """Maximum length of the value and of the reason in a message, in characters."""
 

@@ -25,6 +25,9 @@ CHECKPOINT_BEST = "best.json"
 CHECKPOINT_LATEST = "latest"
 """File in the run directory with the folder name of the latest checkpoint."""
 
+MODEL = "model.safetensors"
+"""File of a run directory or an export that contains the final model."""
+
 _CHECKPOINT_NAME = re.compile(r"step-(\d{9,})")
 _EARLY = {"cancelled", "checkpoints", "logs", "slurm", "stop"}
 """Names that a run directory can contain before its first attempt."""
@@ -39,6 +42,25 @@ def checkpoint_step(name: str) -> int | None:
     """Global step of a checkpoint's folder name; None for any other name."""
     match = _CHECKPOINT_NAME.fullmatch(name)
     return int(match[1]) if match else None
+
+
+def checkpoint_steps(folder: Path) -> list[int]:
+    """Steps of the complete checkpoints in a run's checkpoints folder, ascending."""
+    markers = folder.glob(f"step-*/{CHECKPOINT_MARKER}")
+    return sorted(step for m in markers if (step := checkpoint_step(m.parent.name)) is not None)
+
+
+def find_model_file(path: Path) -> Path:
+    """Return the model file of a run directory or an export; `path` may also be the file itself.
+
+    Raises:
+        UserError: there is no model file.
+    """
+    file = path / MODEL if path.is_dir() else path
+    if not file.is_file():
+        remedy = "Give a finished run, an export, or the model file."
+        raise UserError("model", str(path), f"contains no {MODEL}", remedy)
+    return file
 
 
 class RunDirectory:
@@ -58,7 +80,7 @@ class RunDirectory:
         self.matchings = root / "matchings.jsonl"
         self.pictures = root / "pictures"
         self.profile = root / "profile"
-        self.model = root / "model.safetensors"
+        self.model = root / MODEL
         self.result = root / "result.json"
         self.validation = root / "validation.json"
         self.predictions = root / "predictions.npz"
@@ -78,6 +100,7 @@ class RunDirectory:
         self.submission = root / "slurm"
         self.job = self.submission / "job.json"
         self.submitted_config = self.submission / "config.yaml"
+        self.accepted_config = self.submission / "accepted.yaml"
         self.submitted_diff = self.submission / "code.diff"
         self.submit_lock = self.submission / "submit.lock"
         self.sweep_log = self.logs / "sweep.log"
@@ -138,6 +161,28 @@ class RunDirectory:
         """Read the status; empty before the first attempt."""
         return read_json(self.status_file)
 
+    def is_accepted(self) -> bool:
+        """Whether the current attempt has passed every check: `environment.json` lists it."""
+        return self.last_attempt().get("attempt", 0) == self.status().get("attempt")
+
+    def last_attempt(self) -> dict[str, Any]:
+        """Environment and data of the last attempt that passed every check; empty before the first one."""
+        attempts = read_json(self.environment).get("attempts")
+        last = attempts[-1] if isinstance(attempts, list) and attempts else None
+        return last if isinstance(last, dict) else {}
+
+    def withdraw_attempt(self, before: dict[str, Any], message: str) -> None:
+        """Undo the status of an attempt that was refused before it started.
+
+        Args:
+            before: status before the attempt.
+            message: reason, which becomes that of a run that no attempt has started.
+        """
+        fields = {key: before.get(key) for key in ("state", "error", "pid")}
+        if not before.get("attempt"):
+            fields = {"state": "failed", "error": message}
+        self.write_status(**fields, attempt=before.get("attempt", 0))
+
     def write_status(self, **fields: Any) -> None:
         """Update fields of the status."""
         status = {**self.status(), **fields, "updated": time.time()}
@@ -175,9 +220,9 @@ class RunDirectory:
         """Error report of a node that failed before, or without, one of its ranks."""
         return self.logs / f"node-{node}.error.json"
 
-    def error_file(self, rank: int) -> Path:
-        """Error report of one training process."""
-        return self.logs / f"rank-{rank}.error.json"
+    def error_file(self, rank: int, *, refused: bool = False) -> Path:
+        """Error report of one training process; a refused attempt does not replace that of an earlier one."""
+        return self.logs / f"rank-{rank}{'.refused' if refused else ''}.error.json"
 
     def logged_ranks(self) -> list[int]:
         """Ranks that have a log, in order."""

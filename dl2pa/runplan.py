@@ -9,11 +9,18 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dl2pa.config import Config, fingerprint, load_config, load_recorded_config, merge, parse_config
+from dl2pa.config.identity import Identity, check_resumable, checkpoint_identity, data_identity
+from dl2pa.config.paths import expand_path
+from dl2pa.config.prototypes import check_source, needs_content_check
 from dl2pa.config.validate import validate
 from dl2pa.errors import UserError
-from dl2pa.rundir import RunDirectory
+from dl2pa.rundir import RunDirectory, checkpoint_steps
+
+if TYPE_CHECKING:
+    from dl2pa.training.data import DataSplits
 
 _RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
 _MAX_RUNS = 1000
@@ -111,19 +118,69 @@ def plan_runs(
     return plans
 
 
-def check_trainings(trainings: Iterable[tuple[Config, int]]) -> None:
+@dataclass(frozen=True)
+class DataFacts:
+    """Facts of an open data set that decide whether a run may continue on it."""
+
+    identity: Identity
+    num_train: int
+
+
+def facts_of(data: DataSplits) -> DataFacts:
+    """Facts of an open data set."""
+    from dl2pa.training.data import sizes_of
+
+    return DataFacts(data_identity(data.fingerprint, data.classes), sizes_of(data).num_train)
+
+
+def check_resume(plan: RunPlan, data: DataFacts | None = None) -> None:
+    """Refuse a run directory whose checkpoints the planned run cannot resume from.
+
+    The processes of the training check the same, against the checkpoint itself; here it costs them no attempt.
+
+    Args:
+        data: data set of the plan; None compares the configuration only.
+
+    Raises:
+        UserError: a change that is not allowed, or an end of training that the run has passed.
+    """
+    run, train = plan.directory, plan.config.train
+    steps = checkpoint_steps(run.checkpoints)
+    if not run.config.is_file() or not steps:
+        return
+    before = checkpoint_identity(load_recorded_config(run.config))
+    now = checkpoint_identity(plan.config)
+    attempt = run.last_attempt()
+    for key, recorded in (("data.fingerprint", "data_fingerprint"), ("data.classes", "data_classes")):
+        if data is not None and recorded in attempt:  # older versions did not record the classes
+            before[key], now[key] = attempt[recorded], data.identity[key]
+    check_resumable(before, now, quiet=True)
+    if train.max_steps is not None and train.max_steps < steps[-1]:
+        message, remedy = f"the run is already at step {steps[-1]}", f"Give at least {steps[-1]}."
+        raise UserError("train.max_steps", train.max_steps, message, remedy)
+    epochs = 0 if data is None else steps[-1] / (data.num_train // train.batch_size)
+    if epochs > train.epochs:
+        message, remedy = f"the run has done {epochs:.1f} epochs", f"Give at least {math.ceil(epochs)}."
+        raise UserError("train.epochs", train.epochs, message, remedy)
+
+
+def check_trainings(trainings: Iterable[tuple[Config, int]]) -> dict[str, DataFacts]:
     """Check each configuration against its data set. Configurations that share a data set open it once.
 
     Args:
         trainings: configurations, each with its world size.
 
+    Returns:
+        JSON text of each `data` section to the facts of its data set.
+
     Raises:
         UserError: naming the invalid field.
     """
-    from dl2pa.model.model import check_prototypes
     from dl2pa.training.data import open_data, sizes_of
 
+    facts: dict[str, DataFacts] = {}
     seen: set[str] = set()
+    contents: list[tuple[Config, int]] = []
     data, opened = None, ""
     for config, world_size in sorted(trainings, key=lambda pair: pair[0].data.model_dump_json()):
         tree = config.model_dump(mode="json")
@@ -134,9 +191,26 @@ def check_trainings(trainings: Iterable[tuple[Config, int]]) -> None:
         seen.add(key)
         if data is None or opened != config.data.model_dump_json():
             data, opened = open_data(config, world_size), config.data.model_dump_json()
+            facts[opened] = facts_of(data)
         else:
             validate(config, world_size, sizes_of(data))
-        check_prototypes(config, len(data.classes))
+        check_source(config, len(data.classes))
+        contents.append((config, len(data.classes)))
+    for config, num_classes in contents:  # imports torch, so it comes last
+        check_contents(config, num_classes)
+    return facts
+
+
+def check_contents(config: Config, num_classes: int) -> None:
+    """Check the content of prototype files, and `refit_cosine`; imports torch only if there is something to check.
+
+    Raises:
+        UserError: naming the invalid field.
+    """
+    if needs_content_check(config, num_classes):
+        from dl2pa.model.model import check_prototypes
+
+        check_prototypes(config, num_classes)
 
 
 def expand(
@@ -155,7 +229,7 @@ def expand(
     check_count(math.prod(len(axis) for axis in axes), option)
     specs: list[RunSpec] = []
     for combination in itertools.product(*axes):
-        files = [Path(value) for key, value in combination if key == "config"]
+        files = [Path(expand_path("config", value)) for key, value in combination if key == "config"]
         keys = [f"{key}={value}" for key, value in combination if key != "config"]
         varied = tuple(f"{key}={value}" for key, value in combination)
         specs.append(RunSpec(files[-1] if files else config_file, (*overrides, *keys), varied))
@@ -190,12 +264,21 @@ def _axis(text: str, option: str) -> list[tuple[str, str]]:
     return [(key, value) for value in listed]
 
 
+_QUOTED = re.compile(r"\"(?:\\.|[^\"\\])*\"|'(?:''|[^'])*'")
+
+
 def _split(values: str) -> Iterator[str]:
-    """Split at commas outside brackets."""
-    depth, start = 0, 0
-    for index, character in enumerate(values):
+    """Split at commas outside brackets and quoted text."""
+    depth, start, position = 0, 0, 0
+    while position < len(values):
+        character, before = values[position], values[start:position].rstrip()
+        quoted = _QUOTED.match(values, position)
+        if quoted and (not before or (depth and before[-1] in "[{,:")):
+            position = quoted.end()
+            continue
         depth += (character in "[{") - (character in "]}")
         if character == "," and depth == 0:
-            yield values[start:index]
-            start = index + 1
+            yield values[start:position]
+            start = position + 1
+        position += 1
     yield values[start:]

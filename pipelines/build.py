@@ -2,34 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
 from dl2pa.errors import UserError
 from pipelines.batch import Pipeline
+from pipelines.dataset import Dataset, SyntheticDataset
 from pipelines.datasets.arrays import ArrayDataset
 from pipelines.datasets.table import ImageTable
 from pipelines.encoded import FaultLimits, ImageReader
 from pipelines.sampler import Sampler
 from pipelines.transforms import Transforms
-
-
-@dataclass(frozen=True)
-class SyntheticDataset:
-    """A data set of generated images."""
-
-    num_samples: int
-    classes: tuple[str, ...]
-    fingerprint: str = "synthetic"
-
-
-Dataset = ArrayDataset | ImageTable | SyntheticDataset
-
-
-def num_samples(dataset: Dataset) -> int:
-    """Number of images in the data set."""
-    return dataset.num_samples if isinstance(dataset, SyntheticDataset) else len(dataset.labels)
 
 
 def build_pipeline(

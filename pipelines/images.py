@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dl2pa.errors import UserError
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -84,6 +86,25 @@ def read_image_file(path: Path) -> bytes:
             raise BadImage("is not a regular file")
         check_bytes(state.st_size)
         return file.read(state.st_size)
+
+
+def check_image_file(path: Path) -> None:
+    """Check that a file can be read and has the header of an image; its pixels are not decoded.
+
+    Raises:
+        UserError: the file cannot be read or is not an image.
+    """
+    try:
+        with open_image(read_image_file(path)):
+            pass
+    except (BadImage, OSError) as error:
+        raise unreadable_image(path, error) from None
+
+
+def unreadable_image(path: Path, error: Exception) -> UserError:
+    """Error of an image file that the user named."""
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return UserError("image", str(path), f"cannot be read ({reason})", "Give an image file.")
 
 
 def unsupported_format(data: bytes) -> str | None:

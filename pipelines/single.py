@@ -9,10 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dl2pa.errors import UserError
 from pipelines.decode_pillow import decode_image
 from pipelines.header import image_size as size_of
-from pipelines.images import BadImage, read_image_file
+from pipelines.images import BadImage, read_image_file, unreadable_image
 from pipelines.transforms import Transforms, draw_crop_params, finish
 
 
@@ -33,8 +32,7 @@ def load_image(
             std=std,
         )
     except (BadImage, OSError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise UserError("image", str(path), f"cannot be read ({reason})", "Give an image file.") from None
+        raise unreadable_image(path, error) from None
 
 
 def prepare_image(

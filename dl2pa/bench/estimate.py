@@ -21,7 +21,7 @@ from dl2pa.training.distributed import World
 from dl2pa.training.evaluate import evaluate
 from dl2pa.training.train_state import TrainState
 from pipelines.batch import Batch
-from pipelines.build import num_samples
+from pipelines.dataset import num_samples
 
 _WARM_UP = 3
 _LARGEST_BATCH = 2**16

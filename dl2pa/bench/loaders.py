@@ -24,7 +24,8 @@ from dl2pa.osutil import usable_cores
 from dl2pa.specs import IMAGE_FOLDER
 from dl2pa.training.data import build_transforms, open_split
 from pipelines.batch import Pipeline
-from pipelines.build import SyntheticDataset, build_pipeline
+from pipelines.build import build_pipeline
+from pipelines.dataset import SyntheticDataset
 from pipelines.datasets.folder import index_folder
 from pipelines.datasets.index import INDEX_NAME
 from pipelines.datasets.table import ImageTable

@@ -27,24 +27,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from dl2pa.bench.estimate import Target, estimate
     from dl2pa.config import load_config
     from dl2pa.training.data import open_data
-    from dl2pa.training.distributed import join_world
-    from dl2pa.training.environment import describe_environment
 
     for option in ("devices", "steps", "link", "price"):
         value = getattr(args, option)
         if value is not None and value <= 0:
             raise UserError(f"--{option}", value, "must be positive", "Give a positive number.")
     config = load_config(args.config, args.overrides)
-    world = join_world(config)
-    target = Target(args.devices, args.link, args.price)
     try:
         data = open_data(config, args.devices)
     except UserError as error:
         field = "--devices" if error.field == "launch.nproc" else error.field
         raise UserError(field, error.value, error.message, error.remedy) from None
+
+    # These import torch, so they come after the checks.
+    from dl2pa.bench.estimate import Target, estimate
+    from dl2pa.training.distributed import join_world
+    from dl2pa.training.environment import describe_environment
+
+    world = join_world(config)
+    target = Target(args.devices, args.link, args.price)
     result = estimate(config, data, world, target, args.steps)
     environment = describe_environment(world)
     result |= {"devices": args.devices, "n": args.steps}

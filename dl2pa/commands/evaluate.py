@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from dl2pa.config import Config
     from dl2pa.training.distributed import World
-    from pipelines.build import Dataset
+    from pipelines.dataset import Dataset
 
 
 _CHANGEABLE = ("data.", "launch.", "train.eval_batch_size", "train.precision", "train.channels_last")
@@ -33,18 +33,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from dl2pa.recorded_run import check_weights, load_run_config
     from dl2pa.training.data import build_eval_pipeline, open_split
-    from dl2pa.training.distributed import join_world
-    from dl2pa.training.evaluate import evaluate
-    from dl2pa.training.train_state import autocast
-    from dl2pa.training.weights import load_run_config, load_weights
 
     _check_overrides(args.overrides)
     config = load_run_config(args.run, args.overrides)
+    check_weights(args.run, args.checkpoint)
+    dataset = open_split(config, "val")
+
+    # These import torch, so they come after the checks.
+    from dl2pa.training.distributed import join_world
+    from dl2pa.training.evaluate import evaluate
+    from dl2pa.training.train_state import autocast
+    from dl2pa.training.weights import load_weights
+
     world = join_world(config)
     if args.embedding:
-        return _embedding(args, config, world)
-    dataset = open_split(config, "val")
+        return _embedding(args, config, world, dataset)
     classifier = load_weights(args.run, config, args.checkpoint).to(world.device)
     if list(dataset.classes) != classifier.classes:
         field = "data.val_root" if config.data.val_root else "data.root"
@@ -69,12 +74,13 @@ def _check_overrides(overrides: Sequence[str]) -> None:
             raise UserError(key, override.partition("=")[2], "has no effect on a trained model", remedy)
 
 
-def _embedding(args: argparse.Namespace, config: Config, world: World) -> int:
+def _embedding(args: argparse.Namespace, config: Config, world: World, val: Dataset) -> int:
     """Evaluate the embedding; a data set with other classes than those of training measures transfer."""
+    from dl2pa.recorded_run import load_run_config
     from dl2pa.training.data import build_eval_pipeline, open_split
     from dl2pa.training.embedding import embed, measure_quality
     from dl2pa.training.train_state import autocast
-    from dl2pa.training.weights import load_run_config, load_weights
+    from dl2pa.training.weights import load_weights
 
     weights = load_weights(args.run, load_run_config(args.run, []), args.checkpoint).to(world.device)
 
@@ -85,7 +91,7 @@ def _embedding(args: argparse.Namespace, config: Config, world: World) -> int:
         pipeline.close()
         return embeddings
 
-    train, val = open_split(config, "train"), open_split(config, "val")
+    train = open_split(config, "train")
     quality = measure_quality(*embed_split(train), *embed_split(val), len(train.classes))
     say(quality.metrics(), args.json, f"{args.run}, embedding:")
     return 0

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dl2pa.commands.options import add_checkpoint, add_run, nonempty_path
+from dl2pa.commands.options import add_checkpoint, add_run, check_output_folder, nonempty_path
 from dl2pa.commands.output import note, say
 from dl2pa.errors import UserError
 from dl2pa.osutil import replacing, write_atomically
@@ -39,14 +39,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from dl2pa.model.inference import load_classifier
-    from dl2pa.model.onnx_export import check_installed
-    from dl2pa.training.weights import load_run_config, model_file
+    from dl2pa.model.onnx_packages import check_installed
+    from dl2pa.recorded_run import check_weights, load_run_config
 
     config = load_run_config(args.run, ())
     if args.onnx:
         check_installed()
     out = args.out or RunDirectory(args.run).export
+    check_weights(args.run, args.checkpoint)
+    check_output_folder("--out", out)
+
+    # These import torch, so they come after the checks.
+    from dl2pa.model.inference import load_classifier
+    from dl2pa.training.weights import model_file
+
     source = model_file(args.run, config, args.checkpoint)
     classifier = load_classifier(source)
     target = out / "model.safetensors"
@@ -89,7 +95,7 @@ def _images(classifier: Classifier, config: Config) -> tuple[Tensor, str]:
 
     from dl2pa.model.example import encoded_image
     from dl2pa.training.data import open_split
-    from pipelines.build import num_samples
+    from pipelines.dataset import num_samples
     from pipelines.images import BadImage
     from pipelines.single import prepare_image
 

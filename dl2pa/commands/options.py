@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -45,7 +46,23 @@ def nonempty_path(value: str) -> Path:
     """Argument type: a path; an empty one is refused because it would mean the current folder."""
     if not value:
         raise argparse.ArgumentTypeError("an empty path (an unset variable?)")
+    if value.startswith("~"):  # bash does not expand the path in --option=~/path
+        message = f"{value} is not expanded; write the option and the path as two words, or ./{value}"
+        raise argparse.ArgumentTypeError(message)
     return Path(value)
+
+
+def check_output_folder(option: str, folder: Path) -> None:
+    """Check that a folder can be written or created, before the work whose results it receives.
+
+    Raises:
+        UserError: names the option.
+    """
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise UserError(option, str(folder), f"cannot be written ({existing} is a file)", "Choose another.")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(option, str(folder), f"cannot be written (see {existing})", "Choose another.")
 
 
 def add_json(parser: argparse.ArgumentParser, **kwargs: Any) -> None:

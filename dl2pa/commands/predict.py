@@ -7,6 +7,7 @@ import json
 
 from dl2pa.commands.options import nonempty_path
 from dl2pa.errors import UserError
+from dl2pa.rundir import find_model_file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,11 +17,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from dl2pa.model.inference import load_classifier
-    from pipelines.single import load_image
+    from pipelines.images import check_image_file
 
     if args.top < 1:
         raise UserError("--top", args.top, "must be at least 1", "Give 1 or more.")
+    find_model_file(args.model)
+    for path in args.images:
+        check_image_file(path)
+
+    # These import torch, so they come after the checks.
+    from dl2pa.model.inference import load_classifier
+    from pipelines.single import load_image
+
     classifier = load_classifier(args.model)
     predictions: list[dict[str, object]] = []
     for path in args.images:

@@ -5,11 +5,21 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from dl2pa.commands.options import add_renamed, nonempty_path
+from dl2pa.commands.options import add_renamed, check_output_folder, nonempty_path
 from dl2pa.commands.output import note, say, short, table
+from dl2pa.constructions import (
+    CONSTRUCTIONS,
+    check_defined,
+    check_plot_file,
+    check_prototype_file,
+    check_written_file,
+)
 from dl2pa.errors import UserError
 
 if TYPE_CHECKING:
@@ -48,10 +58,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    _check(args)
+
+    # These import torch, so they come after the checks.
     from dl2pa.geometry import build_prototypes, save_prototypes
     from dl2pa.geometry.plot import plot_prototypes
 
-    _check(args)
     other = None if args.compare_with is None else _load(args)
     with _Progress() as progress:
         prototypes = build_prototypes(args.num_classes, args.dim, args.construction, args.seed, progress)
@@ -75,19 +87,21 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     """Refuse invalid options before the construction, which can take minutes."""
-    from dl2pa.geometry import CONSTRUCTIONS
-    from dl2pa.geometry.files import check_prototype_path
-    from dl2pa.geometry.plot import check_plot_path
-
     if args.construction not in CONSTRUCTIONS:
         remedy = f"Choose one of {', '.join(CONSTRUCTIONS)}; give a file with --compare-with."
         raise UserError("--construction", args.construction, "is not a construction", remedy)
     if args.seed < 0:
         raise UserError("--seed", args.seed, "must not be negative", "Give 0 or more.")
+    check_defined(args.construction, args.num_classes, args.dim)
     if args.out is not None:
-        check_prototype_path(args.out)
+        check_written_file(args.out)
+        check_output_folder("--out", args.out.parent)
     if args.plot is not None:
-        check_plot_path(args.plot)
+        check_plot_file(args.plot)
+        check_output_folder("--plot", args.plot.parent)
+    if args.compare_with is not None:
+        with _naming_compare_with(args.compare_with):
+            check_prototype_file(args.compare_with, args.num_classes, args.dim)
     for flag in ("batch_size", "num_epoch"):
         if getattr(args, flag) is not None:
             note(f"--{flag} is ignored: the constructions use neither batches nor epochs")
@@ -96,10 +110,17 @@ def _check(args: argparse.Namespace) -> None:
 def _load(args: argparse.Namespace) -> Prototypes:
     from dl2pa.geometry import load_prototypes
 
-    try:
+    with _naming_compare_with(args.compare_with):
         return load_prototypes(args.compare_with, args.num_classes, args.dim)
+
+
+@contextmanager
+def _naming_compare_with(path: Path) -> Generator[None]:
+    """Name the option in errors of its file."""
+    try:
+        yield
     except UserError as error:
-        raise UserError("--compare-with", str(args.compare_with), error.message, error.remedy) from None
+        raise UserError("--compare-with", str(path), error.message, error.remedy) from None
 
 
 class _Progress:

@@ -26,17 +26,17 @@ def run(args: argparse.Namespace) -> int:
 
     from dl2pa.config.tracking import check_uri
     from dl2pa.osutil import read_json
+    from dl2pa.recorded_run import check_weights, load_run_config
     from dl2pa.rundir import RunDirectory
     from dl2pa.tracking import choose_uri, sync
     from dl2pa.tracking.payloads import model_payload
     from dl2pa.tracking.spool import load_identity
     from dl2pa.tracking.sync import resolve_uri
-    from dl2pa.training.weights import load_run_config, model_file
 
     if args.uri is not None:
         check_uri("--uri", args.uri)
     config = load_run_config(args.run, ())
-    model_file(args.run, config, "final")
+    check_weights(args.run, "final")
     directory = RunDirectory(args.run)
     identity = load_identity(args.run)
     if directory.status().get("state") != "finished":

@@ -16,13 +16,13 @@ from typing import Any
 from dl2pa import envvars
 from dl2pa.commands.options import add_config, add_grid, add_run_dir, add_slurm_request
 from dl2pa.commands.output import note, say
-from dl2pa.config import dump_config, load_recorded_config, merge, parse_config
-from dl2pa.config.identity import check_resumable, checkpoint_identity, run_title
+from dl2pa.config import dump_config, merge, parse_config
+from dl2pa.config.identity import run_title
 from dl2pa.errors import EXIT_DONE, UserError
 from dl2pa.osutil import open_private
 from dl2pa.redaction import redact, redact_tree
 from dl2pa.rundir import RunDirectory
-from dl2pa.runplan import RunPlan, RunSpec, check_trainings, expand, plan_runs
+from dl2pa.runplan import RunPlan, RunSpec, check_resume, check_trainings, expand, plan_runs
 from launcher import jobs, slurm, submissions
 from launcher.submissions import Submission
 
@@ -108,21 +108,17 @@ def check_runs(plans: Sequence[RunPlan], request: slurm.Request) -> None:
     Raises:
         UserError: naming the invalid field.
     """
-    from dl2pa.training.distributed import choose_backend
-
     for plan in plans:
         launch = plan.config.launch
         if launch.device == "cuda" and request.gpus_per_node == 0:
             remedy = "Give --gpus-per-node, or launch.device=cpu."
             raise UserError("launch.device", "cuda", "the job requests no GPU", remedy)
-        if launch.device == "cpu":
-            import torch
-
-            choose_backend(launch.backend, torch.device("cpu"))
         _check_names(plan)
-        _check_resumable(plan)
+        check_resume(plan)
+    data = check_trainings([(plan.config, request.nodes * plan.config.launch.nproc) for plan in plans])
+    for plan in plans:
+        check_resume(plan, data[plan.config.data.model_dump_json()])
     _check_unused(plans)
-    check_trainings([(plan.config, request.nodes * plan.config.launch.nproc) for plan in plans])
     slurm.check_with_cluster(_script(plans, request, plans[0].label))
 
 
@@ -165,21 +161,6 @@ def _check_unused(plans: Sequence[RunPlan]) -> None:
             raise UserError("run-dir", str(plan.run_dir), "a process is training in it", remedy)
 
 
-def _check_resumable(plan: RunPlan) -> None:
-    """Refuse a directory whose checkpoints the run cannot resume from."""
-    from dl2pa.training.checkpoint import CheckpointStore
-
-    run = plan.directory
-    steps = CheckpointStore(run.checkpoints, 1, False).steps()
-    if not run.config.is_file() or not steps:
-        return
-    check_resumable(checkpoint_identity(load_recorded_config(run.config)), checkpoint_identity(plan.config))
-    limit = plan.config.train.max_steps
-    if limit is not None and limit < steps[-1]:
-        remedy = f"Give at least {steps[-1]}."
-        raise UserError("train.max_steps", limit, f"the run is already at step {steps[-1]}", remedy)
-
-
 def _log_folder(plans: Sequence[RunPlan], name: str) -> Path:
     """Folder of submitit's files and the job log: in the run directory, or next to those of an array."""
     if len(plans) == 1:
@@ -214,7 +195,10 @@ def queue(
             locks.enter_context(_submit_lock(plan.directory))
         _check_unused(plans)
         for plan in plans:
+            locks.enter_context(_restored_on_error(_snapshot_files(plan.directory)))
             _write_snapshot(plan, code)
+        if len(plans) == 1:
+            locks.enter_context(_new_files_removed_on_error(folder))
         run_dirs, nproc = [plan.run_dir for plan in plans], plans[0].config.launch.nproc
         ids = slurm.submit(request, run_dirs, folder, f"dl2pa-{name}", nproc=nproc)
         try:
@@ -251,6 +235,39 @@ def _submit_lock(run: RunDirectory) -> Generator[None]:
             message = "is being submitted by another process"
             raise UserError("run-dir", str(run.root), message, "Wait for it.") from None
         yield
+
+
+def _snapshot_files(run: RunDirectory) -> list[Path]:
+    """Files that a submission writes or removes."""
+    return [run.submitted_config, run.submitted_diff, run.job, run.cancelled_file, *run.stall_counters()]
+
+
+@contextmanager
+def _restored_on_error(paths: Sequence[Path]) -> Generator[None]:
+    """Restore the files, or their absence, if the block fails: a job that SLURM refuses changes no run."""
+    before = {path: (path.read_bytes(), path.stat().st_mode) if path.is_file() else None for path in paths}
+    try:
+        yield
+    except BaseException:
+        for path, saved in before.items():
+            path.unlink(missing_ok=True)
+            if saved is not None:
+                with open_private(path, "wb") as file:
+                    file.write(saved[0])
+                path.chmod(saved[1])
+        raise
+
+
+@contextmanager
+def _new_files_removed_on_error(folder: Path) -> Generator[None]:
+    """Remove the files that submitit has added to the folder if the block fails."""
+    before = set(folder.iterdir())
+    try:
+        yield
+    except BaseException:
+        for path in set(folder.iterdir()) - before:
+            path.unlink(missing_ok=True)
+        raise
 
 
 def _write_snapshot(plan: RunPlan, code: dict[str, Any]) -> None:

@@ -26,11 +26,12 @@ from dl2pa.commands.options import (
 from dl2pa.commands.output import note, say, table
 from dl2pa.commands.published_runs import expand_results, select_results
 from dl2pa.config import Config, fingerprint
+from dl2pa.config.paths import expand_path
 from dl2pa.config.published import load_published, published_file
 from dl2pa.config.sweep import Sweep, is_sweep, load_sweep
 from dl2pa.errors import EXIT_DONE, EXIT_FAILURE, EXIT_STOPPED, UserError
 from dl2pa.osutil import read_json, usable_cores
-from dl2pa.runplan import RunPlan, RunSpec, check_count, check_trainings, expand, plan_runs
+from dl2pa.runplan import RunPlan, RunSpec, check_count, check_resume, check_trainings, expand, plan_runs
 from launcher.pool import CANNOT_START, Pool, Task
 
 Variant = tuple[str, Path, tuple[str, ...]]
@@ -106,7 +107,9 @@ def run(args: argparse.Namespace) -> int:
     pending = [plan for plan in plans if not plan.is_finished()]
     for plan in pending:
         plan.directory.check_place()
-    check_trainings([(plan.config, plan.config.launch.nproc) for plan in pending])
+    data = check_trainings([(plan.config, plan.config.launch.nproc) for plan in pending])
+    for plan in pending:
+        check_resume(plan, data[plan.config.data.model_dump_json()])
     parallel = min(request.parallel or 1, max(1, len(pending)))
     tasks = [_task(plan, tag, parallel) for plan in pending]
     if args.dry_run and args.json:
@@ -131,7 +134,7 @@ def _read_request(args: argparse.Namespace) -> SweepRequest:
     sweep, config = Sweep(), file
     if file is not None and is_sweep(file):
         sweep = load_sweep(file)
-        config = file.parent / sweep.config if sweep.config else None
+        config = file.parent / expand_path("sweep.config", sweep.config) if sweep.config else None
     published = tuple(args.published or sweep.published)
     variants = _select_variants(_variants(sweep, file, config), args.variant, file)
     if bool(config or variants) == bool(published):
@@ -160,7 +163,9 @@ def _variants(sweep: Sweep, file: Path | None, config: Path | None) -> tuple[Var
     for name, (variant_config, overrides) in sweep.variant_texts().items():
         assert file is not None, "only a sweep file has variants"
         field = f"sweep.variants.{name}"
-        path = file.parent / variant_config if isinstance(variant_config, str) else config
+        path = config
+        if isinstance(variant_config, str):
+            path = file.parent / expand_path(f"{field}.config", variant_config)
         if path is None:
             remedy = "Give sweep.config, or a config in each variant."
             raise UserError(field, variant_config, "has no configuration", remedy)

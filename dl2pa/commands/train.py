@@ -18,18 +18,27 @@ import tempfile
 import uuid
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from dl2pa import envvars
 from dl2pa.commands.options import add_config, add_run_dir
 from dl2pa.commands.output import note, say
-from dl2pa.config import Config
+from dl2pa.config.prototypes import check_source
 from dl2pa.container import in_container
-from dl2pa.errors import EXIT_DONE, EXIT_FAILURE, EXIT_STOPPED, EXIT_USER_ERROR, TrainingFailure, UserError
+from dl2pa.errors import (
+    EXIT_DONE,
+    EXIT_FAILURE,
+    EXIT_STOPPED,
+    EXIT_USER_ERROR,
+    TRANSIENT_FIELDS,
+    TrainingFailure,
+    UserError,
+)
 from dl2pa.osutil import read_json
 from dl2pa.process import die_with_parent, note_command, torchrun_ranks
+from dl2pa.recorded_run import restore_submission
 from dl2pa.rundir import RunDirectory
-from dl2pa.runplan import RunPlan, RunSpec, plan_runs
+from dl2pa.runplan import RunPlan, RunSpec, check_contents, check_resume, facts_of, plan_runs
 from launcher.node import Node, listen_again, this_node
 
 if TYPE_CHECKING:
@@ -66,7 +75,10 @@ def run(args: argparse.Namespace) -> int:
         code = _run_here(args, _plan(args))
     except (UserError, TrainingFailure) as error:
         if args.run_dir is not None:
-            _report_to_supervisor(RunDirectory(args.run_dir.absolute()), error)
+            directory = RunDirectory(args.run_dir.absolute())
+            _report_to_supervisor(directory, error)
+            if isinstance(error, UserError) and error.field not in TRANSIENT_FIELDS:
+                restore_submission(directory)
         raise
     # The batch script reads the run directory. A nonzero exit code would make srun kill the other nodes.
     return EXIT_DONE if code == EXIT_STOPPED else code
@@ -140,33 +152,38 @@ def _launch(plan: RunPlan, node: Node) -> int:
     directory.check_place()
     _check_scratch()
     if world_size == 1 or not supervised:  # under SLURM `submit` has checked, and the ranks check again
-        data = _check_before_start(plan.config, world_size)
+        data = _check_before_start(plan, world_size)
     if world_size == 1:
         return _train_here(plan, data)
     del data  # each rank opens the data itself
     directory.create()
-    attempt = directory.status().get("attempt", 0)
+    before = directory.status()
     if node.index == 0:
         owner = Ownership(directory)
         owner.acquire()
         try:
             if not supervised:
                 directory.stop_file.unlink(missing_ok=True)
-            attempt = directory.status().get("attempt", 0)
+            before = directory.status()
         finally:
             owner.release()
-    return _launch_torchrun(plan, attempt, node)
+    return _launch_torchrun(plan, before, node)
 
 
-def _check_before_start(config: Config, world_size: int) -> DataSplits:
-    """Check device, data and prototypes; return the open data set."""
-    from dl2pa.model.model import check_prototypes
+def _check_before_start(plan: RunPlan, world_size: int) -> DataSplits:
+    """Check data, prototypes, earlier attempts and device; return the open data set."""
     from dl2pa.training.data import open_data
-    from dl2pa.training.distributed import choose_device
+
+    config = plan.config
+    check_resume(plan)
+    data = open_data(config, world_size)
+    check_source(config, len(data.classes))
+    check_resume(plan, facts_of(data))
+
+    from dl2pa.training.distributed import choose_device  # imports torch, so it comes last
 
     choose_device(config.launch.device, config.launch.nproc - 1)
-    data = open_data(config, world_size)
-    check_prototypes(config, len(data.classes))
+    check_contents(config, len(data.classes))
     return data
 
 
@@ -201,11 +218,11 @@ def _train_here(plan: RunPlan, data: DataSplits | None) -> int:
             signal.signal(number, signal.SIG_IGN)
 
 
-def _launch_torchrun(plan: RunPlan, attempt: int, node: Node) -> int:
+def _launch_torchrun(plan: RunPlan, before: dict[str, Any], node: Node) -> int:
     """Train under torchrun; return the exit code.
 
     Args:
-        attempt: number of the last attempt before this one.
+        before: status before this attempt.
 
     Raises:
         UserError, TrainingFailure: the first error of this node's ranks.
@@ -222,12 +239,16 @@ def _launch_torchrun(plan: RunPlan, attempt: int, node: Node) -> int:
         first = node.index * nproc
         errors = [e for e in errors if first <= e.get("rank", -1) < first + nproc]
     if errors:
+        if node.index == 0 and errors[0].get("error") and not directory.is_accepted():
+            directory.withdraw_attempt(
+                before, str(errors[0]["message"])
+            )  # rank 0 may not have known the reason
         _raise_reported(errors[0])
     if node.index > 0:
         return EXIT_DONE if code == 0 else EXIT_FAILURE
     status = directory.status()
     outcome = {"finished": EXIT_DONE, "stopped": EXIT_STOPPED}.get(str(status.get("state")))
-    if outcome is not None and status.get("attempt", 0) > attempt:
+    if outcome is not None and status.get("attempt", 0) > before.get("attempt", 0):
         return outcome  # the status is the last file that a run writes
     note(
         f"the training processes exited with code {code} before the run was finished; see {directory.logs}. "

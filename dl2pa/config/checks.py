@@ -34,6 +34,17 @@ def check_batches(config: Config, world_size: int) -> None:
         )
 
 
+def check_launch(config: Config, world_size: int) -> None:
+    """Check settings that need GPUs against `launch.device`; with `auto` the processes check them."""
+    if config.launch.device != "cpu" or world_size == 1:
+        return
+    if config.launch.backend == "nccl":
+        remedy = "Use auto or gloo, or launch.device=cuda."
+        raise UserError("launch.backend", "nccl", "needs GPUs", remedy)
+    if config.train.sync_bn:
+        raise UserError("train.sync_bn", True, "needs GPUs", "Set train.sync_bn=false or launch.device=cuda.")
+
+
 def check_lengths(config: Config, num_train: int) -> None:
     """Check that an epoch has at least one global batch."""
     if num_train < config.train.batch_size:

@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from dl2pa.config.paths import PATH_KEYS
 from dl2pa.config.schema import Config
 from dl2pa.errors import UserError
 
@@ -27,10 +28,37 @@ _INTRODUCTION = """\
      python -m dl2pa config --explain --markdown > docs/configuration.md -->
 
 A configuration is a YAML file with the sections below. `base:` names one or several files that it extends. Every key
-is optional. Overrides on the command line are written as `optim.lr=0.1`.
+is optional. Overrides on the command line are written as `optim.lr=0.1`; the last one of a key wins.
 
     dl2pa config FILE                  # print the configuration with all defaults
     dl2pa config --explain optim.lr    # print the reference of a key or section
+
+## Values
+
+The rules also apply to sweep files.
+
+| written | read as |
+|---|---|
+| `5`, `-1`, `0.1`, `.5`, `1e-3`, `0x1f`, `0o17`, `.inf` | number, as in YAML 1.2: `0o17` is 15, `017` is 17 |
+| `true`, `false`, `True`, `TRUE`, … | true or false |
+| `null`, nothing; in a file also `~` | null: the default of most keys |
+| `[1, 2]`, `{a: b}` | list, mapping |
+| `"5"`, `'true'` | text |
+| anything else | text: `yes`, `no`, `on`, `off`, `1:30`, `1_000`, `2024-02-30` |
+
+- Text that looks like a number, true, false or null must be put in quotes, such as a class name `007` or a tag `1.10`:
+  `"007"` in a file, `'tracking.run_name="007"'` in a shell. Unquoted it is refused, not converted.
+- Keys that take true or false also accept the texts `yes`, `no`, `on` and `off`.
+- An override is literal text unless the whole value is a number, true, false, null, a list in brackets, a mapping in
+  braces or a quoted text. `#`, `:`, `*`, `!` and a leading `~` have no special meaning there. White space around the
+  value is removed. Brackets, braces or quotes around an invalid list, mapping or text are refused.
+- A key that a mapping contains twice is refused, and so are YAML tags other than those of the types above (`!!binary`,
+  `!!timestamp`, …). A key may be set by `base:`, the file and overrides; the later one replaces the earlier.
+- In keys of type path, and in `base:` and the `config` of a sweep, a leading `~` or `~user`, `$NAME` and `${NAME}` are
+  expanded; an undefined or empty variable is refused. `$$` is a dollar sign, `./~` a folder named `~`. A URI is not
+  expanded, except the file of `sqlite:///FILE`. Other text, class names and the values of environment variables (such
+  as DL2PA_DATA) are not expanded.
+- `config.yaml` of a run directory contains the expanded paths. It is read as it was written, also by older versions.
 """
 
 
@@ -85,7 +113,10 @@ def _key(name: str, field: FieldInfo, schema: Schema) -> Key:
     variants: list[Schema] = schema.get("anyOf", [schema])
     allowed = [value for variant in variants for value in _allowed(variant)]
     description = " ".join((field.description or "").split())
-    return Key(name, " or ".join(map(_type, variants)), tuple(allowed), schema["default"], description)
+    kind = " or ".join(map(_type, variants))
+    if name in PATH_KEYS:
+        kind = kind.replace("string", "path", 1)
+    return Key(name, kind, tuple(allowed), schema["default"], description)
 
 
 def _allowed(schema: Schema) -> list[Any]:

@@ -76,8 +76,17 @@ def checkpoint_identity(config: Config) -> Identity:
     return {k: v for k, v in flatten(config).items() if not k.startswith(LOCAL_KEYS)}
 
 
-def check_resumable(before: Mapping[str, Any], now: Identity) -> None:
+def data_identity(fingerprint: str, classes: Sequence[str]) -> Identity:
+    """Identity of an open data set: its fingerprint, and number and digest of the class names in their order."""
+    digest = hashlib.sha256(json.dumps(tuple(classes)).encode()).hexdigest()[:8]
+    return {"data.fingerprint": fingerprint, "data.classes": f"{len(classes)} classes, {digest}"}
+
+
+def check_resumable(before: Mapping[str, Any], now: Identity, *, quiet: bool = False) -> None:
     """Compare the identity in a checkpoint with the current one; log changes that are allowed.
+
+    Args:
+        quiet: do not log them: the training that follows does.
 
     Raises:
         UserError: a change that is not allowed, with the key and both values.
@@ -88,7 +97,8 @@ def check_resumable(before: Mapping[str, Any], now: Identity) -> None:
     for key in sorted(differing(before, now), key=lambda key: (key == "data.fingerprint", key)):
         old, new = before.get(key), now.get(key)
         if key.startswith(_CHANGEABLE) and key not in _NOT_CHANGEABLE:
-            log.warning("%s changed from %s to %s; training continues with the new value", key, old, new)
+            level = logging.DEBUG if quiet else logging.WARNING
+            log.log(level, "%s changed from %s to %s; training continues with the new value", key, old, new)
             continue
         remedy = "Use another --run-dir for a new run, or restore the old value."
         if key == "data.fingerprint":

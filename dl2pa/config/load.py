@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
+from dl2pa.config.paths import expand_path, expand_paths
 from dl2pa.config.schema import Config
+from dl2pa.config.yaml_core import YAML_ERRORS, dump_yaml, parse_value, parse_yaml, problem_of
 from dl2pa.errors import UserError
 from dl2pa.redaction import redact_tree
 
@@ -58,7 +59,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
     Args:
         path: YAML file; `base:` in it names the files that it extends, relative to its folder.
-        overrides: `section.key=value`, with the value in YAML syntax.
+        overrides: `section.key=value`; see ``parse_value`` for the value.
 
     Raises:
         UserError: a missing file, invalid YAML, an unknown key (the message suggests the nearest name) or an invalid
@@ -67,14 +68,17 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     tree = _read_with_bases(Path(path), ())
     for text in overrides:
         tree = merge(tree, _parse_override(text))
-    return parse_config(tree)
+    return parse_config(expand_paths(tree))
 
 
 def load_recorded_config(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a configuration recorded in a run directory, possibly by an older version; see ``load_config``."""
-    tree = with_current_names(read_yaml(path))
+    """Read a configuration recorded in a run directory, possibly by an older version; see ``load_config``.
+
+    Its paths are already expanded; those of the overrides are not.
+    """
+    tree = with_current_names(read_yaml(path, written_by_dl2pa=True))
     for text in overrides:
-        tree = merge(tree, _parse_override(text))
+        tree = merge(tree, expand_paths(_parse_override(text)))
     return parse_config(tree)
 
 
@@ -106,7 +110,7 @@ def parse_config(tree: Mapping[str, Any]) -> Config:
 def dump_config(config: Config, *, redacted: bool = False) -> str:
     """Return the configuration with all defaults as YAML, optionally without secrets."""
     tree = config.model_dump(mode="json")
-    return yaml.safe_dump(redact_tree(tree) if redacted else tree, sort_keys=False, default_flow_style=None)
+    return dump_yaml(redact_tree(tree) if redacted else tree)
 
 
 def flatten(config: Config) -> dict[str, Any]:
@@ -153,14 +157,10 @@ def _read_with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     for base in bases:
         if not isinstance(base, str):
             raise UserError("base", base, "not a file name", "Write a path or a list of paths.")
-        result = merge(result, _read_with_bases(path.parent / base, (*seen, path)))
+        result = merge(result, _read_with_bases(path.parent / expand_path("base", base), (*seen, path)))
     return merge(result, tree)
 
 
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""Safe loader, in C if PyYAML was built with libyaml."""
-_YAML_ERRORS = (yaml.YAMLError, OSError, ValueError, RecursionError)
-"""Errors of reading a YAML file; PyYAML raises ValueError for an invalid date or number."""
 _MAX_VALUES = 100_000
 
 
@@ -177,16 +177,18 @@ def _is_larger_than(tree: object, limit: int) -> bool:
     return count > limit
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML mapping; an empty file is an empty mapping."""
+def read_yaml(path: Path, *, written_by_dl2pa: bool = False) -> dict[str, Any]:
+    """Read a YAML mapping; an empty file is an empty mapping. See ``parse_yaml`` for the argument."""
     if not path.is_file():
         raise UserError("config", str(path), "no such file", "Give the path of a YAML configuration file.")
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except _YAML_ERRORS as error:
-        where = getattr(error, "problem_mark", None)
-        at = f" (line {where.line + 1})" if where is not None else ""
-        raise UserError("config", str(path), f"not valid YAML{at}", "Correct the file.") from None
+        tree = parse_yaml(path.read_text(encoding="utf-8"), written_by_dl2pa=written_by_dl2pa)
+    except OSError as error:
+        message = f"cannot be read ({error.strerror or error})"
+        raise UserError("config", str(path), message, "Make the file readable.") from None
+    except YAML_ERRORS as error:
+        message = f"not valid YAML ({problem_of(error)})"
+        raise UserError("config", str(path), message, "Correct the file.") from None
     if tree is None:
         return {}
     if _is_larger_than(tree, _MAX_VALUES):
@@ -203,31 +205,61 @@ def _parse_override(text: str) -> dict[str, Any]:
     parts = key.strip().split(".")
     if not sign or not all(parts):
         raise UserError("override", text, "not of the form key=value", "Write, for example, train.epochs=5.")
-    try:
-        node: Any = yaml.safe_load(value) if value.strip() else None
-    except _YAML_ERRORS:
-        node = value
+    node = parse_value(".".join(parts), value)
     for part in reversed(parts):
         node = {part: node}
     return node
 
 
 def _explain(error: ValidationError) -> UserError:
-    first = error.errors()[0]
-    path = [str(part) for part in first["loc"]]
-    field = ".".join(path)
-    if first["type"] == "extra_forbidden":
+    details = error.errors()
+    key = _key_of(details[0]["loc"])
+    # Each form that a value may have reports its own error; the innermost one names the item.
+    first = max((e for e in details if _key_of(e["loc"]) == key), key=lambda e: len(e["loc"]))
+    path = _path_of(first["loc"])
+    field, value = ".".join(path), first["input"]
+    if first["type"] in ("extra_forbidden", "invalid_key"):
         known = _known_keys(path[:-1])
         if field in RENAMED_KEYS:
-            return UserError(field, first["input"], "the key was renamed", f"Use {RENAMED_KEYS[field]}.")
+            return UserError(field, value, "the key was renamed", f"Use {RENAMED_KEYS[field]}.")
         if field in REMOVED_KEYS:
-            return UserError(field, first["input"], "the key was removed", REMOVED_KEYS[field])
+            return UserError(field, value, "the key was removed", REMOVED_KEYS[field])
         near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
         remedy = f"Did you mean {'.'.join([*path[:-1], near[0]])}?" if near else f"Known: {', '.join(known)}."
-        return UserError(field, first["input"], "unknown key", remedy)
+        return UserError(field, value, "unknown key", remedy)
+    if first["type"] == "string_type" and type(value) in _READ_AS:
+        message = f"was read as {_READ_AS[type(value)]}, but must be text"
+        item = isinstance(first["loc"][-1], int) and key[-1] != "tags"
+        example = f"'{'.'.join(key)}=[\"TEXT\"]'" if item else f"'{field}=\"TEXT\"'"
+        remedy = f'Put it in quotes: "TEXT" in a file, {example} on the command line.'
+        return UserError(field, value, message, remedy)
     message = first["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
-    return UserError(field, first["input"], message, "See `dl2pa config` for the resolved values.")
+    return UserError(field, value, message, "See `dl2pa config` for the resolved values.")
+
+
+_READ_AS = {bool: "true or false", int: "a number", float: "a number", type(None): "null"}
+
+
+def _key_of(location: tuple[int | str, ...]) -> list[str]:
+    """Part of a location that names sections and a key, or an unknown key."""
+    path, model = list[str](), Config
+    for part in location:
+        path.append(str(part))
+        field = model.model_fields.get(str(part))
+        if field is None or not (
+            isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+        ):
+            break
+        model = field.annotation
+    return path
+
+
+def _path_of(location: tuple[int | str, ...]) -> list[str]:
+    """Names and positions in a location, without pydantic's names of the types in a union."""
+    key = _key_of(location)
+    items = [str(part) for part in location[len(key) :] if isinstance(part, int) or key[-1] == "tags"]
+    return [*key, *(item for item in items if item != "[key]")]
 
 
 def _known_keys(path: Sequence[str]) -> list[str]:

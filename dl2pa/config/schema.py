@@ -39,9 +39,10 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _reject_boolean(cls, value: object, info: ValidationInfo) -> object:
-        """Reject true and false for other types: YAML reads `yes` as true, which converts to the number 1."""
+        """Reject true and false for numbers, to which they would convert. Text has its own message."""
         annotation = cls.model_fields[info.field_name or ""].annotation
-        if isinstance(value, bool) and annotation is not bool and bool not in get_args(annotation):
+        types = (annotation, *get_args(annotation))
+        if isinstance(value, bool) and bool not in types and str not in types:
             raise ValueError("must not be true or false")
         return value
 

@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import ValidationError, model_validator
 
 from dl2pa.config.load import read_yaml
 from dl2pa.config.schema import PositiveInt, Section
+from dl2pa.config.yaml_core import value_text
 from dl2pa.errors import UserError
 
 KEY = "sweep"
@@ -36,6 +37,12 @@ class Sweep(Section):
     parallel: PositiveInt | None = None
     """Concurrent runs on this machine."""
 
+    @model_validator(mode="after")
+    def _refuse_seeds_twice(self) -> Sweep:
+        if self.seeds is not None and "train.seed" in self.grid:
+            raise ValueError("the seeds are given twice, by `seeds` and by `train.seed`")
+        return self
+
     def override_texts(self) -> list[str]:
         """Return the overrides in the form of the command line."""
         return _texts(self.overrides)
@@ -51,7 +58,7 @@ class Sweep(Section):
         """Return the grid in the form of the command line, seeds last."""
         axes = {**self.grid, **({} if self.seeds is None else {"train.seed": self.seeds})}
         return [
-            f"{key}={','.join(map(_text, values)) if isinstance(values, list | tuple) else _text(values)}"
+            f"{key}={','.join(map(value_text, values)) if isinstance(values, list | tuple) else _text(values)}"
             for key, values in axes.items()
         ]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dl2pa.config.checks import check_batches, check_lengths, check_loader, check_method
+from dl2pa.config.checks import check_batches, check_launch, check_lengths, check_loader, check_method
 from dl2pa.config.schema import Config
 from dl2pa.config.tracking import check_tracking
 from dl2pa.errors import UserError
@@ -36,6 +36,7 @@ def validate(config: Config, world_size: int, data: DataSizes | None = None) -> 
         UserError: the first invalid field.
     """
     check_loader(config)
+    check_launch(config, world_size)
     check_batches(config, world_size)
     check_tracking(config.tracking)
     if config.train.compile == "graphs" and world_size > 1:

@@ -1,14 +1,10 @@
 """Class prototypes on the unit sphere: constructions, quality certificates and files."""
 
+from dl2pa.constructions import CONSTRUCTIONS
 from dl2pa.geometry.bounds import max_cosine_bound
 from dl2pa.geometry.certificate import Certificate, certify, nearest_cosines
 from dl2pa.geometry.files import load_prototypes, save_prototypes
-from dl2pa.geometry.prototypes import (
-    CONSTRUCTIONS,
-    Prototypes,
-    build_prototypes,
-    is_defined,
-)
+from dl2pa.geometry.prototypes import Prototypes, build_prototypes
 from dl2pa.geometry.vectors import principal_directions, prototypes_from_vectors
 
 __all__ = [
@@ -17,7 +13,6 @@ __all__ = [
     "Prototypes",
     "build_prototypes",
     "certify",
-    "is_defined",
     "load_prototypes",
     "max_cosine_bound",
     "nearest_cosines",

@@ -14,15 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dl2pa.constructions import check_points_shape, check_prototype_file, check_written_file
 from dl2pa.errors import UserError
 from dl2pa.geometry.certificate import Certificate, certify, mean_norm
-from dl2pa.geometry.prototypes import Prototypes, check_shape
+from dl2pa.geometry.prototypes import Prototypes
 from dl2pa.osutil import replacing, write_atomically
 
 _FORMAT = "dl2pa-prototypes-1"
 _TENSOR = "points"
 _AUTHORS_TENSOR = "w"
-_SUFFIXES = ".safetensors, .npy, or the authors' .pth"
 _NORM_TOLERANCE = 1e-3
 _SAVE_AS_NPY = "Save the array [C, d] as .npy instead."
 _REBUILD = "Create the file again with `dl2pa prototypes`, or copy it again."
@@ -48,7 +48,7 @@ def save_prototypes(prototypes: Prototypes, path: str | Path) -> Path:
     from safetensors.torch import save_file
 
     path = Path(path)
-    check_prototype_path(path)
+    check_written_file(path)
     points = prototypes.points.detach().to("cpu", torch.float32).contiguous()
     record = {
         "format": _FORMAT,
@@ -71,13 +71,6 @@ def save_prototypes(prototypes: Prototypes, path: str | Path) -> Path:
     return path
 
 
-def check_prototype_path(path: Path) -> None:
-    """Raise a UserError unless the suffix of `path` is one that `save_prototypes` writes."""
-    if path.suffix not in (".safetensors", ".npy"):
-        message = "prototypes cannot be written in this format"
-        raise UserError(str(path), path.suffix, message, "Use .safetensors or .npy.")
-
-
 def load_prototypes(path: str | Path, num_classes: int, dim: int) -> Prototypes:
     """Load prototypes and check them.
 
@@ -93,25 +86,20 @@ def load_prototypes(path: str | Path, num_classes: int, dim: int) -> Prototypes:
         UserError: the file is missing, damaged or of an unknown format, has another shape, or contains NaN, infinity or
             a zero row; or C or d is out of range.
     """
-    check_shape(num_classes, dim)
     path = Path(path)
+    check_prototype_file(path, num_classes, dim)
     readers = {
         ".safetensors": _read_safetensors,
         ".npy": _read_npy,
         ".pth": _read_authors,
         ".pt": _read_authors,
     }
-    if path.suffix not in readers:
-        message = "prototypes cannot be read from this format"
-        raise UserError(str(path), path.suffix, message, f"Use {_SUFFIXES}.")
-    if not path.is_file():
-        raise UserError(str(path), path.name, "no such file", "Check the path.")
     try:
         points, record = readers[path.suffix](path)
     except OSError as error:
         message = f"cannot be read ({error.strerror or error})"
         raise UserError(str(path), path.name, message, "Check its permissions.") from error
-    _check_points_shape(points, path, num_classes, dim)
+    check_points_shape(tuple(points.shape), path, num_classes, dim)
     _check_rows(points, path)
     if record is not None:
         return Prototypes(points, _verified(points, record, path))
@@ -177,17 +165,6 @@ def _read_authors(path: Path) -> tuple[Tensor, None]:
     if weight.untyped_storage().nbytes() < weight.numel() * weight.element_size():
         raise _damaged(path, "the storage of `w` is smaller than its shape")
     return weight.detach().T.float().contiguous(), None
-
-
-def _check_points_shape(points: Tensor, path: Path, num_classes: int, dim: int) -> None:
-    shape = tuple(points.shape)
-    if shape == (num_classes, dim):
-        return
-    message = f"expected {num_classes} prototypes of {dim} dimensions, shape ({num_classes}, {dim})"
-    remedy = "Use a file created for these num_classes and dim, or change them."
-    if shape == (dim, num_classes):
-        remedy = "The array looks transposed: save one prototype per row."
-    raise UserError(str(path), str(shape), message, remedy)
 
 
 def _check_rows(points: Tensor, path: Path) -> None:

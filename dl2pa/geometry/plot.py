@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dl2pa.constructions import check_plot_file
 from dl2pa.errors import UserError
 from dl2pa.geometry.certificate import row_blocks
 from dl2pa.geometry.prototypes import Prototypes
 
 _BINS = 200
-_FORMATS = (".png", ".pdf", ".svg")
 
 
 def plot_prototypes(prototypes: Prototypes, path: str | Path) -> Path:
@@ -29,7 +29,7 @@ def plot_prototypes(prototypes: Prototypes, path: str | Path) -> Path:
         UserError: another suffix, or the file cannot be written.
     """
     path = Path(path)
-    check_plot_path(path)
+    check_plot_file(path)
     # Imported here because the import takes about a second and training does not need it.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -48,12 +48,6 @@ def plot_prototypes(prototypes: Prototypes, path: str | Path) -> Path:
         message = f"cannot be written ({error.strerror or error})"
         raise UserError("--plot", str(path), message, "Choose a folder that you can write to.") from error
     return path
-
-
-def check_plot_path(path: Path) -> None:
-    """Raise a UserError unless the suffix of `path` is an image format."""
-    if path.suffix not in _FORMATS:
-        raise UserError("--plot", path.name, "unknown image format", f"Use one of {', '.join(_FORMATS)}.")
 
 
 def cosine_histogram(points: Tensor, bins: int = _BINS) -> Tensor:

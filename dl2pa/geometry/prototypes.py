@@ -5,31 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 from torch import Tensor
 
+from dl2pa.constructions import (
+    CONSTRUCTIONS,
+    check_defined,
+    closed_form,
+    undefined,
+)
 from dl2pa.errors import UserError
 from dl2pa.geometry import objectives, simplex
 from dl2pa.geometry.certificate import Certificate, certify
 from dl2pa.geometry.known import best_combination
 from dl2pa.geometry.optimize import Progress, minimize_max_cosine, threads_for
 from dl2pa.geometry.search import best_known, search_prototypes
-
-Construction = Literal[
-    "auto",
-    "simplex",
-    "blocks",
-    "polygon",
-    "known",
-    "max_cosine",
-    "uniformity",
-    "hpn",
-    "ebv",
-    "kasarla",
-    "etf",
-]
-CONSTRUCTIONS: tuple[Construction, ...] = get_args(Construction)
 
 _Optimizer = Callable[[int, int, int, Progress | None], Tensor]
 _OPTIMIZERS: dict[str, _Optimizer] = {
@@ -76,11 +66,10 @@ def build_prototypes(
     Raises:
         UserError: C or d is out of range, or the construction is unknown or undefined for this C and d.
     """
-    check_shape(num_classes, dim)
     if construction not in CONSTRUCTIONS:
         remedy = f"Choose one of {', '.join(CONSTRUCTIONS)} (default: auto)."
         raise UserError("method.prototypes", construction, "unknown construction", remedy)
-    _check_defined(construction, num_classes, dim)
+    check_construction(construction, num_classes, dim)
     started = time.perf_counter()
     if construction in ("auto", "known"):
         points, name = _best(construction, num_classes, dim, seed, progress)
@@ -89,31 +78,11 @@ def build_prototypes(
     return Prototypes(points, certify(points, name, time.perf_counter() - started))
 
 
-def check_shape(num_classes: int, dim: int) -> None:
-    """Raise a UserError unless C distinct unit vectors exist in R^d and C ≥ 2."""
-    if num_classes < 2:
-        raise UserError("num_classes", num_classes, "must be at least 2", "Give 2 or more.")
-    if dim < 1:
-        raise UserError("dim", dim, "must be at least 1", "Give 1 or more.")
-    if dim == 1 and num_classes > 2:
-        message = f"must be at least 2 for {num_classes} classes, because the sphere of R^1 has only 2 points"
-        raise UserError("dim", dim, message, "Choose dim >= 2.")
-
-
-def _optimal(num_classes: int, dim: int) -> Construction | None:
-    """Name of the closed form that is optimal for C×d; None if there is none."""
-    if num_classes <= dim + 1:
-        return "simplex"
-    if num_classes <= 2 * dim:
-        return "blocks"
-    return "polygon" if dim == 2 else None
-
-
 def _best(
     construction: str, num_classes: int, dim: int, seed: int, progress: Progress | None
 ) -> tuple[Tensor, str]:
     """Construct the points by `auto` or `known`; also return the name of the selected construction."""
-    optimal = _optimal(num_classes, dim)
+    optimal = closed_form(num_classes, dim)
     if optimal is not None:
         return _construct(optimal, num_classes, dim, seed, progress), optimal
     if construction == "auto":
@@ -125,36 +94,13 @@ def _best(
     return best.points, best.construction
 
 
-def is_defined(construction: str, num_classes: int, dim: int) -> bool:
-    """Whether `construction` is defined for C×d."""
-    return _condition(construction, num_classes, dim)[0]
-
-
-def _condition(construction: str, num_classes: int, dim: int) -> tuple[bool, str]:
-    """Whether C and d satisfy the condition of `construction`, and the condition as text."""
-    if construction == "auto":
-        return True, ""
-    if construction == "known":
-        closed_form = _optimal(num_classes, dim) is not None
-        return closed_form or best_combination(num_classes, dim) is not None, "known codes with enough points"
-    conditions = {
-        "simplex": (dim >= num_classes - 1, "dim >= num_classes - 1"),
-        "blocks": (dim < num_classes <= 2 * dim, "dim < num_classes <= 2 * dim"),
-        "polygon": (dim == 2, "dim = 2"),
-        "kasarla": (dim >= num_classes - 1, "dim >= num_classes - 1"),
-        "etf": (dim >= num_classes, "dim >= num_classes"),
-    }
-    return conditions.get(construction, (dim >= 2, "dim >= 2"))
-
-
-def _check_defined(construction: str, num_classes: int, dim: int) -> None:
-    """Raise a UserError unless `construction` is defined for C×d."""
-    defined, condition = _condition(construction, num_classes, dim)
-    if not defined:
-        message = f"requires {condition}; got num_classes = {num_classes}, dim = {dim}"
-        default = _optimal(num_classes, dim) or "max_cosine or known"
-        remedy = f"Choose auto (here: {default}), or a dim that satisfies the condition."
-        raise UserError("method.prototypes", construction, message, remedy)
+def check_construction(construction: str, num_classes: int, dim: int) -> None:
+    """Raise a UserError unless C and d are valid and `construction` is defined for C×d."""
+    check_defined(construction, num_classes, dim)
+    if construction != "known" or closed_form(num_classes, dim) is not None:
+        return
+    if best_combination(num_classes, dim) is None:
+        raise undefined(construction, "known codes with enough points", num_classes, dim)
 
 
 def _construct(construction: str, num_classes: int, dim: int, seed: int, progress: Progress | None) -> Tensor:

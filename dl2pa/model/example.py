@@ -6,7 +6,7 @@ import io
 from pathlib import Path
 
 from dl2pa.rundir import RunDirectory
-from pipelines.build import Dataset, num_samples
+from pipelines.dataset import Dataset, num_samples
 from pipelines.datasets import ArrayDataset, ImageTable
 
 _MAX_BYTES = 1 << 20

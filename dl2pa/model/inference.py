@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dl2pa.backbones import Embedder, build_embedder
 from dl2pa.errors import UserError
 from dl2pa.model.head import ClassifierHead, Norm
+from dl2pa.rundir import find_model_file
 from pipelines.longtail import Group
 
 _MAX_IMAGE_SIZE = 4096
@@ -91,14 +92,7 @@ def load_classifier(path: Path) -> Classifier:
     """
     from safetensors import SafetensorError, safe_open
 
-    file = path / "model.safetensors" if path.is_dir() else path
-    if not file.is_file():
-        raise UserError(
-            "model",
-            str(path),
-            "contains no model.safetensors",
-            "Give a finished run, an export, or the model file.",
-        )
+    file = find_model_file(path)
     try:
         with safe_open(file, framework="pt") as stored:
             description = _check_description(json.loads(stored.metadata()["dl2pa"]))

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
@@ -15,16 +14,24 @@ from torch.profiler import record_function
 from dl2pa.assignment import MatchSchedule
 from dl2pa.backbones import Embedder, build_embedder
 from dl2pa.config import Config
+from dl2pa.config.prototypes import (
+    CLASS_VECTORS,
+    check_prototypes_key,
+    construction_of,
+    in_terms_of_keys,
+    of_prototype_file,
+    read_class_vectors,
+)
+from dl2pa.constructions import CONSTRUCTIONS
 from dl2pa.errors import UserError
 from dl2pa.geometry import (
-    CONSTRUCTIONS,
     build_prototypes,
-    is_defined,
     load_prototypes,
     max_cosine_bound,
     nearest_cosines,
     prototypes_from_vectors,
 )
+from dl2pa.geometry.prototypes import check_construction
 from dl2pa.methods import METHODS, LearnedEntry, Method, MethodOptions, Targets, assignment_from_vectors
 
 
@@ -74,7 +81,7 @@ def init_prototypes(config: Config, num_classes: int) -> PrototypeInit | None:
     vectors = None
     if method.class_vectors is not None:
         vectors = load_class_vectors(method.class_vectors, num_classes)
-    if source == "class_vectors":
+    if source == CLASS_VECTORS:
         assert vectors is not None, "checked with the configuration"
         points, vectors = prototypes_from_vectors(vectors, dim), None
     else:
@@ -91,20 +98,6 @@ def _check_room(config: Config, largest: float, why: str) -> None:
     if bound is not None and config.assignment == "dynamic" and bound < largest:
         remedy = "Set a larger value; 1 permits every prototype to move to its class mean direction."
         raise UserError("method.match.refit_cosine", bound, why, remedy)
-
-
-def construction_of(config: Config, num_classes: int) -> str | None:
-    """Source of the prototypes: a construction, a file or `class_vectors`; None for methods without prototypes."""
-    defaults = config.method_defaults
-    if defaults.construction in (None, "class_vectors"):
-        return defaults.construction
-    if config.method.prototypes != "auto":
-        return config.method.prototypes
-    if defaults.fallback_construction is not None and not is_defined(
-        defaults.construction, num_classes, config.model.embedding_dim
-    ):
-        return defaults.fallback_construction
-    return defaults.construction
 
 
 def prototypes_of_checkpoint(state: dict[str, Any]) -> PrototypeInit | None:
@@ -170,40 +163,21 @@ def method_options(config: Config) -> MethodOptions:
 
 def find_prototypes(source: str, num_classes: int, dim: int, seed: int) -> Tensor:
     """Unit prototypes [C, d] from a construction or a file."""
+    check_prototypes_key(source, num_classes, dim)
     if source in CONSTRUCTIONS:
         try:
             return build_prototypes(num_classes, dim, source, seed).points
         except UserError as error:
-            field = {"dim": "model.embedding_dim", "num_classes": "data.num_classes"}.get(
-                error.field, error.field
-            )
-            raise UserError(field, error.value, error.message, error.remedy) from None
-    if not Path(source).exists():
-        raise UserError(
-            "method.prototypes",
-            source,
-            "is neither a construction nor a file",
-            f"Use one of {', '.join(CONSTRUCTIONS)}, or the path of a prototype file.",
-        )
+            raise in_terms_of_keys(error) from None
     try:
         return load_prototypes(Path(source), num_classes, dim).points
     except UserError as error:
-        message = f"{error.message} ({error.value})"
-        raise UserError("method.prototypes", source, message, error.remedy) from None
+        raise of_prototype_file(error, source) from None
 
 
 def load_class_vectors(path: str, num_classes: int) -> Tensor:
     """Class vectors [C, k] from a .npy file with one row per class in label order."""
-    field = "method.class_vectors"
-    try:
-        vectors = np.load(path, allow_pickle=False)
-    except (OSError, ValueError):
-        raise UserError(field, path, "cannot be read as .npy", "Give a float array [classes, k].") from None
-    if vectors.ndim != 2 or len(vectors) != num_classes or not np.isfinite(vectors).all():
-        raise UserError(
-            field, path, f"has shape {list(vectors.shape)}", f"Give finite numbers, {num_classes} rows."
-        )
-    return torch.from_numpy(vectors.astype(np.float32))
+    return torch.from_numpy(read_class_vectors(path, num_classes))
 
 
 def embedder_buffers(module: Model) -> list[Tensor]:
@@ -212,7 +186,7 @@ def embedder_buffers(module: Model) -> list[Tensor]:
 
 
 def check_prototypes(config: Config, num_classes: int) -> None:
-    """Check prototype and class vector files against the configuration, before any process starts.
+    """Check the content of prototype and class vector files, and `refit_cosine`, before any process starts.
 
     Raises:
         UserError: names method.prototypes, method.class_vectors or method.match.refit_cosine.
@@ -226,9 +200,11 @@ def check_prototypes(config: Config, num_classes: int) -> None:
         bound,
         f"{num_classes} points in {dim} dimensions cannot have a largest cosine below {bound:.4f}",
     )
-    if source not in (*CONSTRUCTIONS, "class_vectors"):
+    if source == "known":
+        check_construction(source, num_classes, dim)
+    elif source not in (*CONSTRUCTIONS, CLASS_VECTORS):
         find_prototypes(source, num_classes, dim, config.method.prototype_seed)
     if config.method.class_vectors is not None:
         vectors = load_class_vectors(config.method.class_vectors, num_classes)
-        if source == "class_vectors":
+        if source == CLASS_VECTORS:
             prototypes_from_vectors(vectors, dim)

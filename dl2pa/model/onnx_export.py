@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import warnings
@@ -15,9 +14,9 @@ from torch import Tensor, nn
 
 from dl2pa.errors import UserError
 from dl2pa.model.inference import Classifier
+from dl2pa.model.onnx_packages import check_installed
 from dl2pa.osutil import replacing
 
-PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 TOLERANCE = 1e-3
 """Largest permitted difference of a logit, relative to the largest logit."""
 _OPSET = 20
@@ -54,18 +53,6 @@ class _Scorer(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head.logits(self.embedder(images))
-
-
-def check_installed() -> None:
-    """Check that the packages for the export are installed.
-
-    Raises:
-        UserError: names the missing packages.
-    """
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        remedy = "Install them: pip install -c constraints.txt -e '.[onnx]'."
-        raise UserError("--onnx", ", ".join(missing), "is not installed", remedy)
 
 
 def export_onnx(path: Path, classifier: Classifier, images: Tensor) -> Check:

@@ -15,7 +15,7 @@ from dl2pa.reporting.document import Grid, code, grid
 from dl2pa.reporting.render import render
 from dl2pa.reporting.run_data import RunData, check_run
 from dl2pa.reporting.samples import SampleSelection
-from pipelines.build import num_samples
+from pipelines.dataset import num_samples
 from pipelines.longtail import GROUPS
 
 _PAIRS, _LOWEST = 12, 12

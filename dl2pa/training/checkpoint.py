@@ -23,6 +23,7 @@ from dl2pa.rundir import (
     CHECKPOINT_STATE,
     checkpoint_name,
     checkpoint_step,
+    checkpoint_steps,
 )
 
 log = logging.getLogger(__name__)
@@ -73,8 +74,7 @@ class CheckpointStore:
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, ascending."""
-        markers = self.folder.glob(f"step-*/{CHECKPOINT_MARKER}")
-        return sorted(step for m in markers if (step := checkpoint_step(m.parent.name)) is not None)
+        return checkpoint_steps(self.folder)
 
     def path(self, step: int) -> Path:
         """Folder of the checkpoint at a step."""

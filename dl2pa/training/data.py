@@ -1,15 +1,15 @@
-"""Data set, transforms and pipelines of a configuration."""
+"""Data set, transforms and pipelines of a configuration. Opening a data set imports no torch."""
 
 from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from dl2pa.config import Config
@@ -18,19 +18,22 @@ from dl2pa.config.validate import DataSizes, validate
 from dl2pa.container import in_container
 from dl2pa.errors import UserError
 from dl2pa.specs import DATASETS
-from dl2pa.training.distributed import World
-from pipelines.batch import Pipeline
-from pipelines.build import Dataset, SyntheticDataset, build_pipeline, num_samples
+from pipelines.dataset import Dataset, SyntheticDataset, num_samples
 from pipelines.datasets import ArrayDataset, ImageTable, check_num_classes, has_digits, open_dataset
 from pipelines.datasets.classes import empty_classes
-from pipelines.encoded import FaultLimits
 from pipelines.longtail import Group, class_groups
 from pipelines.sampler import EvalSampler, TrainSampler
-from pipelines.transforms import Transforms
+
+if TYPE_CHECKING:
+    import torch
+
+    from dl2pa.training.distributed import World
+    from pipelines.batch import Pipeline
+    from pipelines.transforms import Transforms
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T", Transforms, FaultLimits)
+T = TypeVar("T")
 
 DIGITS_ROOTS = (Path("data/digits"), Path("runs/digits"))
 """Folders for the digits without `data.root`; the second is for places where data/ is not writable, as in the image."""
@@ -141,12 +144,14 @@ def class_counts(dataset: Dataset) -> NDArray[np.int64] | None:
 
 def build_transforms(config: Config, train: bool) -> Transforms:
     """Augmentation and normalization of one split."""
+    from pipelines.transforms import Transforms
+
     return _from_section(Transforms, config.data, train=train)
 
 
-def _from_section(dataclass_type: type[T], section: DataConfig, **others: Any) -> T:
+def _from_section(dataclass_type: Callable[..., T], section: DataConfig, **others: Any) -> T:
     """A dataclass whose fields have the values of the equally named config keys, or those of `others`."""
-    names = [field.name for field in fields(dataclass_type) if field.name not in others]
+    names = [field.name for field in fields(cast(Any, dataclass_type)) if field.name not in others]
     return dataclass_type(**{name: getattr(section, name) for name in names}, **others)
 
 
@@ -173,6 +178,9 @@ def _build(
     device: torch.device,
     threads: int,
 ) -> Pipeline:
+    from pipelines.build import build_pipeline
+    from pipelines.encoded import FaultLimits
+
     return build_pipeline(
         dataset,
         build_transforms(config, train),

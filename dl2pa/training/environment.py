@@ -12,15 +12,17 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from dl2pa import __version__
 from dl2pa.container import image_revision
 from dl2pa.osutil import write_atomically
 from dl2pa.redaction import redact, redact_command
-from dl2pa.training.distributed import World
+
+if TYPE_CHECKING:
+    import torch
+
+    from dl2pa.training.distributed import World
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +41,8 @@ def describe_environment(world: World, hosts: Sequence[str] = ()) -> dict[str, A
     Args:
         hosts: host names of all ranks in rank order; default: this host.
     """
+    import torch  # here, because `submit` needs only the code version
+
     gpu = world.device.type == "cuda"
     return {
         **{name: _version(name) for name in _PACKAGES},
@@ -63,6 +67,8 @@ def memory_usage(device: torch.device) -> dict[str, int]:
     """Memory use in bytes: the GPU peak since the last call and the process's current resident size."""
     usage: dict[str, int] = {}
     if device.type == "cuda":
+        import torch
+
         usage["gpu_peak"] = torch.cuda.max_memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
     try:

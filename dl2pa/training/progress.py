@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from dl2pa.errors import UserError
+
 
 @dataclass
 class Progress:
@@ -45,6 +47,19 @@ class Progress:
     def validated(self) -> bool:
         """Whether a validation at the current step is recorded."""
         return bool(self.history) and self.history[-1]["step"] == self.global_step
+
+    def check_end(self, epochs: int, max_steps: int | None) -> None:
+        """Check that the run is not beyond the configured end of training.
+
+        Raises:
+            UserError: for train.epochs or train.max_steps.
+        """
+        if self.epoch > epochs or (self.epoch == epochs and not self.validated):
+            message, remedy = f"the run has done {self.epoch} epochs", f"Give at least {self.epoch + 1}."
+            raise UserError("train.epochs", epochs, message, remedy)
+        if max_steps is not None and self.global_step > max_steps:
+            message, remedy = f"the run is at step {self.global_step}", f"Give at least {self.global_step}."
+            raise UserError("train.max_steps", max_steps, message, remedy)
 
     def over(self, epochs: int, max_steps: int | None) -> bool:
         """Whether the run has ended, including its last validation."""

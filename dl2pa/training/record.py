@@ -12,7 +12,7 @@ import torch
 
 from dl2pa import envvars
 from dl2pa.config import Config, dump_config, flatten
-from dl2pa.config.identity import run_title
+from dl2pa.config.identity import data_identity, run_title
 from dl2pa.model.example import write_example
 from dl2pa.osutil import write_atomically, write_json
 from dl2pa.rundir import RunDirectory
@@ -22,7 +22,7 @@ from dl2pa.tracking.payloads import dataset_payload, model_payload, run_tags
 from dl2pa.training.data import DataSplits, class_counts
 from dl2pa.training.distributed import World, from_rank_zero, gather_objects
 from dl2pa.training.environment import bitwise_differences, describe_environment, write_code
-from pipelines.build import Dataset, num_samples
+from pipelines.dataset import Dataset, num_samples
 
 log = logging.getLogger(__name__)
 
@@ -46,9 +46,13 @@ def start_tracker(
     earlier = run.attempts()
     if earlier and (changes := bitwise_differences(earlier[-1], environment)):
         log.warning("results may differ in the last bits from the previous attempt's: %s", "; ".join(changes))
-    attempts = [*earlier, {"attempt": attempt, "data_fingerprint": data.fingerprint, **environment}]
+    identity = data_identity(data.fingerprint, data.classes)
+    entry = {"data_fingerprint": data.fingerprint, "data_classes": identity["data.classes"], **environment}
+    attempts = [*earlier, {"attempt": attempt, **entry}]
     write_json(run.environment, {"attempts": attempts}, indent=1)
     write_atomically(run.config, dump_config(config, redacted=True))
+    if os.environ.get(envvars.SUPERVISED) and run.submission.is_dir():
+        write_atomically(run.accepted_config, dump_config(config, redacted=True))
     num_classes = len(data.classes)
     tracker.start(
         {**flatten(config), "num_classes": num_classes},

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
 import socket
@@ -19,9 +17,17 @@ import torch
 from dl2pa import envvars
 from dl2pa.config import Config
 from dl2pa.config.checks import warnings
-from dl2pa.config.identity import check_resumable, checkpoint_identity
+from dl2pa.config.identity import check_resumable, checkpoint_identity, data_identity
 from dl2pa.console import SafeFormatter
-from dl2pa.errors import EXIT_DONE, EXIT_FAILURE, EXIT_STOPPED, EXIT_USER_ERROR, TrainingFailure, UserError
+from dl2pa.errors import (
+    EXIT_DONE,
+    EXIT_FAILURE,
+    EXIT_STOPPED,
+    EXIT_USER_ERROR,
+    TRANSIENT_FIELDS,
+    TrainingFailure,
+    UserError,
+)
 from dl2pa.model.model import PrototypeInit, build_model, init_prototypes, prototypes_of_checkpoint
 from dl2pa.osutil import open_private, private_temporary_folder, write_json
 from dl2pa.ownership import Ownership
@@ -39,6 +45,7 @@ from dl2pa.training.data import (
 from dl2pa.training.display import Display
 from dl2pa.training.distributed import World, from_rank_zero, join_world, leave_world
 from dl2pa.training.finish import Report, finish_run
+from dl2pa.training.progress import Progress
 from dl2pa.training.record import Nodes, start_tracker
 from dl2pa.training.startup import StartUp
 from dl2pa.training.stop import StopMonitor
@@ -98,19 +105,19 @@ def report_error(run: RunDirectory, rank: int, error: BaseException, before: dic
     """Write why this rank failed to the run directory: torchrun reports neither exit codes nor messages.
 
     Args:
-        before: status before this attempt; a refused attempt does not change the state of a finished run.
+        before: status before this attempt, which stays that of the run if the attempt is refused.
     """
-    user = isinstance(error, UserError)
     report = {"rank": rank, **_error_fields(error)}
+    refused = isinstance(error, UserError) and not run.is_accepted()
     with suppress(OSError):
-        write_json(run.error_file(rank), report)
-        if rank == 0 and not (isinstance(error, UserError) and error.field == "run-dir"):
+        write_json(run.error_file(rank, refused=refused), report)
+        if rank != 0 or (isinstance(error, UserError) and error.field == "run-dir"):
+            return
+        if refused:
+            run.withdraw_attempt(before, str(report["message"]))
+        else:
             state = "stopped" if isinstance(error, SystemExit) else "failed"
-            message = report["message"]
-            if user and before.get("state") in ("finished", "stopped"):
-                state = before["state"]
-                message = None if state == "finished" else message
-            run.write_status(state=state, error=message)
+            run.write_status(state=state, error=report["message"])
 
 
 def report_node_error(run: RunDirectory, node: str, error: BaseException) -> None:
@@ -127,9 +134,9 @@ def _error_fields(error: BaseException) -> dict[str, Any]:
         "host": os.environ.get(envvars.NODE_NAME) or socket.gethostname(),
         "launch": os.environ.get(envvars.LAUNCH),
         "exit_code": EXIT_USER_ERROR if user else EXIT_FAILURE,
-        # Whether a retry would fail too. A run directory in use becomes free when its owner ends.
+        # Whether a retry would fail too.
         "final": isinstance(error, UserError | TrainingFailure)
-        and not (isinstance(error, UserError) and error.field in ("run-dir", "node name")),
+        and not (isinstance(error, UserError) and error.field in TRANSIENT_FIELDS),
         "error": error.as_dict() if isinstance(error, UserError) else None,
         "message": str(error) or type(error).__name__,
         "traceback": None if isinstance(error, UserError | TrainingFailure) else traceback.format_exc(),
@@ -190,14 +197,11 @@ def _build(
     train_pipeline = build_train_pipeline(config, data.train, world)
     eval_pipeline = build_eval_pipeline(config, data.val, world)
     store = CheckpointStore(run.checkpoints, config.checkpoint.keep, config.checkpoint.keep_best)
-    identity = {
-        **checkpoint_identity(config),
-        "data.fingerprint": data.fingerprint,
-        "data.classes": _digest_of(data.classes),
-    }
+    identity = {**checkpoint_identity(config), **data_identity(data.fingerprint, data.classes)}
     checkpoint = _load_checkpoint(store, world)
     if checkpoint is not None:
         check_resumable(checkpoint["identity"], identity)
+        Progress(**checkpoint["progress"]).check_end(config.train.epochs, config.train.max_steps)
         prototype_init = prototypes_of_checkpoint(checkpoint)
     else:
         prototype_init = _init_prototypes(config, len(data.classes), world)
@@ -268,11 +272,6 @@ def _close(trainer: Trainer, data: DataSplits, name: str, finished: bool, on_fin
     else:
         trainer.tracker.finish("stopped", drain_seconds=5)
         trainer.run_dir.write_status(state="stopped")
-
-
-def _digest_of(classes: tuple[str, ...]) -> str:
-    """Short digest of the class names in their order."""
-    return f"{len(classes)} classes, {hashlib.sha256(json.dumps(classes).encode()).hexdigest()[:8]}"
 
 
 def _log_to_file(run: RunDirectory, rank: int) -> None:

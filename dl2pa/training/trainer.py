@@ -14,7 +14,6 @@ from torch.profiler import record_function
 
 from dl2pa.assignment import Matching
 from dl2pa.config import Config, fingerprint
-from dl2pa.errors import UserError
 from dl2pa.osutil import write_atomically
 from dl2pa.rundir import RunDirectory
 from dl2pa.tracking import Tracker
@@ -299,23 +298,12 @@ class Trainer:
             raise too_many(True, len(bad_images), message)
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue from a checkpoint.
-
-        Raises:
-            UserError: the checkpoint is beyond the configured end of training.
-        """
+        """Continue from a checkpoint that ``Progress.check_end`` accepts."""
         self.train_state.load(state)
         progress = self.progress = Progress(**state["progress"])
-        train = self.config.train
-        epoch, step = progress.epoch, progress.global_step
-        if epoch > train.epochs or (epoch == train.epochs and not progress.validated):
-            message, remedy = f"the run has done {epoch} epochs", f"Give at least {epoch + 1}."
-            raise UserError("train.epochs", train.epochs, message, remedy)
-        if train.max_steps is not None and step > train.max_steps:
-            message, remedy = f"the run is at step {step}", f"Give at least {step}."
-            raise UserError("train.max_steps", train.max_steps, message, remedy)
         self.last_update = state["last_match"]
-        log.info("resuming at epoch %d, step %d of the run (%s)", epoch, step, progress.phase)
+        position = progress.epoch, progress.global_step, progress.phase
+        log.info("resuming at epoch %d, step %d of the run (%s)", *position)
 
     def _stop(self) -> bool:
         """Save the state of a run that was asked to stop; returns False."""

@@ -16,7 +16,7 @@ import torch
 
 from support.commands import Completed, run_here
 from support.paths import REPOSITORY
-from support.runs import Program, Training, assert_identical, config_with
+from support.runs import Program, Training, assert_identical, config_with, read_status
 
 pytestmark = pytest.mark.xdist_group("runs")
 USER_ERROR, FAILURE = 2, 1
@@ -325,6 +325,8 @@ def test_more_corrupt_training_images_than_allowed_are_refused(
     done = run_here(*training(*changed)(places), "--json")
     assert_refused(done, "data.max_bad_fraction", "train/", "max_bad_fraction")
     assert any(file in done.error for file in files)
+    status = read_status(places.run)
+    assert (status["state"], status["attempt"]) == ("failed", 1), "it had started, so it counts"
 
 
 @pytest.mark.parametrize("nproc", [1, pytest.param(2, marks=pytest.mark.thorough)])

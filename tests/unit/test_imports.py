@@ -58,7 +58,8 @@ def imported(package: str) -> set[tuple[str, str]]:
         ("dl2pa.osutil", LEAVES),
         ("dl2pa.rundir", ("dl2pa.container", *LEAVES)),
         ("dl2pa.ownership", ("dl2pa.rundir", *LEAVES)),
-        ("dl2pa.config", ("dl2pa.config", "dl2pa.specs", *LEAVES)),
+        ("dl2pa.constructions", ("dl2pa.errors",)),
+        ("dl2pa.config", ("dl2pa.config", "dl2pa.constructions", "dl2pa.specs", *LEAVES)),
     ],
 )
 def test_package_imports_only_lower_layers(package: str, allowed: tuple[str, ...]) -> None:

@@ -143,26 +143,29 @@ def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("state", "error", "expected"),
+    ("accepted", "error", "expected"),
     [
-        ("finished", UserError("optim.lr", 1, "changed", "Put it back."), ("finished", None)),
-        (
-            "stopped",
-            UserError("optim.lr", 1, "changed", "Put it back."),
-            ("stopped", "optim.lr=1: changed"),
-        ),
-        ("finished", OSError("disk"), ("failed", "disk")),
+        (False, UserError("optim.lr", 1, "changed", "Put it back."), ("stopped", 1, None)),
+        (True, UserError("data.root", 1, "damaged", "Restore it."), ("failed", 2, "data.root")),
+        (False, OSError("disk"), ("failed", 2, "disk")),
+        (True, OSError("disk"), ("failed", 2, "disk")),
     ],
 )
-def test_a_refused_attempt_keeps_the_state_of_the_run(
-    state: str, error: Exception, expected: tuple[str, str | None], run: RunDirectory
+def test_only_a_refused_attempt_keeps_the_state_of_the_run(
+    accepted: bool, error: Exception, expected: tuple[str, int, str | None], run: RunDirectory
 ) -> None:
-    run.write_status(state="running", step=7)
-    report_error(run, 0, error, {"state": state})
+    before = {"state": "stopped", "attempt": 1, "error": None, "pid": 5}
+    run.write_status(**{**before, "state": "running", "attempt": 2, "pid": 6}, step=7)
+    attempts = [{"attempt": number} for number in range(1, 3 if accepted else 2)]
+    run.environment.write_text(json.dumps({"attempts": attempts}), encoding="utf-8")
+    report_error(run, 0, error, before)
     status = run.status()
-    assert (status["state"], status["step"]) == (expected[0], 7)
-    assert status["error"] == expected[1] or status["error"].startswith(str(expected[1]))
-    assert read_json(run.error_file(0))["message"] == str(error)
+    state, attempt, text = expected
+    assert (status["state"], status["attempt"], status["step"]) == (state, attempt, 7)
+    assert status["error"] == text or status["error"].startswith(str(text))
+    refused = attempt == 1
+    assert read_json(run.error_file(0, refused=refused))["message"] == str(error)
+    assert not run.error_file(0, refused=not refused).exists()
 
 
 def test_in_a_container_the_remedy_is_a_mount(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,6 +35,10 @@ def test_without_a_grid_there_is_one_run() -> None:
         ("[1,2],[3,4]", ["[1,2]", "[3,4]"]),
         ("{a: [1,2], b: 3},{}", ["{a: [1,2], b: 3}", "{}"]),
         ("a=b,c=d", ["a=b", "c=d"]),
+        ('"a,b",c', ['"a,b"', "c"]),
+        ("'it''s, here', [\"x]\", 1],y", ["'it''s, here'", ' ["x]", 1]', "y"]),
+        ("it's,that's", ["it's", "that's"]),
+        ('"a\\",b",c', ['"a\\",b"', "c"]),
     ],
 )
 def test_values_of_a_grid_key(values: str, expected: list[str]) -> None:

@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from pipelines.batch import Pipeline
-from pipelines.build import Dataset, build_pipeline
+from pipelines.build import build_pipeline
+from pipelines.dataset import Dataset
 from pipelines.datasets.folder import index_folder
 from pipelines.datasets.table import ImageTable
 from pipelines.encoded import FaultLimits

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipelines.batch import Pipeline
-from pipelines.build import SyntheticDataset
+from pipelines.dataset import SyntheticDataset
 from pipelines.sampler import EvalSampler, TrainSampler
 from pipelines.transforms import Transforms
 

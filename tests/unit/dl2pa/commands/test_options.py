@@ -68,3 +68,13 @@ def test_a_key_in_grid_and_variant_is_refused(tmp_path: Path, capsys: pytest.Cap
     file.write_text(f"sweep: {{config: {CONFIG}, seeds: 0..1}}\n")
     assert main(["sweep", str(file), "--run-dir", str(tmp_path / "runs"), "--dry-run", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out.splitlines()[-1])["commands"]) == 2
+
+
+def test_a_home_folder_that_the_shell_did_not_expand_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """bash does not expand `--run-dir=~/runs`, which would make a folder named ~."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", str(CONFIG), "--run-dir=~/run", "--json"]) == 2
+    assert "./~/run" in json.loads(capsys.readouterr().out.splitlines()[-1])["error"]["message"]
+    assert list(tmp_path.iterdir()) == []

@@ -58,7 +58,7 @@ def test_seeds_are_an_axis_of_the_grid(seeds: str, text: str, tmp_path: Path) ->
         ("sweep: {seed: 3}", "sweep.seed", "Known: config, published"),
         ("sweep: {parallel: 0}", "sweep.parallel", "greater than or equal to 1"),
         ("sweep: {grid: train.seed=1}", "sweep.grid", "dictionary"),
-        ("sweep: {parallel: yes}", "sweep.parallel", "true or false"),
+        ("sweep: {parallel: true}", "sweep.parallel", "true or false"),
         ("sweep: {}\ntrain: {}", "train", "cannot be combined"),
         ("sweep: 3", "sweep", "Sweep"),
         ("sweep: {cells: [cifar100]}", "sweep.cells", "renamed. Use sweep.published"),

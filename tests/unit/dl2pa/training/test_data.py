@@ -9,7 +9,7 @@ import pytest
 from dl2pa.config import Config, merge, parse_config
 from dl2pa.errors import UserError
 from dl2pa.training.data import DataSplits, open_data
-from pipelines.build import SyntheticDataset, num_samples
+from pipelines.dataset import SyntheticDataset, num_samples
 from pipelines.datasets import write_digits
 
 SMALL: dict[str, Any] = {

@@ -3,6 +3,9 @@
 DATA = "DL2PA_DATA"
 """Default of the configuration key `data.root`."""
 
+CACHE = "DL2PA_CACHE"
+"""Folder of decoded images; empty: none. Default: `dl2pa` in the user's cache folder."""
+
 IMAGE = "DL2PA_IMAGE"
 """Set in the container image to the commit it was built from, or to `unknown`."""
 

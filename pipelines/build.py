@@ -35,7 +35,8 @@ def build_pipeline(
 
         return SyntheticPipeline(len(dataset.classes), transforms.image_size, sampler, seed, device)
     if loader == "resident":
-        from pipelines.resident import ResidentPipeline, decode_folder
+        from pipelines.decoded import decode_folder
+        from pipelines.resident import ResidentPipeline
 
         if isinstance(dataset, ImageTable):
             dataset = decode_folder(dataset, transforms.image_size, threads)

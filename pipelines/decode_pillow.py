@@ -8,22 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
+from pipelines.crop import decode_image
 from pipelines.encoded import Encoded
-from pipelines.images import open_image
-
-
-def decode_image(
-    data: bytes, window: list[int], resized: list[int], offset: list[int], side: int
-) -> Image.Image:
-    """Decode an image, crop it to `window`, resize to `resized` and crop the square at `offset`."""
-    top, left, height, width = window
-    with open_image(data) as image:
-        cropped = image.convert("RGB").crop((left, top, left + width, top + height))
-    scaled = cropped.resize((resized[1], resized[0]), Image.Resampling.BILINEAR)
-    return scaled.crop((offset[1], offset[0], offset[1] + side, offset[0] + side))
 
 
 class PillowDecoder:

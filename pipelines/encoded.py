@@ -1,4 +1,7 @@
-"""Read encoded images ahead of the decoder; replace or leave out unreadable ones; report stalled reads."""
+"""Read encoded images ahead of the decoder; replace or leave out unreadable ones; report stalled reads.
+
+An image is unreadable if Pillow cannot decode it, whatever the loader: one that only DALI rejects is converted to PNG.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,8 @@ from numpy.typing import NDArray
 
 from dl2pa.errors import UserError
 from pipelines.datasets.table import ImageTable
-from pipelines.header import image_size
-from pipelines.images import BadImage, check_bytes
+from pipelines.header import image_size, is_cut_png
+from pipelines.images import BadImage, check_bytes, convert_to_png
 from pipelines.readers import PendingReads, ReaderPool, StalledRead, describe_stall
 from pipelines.rng import Stream, randint
 from pipelines.transforms import CropParams, Transforms, draw_crop_params
@@ -82,6 +85,7 @@ class ImageReader:
         self.limits = limits
         self.bad: dict[int, str] = {}
         self.rejected: set[tuple[int, int]] = set()
+        self.converted: set[tuple[int, int]] = set()
         self.pending = PendingReads()
         self.allowed = limits.allowed(len(dataset), transforms.train)
         self._num_requested = 0
@@ -101,7 +105,10 @@ class ImageReader:
                 if (epoch, candidate) in self.rejected:
                     raise BadImage("is rejected by the decoder")
                 data = np.frombuffer(self._read(candidate), dtype=np.uint8)
-                return candidate, data, image_size(data)
+                size = image_size(data)
+                if (epoch, candidate) in self.converted or is_cut_png(data):
+                    data = np.frombuffer(convert_to_png(data.tobytes()), dtype=np.uint8)
+                return candidate, data, size
             except BadImage as error:
                 self.mark_bad(candidate, str(error))
             if not self.transforms.train:
@@ -109,6 +116,22 @@ class ImageReader:
             candidate = int(randint(len(self.dataset), self.seed, Stream.SUBSTITUTE, epoch, sample, attempt))
         problem = f"{_MAX_SUBSTITUTES} consecutive images could not be read"
         raise UserError("data.root", self.dataset.root, problem, "Check the files.")
+
+    def convert(self, epoch: int, sample: int) -> bool:
+        """Have Pillow decode an image that the decoder rejects, in this epoch only (see ``reject``).
+
+        Returns:
+            False if Pillow rejects it too, or the converted image was rejected.
+        """
+        if (epoch, sample) in self.converted:
+            return False
+        try:
+            convert_to_png(self._read(sample))
+        except BadImage:
+            return False
+        self.converted.add((epoch, sample))
+        log.info("%s is rejected by the decoder: decoded by Pillow", self.dataset.path(sample))
+        return True
 
     def reject(self, epoch: int, sample: int, reason: str) -> None:
         """Replace an image that the decoder rejects, in this epoch only.

@@ -94,16 +94,18 @@ class ImageFilePipeline(SamplerPipeline):
                 missing[encoded.step] = encoded.missing
 
     def _reject_bad_images(self, error: Exception) -> None:
-        """After a decoding error, reject the images that caused it, so that the step can be decoded again."""
-        before = len(self._reader.rejected)
+        """After a decoding error, convert or reject the images that caused it, and decode the step again."""
+        reader = self._reader
+        before = len(reader.rejected), len(reader.converted)
         for encoded in self._decoder.in_flight():
             for i, sample in enumerate(encoded.samples.tolist()):
                 reason = self._decoding_error(_single_image(encoded, i))
-                if reason is not None:
-                    self._reader.reject(encoded.epoch, sample, reason)
-        if len(self._reader.rejected) == before:
+                if reason is not None and not reader.convert(encoded.epoch, sample):
+                    reader.reject(encoded.epoch, sample, reason)
+        rejected, converted = len(reader.rejected) - before[0], len(reader.converted) - before[1]
+        if not rejected and not converted:
             raise error
-        log.info("decoding again with %d image(s) replaced", len(self._reader.rejected) - before)
+        log.info("decoding again with %d image(s) replaced and %d decoded by Pillow", rejected, converted)
 
     def _decoding_error(self, encoded: Encoded) -> str | None:
         """Error message of this decoder for a single image, or None; other decoders may accept the image."""

@@ -161,3 +161,17 @@ def open_image(data: bytes, length: int | None = None) -> Generator[Image.Image]
         Image.DecompressionBombError,
     ) as error:
         raise BadImage(f"cannot be decoded ({error})") from None
+
+
+def convert_to_png(data: bytes) -> bytes:
+    """Decode an image with Pillow and encode its RGB pixels as PNG, which every decoder reads.
+
+    Raises:
+        BadImage: Pillow cannot decode it.
+    """
+    file = io.BytesIO()
+    with open_image(data) as image:
+        pixels = image.convert("RGB")
+    pixels.info.clear()  # a color profile or EXIF data would be written too
+    pixels.save(file, "PNG", compress_level=1)
+    return file.getvalue()

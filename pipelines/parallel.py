@@ -6,8 +6,9 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from multiprocessing.connection import wait as wait_for
 from typing import TypeVar
 
@@ -15,6 +16,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _QUEUED_PER_WORKER = 4
+_REQUESTS = {signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
+"""Signals with which a scheduler asks all processes of a job to stop; only the parent answers them."""
 
 
 def in_parallel(work: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
@@ -27,7 +30,8 @@ def in_parallel(work: Callable[[T], R], items: Iterable[T], workers: int) -> Ite
     try:
         waiting: set[Future[R]] = set()
         for item in items:
-            waiting.add(pool.submit(work, item))
+            with _blocked(_REQUESTS):
+                waiting.add(pool.submit(work, item))
             while len(waiting) >= _QUEUED_PER_WORKER * workers:
                 done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                 yield from (future.result() for future in done)
@@ -36,6 +40,16 @@ def in_parallel(work: Callable[[T], R], items: Iterable[T], workers: int) -> Ite
             yield from (future.result() for future in done)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _blocked(signals: set[signal.Signals]) -> Generator[None]:
+    """Context in which this thread blocks signals. A process started in it blocks them for good."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _end_with_parent() -> None:

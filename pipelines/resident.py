@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -13,45 +11,9 @@ from torch import Tensor
 
 from pipelines.batch import Batch, SamplerPipeline, host_to_device
 from pipelines.datasets.arrays import ArrayDataset
-from pipelines.datasets.table import ImageTable
 from pipelines.rng import Stream, randint
 from pipelines.sampler import Sampler
-from pipelines.transforms import Transforms, draw_crop_params, draw_flips, finish
-
-log = logging.getLogger(__name__)
-
-
-def decode_folder(dataset: ImageTable, image_size: int, threads: int) -> ArrayDataset:
-    """Decode a folder of small images into one array; resize the shorter side and center-crop to `image_size`.
-
-    Raises:
-        UserError: an image cannot be read; a resident data set has no substitutes.
-    """
-    from dl2pa.errors import UserError
-    from pipelines.decode_pillow import decode_image
-    from pipelines.header import image_size as size_of
-    from pipelines.images import BadImage
-
-    transforms = Transforms(image_size=image_size, train=False, eval_resize=image_size)
-
-    def decode(sample: int) -> NDArray[np.uint8]:
-        try:
-            data = np.frombuffer(dataset.read(sample), dtype=np.uint8)
-            size = np.array([size_of(data)], dtype=np.int64)
-            crop = draw_crop_params(transforms, 0, 0, np.array([sample]), size)
-            boxes = crop.window[0].tolist(), crop.resized[0].tolist(), crop.offset[0].tolist()
-            return np.asarray(decode_image(data.tobytes(), *boxes, image_size))
-        except (BadImage, OSError) as error:
-            path = str(dataset.path(sample))
-            raise UserError(
-                "data.root", path, f"cannot be decoded ({error})", "Restore or remove it."
-            ) from None
-
-    count = len(dataset.labels)
-    log.info("decoding %d images of %s into memory", count, dataset.root)
-    with ThreadPoolExecutor(max_workers=threads) as pool:
-        images = np.stack(list(pool.map(decode, range(count))))
-    return ArrayDataset(images, dataset.labels, dataset.classes, dataset.fingerprint)
+from pipelines.transforms import Transforms, draw_flips, finish
 
 
 class ResidentPipeline(SamplerPipeline):

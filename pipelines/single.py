@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipelines.decode_pillow import decode_image
+from pipelines.crop import decode_image
 from pipelines.header import image_size as size_of
 from pipelines.images import BadImage, read_image_file, unreadable_image
 from pipelines.transforms import Transforms, draw_crop_params, finish

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines.batch import host_to_device
+from pipelines.crop import center_crop
 from pipelines.erasing import apply_erasing, draw_erasing
 from pipelines.rng import Stream, randint, uniform
 from pipelines.trivial_augment import apply_trivial, draw_trivial
@@ -126,12 +127,9 @@ def _fallback_windows(transforms: Transforms, sizes: NDArray[np.int64]) -> NDArr
 
 
 def _eval_crop_params(transforms: Transforms, sizes: NDArray[np.int64]) -> CropParams:
-    """Resize the shorter side to `eval_resize` and center-crop, rounding as torchvision does."""
-    short = sizes.min(axis=1)
+    """Resize the shorter side to `eval_resize` and center-crop."""
     target = max(transforms.eval_resize, transforms.image_size)
-    resized = np.where(sizes == short[:, None], target, (target * sizes) // short[:, None])
-    offset = np.rint((resized - transforms.image_size) / 2.0).astype(np.int64)
-    window = np.concatenate([np.zeros_like(sizes), sizes], axis=1)
+    window, resized, offset = center_crop(sizes, target, transforms.image_size)
     return CropParams(window, resized, offset, np.zeros(len(sizes), dtype=bool))
 
 

@@ -39,6 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     index.add_argument(
         "--out", type=nonempty_path, metavar="FILE", help="index file (default: ROOT/dl2pa.index)"
     )
+    index.add_argument(
+        "--decode", action="store_true", help="decode every image: also finds damage inside its data"
+    )
     pack = add("pack", "Copy an image folder into tar shards in WebDataset format, with an index.")
     pack.add_argument("out", type=nonempty_path, metavar="OUT", help="folder for the shards, new or empty")
     pack.add_argument(
@@ -77,7 +80,7 @@ def _index(args: argparse.Namespace, workers: int) -> int:
     start = time.monotonic()
     check_verified(root, "ROOT")
     with _progress_bar("indexing") as progress:
-        index = build_index(root, out, workers, progress)
+        index = build_index(root, out, workers, progress, args.decode)
     result = {
         "index": str(out),
         **_describe(index, index, root),

@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import time
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +21,8 @@ from dl2pa.osutil import replacing
 from pipelines.datasets.arrays import Split
 from pipelines.datasets.classes import read_words, shard_classes
 from pipelines.datasets.folder import index_folder, is_split_folder, open_folders
-from pipelines.datasets.index import INDEX_NAME, Index, SplitIndex, open_index, write_index
+from pipelines.datasets.freshness import FileStates, folder_states, shard_states, text_digests
+from pipelines.datasets.index import CLASS_FILES, INDEX_NAME, Index, SplitIndex, open_index, write_index
 from pipelines.datasets.labels import number_labels
 from pipelines.datasets.probe import Flag, Probe, describe, probe
 from pipelines.datasets.shards import (
@@ -35,7 +39,7 @@ from pipelines.parallel import in_parallel
 _PIECE_SIZE = 4096
 _MAX_READ_AGAIN = 1000
 """Number of images whose damage is described from their content."""
-_PIECE_VERSION = 2
+_PIECE_VERSION = 3
 """Pieces of other versions are not continued."""
 
 Progress = Callable[[int, int], None]
@@ -50,14 +54,22 @@ class _Piece:
     names: PathTable
     lengths: NDArray[np.int64] | None
     result: Path
+    decode: bool
 
 
-def build_index(root: Path, out: Path, workers: int, progress: Progress = lambda done, total: None) -> Index:
+def build_index(
+    root: Path,
+    out: Path,
+    workers: int,
+    progress: Progress = lambda done, total: None,
+    decode: bool = False,
+) -> Index:
     """Build the index of `root` in the file `out`; continue an interrupted attempt.
 
     Args:
         root: class folders, ``train`` and ``val`` folders of them, or tar shards (``shards.find_shards``).
         out: written at the end; until then, a hidden folder next to it keeps the pieces.
+        decode: decode every image, to find all that training cannot read.
 
     Raises:
         UserError: there is nothing to index, the data is inconsistent, or `out` cannot be written.
@@ -78,9 +90,9 @@ def build_index(root: Path, out: Path, workers: int, progress: Progress = lambda
         raise UserError("--out", str(out), f"cannot be written: {error.strerror}", remedy) from None
     shards = find_shards(root)
     if shards:
-        index = _index_shards(root, shards, parts, workers, progress)
+        index = _index_shards(root, shards, parts, workers, progress, decode)
     else:
-        index = _index_folders(root, parts, workers, progress)
+        index = _index_folders(root, parts, workers, progress, decode)
     write_index(out, root, index)
     shutil.rmtree(parts, ignore_errors=True)
     return index
@@ -121,16 +133,17 @@ def problems_of(index: Index, root: Path) -> Iterator[dict[str, str]]:
             yield {"half": name, "path": path, "kinds": ", ".join(kinds), "reason": reason}
 
 
-def _index_folders(root: Path, parts: Path, workers: int, progress: Progress) -> Index:
+def _index_folders(root: Path, parts: Path, workers: int, progress: Progress, decode: bool) -> Index:
+    listed_ns = time.time_ns()
     tables = _list_folders(root)
-    pieces = {name: list(_pieces_of(table, parts)) for name, table in tables.items()}
+    pieces = {name: list(_pieces_of(table, parts, decode)) for name, table in tables.items()}
     _inspect(_inspect_images, [p for each in pieces.values() for p in each], workers, progress)
     splits: dict[str, SplitIndex] = {}
     for name, table in tables.items():
         stored = [_load(piece) for piece in pieces[name]]
         sizes = np.concatenate([part["sizes"] for part in stored])
         flags = np.concatenate([part["flags"] for part in stored])
-        splits[name] = SplitIndex(replace(table, sizes=sizes), flags)
+        splits[name] = SplitIndex(replace(table, sizes=sizes), flags, folder_states(table, listed_ns))
     classes = next(iter(tables.values())).classes
     return Index(splits, classes, read_words(root, classes))
 
@@ -142,28 +155,31 @@ def _list_folders(root: Path) -> dict[str, ImageTable]:
     return {split: open_folders(root, None, None, split) for split in splits}
 
 
-def _pieces_of(table: ImageTable, parts: Path) -> Iterator[_Piece]:
+def _pieces_of(table: ImageTable, parts: Path, decode: bool) -> Iterator[_Piece]:
     for start in range(0, len(table), _PIECE_SIZE):
         names = table.files.part(start, min(start + _PIECE_SIZE, len(table)))
         lengths = np.array(table.lengths[start : start + _PIECE_SIZE])
-        yield _Piece(
-            table.root,
-            names,
-            lengths,
-            parts
-            / f"{_digest(str(table.root), bytes(names.blob), names.ends.tobytes(), lengths.tobytes())}.npz",
-        )
+        digest = _digest(decode, str(table.root), bytes(names.blob), names.ends.tobytes(), lengths.tobytes())
+        yield _Piece(table.root, names, lengths, parts / f"{digest}.npz", decode)
 
 
 def _index_shards(
-    root: Path, shards: dict[str, list[Path]], parts: Path, workers: int, progress: Progress
+    root: Path,
+    shards: dict[str, list[Path]],
+    parts: Path,
+    workers: int,
+    progress: Progress,
+    decode: bool,
 ) -> Index:
+    states = {name: shard_states(paths) for name, paths in shards.items()}
+    texts = text_digests(root, CLASS_FILES)
     pieces: dict[str, list[_Piece]] = {name: [] for name in shards}
     for name, paths in shards.items():
-        for path in paths:
-            state = path.stat()
-            digest = _digest(str(path), state.st_size, state.st_mtime_ns)
-            pieces[name].append(_Piece(path.parent, PathTable.of([path.name]), None, parts / f"{digest}.npz"))
+        for path, size, modified in zip(
+            paths, states[name].sizes.tolist(), states[name].times.tolist(), strict=True
+        ):
+            result = parts / f"{_digest(decode, str(path), size, modified)}.npz"
+            pieces[name].append(_Piece(path.parent, PathTable.of([path.name]), None, result, decode))
     _inspect(_inspect_shard, [p for each in pieces.values() for p in each], workers, progress)
     contents = {name: [ShardContent.of(_load(piece)) for piece in each] for name, each in pieces.items()}
     skipped = {name: SkippedFiles() for name in shards}
@@ -185,9 +201,10 @@ def _index_shards(
     if classes is None:
         classes = tuple(str(k) for k in range(1 + max(number_of.values())))
     splits = {
-        name: _join(pieces[name], contents[name], labels[name], classes, skipped[name]) for name in shards
+        name: _join(pieces[name], contents[name], labels[name], classes, skipped[name], states[name])
+        for name in shards
     }
-    return Index(splits, classes, read_words(root, classes))
+    return Index(splits, classes, read_words(root, classes), texts)
 
 
 def _join(
@@ -196,6 +213,7 @@ def _join(
     labels: NDArray[np.int64],
     classes: tuple[str, ...],
     skipped: SkippedFiles,
+    states: FileStates,
 ) -> SplitIndex:
     counts = [len(content.labels) for content in contents]
     members = Members(
@@ -206,13 +224,13 @@ def _join(
     files = PathTable.of(piece.names[0] for piece in pieces)
     table = ImageTable.of(pieces[0].root, files, lengths, labels, classes, members)
     sizes = np.concatenate([content.sizes for content in contents])
-    table = replace(table, sizes=sizes, skipped=skipped)
-    return SplitIndex(table, np.concatenate([content.flags for content in contents]))
+    flags = np.concatenate([content.flags for content in contents])
+    return SplitIndex(replace(table, sizes=sizes, skipped=skipped), flags, states)
 
 
 def _inspect(work: Callable[[_Piece], int], pieces: list[_Piece], workers: int, progress: Progress) -> None:
     """Process the pieces that no earlier attempt finished."""
-    total, missing = sum(len(p.names) for p in pieces), [p for p in pieces if not p.result.exists()]
+    total, missing = sum(len(p.names) for p in pieces), [p for p in pieces if not _is_complete(p)]
     done = total - sum(len(p.names) for p in missing)
     progress(done, total)
     for count in in_parallel(work, missing, min(workers, len(missing))):
@@ -223,26 +241,26 @@ def _inspect(work: Callable[[_Piece], int], pieces: list[_Piece], workers: int, 
 def _inspect_images(piece: _Piece) -> int:
     assert piece.lengths is not None
     pairs = zip(piece.names, piece.lengths.tolist(), strict=True)
-    probes = [_inspect_image(piece.root / name, length) for name, length in pairs]
+    probes = [_inspect_image(piece.root / name, length, piece.decode) for name, length in pairs]
     sizes = np.array([(one.height, one.width) for one in probes], dtype=np.int32).reshape(-1, 2)
     _store(piece, {"sizes": sizes, "flags": np.array([one.flags for one in probes], dtype=np.uint8)})
     return len(probes)
 
 
-def _inspect_image(path: Path, length: int) -> Probe:
+def _inspect_image(path: Path, length: int, decode: bool) -> Probe:
     try:
         # Without O_NONBLOCK, opening a pipe would wait for a writer.
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError:
         return Probe(0, 0, Flag.UNREADABLE)
     try:
-        return probe(handle, 0, length, path.name)
+        return probe(handle, 0, length, path.name, decode)
     finally:
         os.close(handle)
 
 
 def _inspect_shard(piece: _Piece) -> int:
-    _store(piece, read_shard(piece.root / piece.names[0]).columns())
+    _store(piece, read_shard(piece.root / piece.names[0], piece.decode).columns())
     return 1
 
 
@@ -254,6 +272,17 @@ def _store(piece: _Piece, columns: dict[str, Any]) -> None:
 def _load(piece: _Piece) -> dict[str, Any]:
     with np.load(piece.result) as stored:
         return {key: stored[key] for key in stored}
+
+
+def _is_complete(piece: _Piece) -> bool:
+    """Whether an earlier attempt has finished a piece; its file may be empty after a power failure."""
+    try:
+        columns = _load(piece)
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError):
+        return False
+    if not {"sizes", "flags"} <= columns.keys():
+        return False
+    return piece.lengths is None or len(columns["flags"]) == len(piece.names)
 
 
 def _digest(*about: object) -> str:

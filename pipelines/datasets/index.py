@@ -3,14 +3,18 @@
 An index is a safetensors file. For each split (``train`` and ``val``, or ``all`` for bare class folders) it has the
 columns ``names`` (uint8, concatenated UTF-8 paths), ``ends`` (int64, end of each path in ``names``), ``lengths`` and
 ``labels`` (int64 [N]), ``sizes`` (int32 [N, 2], height and width), ``flags`` (uint8 [N], see ``probe.Flag``), and for
-tar shards ``shards`` (int32 [N]) and ``offsets`` (int64 [N]). The metadata is one JSON text: format name, classes,
-readable class names, and per split (key ``halves``) its folder, fingerprint and skipped files.
+tar shards ``shards`` (int32 [N]) and ``offsets`` (int64 [N]). The columns ``state_names``, ``state_ends``,
+``state_times`` and ``state_sizes`` are those of ``freshness.FileStates``; indexes of older versions lack them. The
+metadata is one JSON text: format name, classes, readable class names, digests of the files with the class names, and
+per split (key ``halves``) its folder, fingerprint and skipped files.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,12 +24,19 @@ from numpy.typing import NDArray
 
 from dl2pa.errors import UserError
 from dl2pa.osutil import replacing
-from pipelines.datasets.classes import check_known
+from pipelines.datasets.classes import CLASSES_NAME, check_known
+from pipelines.datasets.freshness import FileStates, check_folders, check_shards, stale, text_digests
+from pipelines.datasets.shards import find_shards
 from pipelines.datasets.skipped import SkippedFiles
 from pipelines.datasets.table import ImageTable, Members, PathTable
 
+log = logging.getLogger(__name__)
+
 INDEX_NAME = "dl2pa.index"
 """Default name of the index in the indexed folder."""
+
+CLASS_FILES = (CLASSES_NAME, "classes.txt")
+"""Files that set the labels of shards."""
 
 _FORMAT = "dl2pa index 1"
 _TYPES = {"U8": np.uint8, "I32": np.int32, "I64": np.int64}
@@ -34,10 +45,16 @@ _NUM_CHECKED = 8
 
 @dataclass(frozen=True)
 class SplitIndex:
-    """Images of one split and their problems (``probe.Flag`` bits, uint8 [N])."""
+    """Images of one split.
+
+    Attributes:
+        flags: problems of the images, ``probe.Flag`` bits, uint8 [N].
+        states: the shards or folders when they were indexed; None if it is not known.
+    """
 
     table: ImageTable
     flags: NDArray[np.uint8]
+    states: FileStates | None = None
 
 
 @dataclass(frozen=True)
@@ -48,11 +65,13 @@ class Index:
         splits: by name: ``train`` and ``val``, or ``all``.
         classes: the class names (ImageNet: wnids) in label order.
         words: readable names of the classes that have one.
+        texts: digests of the ``CLASS_FILES`` by name; None if they are not known.
     """
 
     splits: dict[str, SplitIndex]
     classes: tuple[str, ...]
     words: dict[str, str]
+    texts: dict[str, str] | None = None
 
 
 def write_index(file: Path, root: Path, index: Index) -> None:
@@ -81,18 +100,31 @@ def write_index(file: Path, root: Path, index: Index) -> None:
         }
         if table.members is not None:
             parts |= {"shards": table.members.shards, "offsets": table.members.offsets}
+        if split.states is not None:
+            parts |= _state_columns(split.states)
         columns |= {f"{name}/{key}": np.ascontiguousarray(value) for key, value in parts.items()}
     # One text: safetensors writes several entries in no fixed order, and index files are reproducible.
     content = {"format": _FORMAT, "classes": index.classes, "words": index.words, "halves": folders}
+    content |= {} if index.texts is None else {"texts": index.texts}
     with replacing(file) as temporary:
         save_file(columns, temporary, {"dl2pa": json.dumps(content)})
+
+
+def _state_columns(states: FileStates) -> dict[str, NDArray[Any]]:
+    return {
+        "state_names": np.frombuffer(states.paths.blob, dtype=np.uint8),
+        "state_ends": states.paths.ends,
+        "state_times": states.times,
+        "state_sizes": states.sizes,
+    }
 
 
 def open_index(file: Path, root: Path) -> Index:
     """Map an index of `root`; only its integer columns are read, to check their ranges.
 
     Raises:
-        UserError: the file is missing, not an index, damaged, or of another folder (``data.index``).
+        UserError: the file is missing, not an index, damaged, of another folder, or older than the data
+            (``data.index``).
     """
     metadata, columns = _map(file)
     try:
@@ -100,6 +132,9 @@ def open_index(file: Path, root: Path) -> Index:
             raise TypeError("its classes are not a list")
         classes = tuple(_text(name) for name in metadata["classes"])
         words = {_text(key): _text(value) for key, value in metadata["words"].items()}
+        texts = metadata.get("texts")
+        if texts is not None:
+            texts = {_text(key): _text(value) for key, value in texts.items()}
         splits = {
             name: _read_split(name, about, columns, root, classes)
             for name, about in metadata["halves"].items()
@@ -108,7 +143,17 @@ def open_index(file: Path, root: Path) -> Index:
         raise _damaged(file, f"{type(error).__name__}: {error}") from None
     for split in splits.values():
         _check_files_exist(file, split.table)
-    return Index(splits, classes, words)
+    index = Index(splits, classes, words, texts)
+    try:
+        _check_current(file, root, index)
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a damaged index contains an invalid file name
+        problem = f"cannot be compared with the data ({error})"
+        raise UserError(
+            "data.index", str(file), problem, "Make the data readable, or create the index again."
+        ) from None
+    return index
 
 
 def _read_split(
@@ -140,7 +185,14 @@ def _read_split(
     if members is not None:
         _check_range(members.shards, len(files), "shard")
         _check_range(members.offsets, 1 << 62, "offset")
-    return SplitIndex(table, part["flags"])
+    states = None
+    if "state_times" in part:
+        paths = PathTable(part["state_names"], part["state_ends"])
+        states = FileStates(paths, part["state_times"], part["state_sizes"])
+        for column in (states.times, states.sizes):
+            if column.dtype != np.int64 or column.shape != (len(paths),):
+                raise ValueError("its states differ in length")
+    return SplitIndex(table, part["flags"], states)
 
 
 def _check_range(column: NDArray[Any], end: int, what: str) -> None:
@@ -222,3 +274,38 @@ def _check_files_exist(file: Path, table: ImageTable) -> None:
         message = f"its files are not in data.root: there is no {checked[0]}"
         remedy = "Specify the indexed folder, or create the index again with `dl2pa data index ROOT`."
         raise UserError("data.index", str(file), message, remedy)
+
+
+def rebuild_command(file: Path, root: Path) -> str:
+    """The command that builds the index `file` of `root` again."""
+    out = "" if file == root / INDEX_NAME else f" --out {shlex.quote(str(file))}"
+    return f"dl2pa data index {shlex.quote(str(root))}{out}"
+
+
+_warned: set[Path] = set()
+"""Indexes without recorded states that this process has warned about."""
+
+
+def _check_current(file: Path, root: Path, index: Index) -> None:
+    """Refuse an index that is older than its data."""
+    command = rebuild_command(file, root)
+    if any(split.states is None for split in index.splits.values()) and file not in _warned:
+        _warned.add(file)
+        problem = "was written by an older version, which did not record the state of the data"
+        log.warning(
+            "%s %s: later changes of the data are not noticed. Run `%s` again.", file, problem, command
+        )
+    shards = None
+    for name, split in index.splits.items():
+        if split.states is None:
+            continue
+        if split.table.members is None:
+            check_folders(file, split.table, split.states, command)
+            continue
+        shards = find_shards(root) if shards is None else shards
+        check_shards(file, split.table, split.states, shards.get(name, []), command)
+    if shards is not None and index.texts is not None:
+        present = text_digests(root, CLASS_FILES)
+        for name in sorted({key for key, _ in present.items() ^ index.texts.items()}):
+            problem = f"{name} has changed since the shards were indexed"
+            raise stale(file, problem, f"Run `{command}` again.")

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import stat
+import struct
 from enum import IntFlag
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from pipelines.header import image_size
+from pipelines.header import has_jpeg_structure, image_size
 from pipelines.images import MAX_BYTES, BadImage, open_image, why_not_an_image
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from pipelines.datasets.table import ImageTable
 
 _HEAD = 1 << 16
@@ -68,13 +71,14 @@ class _Header(NamedTuple):
     orientation: int
 
 
-def probe(handle: int, offset: int, length: int, name: str) -> Probe:
+def probe(handle: int, offset: int, length: int, name: str, decode: bool = False) -> Probe:
     """Inspect the image in bytes `offset` to `offset` + `length` of an open file.
 
-    An undamaged image needs two short reads. It is fully read and decoded only if its end looks damaged.
+    An undamaged image needs two short reads. It is fully read and decoded only if its beginning or end looks damaged.
 
     Args:
         name: file name; its suffix is compared with the format.
+        decode: decode every image, which also finds damage inside its data.
     """
     if length == 0:
         return Probe(0, 0, Flag.EMPTY)
@@ -84,6 +88,8 @@ def probe(handle: int, offset: int, length: int, name: str) -> Probe:
     if offset + length > state.st_size:
         return Probe(0, 0, Flag.TRUNCATED)
     try:
+        if decode:
+            return _probe_by_decoding(os.pread(handle, length, offset), length, name)
         head = os.pread(handle, min(length, _HEAD), offset)
         tail = os.pread(handle, min(length, _TAIL), offset + length - min(length, _TAIL))
         header = _read_header(head, length)
@@ -125,7 +131,7 @@ def _probe_by_decoding(data: bytes, length: int, name: str) -> Probe:
     try:
         height, width = image_size(np.frombuffer(data, dtype=np.uint8))
         with open_image(data) as image:
-            image.load()
+            image.convert("RGB")  # as the loaders do
     except BadImage:
         return Probe(0, 0, damage)
     header = _read_header(data, len(data))
@@ -136,15 +142,24 @@ def _probe_by_decoding(data: bytes, length: int, name: str) -> Probe:
 def _read_header(head: bytes, length: int) -> _Header | None:
     try:
         with open_image(head, length) as image:
-            orientation = image.getexif().get(0x0112, 1) if "exif" in image.info else 1
-            return _Header(image.format or "", image.mode, image.height, image.width, int(orientation))
+            return _Header(image.format or "", image.mode, image.height, image.width, _orientation(image))
     except BadImage:
         return None
 
 
+def _orientation(image: Image.Image) -> int:
+    """Camera orientation; 1 if there is none or it is damaged, which no decoder minds."""
+    if "exif" not in image.info:
+        return 1
+    try:
+        return int(image.getexif().get(0x0112, 1))
+    except (SyntaxError, ValueError, TypeError, ArithmeticError, LookupError, OSError, struct.error):
+        return 1
+
+
 def _is_complete(format_name: str, head: bytes, tail: bytes, length: int) -> bool:
     if format_name in ("JPEG", "MPO"):
-        return b"\xff\xd9" in tail
+        return b"\xff\xd9" in tail and has_jpeg_structure(head)
     if format_name == "PNG":
         return b"IEND" in tail
     if format_name == "WEBP":

@@ -136,8 +136,11 @@ def check_verified(root: Path, field: str) -> None:
         raise UserError(field, str(root), message, remedy)
 
 
-def read_shard(path: Path) -> ShardContent:
+def read_shard(path: Path, decode: bool = False) -> ShardContent:
     """List the samples of a shard and inspect their images.
+
+    Args:
+        decode: see ``probe.probe``.
 
     Raises:
         UserError: not a complete tar file, or a sample has no label or two images (``ROOT``).
@@ -162,7 +165,7 @@ def read_shard(path: Path) -> ShardContent:
         reason, remedy = _not_a_tar(path, str(error))
         message = f"is not a complete, uncompressed tar file ({reason})"
         raise UserError("ROOT", str(path), message, remedy) from None
-    return members.content()
+    return members.content(decode)
 
 
 class _Members:
@@ -209,7 +212,7 @@ class _Members:
     def _skip(self, reason: str, member: tarfile.TarInfo) -> None:
         self.skipped.add(reason, f"{self._path.name}/{member.name}")
 
-    def content(self) -> ShardContent:
+    def content(self, decode: bool) -> ShardContent:
         """The samples; their images are inspected.
 
         Raises:
@@ -228,17 +231,21 @@ class _Members:
         for key in self._labels:
             if key not in self._images:
                 self.skipped.add("label without an image", f"{self._path.name}/{key}")
-        return _inspect(self._path, self._images, self._labels, self.skipped)
+        return _inspect(self._path, self._images, self._labels, self.skipped, decode)
 
 
 def _inspect(
-    path: Path, images: dict[str, tuple[int, int, str]], labels: dict[str, Label], skipped: SkippedFiles
+    path: Path,
+    images: dict[str, tuple[int, int, str]],
+    labels: dict[str, Label],
+    skipped: SkippedFiles,
+    decode: bool,
 ) -> ShardContent:
     sizes = np.zeros((len(images), 2), dtype=np.int32)
     flags = np.zeros(len(images), dtype=np.uint8)
     with path.open("rb") as file:
         for i, (offset, length, name) in enumerate(images.values()):
-            height, width, flags[i] = probe(file.fileno(), offset, length, name)
+            height, width, flags[i] = probe(file.fileno(), offset, length, name, decode)
             sizes[i] = height, width
     offsets, lengths = (np.array([image[k] for image in images.values()], dtype=np.int64) for k in (0, 1))
     return ShardContent(offsets, lengths, sizes, flags, [labels[key] for key in images], skipped)

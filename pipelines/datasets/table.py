@@ -85,6 +85,9 @@ class _OpenFiles:
         self._files: dict[int, FileIO] = {}
         self._lock = threading.Lock()
 
+    def __reduce__(self) -> tuple[type[_OpenFiles], tuple[()]]:
+        return _OpenFiles, ()  # another process opens the files itself
+
     def read(self, shard: int, path: Path, offset: int, length: int) -> bytes:
         file = self._files.get(shard)
         if file is None:

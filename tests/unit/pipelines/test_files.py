@@ -288,15 +288,6 @@ def test_rejected_validation_image_raises_an_error(
     assert caught.value.value == str(dataset.path(5))
 
 
-def test_image_rejected_only_by_dali_is_replaced(drawn: Any, folder: Folder, pipeline_over: Build) -> None:
-    """DALI decodes neither a GIF nor a PNG without its end."""
-    pytest.importorskip("nvidia.dali", reason="DALI is not installed")
-    dataset = folder(20, {5: drawn.encoded(5, "GIF"), 11: drawn.encoded(11, "PNG")[:-12]})
-    pipeline = pipeline_over(dataset, "dali", TRAIN, TrainSampler(20, 4, 0))
-    assert len(list(pipeline)) == 5
-    assert pipeline.bad_images() == [str(dataset.path(5)), str(dataset.path(11))]
-
-
 def test_more_rejected_images_than_allowed_raise_an_error(
     drawn: Any, folder: Folder, pipeline_over: Build, loader: str
 ) -> None:

@@ -28,6 +28,18 @@ def test_results_and_errors_are_returned() -> None:
         list(in_parallel(root_of, [4, -1], 1))
 
 
+def survive(signal_number: int) -> int:
+    os.kill(os.getpid(), signal_number)
+    return signal_number
+
+
+def test_workers_survive_the_stop_signals_of_a_scheduler() -> None:
+    """A scheduler signals every process of a job; the parent decides when to stop."""
+    requests = [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2]
+    assert sorted(in_parallel(survive, requests, 2)) == sorted(requests)
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & set(requests), "the parent's signals"
+
+
 ENDLESS = """
 import os, sys, time
 from pathlib import Path

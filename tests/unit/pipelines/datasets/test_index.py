@@ -47,6 +47,10 @@ def pets(tmp_path: Path) -> Path:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(jpeg(i, "PNG" if name.endswith("png") else "JPEG", size=(20 + i, 12)))
+    for folder in {root / name for name in ("", "train", "val")} | {
+        path.parent for path in root.rglob("*.*")
+    }:
+        os.utime(folder, (0, 0))  # as if it was not changed while it is indexed
     return root
 
 
@@ -177,6 +181,52 @@ def test_interrupted_indexing_continues_with_the_same_result(
     assert progress == [4, 5, 6]
     assert out.read_bytes() == expected.read_bytes()
     assert sorted(p.name for p in tmp_path.glob(".*.parts")) == []
+
+
+def cut_in_half(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+DAMAGED_PARTS: dict[str, Callable[[Path], Any]] = {
+    "empty": lambda file: file.write_bytes(b""),
+    "cut": cut_in_half,
+    "zeros": lambda file: file.write_bytes(bytes(file.stat().st_size)),
+    "other columns": lambda file: np.savez(file, sizes=np.zeros((1, 2))),
+    "no columns": lambda file: np.savez(file),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED_PARTS)
+@pytest.mark.parametrize("data", ["pets", "shards"])
+def test_interrupted_indexing_continues_over_damaged_partial_files(
+    data: str,
+    damage: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+) -> None:
+    """After a power failure, a file that was just written may be empty."""
+    root = request.getfixturevalue(data)
+    if data == "shards":
+        for i in range(6):
+            file = root(f"train-{i}.tar", sample("a", i, b"0"))
+        root = file.parent
+    monkeypatch.setattr(build_index, "_PIECE_SIZE", 1)
+    out, expected = tmp_path / "resumed.index", tmp_path / "expected.index"
+    build(root, expected)
+
+    def interrupt(done: int, total: int) -> None:
+        if done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_index.build_index(root, out, 1, interrupt)
+    parts = sorted((tmp_path / ".resumed.index.parts").glob("*.npz"))
+    DAMAGED_PARTS[damage](parts[1])
+    progress: list[int] = []
+    build_index.build_index(root, out, 1, lambda done, total: progress.append(done))
+    assert progress == [3, 4, 5, 6]
+    assert out.read_bytes() == expected.read_bytes()
 
 
 def test_number_of_workers_does_not_matter(

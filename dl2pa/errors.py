@@ -56,3 +56,7 @@ class UserError(ValueError):
 
 class TrainingFailure(RuntimeError):
     """Failure of training, such as a non-finite loss or different assignments on two ranks; exit code 1."""
+
+
+class TakenOver(TrainingFailure):
+    """Another process owns the run directory now; nothing may be written to it, not even this error."""

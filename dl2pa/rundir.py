@@ -11,7 +11,7 @@ from typing import Any
 
 from dl2pa.container import in_container
 from dl2pa.errors import UserError
-from dl2pa.osutil import read_json, write_json
+from dl2pa.osutil import full_disk, read_json, write_json
 
 CHECKPOINT_STATE = "state.pt"
 """File of a checkpoint that contains the state."""
@@ -124,7 +124,7 @@ class RunDirectory:
             with tempfile.TemporaryFile(dir=existing):
                 pass
         except OSError as error:
-            raise self._not_writable(error) from None
+            raise self.not_writable(error) from None
 
     def _check_no_other_files(self) -> None:
         """Refuse a folder with other files and no run, such as a home directory or the folder of all runs."""
@@ -149,9 +149,11 @@ class RunDirectory:
             probe.touch()
             probe.unlink()
         except OSError as error:
-            raise self._not_writable(error) from None
+            raise self.not_writable(error) from None
 
-    def _not_writable(self, error: OSError) -> UserError:
+    def not_writable(self, error: OSError) -> UserError:
+        """Error for a folder that refuses files."""
+        error = full_disk(error, self.root, 0) or error
         remedy = "Choose another with --run-dir"
         if in_container():
             remedy += ', or mount one of your folders: docker run -v DIR:/runs --user "$(id -u):$(id -g)"'
@@ -245,5 +247,16 @@ class RunDirectory:
         return list(self.submission.glob("without-progress.*"))
 
     def owner(self) -> dict[str, Any]:
-        """Read host, process id and start time of the current or last owner."""
-        return read_json(self.owner_file)
+        """Read host, process id and launch of the current or last owner; empty if there is none."""
+        owner = read_json(self.owner_file)
+        valid = isinstance(owner.get("host"), str) and isinstance(owner.get("pid"), int)
+        return owner if valid else {}
+
+    def is_taken_over(self, before: dict[str, Any], launch: str) -> bool:
+        """Whether a process of another launch has become the owner.
+
+        Args:
+            before: owner at the start of this launch.
+        """
+        owner = self.owner()
+        return bool(owner) and owner != before and owner.get("launch") != launch

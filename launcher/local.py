@@ -36,7 +36,7 @@ def run_local(
     nproc: int,
     modules: Sequence[str],
     arguments: Sequence[str],
-    stop_file: Path,
+    request_stop: Callable[[], None],
     extra: Mapping[str, str],
     node: Node,
 ) -> int:
@@ -46,12 +46,13 @@ def run_local(
     this process is killed, the agent is killed too, and the ranks with it.
 
     Args:
+        request_stop: writes the stop file.
         modules: imported once by the agent, before it forks the ranks.
         extra: environment variables of the ranks.
     """
     with tempfile.TemporaryDirectory(prefix="dl2pa-") as folder:
         command = agent_command(nproc, modules, arguments, node, Path(folder))
-        return _run_agent(command, _environment(nproc, extra, node, Path(folder)), stop_file)
+        return _run_agent(command, _environment(nproc, extra, node, Path(folder)), request_stop)
 
 
 def _environment(nproc: int, extra: Mapping[str, str], node: Node, folder: Path) -> dict[str, str]:
@@ -71,14 +72,14 @@ def _environment(nproc: int, extra: Mapping[str, str], node: Node, folder: Path)
     return env
 
 
-def _run_agent(command: list[str], env: Mapping[str, str], stop_file: Path) -> int:
+def _run_agent(command: list[str], env: Mapping[str, str], request_stop: Callable[[], None]) -> int:
     process: subprocess.Popen[bytes] | None = None
 
     interrupts = 0
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         nonlocal interrupts
-        stop_file.touch()
+        request_stop()
         interrupts += number == signal.SIGINT
         if interrupts >= _INTERRUPTS_TO_KILL and process is not None:
             process.kill()

@@ -20,6 +20,8 @@ guard() {
 
 supervise() {
   local run=$1 before_attempt before_step child code=0
+  # The owner record before this launch, to detect that another launch has taken over the run.
+  before_owner=$(cat "$1/owner.json" 2>/dev/null)
   shift
   mkdir -p "$run/slurm" || return 1
   restarts=${SLURM_RESTART_COUNT:-0}
@@ -55,6 +57,10 @@ _child() {
 }
 
 _request_stop() {
+  if _is_taken_over "$1"; then
+    _say "stop requested, but another process owns the run now"
+    return
+  fi
   _say "stop requested: saving at the next step that all processes agree on"
   touch "$1/stop"
 }
@@ -65,6 +71,10 @@ _decide() {
   attempt=$(_attempt "$run")
   state=$(_status "$run" state)
   step=$(_saved_step "$run")
+  if _is_taken_over "$run"; then
+    _say "another process has taken over the run: not requeued"
+    return $((code ? code : 1))
+  fi
   # If the attempt did not start, the status is from an earlier one. A finished run starts no new attempt.
   [[ ${attempt:-0} -gt ${3:-0} || $state == finished && $code == 0 && ! -e $run/stop ]] || state="never started"
   if _has_final_error "$run"; then
@@ -114,6 +124,13 @@ _may_requeue() {
     _say "SLURM requeued the job itself"
     return 1
   fi
+}
+
+# True if a process of another launch has become the owner of the run since this launch began.
+_is_taken_over() {
+  local owner
+  owner=$(cat "$1/owner.json" 2>/dev/null)
+  [[ $owner != "$before_owner" && $owner == *'"launch": "'* && $owner != *"\"launch\": \"$DL2PA_LAUNCHED\""* ]]
 }
 
 # Count attempts of one kind without a new checkpoint. Arguments: RUN, kind, step before and after, limit.

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dl2pa.osutil import started_pool
 from pipelines.crop import decode_image
 from pipelines.encoded import Encoded
 
@@ -19,7 +19,7 @@ class PillowDecoder:
 
     def __init__(self, image_size: int, threads: int) -> None:
         self._size = image_size
-        self._pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="dl2pa-decode")
+        self._pool = started_pool(threads, "dl2pa-decode")
         self._current: list[Encoded] = []
 
     def decode(self, source: Iterator[Encoded]) -> Iterator[tuple[Encoded, Tensor]]:

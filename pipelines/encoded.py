@@ -246,6 +246,8 @@ class EncodedStream:
             except TimeoutError:
                 if job.done():
                     return job.result()
+            if self._pool.has_lost_threads():
+                raise RuntimeError("a thread that reads images has ended, probably for lack of memory")
             stalled = self._reader.pending.longer_than(pause)
             for sample, seconds in stalled:
                 message = describe_stall(self._reader.dataset.path(sample), seconds)

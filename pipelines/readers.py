@@ -11,6 +11,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
+from dl2pa.osutil import start_thread
+
 T = TypeVar("T")
 
 
@@ -27,10 +29,8 @@ class ReaderPool:
 
     def __init__(self, threads: int) -> None:
         self._jobs: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
-        self._threads = threads
         self._closed = False
-        for i in range(threads):
-            threading.Thread(target=self._work, name=f"dl2pa-read-{i}", daemon=True).start()
+        self._threads = [start_thread(self._work, f"dl2pa-read-{i}") for i in range(threads)]
 
     def submit(self, call: Callable[[], T]) -> Future[T]:
         """Queue `call` to run in a thread of the pool; return the future of its result."""
@@ -41,8 +41,12 @@ class ReaderPool:
     def close(self) -> None:
         """Cancel queued jobs; threads end after their current job."""
         self._closed = True
-        for _ in range(self._threads):
+        for _ in self._threads:
             self._jobs.put(None)
+
+    def has_lost_threads(self) -> bool:
+        """Whether a thread has ended although the pool is open; its job is then never done."""
+        return not self._closed and not all(thread.is_alive() for thread in self._threads)
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:

@@ -213,4 +213,4 @@ def verify_same(tensor: Tensor, name: str, group: dist.ProcessGroup | None = Non
     dist.all_gather(hashes, local, group=group)
     differing = [rank for rank, other in enumerate(hashes) if int(other) != int(hashes[0])]
     if differing:
-        raise TrainingFailure(f"{name} of rank(s) {differing}: not equal to rank 0")
+        raise TrainingFailure(f"the {name} of rank(s) {differing} and of rank 0 differ")

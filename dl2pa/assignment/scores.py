@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dl2pa.assignment.bipartite import Floats, Integers
+from dl2pa.osutil import started_pool
 
 _TILE = {"cpu": 2048, "cuda": 8192}
 _SAMPLED = 2
@@ -24,6 +26,15 @@ _TIE = 2e-13
 _NONE = np.empty(0, dtype=np.int64)
 _CHUNK = 1024
 """Number of pairs rescored at a time, so that their vectors fit into the processor's cache."""
+
+
+@cache
+def thread_pool(threads: int) -> ThreadPoolExecutor | None:
+    """Pool for the life of the process; None for one thread."""
+    return started_pool(threads, "dl2pa-scores") if threads > 1 else None
+
+
+os.register_at_fork(after_in_child=thread_pool.cache_clear)  # a forked child has no threads
 
 
 @dataclass(frozen=True)
@@ -147,8 +158,13 @@ class ScoreSearch:
             part = slice(start, start + _CHUNK)
             return np.einsum("ed,ed->e", self.rows[first[part]], self.points[second[part]])
 
-        with ThreadPoolExecutor(max(1, torch.get_num_threads())) as pool:
-            return np.concatenate([np.empty(0), *pool.map(chunk, range(0, len(first), _CHUNK))])
+        pool = thread_pool(torch.get_num_threads())
+        parts = (
+            pool.map(chunk, range(0, len(first), _CHUNK))
+            if pool
+            else map(chunk, range(0, len(first), _CHUNK))
+        )
+        return np.concatenate([np.empty(0), *parts])
 
     def exact_all(self) -> Floats:
         """Float64 scores of all pairs in row order, bit-identical to `exact`; a matrix product is not."""

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from dl2pa.assignment.bipartite import Floats, Graph, Integers, MinWeightMatching, match_rows
-from dl2pa.assignment.scores import Limits, ScoreSearch, lengths
+from dl2pa.assignment.scores import Limits, ScoreSearch, lengths, thread_pool
 
 QUANTUM = 2.0**-40
 """Scores are rounded to multiples of this number, which is finer than the resolution of float32 features."""
@@ -81,6 +81,7 @@ class AssignmentSolver:
     def __init__(self, candidates: int = CANDIDATES, all_pairs: int = ALL_PAIRS) -> None:
         self._candidates = candidates
         self._all_pairs = all_pairs
+        thread_pool(torch.get_num_threads())
         self._previous: _Problem | None = None
 
     def solve(

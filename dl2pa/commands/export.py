@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         out.mkdir(parents=True, exist_ok=True)
         if target.resolve() != source.resolve():
-            with replacing(target) as temporary:
+            with replacing(target, source.stat().st_size) as temporary:
                 shutil.copyfile(source, temporary)
         description = json.dumps(classifier.description, indent=1) + "\n"
         write_atomically(out / "model.json", description)

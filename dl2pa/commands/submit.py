@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import fcntl
 import os
 import sys
 import time
@@ -19,7 +18,7 @@ from dl2pa.commands.output import note, say
 from dl2pa.config import dump_config, merge, parse_config
 from dl2pa.config.identity import run_title
 from dl2pa.errors import EXIT_DONE, UserError
-from dl2pa.osutil import open_private
+from dl2pa.osutil import LockResult, open_private, try_lock
 from dl2pa.redaction import redact, redact_tree
 from dl2pa.rundir import RunDirectory
 from dl2pa.runplan import RunPlan, RunSpec, check_resume, check_trainings, expand, plan_runs
@@ -229,11 +228,9 @@ def _submit_lock(run: RunDirectory) -> Generator[None]:
         message = f"cannot be written ({error.strerror})"
         raise UserError("run-dir", str(run.root), message, "Choose another with --run-dir.") from None
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if try_lock(file.fileno()) is LockResult.HELD:
             message = "is being submitted by another process"
-            raise UserError("run-dir", str(run.root), message, "Wait for it.") from None
+            raise UserError("run-dir", str(run.root), message, "Wait for it.")
         yield
 
 

@@ -31,6 +31,7 @@ from dl2pa.errors import (
     EXIT_STOPPED,
     EXIT_USER_ERROR,
     TRANSIENT_FIELDS,
+    TakenOver,
     TrainingFailure,
     UserError,
 )
@@ -74,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         code = _run_here(args, _plan(args))
     except (UserError, TrainingFailure) as error:
-        if args.run_dir is not None:
+        if args.run_dir is not None and not isinstance(error, TakenOver):
             directory = RunDirectory(args.run_dir.absolute())
             _report_to_supervisor(directory, error)
             if isinstance(error, UserError) and error.field not in TRANSIENT_FIELDS:
@@ -225,7 +226,7 @@ def _launch_torchrun(plan: RunPlan, before: dict[str, Any], node: Node) -> int:
         before: status before this attempt.
 
     Raises:
-        UserError, TrainingFailure: the first error of this node's ranks.
+        UserError, TrainingFailure: the first error of this node's ranks, or another process owns the run now.
     """
     from launcher.local import run_local
 
@@ -233,7 +234,13 @@ def _launch_torchrun(plan: RunPlan, before: dict[str, Any], node: Node) -> int:
     overrides = [*plan.overrides, f"launch.nproc={nproc}"]
     arguments = ["train", str(plan.config_file), *overrides, "--run-dir", str(plan.run_dir)]
     launch = os.environ.get(envvars.LAUNCH) or uuid.uuid4().hex
-    code = run_local(nproc, _RANK_MODULES, arguments, directory.stop_file, {envvars.LAUNCH: launch}, node)
+    owner = directory.owner()
+
+    def request_stop() -> None:
+        if not directory.is_taken_over(owner, launch):
+            directory.stop_file.touch()
+
+    code = run_local(nproc, _RANK_MODULES, arguments, request_stop, {envvars.LAUNCH: launch}, node)
     errors = directory.errors(launch)
     if node.count > 1:  # each node reports the errors of its own ranks
         first = node.index * nproc
@@ -244,6 +251,8 @@ def _launch_torchrun(plan: RunPlan, before: dict[str, Any], node: Node) -> int:
                 before, str(errors[0]["message"])
             )  # rank 0 may not have known the reason
         _raise_reported(errors[0])
+    if directory.is_taken_over(owner, launch):
+        raise TakenOver(f"{plan.run_dir} was taken over by another process while this one did not respond")
     if node.index > 0:
         return EXIT_DONE if code == 0 else EXIT_FAILURE
     status = directory.status()

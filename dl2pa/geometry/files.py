@@ -60,7 +60,7 @@ def save_prototypes(prototypes: Prototypes, path: str | Path) -> Path:
         if path.suffix == ".npy":
             # The record is written first: after an interruption the checksum fails instead of passing by mistake.
             write_atomically(path.with_suffix(".json"), json.dumps(record, indent=2) + "\n")
-        with replacing(path) as temporary:
+        with replacing(path, points.nbytes) as temporary:
             if path.suffix == ".npy":
                 np.save(temporary, points.numpy())
             else:

@@ -14,6 +14,7 @@ from dl2pa.constructions import check_plot_file
 from dl2pa.errors import UserError
 from dl2pa.geometry.certificate import row_blocks
 from dl2pa.geometry.prototypes import Prototypes
+from dl2pa.osutil import replacing
 
 _BINS = 200
 
@@ -43,7 +44,8 @@ def plot_prototypes(prototypes: Prototypes, path: str | Path) -> Path:
         _draw_sphere(figure, points)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=120)
+        with replacing(path) as temporary:
+            figure.savefig(temporary, dpi=120)
     except OSError as error:
         message = f"cannot be written ({error.strerror or error})"
         raise UserError("--plot", str(path), message, "Choose a folder that you can write to.") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+from dl2pa.osutil import replacing
 from dl2pa.rundir import RunDirectory
 from pipelines.dataset import Dataset, num_samples
 from pipelines.datasets import ArrayDataset, ImageTable
@@ -19,7 +20,8 @@ def write_example(run: RunDirectory, val: Dataset) -> Path | None:
         image = encoded_image(val, sample)
         if image is not None and len(image[0]) <= _MAX_BYTES:
             path = run.example_file(image[1])
-            path.write_bytes(image[0])
+            with replacing(path) as temporary:
+                temporary.write_bytes(image[0])
             return path
     return None
 

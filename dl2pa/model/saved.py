@@ -50,7 +50,7 @@ def save_classifier(
         "groups": None if groups is None else list(groups),
     }
     contiguous = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    with replacing(path) as temporary:
+    with replacing(path, sum(t.nbytes for t in contiguous.values())) as temporary:
         save_file(contiguous, temporary, metadata={"dl2pa": json.dumps(description, sort_keys=True)})
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dl2pa.osutil import write_atomically
+from dl2pa.osutil import replacing, write_atomically
 from dl2pa.rundir import RunDirectory
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,8 @@ class Artifacts:
             if png is not None:
                 path = self._run.picture(name)
                 path.parent.mkdir(exist_ok=True)
-                path.write_bytes(png)
+                with replacing(path) as temporary:
+                    temporary.write_bytes(png)
                 self.pictures[name] = png
                 self.made.append((path, path.parent.name))
 

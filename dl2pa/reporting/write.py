@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dl2pa.errors import UserError
+from dl2pa.osutil import replacing
 from dl2pa.reporting.compare import Comparison
 from dl2pa.reporting.compose import compose
 from dl2pa.reporting.document import PICTURES, Block, Heading, Picture, to_html, to_markdown
@@ -39,7 +40,8 @@ def write_document(blocks: Sequence[Block], content: dict[str, Any], folder: Pat
     try:
         for path, data in files.items():
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
+            with replacing(path, len(data)) as temporary:
+                temporary.write_bytes(data)
     except OSError as error:
         message = f"cannot be written ({error.strerror})"
         raise UserError("--out", str(folder), message, "Give another folder.") from None

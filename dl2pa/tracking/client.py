@@ -115,8 +115,9 @@ class Tracker:
         """
         self._spool.start(self._identity, params, {**_user_tag(), **tags})
         if self._delivery is not None and self._sender is None:
-            self._sender = Sender(self._delivery)
-            self._sender.start()
+            sender = Sender(self._delivery)
+            sender.start()  # fails if there is too little memory; `dl2pa sync` then sends the events
+            self._sender = sender
 
     @_never_raises
     def metrics(self, step: int, values: Mapping[str, Any], time_ms: int | None = None) -> None:

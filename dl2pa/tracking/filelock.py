@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 from collections.abc import Generator
 from pathlib import Path
+
+from dl2pa.osutil import LockResult, try_lock
 
 _held: set[int] = set()
 
@@ -32,12 +33,8 @@ def exclusive_lock(path: Path) -> Generator[None]:
         return
     _held.add(descriptor)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise Busy(str(path)) from error
-        except OSError:
-            pass
+        if try_lock(descriptor) is LockResult.HELD:
+            raise Busy(str(path))
         yield
     finally:
         _held.discard(descriptor)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from dl2pa import fence
 from dl2pa.rundir import RunDirectory
 from dl2pa.tracking.spool import now_ms, read_events
 
@@ -61,6 +62,7 @@ class NodeFile:
     def write(self, step: int, values: Mapping[str, Any], time_ms: int) -> None:
         event = {"e": "metrics", "t": time_ms, "a": self._attempt, "step": step, "v": dict(values)}
         line = json.dumps(event, separators=(",", ":")) + "\n"
+        fence.check(self._path, fresh=False)
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.open("ab") as file:

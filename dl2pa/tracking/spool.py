@@ -23,7 +23,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dl2pa.osutil import read_json, write_atomically
+from dl2pa import fence
+from dl2pa.osutil import describing_full_disk, read_json, reason_of, write_atomically
 from dl2pa.rundir import RunDirectory
 from dl2pa.tracking.sanitize import clean_name, clean_params, clean_tags, encode_number
 
@@ -187,6 +188,7 @@ class Spool:
         self.dropped = 0
         self._lock = threading.Lock()
         self._descriptor: int | None = None
+        self._open_error: OSError | None = None
         self._torn = False
         self._failing = False
         self._waiting: deque[bytes] = deque()
@@ -305,9 +307,10 @@ class Spool:
 
     def _write(self, line: bytes) -> bool:
         try:
-            self._write_line(b"\n" + line if self._torn else line)
+            with describing_full_disk(self.path.parent, len(line)):
+                self._write_line(b"\n" + line if self._torn else line)
         except OSError as error:
-            self._warn_once(str(error))
+            self._warn_once(reason_of(error))
             return False
         self._torn = False
         self._size += len(line)
@@ -318,12 +321,17 @@ class Spool:
 
     def _warn_once(self, reason: str) -> None:
         if not self._failing:
-            _log.warning("cannot write tracking events to %s (%s); training continues", self.path, reason)
+            _log.warning(
+                "cannot write tracking events to %s (%s); they wait in memory, training continues",
+                self.path,
+                reason,
+            )
         self._failing = True
 
     def _write_line(self, line: bytes) -> None:
+        fence.check(self.path, fresh=False)
         if self._descriptor is None:
-            raise OSError("the file could not be opened")
+            raise self._open_error or OSError("the file could not be opened")
         written = 0
         try:
             while written < len(line):
@@ -340,12 +348,13 @@ class Spool:
         """Open the spool, remove a line truncated by a kill, and read what earlier attempts recorded."""
         if self._descriptor is not None:
             return
+        fence.check(self.path)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
             descriptor = os.open(self.path, flags, 0o644)
         except OSError as error:
-            _log.debug("cannot open %s: %s", self.path, error)
+            self._open_error = error
             return
         self._descriptor = descriptor
         end = 0

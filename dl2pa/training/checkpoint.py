@@ -9,13 +9,17 @@ import os
 import pickle
 import shutil
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from queue import SimpleQueue
+from typing import IO, Any
 
 import torch
 
+from dl2pa import fence
 from dl2pa.errors import UserError
-from dl2pa.osutil import read_json, write_atomically
+from dl2pa.osutil import describing_full_disk, read_json, start_thread, write_atomically
 from dl2pa.rundir import (
     CHECKPOINT_BEST,
     CHECKPOINT_LATEST,
@@ -27,6 +31,12 @@ from dl2pa.rundir import (
 )
 
 log = logging.getLogger(__name__)
+
+_CHUNK = 1 << 22
+_POLL_S = 1.0
+_STALL_S = 900.0
+"""Time without progress after which waiting for a write fails."""
+_Job = tuple[int, dict[str, Any], bool]
 
 
 class CheckpointStore:
@@ -45,32 +55,69 @@ class CheckpointStore:
         self._best_file = folder / CHECKPOINT_BEST
         self._keep = keep
         self._keep_best = keep_best
+        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._idle = threading.Event()
+        self._idle.set()
         self._writer: threading.Thread | None = None
         self._failure: BaseException | None = None
+        self._progress = 0
+
+    def start(self) -> None:
+        """Start the thread that writes; later there may be too little memory for it."""
+        if self._writer is None:
+            self._writer = start_thread(self._work, "dl2pa-save")
 
     def save(self, step: int, state: dict[str, Any], *, best: bool = False, wait: bool = False) -> None:
         """Copy the state to host memory and write it in the background.
 
         Raises:
-            OSError: the previous write failed, for example on a full disk.
+            DiskFull, OSError: the previous write failed.
         """
         self.wait()
+        self.start()
         snapshot = _to_host(state)
-        self._writer = threading.Thread(
-            target=self._write_guarded, args=(step, snapshot, best), name="dl2pa-save"
-        )
-        self._writer.start()
+        self._idle.clear()
+        self._jobs.put((step, snapshot, best))
         if wait:
             self.wait()
 
     def wait(self) -> None:
-        """Wait for the current write and raise its error, if any."""
-        if self._writer is not None:
-            self._writer.join()
-            self._writer = None
+        """Wait for the current write and raise its error, if any.
+
+        Raises:
+            TimeoutError: the file system does not respond.
+            RuntimeError: the writing thread has ended.
+        """
+        progress, since = self._progress, time.monotonic()
+        while not self._idle.wait(_POLL_S):
+            if self._writer is None or not self._writer.is_alive():
+                self._abandon()
+                raise RuntimeError("the thread that writes checkpoints has ended; see the error before")
+            if self._progress != progress:
+                progress, since = self._progress, time.monotonic()
+            elif time.monotonic() - since > _STALL_S:
+                self._abandon()
+                minutes = _STALL_S / 60
+                raise TimeoutError(f"writing to {self.folder} made no progress for {minutes:.0f} minutes")
         if self._failure is not None:
             failure, self._failure = self._failure, None
             raise failure
+
+    def close(self) -> None:
+        """Finish the current write and end the thread. A failure is logged: the run ends with another error."""
+        try:
+            self.wait()
+        except Exception as error:
+            log.warning("the last checkpoint could not be written: %s", error)
+        if self._writer is not None:
+            self._jobs.put(None)
+            self._writer.join(_POLL_S)
+            self._writer = None
+
+    def _abandon(self) -> None:
+        """Leave the current write to itself, so that nothing waits for it again."""
+        self._writer = None
+        self._idle.set()
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, ascending."""
@@ -140,6 +187,9 @@ class CheckpointStore:
             is_checkpoint = checkpoint_step(path.name) is not None and path.is_dir()
             if is_checkpoint and not (path / CHECKPOINT_MARKER).exists():
                 shutil.rmtree(path, ignore_errors=True)
+        marked = [s for s in self.steps() if read_json(self.path(s) / CHECKPOINT_MARKER).get("best")]
+        if marked and marked[-1] > (self.best_step() or -1):
+            self._record_best(marked[-1])  # killed, or the disk was full, after the checkpoint was complete
 
     def _unmark(self, step: int) -> None:
         (self.path(step) / CHECKPOINT_MARKER).unlink(missing_ok=True)
@@ -151,33 +201,68 @@ class CheckpointStore:
             raise ValueError("its contents do not match its checksum")
         return torch.load(file, map_location="cpu", weights_only=True)
 
-    def _write_guarded(self, step: int, state: dict[str, Any], best: bool) -> None:
-        try:
-            self._write(step, state, best)
-        except BaseException as error:
-            self._failure = error
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            try:
+                self._write(*job)
+            except BaseException as error:
+                self._failure = error
+            finally:
+                del job  # free the copy of the state
+                self._idle.set()
 
     def _write(self, step: int, state: dict[str, Any], best: bool) -> None:
+        fence.check(self.folder)
         temporary = self.folder / f".aside-{step}-{os.getpid()}"
         shutil.rmtree(temporary, ignore_errors=True)
+        with describing_full_disk(self.folder, _bytes_of(state)):
+            try:
+                self._write_files(temporary, step, state, best)
+            except BaseException:
+                shutil.rmtree(temporary, ignore_errors=True)
+                raise
+        self._publish(temporary, step)
+        if best:
+            self._record_best(step)
+        self._prune()
+
+    def _record_best(self, step: int) -> None:
+        if self._keep_best:
+            write_atomically(self._best_file, json.dumps({"step": step}) + "\n")
+
+    def _write_files(self, temporary: Path, step: int, state: dict[str, Any], best: bool) -> None:
         temporary.mkdir(parents=True)
         file = temporary / CHECKPOINT_STATE
         with file.open("wb") as out:
-            torch.save(state, out)
+            target: Any = _Output(out, file, self._advance)
+            try:
+                torch.save(state, target)
+            except RuntimeError:
+                if target.error is None:
+                    raise
+                raise target.error from None
             out.flush()
             os.fsync(out.fileno())
-        marker = {"step": step, "bytes": file.stat().st_size, "sha256": _sha256(file)}
+        marker = {
+            "step": step,
+            "bytes": file.stat().st_size,
+            "sha256": _sha256(file, self._advance),
+            "best": best,
+        }
         write_atomically(temporary / CHECKPOINT_MARKER, json.dumps(marker) + "\n")
         _sync_folder(temporary)
+
+    def _advance(self) -> None:
+        self._progress += 1
+
+    def _publish(self, temporary: Path, step: int) -> None:
+        fence.check(self.folder)
         target = self.path(step)
         if target.exists():
             target.replace(self.folder / f".aside-{step}-old")
         temporary.replace(target)
         _sync_folder(self.folder)
         write_atomically(self.folder.parent / CHECKPOINT_LATEST, target.name + "\n")
-        if best and self._keep_best:
-            write_atomically(self._best_file, json.dumps({"step": step}) + "\n")
-        self._prune()
 
     def _prune(self) -> None:
         steps = self.steps()
@@ -203,9 +288,48 @@ def _to_host(node: Any) -> Any:
     return node
 
 
-def _sha256(file: Path) -> str:
+def _bytes_of(node: Any) -> int:
+    """Total size of the tensors of a nested structure."""
+    if isinstance(node, torch.Tensor):
+        return node.nbytes
+    children = node.values() if isinstance(node, dict) else node if isinstance(node, list | tuple) else ()
+    return sum(map(_bytes_of, children))
+
+
+class _Output:
+    """File for torch.save, which replaces the error of a failed write with one of its own.
+
+    Attributes:
+        error: the first error of a write.
+    """
+
+    def __init__(self, file: IO[bytes], path: Path, advance: Callable[[], None]) -> None:
+        self.error: OSError | None = None
+        self._file = file
+        self._path = path
+        self._advance = advance
+
+    def write(self, data: Any) -> int:
+        fence.check(self._path, fresh=False)
+        try:
+            written = self._file.write(data)
+        except OSError as error:
+            self.error = self.error or error
+            raise
+        self._advance()
+        return written
+
+    def flush(self) -> None:
+        """Do nothing: the caller flushes the file."""
+
+
+def _sha256(file: Path, advance: Callable[[], None] = lambda: None) -> str:
+    digest = hashlib.sha256()
     with file.open("rb") as data:
-        return hashlib.file_digest(data, "sha256").hexdigest()
+        while chunk := data.read(_CHUNK):
+            digest.update(chunk)
+            advance()
+    return digest.hexdigest()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -8,8 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from dl2pa import fence
 from dl2pa.assignment import Matching
-from dl2pa.osutil import write_atomically
+from dl2pa.osutil import describing_full_disk, reason_of, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -41,12 +42,18 @@ class MatchHistory:
         if record["prototypes_stayed"] is None:
             del record["prototypes_stayed"]
         record["moves"] = record.pop("moves")  # the longest field last
-        try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
-        except OSError as error:
-            self._warn(error)
+        line = json.dumps(record) + "\n"
+        fence.check(self.path)
         self._last = step
+        try:
+            with (
+                describing_full_disk(self.path.parent, len(line)),
+                self.path.open("a", encoding="utf-8") as file,
+            ):
+                file.write(line)
+        except OSError as error:
+            self._last = None  # the next update removes what was written of this line
+            self._warn(error)
 
     def cut_after(self, step: int) -> None:
         """Remove the records of later steps and lines that cannot be read."""
@@ -79,6 +86,6 @@ class MatchHistory:
             log.warning(
                 "%s cannot be written (%s): assignment updates are not recorded there",
                 self.path,
-                error.strerror,
+                reason_of(error),
             )
         self._warned = True

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from dl2pa import fence
 from dl2pa.training.distributed import World
 
 log = logging.getLogger(__name__)
@@ -57,6 +58,7 @@ class StepProfile:
         if self._gpu:
             torch.cuda.synchronize()
         profiler.stop()
+        fence.check(self._folder)
         self._folder.mkdir(exist_ok=True)
         trace, table = self._folder / "trace.json", self._folder / "table.txt"
         profiler.export_chrome_trace(str(trace))

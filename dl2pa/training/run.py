@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from dl2pa import envvars
+from dl2pa import envvars, fence
 from dl2pa.config import Config
 from dl2pa.config.checks import warnings
 from dl2pa.config.identity import check_resumable, checkpoint_identity, data_identity
@@ -29,7 +29,7 @@ from dl2pa.errors import (
     UserError,
 )
 from dl2pa.model.model import PrototypeInit, build_model, init_prototypes, prototypes_of_checkpoint
-from dl2pa.osutil import open_private, private_temporary_folder, write_json
+from dl2pa.osutil import DiskFull, full_disk, open_private, private_temporary_folder, reason_of, write_json
 from dl2pa.ownership import Ownership
 from dl2pa.rundir import RunDirectory
 from dl2pa.tracking import Tracker
@@ -53,6 +53,9 @@ from dl2pa.training.train_state import TrainState
 from dl2pa.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
+
+_RESERVE = 8 << 20
+"""Bytes of memory that are freed when an attempt fails, so that the error can be reported if memory is exhausted."""
 
 
 def train(
@@ -78,6 +81,7 @@ def train(
     rank = int(os.environ.get("RANK", "0"))
     owner = Ownership(run)
     before = run.status()
+    reserve = bytearray(_RESERVE)
     try:
         if rank == 0:
             owner.acquire()
@@ -85,8 +89,9 @@ def train(
             before = run.status()
             begin_attempt(run)
         _log_to_file(run, rank)
-        return _attempt(config, run, name, data, on_finished)
+        return _attempt(config, run, owner, name, data, on_finished)
     except BaseException as error:
+        del reserve
         report_error(run, rank, error, before)
         raise
     finally:
@@ -109,10 +114,11 @@ def report_error(run: RunDirectory, rank: int, error: BaseException, before: dic
     """
     report = {"rank": rank, **_error_fields(error)}
     refused = isinstance(error, UserError) and not run.is_accepted()
-    with suppress(OSError):
+    with suppress(OSError, MemoryError):
         write_json(run.error_file(rank, refused=refused), report)
-        if rank != 0 or (isinstance(error, UserError) and error.field == "run-dir"):
-            return
+    if rank != 0 or (isinstance(error, UserError) and error.field == "run-dir"):
+        return
+    with suppress(OSError, MemoryError):
         if refused:
             run.withdraw_attempt(before, str(report["message"]))
         else:
@@ -138,13 +144,25 @@ def _error_fields(error: BaseException) -> dict[str, Any]:
         "final": isinstance(error, UserError | TrainingFailure)
         and not (isinstance(error, UserError) and error.field in TRANSIENT_FIELDS),
         "error": error.as_dict() if isinstance(error, UserError) else None,
-        "message": str(error) or type(error).__name__,
-        "traceback": None if isinstance(error, UserError | TrainingFailure) else traceback.format_exc(),
+        "message": _message(error),
+        "traceback": None
+        if isinstance(error, UserError | TrainingFailure | DiskFull)
+        else traceback.format_exc(),
     }
 
 
+def _message(error: BaseException) -> str:
+    text = str(error) or type(error).__name__
+    return f"out of memory: {text}" if isinstance(error, MemoryError) else text
+
+
 def _attempt(
-    config: Config, run: RunDirectory, name: str, data: DataSplits | None, on_finished: Report | None
+    config: Config,
+    run: RunDirectory,
+    owner: Ownership,
+    name: str,
+    data: DataSplits | None,
+    on_finished: Report | None,
 ) -> int:
     startup = StartUp()
     startup.reached("imports")
@@ -154,12 +172,18 @@ def _attempt(
     stop.install()
     tracker = Tracker(run.root, enabled=False, uri=None, experiment="", run_name="", attempt=1)
     nodes: Nodes | None = None
+    store = CheckpointStore(run.checkpoints, config.checkpoint.keep, config.checkpoint.keep_best)
     try:
+        owner_id = from_rank_zero(owner.id, world)
+        if world.is_main:
+            store.start()
+        else:
+            owner.follow(owner_id)
         if config.train.compile:
             _cache_compiled_code()
         data = data or open_data(config, world.size)
         startup.reached("data")
-        trainer = _build(config, world, run, data, stop, name)
+        trainer = _build(config, world, run, data, stop, store, name)
         tracker = trainer.tracker
         startup.reached("model")
         trainer.startup = startup
@@ -176,6 +200,7 @@ def _attempt(
         tracker.finish("failed", drain_seconds=5)
         raise
     finally:
+        store.close()
         stop.close()
 
 
@@ -187,7 +212,13 @@ def _cache_compiled_code() -> None:
 
 
 def _build(
-    config: Config, world: World, run: RunDirectory, data: DataSplits, stop: StopMonitor, name: str
+    config: Config,
+    world: World,
+    run: RunDirectory,
+    data: DataSplits,
+    stop: StopMonitor,
+    store: CheckpointStore,
+    name: str,
 ) -> Trainer:
     """Build the trainer, restored from the latest checkpoint if there is one; a collective."""
     if world.is_main:
@@ -196,7 +227,6 @@ def _build(
         log_skipped(data)
     train_pipeline = build_train_pipeline(config, data.train, world)
     eval_pipeline = build_eval_pipeline(config, data.val, world)
-    store = CheckpointStore(run.checkpoints, config.checkpoint.keep, config.checkpoint.keep_best)
     identity = {**checkpoint_identity(config), **data_identity(data.fingerprint, data.classes)}
     checkpoint = _load_checkpoint(store, world)
     if checkpoint is not None:
@@ -274,11 +304,31 @@ def _close(trainer: Trainer, data: DataSplits, name: str, finished: bool, on_fin
         trainer.run_dir.write_status(state="stopped")
 
 
+class _RankLog(logging.FileHandler):
+    """Log file of a rank. Failing to write it prints one message."""
+
+    _failed = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        fence.check(Path(self.baseFilename), fresh=False)
+        super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exception()
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._failed:
+            self._failed = True
+            path = Path(self.baseFilename)
+            reason = reason_of(full_disk(error, path.parent, 0) or error)
+            sys.stderr.write(f"dl2pa: {path} cannot be written ({reason}); training continues\n")
+
+
 def _log_to_file(run: RunDirectory, rank: int) -> None:
     """Write this rank's log to its file; on ranks other than 0 also redirect stdout and stderr there."""
     path = run.rank_log(rank)
     open_private(path, "a").close()
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = _RankLog(path, encoding="utf-8")
     handler.setFormatter(SafeFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     root.addHandler(handler)

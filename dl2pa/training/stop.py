@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import distributed as dist
 
+from dl2pa import fence
+from dl2pa.osutil import start_thread
 from dl2pa.training.distributed import World
 
 log = logging.getLogger(__name__)
@@ -43,8 +45,7 @@ class StopMonitor:
         for number in _SIGNALS:
             self._previous[number] = signal.signal(number, self._on_signal)
         if self._world.local_rank == 0:
-            self._watcher = threading.Thread(target=self._watch_file, name="dl2pa-stop", daemon=True)
-            self._watcher.start()
+            self._watcher = start_thread(self._watch_file, "dl2pa-stop")
 
     @property
     def requested(self) -> bool:
@@ -83,10 +84,12 @@ class StopMonitor:
         if number == signal.SIGINT and self._requested.is_set():
             signal.signal(signal.SIGINT, signal.default_int_handler)  # the third Ctrl-C interrupts at once
         self._requested.set()
+        fence.check(self._stop_file)
         with suppress(OSError):
             self._stop_file.touch()  # a process that waits for this run directory sees that the run is stopping
 
     def _watch_file(self) -> None:
         while not self._closing.wait(_FILE_POLL_S if not self._requested.is_set() else 1.0):
-            if self._stop_file.exists():
-                self._requested.set()
+            with suppress(MemoryError):
+                if self._stop_file.exists():
+                    self._requested.set()

@@ -14,7 +14,7 @@ from torch.profiler import record_function
 
 from dl2pa.assignment import Matching
 from dl2pa.config import Config, fingerprint
-from dl2pa.osutil import write_atomically
+from dl2pa.osutil import reason_of, write_atomically
 from dl2pa.rundir import RunDirectory
 from dl2pa.tracking import Tracker
 from dl2pa.training.checkpoint import CheckpointStore
@@ -80,6 +80,7 @@ class Trainer:
         self.images_seen = 0
         self.train_seconds = 0.0
         self.startup: StartUp | None = None
+        self._status_failed = False
         self._timer = StepTimer(world.device)
         self._profile = StepProfile(config.train.profile, run.profile, world)
 
@@ -220,7 +221,7 @@ class Trainer:
             try:
                 result.predictions.save(self.run_dir.predictions)
             except OSError as error:  # only the report needs the predictions
-                log.warning("%s cannot be written: %s", self.run_dir.predictions, error)
+                log.warning("%s cannot be written: %s", self.run_dir.predictions, reason_of(error))
         self.display.validated(entry)
         return best
 
@@ -325,11 +326,17 @@ class Trainer:
             return
         train, progress = self.config.train, self.progress
         total_steps = train.epochs * self.train_pipeline.steps_per_epoch
-        self.run_dir.write_status(
-            epoch=progress.epoch,
-            step=progress.global_step,
-            phase=progress.phase,
-            fingerprint=fingerprint(self.config),
-            total_steps=total_steps if train.max_steps is None else min(total_steps, train.max_steps),
-            **extra,
-        )
+        try:
+            self.run_dir.write_status(
+                epoch=progress.epoch,
+                step=progress.global_step,
+                phase=progress.phase,
+                fingerprint=fingerprint(self.config),
+                total_steps=total_steps if train.max_steps is None else min(total_steps, train.max_steps),
+                **extra,
+            )
+            self._status_failed = False
+        except OSError as error:  # the next status or checkpoint may be written again
+            if not self._status_failed:
+                log.warning("%s cannot be written (%s)", self.run_dir.status_file, reason_of(error))
+            self._status_failed = True

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dl2pa.errors import UserError
-from dl2pa.osutil import write_atomically
+from dl2pa.osutil import describing_full_disk, write_atomically
 from pipelines.datasets.build_index import build_index
 from pipelines.datasets.classes import CLASSES_NAME
 from pipelines.datasets.index import INDEX_NAME, Index
@@ -96,9 +96,10 @@ def pack(
     missing = [shard for shard in shards if not shard.target.exists()]
     done = total - sum(len(shard.names) for shard in missing)
     progress(done, total)
-    for count in in_parallel(_write_shard, missing, min(workers, len(missing))):
-        done += count
-        progress(done, total)
+    with describing_full_disk(out, 0):
+        for count in in_parallel(_write_shard, missing, min(workers, len(missing))):
+            done += count
+            progress(done, total)
     index = build_index(out, out / INDEX_NAME, workers)
     not_resized = _compare(source, index, out, options)
     (out / UNVERIFIED_NAME).unlink(missing_ok=True)

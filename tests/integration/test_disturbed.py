@@ -6,13 +6,11 @@ training is killed and resumed, and the password changes before the end. Real pr
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import random
 import signal
-import subprocess
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -21,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from support.disks import full, small_disk
 from support.runs import Program, Training
 from support.servers import Database, TrackingServer
 from support.waiting import eventually
@@ -33,32 +32,12 @@ STEPS = EPOCHS * 29
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def spool_disk(tmp_path: Path) -> Iterator[Path]:
     """A small file system for the spool, which can be filled."""
     folder = tmp_path / "small disk"
     folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)], capture_output=True, text=True
-    )
-    if mounted.returncode != 0:
-        pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-@contextlib.contextmanager
-def full(disk: Path) -> Iterator[None]:
-    """Fill the disk completely."""
-    filler = disk / "filler"
-    with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-        for size in (1 << 16, 1):
-            with contextlib.suppress(OSError):
-                while file.write(b"x" * size):
-                    pass
-    try:
-        yield
-    finally:
-        filler.unlink()
+    with small_disk(folder, "8m") as disk:
+        yield disk
 
 
 class Disturber(threading.Thread):
@@ -142,7 +121,7 @@ def test_mlflow_record_is_equal_after_disturbances(
     database: Database,
     train: Callable[..., Training],
     program: Program,
-    small_disk: Path,
+    spool_disk: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     import mlflow
@@ -160,18 +139,18 @@ def test_mlflow_record_is_equal_after_disturbances(
     disturbed = named("disturbed", server.address)
     disturbed.run.mkdir(parents=True)
     (disturbed.run / "owner.lock").touch()  # else a folder of other files would be refused
-    (disturbed.run / "events").symlink_to(small_disk)
+    (disturbed.run / "events").symlink_to(spool_disk)
     first = program.start(*disturbed.command(), env=signed_in("the first password"))
-    disturbed.wait_for(first, (small_disk / "mlflow.json").exists, "the server answers")
+    disturbed.wait_for(first, (spool_disk / "mlflow.json").exists, "the server answers")
     disturber = Disturber(server, database, seed=20)
     disturber.start()
     try:
         disturbed.wait_for_step(first, STEPS // 6, 0)
-        with full(small_disk):
-            size = (small_disk / "events.jsonl").stat().st_size
+        with full(spool_disk):
+            size = (spool_disk / "events.jsonl").stat().st_size
             at = disturbed.status["step"]
             disturbed.wait_for_step(first, at + STEPS // 6, 0)
-            grown = (small_disk / "events.jsonl").stat().st_size - size
+            grown = (spool_disk / "events.jsonl").stat().st_size - size
             assert grown < os.sysconf("SC_PAGE_SIZE"), "the disk was not full"
         # A kill loses what waits in memory: the next steps bring that to the disk, which takes it again.
         disturbed.wait_for_step(first, max(STEPS // 2, disturbed.status["step"] + 10), 0)

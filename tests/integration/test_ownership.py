@@ -1,7 +1,8 @@
-"""A run directory has at most one owner."""
+"""A run directory has at most one owner, also without file locks and after the owner was suspended."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -9,13 +10,18 @@ import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
-from support.runs import IN_MEMORY, STOPPED, Training, processes_of
+from dl2pa import ownership
+from support.paths import REPOSITORY
+from support.runs import IN_MEMORY, LONG, STOPPED, Training, assert_identical, processes_of
 from support.waiting import eventually
 
 pytestmark = pytest.mark.xdist_group("runs")
+
+FAILURE = 1
 
 
 @pytest.mark.parametrize("nproc", [1, pytest.param(2, marks=pytest.mark.thorough)])
@@ -72,6 +78,97 @@ def test_a_start_right_after_a_stop_request_resumes(train: Callable[..., Trainin
     assert first.wait() == STOPPED, first.error
     assert "resuming" in done.error
     assert done.result["steps"] == 87
+
+
+NO_LOCKS = """
+import errno, fcntl
+
+def flock(file, operation):
+    raise OSError(errno.ENOLCK, "No locks available")
+
+fcntl.flock = flock
+"""
+
+
+def flock(file: object, operation: int) -> NoReturn:
+    raise OSError(errno.ENOLCK, "No locks available")
+
+
+@pytest.mark.parametrize("nproc", [1, pytest.param(2, marks=pytest.mark.thorough)])
+def test_without_locks_a_run_trains_refuses_a_second_start_and_resumes(
+    nproc: int,
+    train: Callable[..., Training],
+    undisturbed: Callable[..., Training],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A file system without locks, staged in the processes of the run and in this one."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/sitecustomize.py").write_text(NO_LOCKS)
+    monkeypatch.setattr(fcntl, "flock", flock)
+    monkeypatch.setattr(ownership, "_SETTLE_S", 0.0)
+    training = train(nproc, "run", LONG)
+    first = training.program.start(
+        *training.command(), env={"PYTHONPATH": f"{tmp_path / 'site'}:{REPOSITORY}"}
+    )
+    training.wait_for_step(first, 3, 0)
+    owner = json.loads((training.run / "owner.json").read_text())
+    os.kill(owner["pid"], signal.SIGSTOP)  # it does not finish before the second start
+    second = training.program.run(*training.command())
+    assert second.code == 2, second.error
+    assert f"in use by process {owner['pid']} on {socket.gethostname()}" in second.error
+    first.signal_group(signal.SIGKILL)
+    first.wait()
+    training.assert_gone()
+    assert first.error.count("does not support locks") == 1
+    done = training.finish()
+    assert nproc > 1 or done.error.count("does not support locks") == 1
+    assert_identical(training.run, undisturbed(nproc, LONG).run)
+
+
+@pytest.mark.parametrize("nproc", [1, pytest.param(2, marks=pytest.mark.thorough)])
+def test_a_suspended_owner_that_was_replaced_writes_nothing_more(
+    nproc: int,
+    train: Callable[..., Training],
+    undisturbed: Callable[..., Training],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Stop the owner, let another machine take over and finish, continue the owner."""
+    training = train(nproc, "run", LONG)
+    first = training.start()
+    training.wait_for_step(first, 3, 0)
+    suspended = [p.pid for p in processes_of(training.run)]
+    for pid in suspended:
+        os.kill(pid, signal.SIGSTOP)
+    for pid in suspended:
+        eventually(lambda pid=pid: _state(pid) == "T", f"process {pid} is suspended")
+    os.utime(training.run / "owner.json", (0, 0))  # suspended for long
+    # The other machine does not see the lock, and has another boot id.
+    monkeypatch.setattr(fcntl, "flock", lambda file, operation: None)
+    monkeypatch.setattr(ownership, "_place", lambda: {"machine": "another", "processes": "1"})
+    in_this_process = Training(training.program, training.config, training.run, 1)
+    done = in_this_process.finish()
+    assert done.result["epochs"] == 8
+    before = _content(training.run)
+    for pid in suspended:
+        os.kill(pid, signal.SIGCONT)
+    ended = first.completed()
+    assert ended.code == FAILURE, ended.error
+    assert "was taken over by" in ended.result["error"]["message"]
+    training.assert_gone()
+    assert f"was taken over by process {os.getpid()} on {socket.gethostname()}" in first.error
+    assert "Traceback" not in first.error
+    assert _content(training.run) == before
+    if nproc == 1:
+        assert_identical(training.run, undisturbed(1, LONG).run)
+
+
+def _state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def _content(run: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
 
 
 def _open_files(pid: int) -> list[str]:

@@ -48,6 +48,13 @@ IN_MEMORY: dict[str, Any] = {"loader": "resident", "crop": "pad", "pad": 2}
 """`data` section of a run whose images are kept in memory, for tests that are not about DALI."""
 
 
+LONG: dict[str, Any] = {
+    "train": {"epochs": 8, "eval_every_epochs": 8, "eval_batch_size": 359},
+    "data": IN_MEMORY,
+}
+"""232 steps and one validation, which needs more memory than a step."""
+
+
 def config_with(folder: Path, root: Path, changes: Mapping[str, Any] | None = None) -> Path:
     """Write a configuration based on the small one; return its path."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -57,7 +57,7 @@ from pathlib import Path
 from launcher.local import run_local
 from launcher.node import this_node
 place = Path(sys.argv[2])
-sys.exit(run_local(2, ("tiny",), sys.argv[1:], place / "stop", {"EXTRA": "given; 'so'"}, this_node({})))
+sys.exit(run_local(2, ("tiny",), sys.argv[1:], (place / "stop").touch, {"EXTRA": "given; 'so'"}, this_node({})))
 """
 
 Start = Callable[..., subprocess.Popen[str]]

@@ -250,6 +250,38 @@ def an_unavailable_controller(batch: Batch) -> None:
     (batch.place / f"show-{JOB}").unlink()
 
 
+def own(place: Path, launch: str) -> None:
+    """Write the record of an owner."""
+    (place / "owner.json").write_text(json.dumps({"host": "n1", "pid": 1, "launch": launch}) + "\n")
+
+
+def taken_over_by_another_launch(batch: Batch) -> None:
+    leave(batch.after, "running", 2, 12)
+    own(batch.run, "7.0")
+    own(batch.after, "8.0")
+
+
+def taken_over_and_finished_by_another_launch(batch: Batch) -> None:
+    leave(batch.after, "finished", 2, 12)
+    own(batch.after, "8.0")
+
+
+def killed_as_owner(batch: Batch) -> None:
+    leave(batch.after, "running", 2, 12)
+    own(batch.run, "7.0")
+    own(batch.after, f"{JOB}.0")
+
+
+def killed_before_it_became_owner(batch: Batch) -> None:
+    leave(batch.after, "running", 2, 12)
+    own(batch.run, "7.0")
+
+
+def an_owner_of_an_older_version(batch: Batch) -> None:
+    leave(batch.after, "running", 2, 12)
+    (batch.after / "owner.json").write_text('{"host": "n1", "pid": 2}\n')
+
+
 REQUEUE = [f"requeue {JOB}"]
 
 
@@ -275,6 +307,11 @@ REQUEUE = [f"requeue {JOB}"]
         (pending_after_a_requeue, 1, 0, [], "SLURM requeued the job itself"),
         (cancelled_by_scancel, 0, 0, [], "the job was cancelled: not requeued"),
         (an_unavailable_controller, 1, 0, REQUEUE, "exit code 1, run running"),
+        (taken_over_by_another_launch, 1, 1, [], "another process has taken over the run: not requeued"),
+        (taken_over_and_finished_by_another_launch, 0, 1, [], "another process has taken over the run"),
+        (killed_as_owner, 1, 0, REQUEUE, "exit code 1, run running"),
+        (killed_before_it_became_owner, 1, 0, REQUEUE, "exit code 1, run running"),
+        (an_owner_of_an_older_version, 1, 0, REQUEUE, "exit code 1, run running"),
     ],
     ids=lambda value: value.__name__ if callable(value) else None,
 )
@@ -579,6 +616,24 @@ def test_a_stop_signal_requests_a_save_and_waits_for_it(
     until(process, "stopped on request, saved at step 12: requeueing")
     assert process.wait(DEADLINE_S) == 0
     assert batch.requeues() == REQUEUE
+
+
+def test_a_stop_signal_after_a_takeover_does_not_stop_the_new_owner(
+    batch: Batch, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    gate = batch.place / "gate"
+    process = start(batch.command(SAVING, gate))
+    until(process, "child")
+    own(batch.run, "8.0")
+    process.terminate()
+    until(process, "stop requested, but another process owns the run now")
+    assert not (batch.run / "stop").exists()
+    leave(batch.after, "running", 2, 12)
+    (batch.run / "stop").touch()  # the new owner is asked to stop; here this also ends the child
+    gate.write_text("go\n", encoding="utf-8")
+    until(process, "another process has taken over the run: not requeued")
+    assert process.wait(DEADLINE_S) == 1
+    assert batch.requeues() == []
 
 
 needs_setpriv = pytest.mark.skipif(shutil.which("setpriv") is None, reason="setpriv is not on this machine")

@@ -23,7 +23,7 @@ from pipelines.datasets.index import Index, SplitIndex
 from pipelines.datasets.pack import PackOptions, pack
 from pipelines.datasets.table import ImageTable
 from pipelines.encoded import FaultLimits, ImageReader
-from pipelines.readers import StalledRead
+from pipelines.readers import ReaderPool, StalledRead
 from pipelines.sampler import EvalSampler, TrainSampler
 from pipelines.transforms import Transforms
 
@@ -200,6 +200,17 @@ def test_stalled_read_is_logged_and_raises_an_error(
     assert str(pipe) in str(caught.value)
     assert f"reading {pipe} has not finished" in caplog.text
     release(pipe)
+
+
+def test_the_end_of_a_reading_thread_raises_an_error(
+    folder: Folder, pipeline_over: Build, loader: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread that gets no memory can end without an answer."""
+    monkeypatch.setattr(ReaderPool, "_work", lambda pool: None)
+    limits = FaultLimits(0.5, read_warn_s=0.05, read_timeout_s=0.4)
+    pipeline = pipeline_over(folder(12), loader, TRAIN, TrainSampler(12, 4, 0), limits=limits, threads=2)
+    with pytest.raises(RuntimeError, match="a thread that reads images has ended"):
+        list(pipeline)
 
 
 def release(pipe: Path) -> None:

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -284,3 +284,23 @@ def test_sync_errors_name_the_missing_option(tmp_path: Path, monkeypatch: pytest
 def test_local_uri_is_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert local_uri(Path("runs")) == f"sqlite:///{tmp_path}/runs/mlflow.db"
+
+
+def test_a_sender_that_cannot_start_leaves_the_events_to_sync(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def start(sender: Sender) -> NoReturn:
+        raise RuntimeError("can't start new thread")
+
+    caplog.set_level("INFO")
+    monkeypatch.setattr(Sender, "start", start)
+    monkeypatch.setattr(
+        Sender, "finish", lambda sender, seconds: pytest.fail("waits for a thread that never ran")
+    )
+    on = tracker(tmp_path, uri="http://127.0.0.1:9")
+    on.start({}, {})
+    on.metrics(1, {"loss": 1.0})
+    on.finish("finished")
+    assert "can't start new thread" in caplog.text
+    assert f"`dl2pa sync {tmp_path}` sends them" in caplog.text
+    assert kinds(tmp_path) == ["start", "metrics", "end"]

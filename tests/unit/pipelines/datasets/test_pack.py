@@ -13,11 +13,13 @@ import pytest
 from PIL import Image
 
 from dl2pa.errors import UserError
+from dl2pa.osutil import DiskFull
 from pipelines.datasets import ImageTable, open_dataset
 from pipelines.datasets import pack as packing
 from pipelines.datasets.build_index import build_index, list_source
 from pipelines.datasets.index import INDEX_NAME
 from pipelines.datasets.pack import PackOptions, PackResult
+from support.disks import full, small_disk
 
 SMALL = PackOptions(shard_size=8000)
 
@@ -215,3 +217,15 @@ def test_options_are_stored(pets: Path, tmp_path: Path) -> None:
         8000,
         {"train", "val"},
     )
+
+
+def test_a_full_disk_names_the_folder_and_the_same_command_continues(pets: Path, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    with small_disk(tmp_path / "disk", "1m") as disk:
+        out = disk / "packed"
+        with full(disk, 20_000), pytest.raises(DiskFull, match=f"{out} has .* the same command continues"):
+            run(pets, out)
+        assert not (out / INDEX_NAME).exists()
+        run(pets, out)
+        run(pets, tmp_path / "reference")
+        assert contents(out) == contents(tmp_path / "reference")

@@ -12,7 +12,7 @@ from dl2pa.commands.options import add_checkpoint, add_run, check_output_folder,
 from dl2pa.commands.output import note, say
 from dl2pa.errors import UserError
 from dl2pa.osutil import replacing, write_atomically
-from dl2pa.rundir import RunDirectory
+from dl2pa.rundir import MODEL, RunDirectory
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
 
     source = model_file(args.run, config, args.checkpoint)
     classifier = load_classifier(source)
-    target = out / "model.safetensors"
+    target = out / MODEL
     try:
         out.mkdir(parents=True, exist_ok=True)
         if target.resolve() != source.resolve():

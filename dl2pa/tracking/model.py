@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
-from dl2pa.rundir import RunDirectory
+from dl2pa.rundir import MODEL, RunDirectory
 from dl2pa.tracking.imports import importing
 from dl2pa.tracking.spool import Event
 
@@ -19,7 +19,7 @@ DIGEST_TAG = "dl2pa.sha256"
 MODEL_NAME = "model"
 """``runs:/RUN_ID/model`` loads it."""
 _PACKAGES = ("dl2pa", "pipelines")
-_WEIGHTS = Path("artifacts", "model.safetensors")
+_WEIGHTS = Path("artifacts", MODEL)
 
 
 def write_model(

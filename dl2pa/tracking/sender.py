@@ -7,6 +7,7 @@ import random
 import threading
 
 from dl2pa.redaction import redact
+from dl2pa.rundir import RunDirectory
 from dl2pa.tracking.delivery import Delivery
 from dl2pa.tracking.filelock import Busy
 from dl2pa.tracking.refusal import brief, refusal
@@ -70,7 +71,7 @@ class Sender(threading.Thread):
                     redact(self._delivery.uri),
                     "refuses the events" if refused else "cannot be reached",
                     refused or brief(error),
-                    self._delivery.run_dir / "events",
+                    RunDirectory(self._delivery.run_dir).events,
                 )
             return _backoff(self._failures, _MAX_BACKOFF_AT_END if finishing else MAX_BACKOFF_SECONDS)
         if self._failures and self._delivery.run_id is not None:

@@ -32,8 +32,16 @@ COPY pyproject.toml .
 RUN python3 -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' \
     >requirements.txt
 
+# A C compiler and Python's headers: Triton compiles C at run time for train.compile, and Inductor C++ on CPUs.
+FROM runtime AS compiler
+# hadolint ignore=DL3008,SC2046
+RUN apt-get update \
+    && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends \
+        g++ $(python3 -c 'import os, sysconfig; os.path.exists(sysconfig.get_path("include") + "/Python.h") or print("libpython3-dev")') \
+    && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/cache/ldconfig/* /var/log/apt /var/log/*.log
+
 # All packages; rebuilt if a version or a dependency changes.
-FROM runtime AS packages
+FROM compiler AS packages
 COPY --chmod=644 constraints.txt /opt/dl2pa/
 COPY --from=builder /build/requirements.txt /opt/dl2pa/
 RUN --mount=type=bind,from=builder,source=/build,target=/mnt \
@@ -78,8 +86,8 @@ ENV PATH=/opt/dl2pa/bin:$PATH \
     PYTHONNOUSERSITE=1 PYTHONSAFEPATH=1 LD_LIBRARY_PATH=/usr/local/nvidia/lib:/usr/local/nvidia/lib64 \
     # For a user without name or home directory, on a read-only file system.
     HOME=/tmp PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 GIT_PYTHON_REFRESH=quiet \
-    # Devices and driver features for NVIDIA's runtime and Enroot.
-    NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    # Devices and driver features for NVIDIA's runtime and Enroot; JPEGs are decoded in hardware by the video library.
+    NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility,video \
     DL2PA_DATA=/data
 COPY --from=code /opt/dl2pa /opt/dl2pa
 ARG REVISION=unknown

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import itertools
+import json
 import statistics
+import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -89,6 +91,9 @@ def bench_train(
 ) -> tuple[dict[str, float], list[dict[str, Any]], list[dict[str, Any]]]:
     """Measure each model's variants, the network only and the plain loop, in turn in every round.
 
+    Every ceiling, turn and row is also written to standard error when it is measured, one JSON object per line, so that
+    a benchmark that is killed leaves what it has measured.
+
     A turn is `steps` steps after a few discarded ones. *Bare* is the same network, precision and layout without method,
     data or metrics: forward, mean square of the embedding as loss, backward, optimizer. *Reference* is
     `dl2pa.bench.reference.ReferenceLoop`.
@@ -146,7 +151,8 @@ def _bench_model(
         for name, runner in runners.items():
             step = statistics.median(times[name])
             row = {"name": name, "batch": batch_size, "step_ms": step * 1e3}
-            rows.append({**row, "images_per_second": batch_size / step, **runner.details(step, ceilings)})
+            row = {**row, "images_per_second": batch_size / step, **runner.details(step, ceilings)}
+            rows.append(write_row(row))
         for variant in variants:
             name = variant.name
             ratios[f"step/bare: {name}"] = _median_ratio(times[name], times[variant.bare_name])
@@ -199,10 +205,13 @@ def _measure_in_turn(
     runners: dict[str, Runner], steps: int, rounds: int, device: torch.device
 ) -> dict[str, list[float]]:
     """Return the seconds per step of each runner in each round."""
-    for runner in runners.values():
+    for name, runner in runners.items():
+        start = time.perf_counter()
         runner.run(_WARM_UP)
+        synchronize(device)
+        write_row({"name": name, "warm_up_s": time.perf_counter() - start})
     times: dict[str, list[float]] = {name: [] for name in runners}
-    for _ in range(rounds):
+    for number in range(rounds):
         for name, runner in runners.items():
             runner.run(_DISCARDED)
             synchronize(device)
@@ -210,7 +219,15 @@ def _measure_in_turn(
             runner.run(steps)
             synchronize(device)
             times[name].append((time.perf_counter() - start) / steps)
+            write_row({"name": name, "round": number, "step_ms": times[name][-1] * 1e3})
     return times
+
+
+def write_row(row: dict[str, Any]) -> dict[str, Any]:
+    """Write a measurement to standard error as one line of JSON, at once; return it."""
+    sys.stderr.write(json.dumps(row) + "\n")
+    sys.stderr.flush()
+    return row
 
 
 def _ceiling(device: torch.device, precision: str) -> dict[str, Any]:
@@ -230,4 +247,4 @@ def _ceiling(device: torch.device, precision: str) -> dict[str, Any]:
     if gpu:
         host = torch.empty(_PAYLOAD, dtype=torch.uint8, pin_memory=True)
         row["host_to_device_gb_per_s"] = _PAYLOAD / fastest(lambda: host.to(device), device) / 1e9
-    return row
+    return write_row(row)

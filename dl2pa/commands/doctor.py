@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dl2pa import envvars
-from dl2pa.commands import cluster_health
+from dl2pa.commands import cluster_health, gpu_health
 from dl2pa.commands.finding import SERVER_ANSWERS, Finding, run_folder, server_health
 from dl2pa.commands.output import say
 from dl2pa.container import in_container
@@ -34,7 +34,9 @@ def run(args: argparse.Namespace) -> int:
         _python,
         *(_package(*package) for package in _PACKAGES),
         _devices,
+        lambda: gpu_health.compiler(_gpu_works()),
         _dali,
+        lambda: gpu_health.jpeg_decoder(_gpu_works()),
         _memory,
         _scratch,
         _write_access,
@@ -117,6 +119,12 @@ def _devices() -> Finding:
     return Finding("gpu", True, f"{len(names)} x {', '.join(sorted(set(names)))}")
 
 
+def _gpu_works() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def _dali() -> Finding:
     """Build and run a minimal pipeline, because importing DALI succeeds even if it cannot run."""
     try:
@@ -155,7 +163,7 @@ def _scratch() -> Finding:
     try:
         return Finding("scratch", True, tempfile.gettempdir())
     except FileNotFoundError:
-        remedy = "In a container, use --tmpfs /tmp; otherwise set TMPDIR."
+        remedy = "In a container, use --tmpfs /tmp:exec; otherwise set TMPDIR."
         return Finding("scratch", False, "no temporary folder is writable", remedy)
 
 

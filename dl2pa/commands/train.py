@@ -193,7 +193,7 @@ def _check_scratch() -> None:
     try:
         tempfile.gettempdir()
     except FileNotFoundError:
-        remedy = "In a container give --tmpfs /tmp; elsewhere set TMPDIR."
+        remedy = "In a container give --tmpfs /tmp:exec; elsewhere set TMPDIR."
         message = "no temporary folder can be written"
         raise UserError("TMPDIR", os.environ.get("TMPDIR"), message, remedy) from None
 

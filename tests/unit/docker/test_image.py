@@ -72,6 +72,29 @@ def test_compose_names_existing_configurations_and_its_server() -> None:
     assert service("tracking")["build"]["target"] in targets
 
 
+def test_the_driver_library_for_jpeg_hardware_is_requested() -> None:
+    words = [word for name, *words in instructions() if name == "ENV" for word in words]
+    (image,) = [w.partition("=")[2] for w in words if w.startswith("NVIDIA_DRIVER_CAPABILITIES=")]
+    assert set(image.split(",")) == {"compute", "utility", "video"}
+    (devices,) = service("train-gpu")["deploy"]["resources"]["reservations"]["devices"]
+    assert set(devices["capabilities"]) == {"gpu", *image.split(",")}
+
+
+def test_the_image_can_compile_and_load_code_for_torch_compile() -> None:
+    stages = {words[-1]: words[0] for name, *words in instructions() if name == "FROM"}
+    lineage, stage, installed = [], "train", set[str]()
+    while stage in stages:
+        lineage.append(stage)
+        stage = stages[stage]
+    current = ""
+    for name, *words in instructions():
+        current = words[-1] if name == "FROM" else current
+        installed |= set(words) if name == "RUN" and current in lineage else set()
+    assert "g++" in installed and any("libpython3-dev" in word for word in installed)
+    for name in ("train", "train-gpu"):  # Docker mounts a tmpfs noexec by default
+        assert service(name)["tmpfs"] == ["/tmp:exec"]
+
+
 def test_sign_in_is_on_by_default_and_training_has_credentials() -> None:
     def default(name: str, variable: str) -> str:
         return re.sub(r"\$\{\w+:?-(.*)\}", r"\1", service(name)["environment"][variable])

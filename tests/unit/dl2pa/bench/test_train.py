@@ -14,7 +14,8 @@ SHORT = "bench train --models resnet8 --batch-size 8 --steps 1 --rounds 2 --imag
 
 def test_json_result(capfd: pytest.CaptureFixture[str]) -> None:
     assert main([*SHORT.split(), "--loaders", "synthetic,resident", "--precision", "fp32"]) == 0
-    result: dict[str, Any] = json.loads(capfd.readouterr().out.splitlines()[-1])
+    output = capfd.readouterr()
+    result: dict[str, Any] = json.loads(output.out.splitlines()[-1])
     rows = {row["name"]: row for row in result["rows"]}
     variants = ["resnet8 synthetic fp32 nhwc", "resnet8 resident fp32 nhwc"]
     bare = "bare resnet8 fp32 nhwc"
@@ -33,6 +34,12 @@ def test_json_result(capfd: pytest.CaptureFixture[str]) -> None:
     assert ratios["ours/plain_loop"] == ratios[f"speed/reference: {variants[0]}"]
     assert ratios["resident/synthetic"] > 0
     assert [c["precision"] for c in result["ceilings"]] == ["fp32"] and result["n"] == 2
+    written = [json.loads(line) for line in output.err.splitlines() if line.startswith("{")]
+    assert [row for row in written if "images_per_second" in row] == result["rows"]
+    assert [row for row in written if "matmul_tflops" in row] == result["ceilings"]
+    assert {(row["name"], row["round"]) for row in written if "round" in row} == {
+        (name, number) for name in rows for number in range(2)
+    }
 
 
 @pytest.mark.parametrize(

@@ -51,4 +51,4 @@ def test_invalid_options_are_refused(
     arguments: list[str], field: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*arguments, "--json"]) == 2
-    assert capsys.readouterr().err.startswith(f"benchmarks: {field} = ")
+    assert capsys.readouterr().err.startswith(f"benchmarks: {field}=")

@@ -80,6 +80,7 @@ class Attempts:
     ) -> int:
         """Run one attempt; it ends at poll `stop_at` or `crash_at` (1-based). Returns the exit code."""
         self.polls = 0
+        before = set(threading.enumerate())  # other tests of this process may have left threads
 
         def poll(monitor: StopMonitor) -> bool:
             self.polls += 1
@@ -91,7 +92,7 @@ class Attempts:
         try:
             return train_here(load_config(self.config, overrides), self.run, "tiny")
         finally:
-            for thread in threading.enumerate():
+            for thread in set(threading.enumerate()) - before:
                 if thread.name == "dl2pa-save":  # a real crash would have ended this thread too
                     thread.join()
 

@@ -190,7 +190,7 @@ def test_an_assignment_update_that_did_not_fit_leaves_no_damaged_line(folder: Pa
 
 
 def test_a_report_on_a_full_disk_is_one_message(folder: Path, disk: Path) -> None:
-    with full(disk), pytest.raises(UserError, match=r"--out .* bytes free, .* bytes are needed"):
+    with full(disk), pytest.raises(UserError, match=r"--out=.* bytes free, .* bytes are needed"):
         write_document([Heading(1, "a title")], {}, folder)
     assert list(folder.iterdir()) == []
 
@@ -199,7 +199,7 @@ def test_a_run_directory_on_a_full_disk_is_one_message(tmp_path: Path) -> None:
     with small_disk(tmp_path, "4m,nr_inodes=2") as disk:
         (disk / "file").touch()
         with pytest.raises(
-            UserError, match=r"run-dir .* cannot be written \(No space left .* no free inodes"
+            UserError, match=r"run-dir=.* cannot be written \(No space left .* no free inodes"
         ):
             RunDirectory(disk / "run").create()
 

@@ -212,7 +212,7 @@ def test_of_two_simultaneous_starts_without_locks_one_is_refused(
 
 def test_a_lock_file_that_cannot_be_opened_is_one_message(run: RunDirectory) -> None:
     run.owner_lock.mkdir()
-    with pytest.raises(UserError, match=r"run-dir .* cannot be written"):
+    with pytest.raises(UserError, match=r"run-dir=.* cannot be written"):
         Ownership(run).acquire()
 
 

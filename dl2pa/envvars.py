@@ -18,6 +18,12 @@ AGENT_PID = "DL2PA_AGENT_PID"
 STORE = "DL2PA_STORE"
 """File through which the ranks of one machine find each other."""
 
+CORES = "DL2PA_CORES"
+"""Set by the launcher to the CPU cores of all ranks of this machine, before they are bound to NUMA nodes."""
+
+NUMA = "DL2PA_NUMA"
+"""Set by the launcher to the mode in which the agent binds ranks to NUMA nodes; empty: not at all."""
+
 COMMAND_START = "DL2PA_COMMAND_AT"
 """Time at which `dl2pa train` was called, seconds since 1970."""
 

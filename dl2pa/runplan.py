@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from dl2pa.config import Config, fingerprint, load_config, load_recorded_config, merge, parse_config
 from dl2pa.config.identity import Identity, check_resumable, checkpoint_identity, data_identity
@@ -17,6 +17,7 @@ from dl2pa.config.paths import expand_path
 from dl2pa.config.prototypes import check_source, needs_content_check
 from dl2pa.config.validate import validate
 from dl2pa.errors import UserError
+from dl2pa.gpus import resolve_nproc
 from dl2pa.rundir import RunDirectory, checkpoint_steps
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class RunPlan:
         config_file, overrides: what the configuration was loaded from.
         config: configuration that the run uses.
         run_dir: absolute path of its run directory.
+        nproc: number of processes per machine, with `launch.nproc=auto` resolved.
         label: name of the run: the stem of its configuration file.
         varied: see `RunSpec`.
     """
@@ -58,6 +60,7 @@ class RunPlan:
     overrides: tuple[str, ...]
     config: Config
     run_dir: Path
+    nproc: int
     label: str
     varied: tuple[str, ...] = ()
 
@@ -85,7 +88,8 @@ def plan_runs(
     run_dir: Path | None,
     *,
     in_folder: bool = False,
-    nproc: int | None = None,
+    nproc: int | Literal["auto"] | None = None,
+    gpus: int | None = None,
     option: str = "--grid",
 ) -> list[RunPlan]:
     """Load the configuration of each run and choose its directory.
@@ -93,6 +97,8 @@ def plan_runs(
     Args:
         run_dir: the run directory, or with `in_folder` the parent of the run directories; None means `runs/`.
         nproc: replaces `launch.nproc`.
+        gpus: GPUs per node of the SLURM job that trains, one process each; 0 keeps an explicit `launch.nproc`. None:
+            the runs train on this machine.
         option: command-line option named if two runs have the same directory.
 
     Raises:
@@ -103,13 +109,17 @@ def plan_runs(
         # A configuration inside the run directory was recorded there, perhaps by an older version.
         recorded = run_dir is not None and spec.config_file.absolute().is_relative_to(run_dir.absolute())
         config = (load_recorded_config if recorded else load_config)(spec.config_file, spec.overrides)
+        if gpus is not None:
+            nproc = gpus or (1 if config.launch.nproc == "auto" else None)
         if nproc is not None:
             config = parse_config(merge(config.model_dump(mode="json"), {"launch": {"nproc": nproc}}))
         stem = spec.config_file.stem
         place = run_dir or Path("runs")
         if in_folder or run_dir is None:
             place /= f"{stem}-{fingerprint(config)}"
-        plans.append(RunPlan(spec.config_file, spec.overrides, config, place.absolute(), stem, spec.varied))
+        processes = resolve_nproc(config.launch.nproc, config.launch.device)
+        place = place.absolute()
+        plans.append(RunPlan(spec.config_file, spec.overrides, config, place, processes, stem, spec.varied))
     directories = [plan.run_dir for plan in plans]
     for directory in directories:
         if directories.count(directory) > 1:

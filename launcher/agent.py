@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -52,6 +53,31 @@ def main(node: Node, nproc: int, folder: Path, modules: list[str], arguments: li
     for name in modules:
         importlib.import_module(name)
     rendezvous_handler_registry.register("dl2pa", lambda _: NodeRendezvous(node, folder))
+    config = launch_config(node, nproc, folder, os.environ.get(envvars.NUMA, ""))
+    try:
+        elastic_launch(config, _rank)(modules[0], arguments)
+    except ChildFailedError:
+        return 1
+    return 0
+
+
+def launch_config(node: Node, nproc: int, folder: Path, numa_mode: str) -> LaunchConfig:
+    """Configure torchrun.
+
+    Without NUMA options, `LaunchConfig` counts the GPUs, which starts CUDA, and CUDA that was started before a fork
+    cannot be used in the ranks. So it gets options that are removed afterward.
+
+    Args:
+        numa_mode: mode of NUMA binding; empty for none.
+    """
+    numa: dict[str, Any] = {}
+    if "numa_options" in LaunchConfig.__dataclass_fields__:
+        from torch.numa.binding import AffinityMode, NumaOptions
+
+        numa["numa_options"] = NumaOptions(
+            AffinityMode(numa_mode or "node"), should_fall_back_if_binding_fails=True
+        )
+        logging.getLogger("torch.numa.binding").setLevel(logging.CRITICAL)
     config = LaunchConfig(
         min_nodes=node.count,
         max_nodes=node.count,
@@ -64,12 +90,11 @@ def main(node: Node, nproc: int, folder: Path, modules: list[str], arguments: li
         logs_specs=DefaultLogsSpecs(log_dir=str(folder)),
         # dl2pa handles stop signals: torchrun would end its workers without a save.
         signals_to_handle="SIGHUP,SIGQUIT",
+        **numa,
     )
-    try:
-        elastic_launch(config, _rank)(modules[0], arguments)
-    except ChildFailedError:
-        return 1
-    return 0
+    if numa and not numa_mode:
+        config.numa_options = None
+    return config
 
 
 if __name__ == "__main__":

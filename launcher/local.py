@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -55,17 +56,35 @@ def run_local(
         return _run_agent(command, _environment(nproc, extra, node, Path(folder)), request_stop)
 
 
+def choose_interface(env: Mapping[str, str], probe: Callable[[], str | None]) -> dict[str, str]:
+    """Variables that select one network interface for gloo and for nccl's TCP connections.
+
+    A variable that is already set is kept, and the other follows it. By default, gloo would use the address of this
+    host's name, which other nodes often cannot reach, and nccl an interface of its own choice.
+
+    Args:
+        probe: returns the interface that routes to node 0, or None if unknown.
+    """
+    gloo, nccl = env.get("GLOO_SOCKET_IFNAME"), env.get("NCCL_SOCKET_IFNAME")
+    if gloo:
+        return {} if nccl else {"NCCL_SOCKET_IFNAME": f"={gloo}"}
+    exact = (nccl or "").removeprefix("=")
+    existing = {name for _, name in socket.if_nameindex()}
+    interface = exact if exact in existing else probe()  # nccl also accepts lists, prefixes and exclusions
+    if interface is None:
+        return {}
+    return {"GLOO_SOCKET_IFNAME": interface, **({} if nccl else {"NCCL_SOCKET_IFNAME": f"={interface}"})}
+
+
 def _environment(nproc: int, extra: Mapping[str, str], node: Node, folder: Path) -> dict[str, str]:
     env = {**os.environ, **extra}
     env.pop(envvars.STORE, None)
+    env[envvars.CORES] = str(usable_cores())
     if node.count == 1:
         env[envvars.STORE] = str(folder / "ranks")
         env["GLOO_SOCKET_IFNAME"] = env["NCCL_SOCKET_IFNAME"] = "lo"
     else:
-        # By default, gloo uses the address of this host's name, which other nodes often cannot reach.
-        interface = node.interface()
-        if interface is not None:
-            env.setdefault("GLOO_SOCKET_IFNAME", interface)
+        env.update(choose_interface(env, node.interface))
     # After a rank has failed, the others cannot save, so end them soon.
     env.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "5")
     env.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // nproc)))

@@ -20,6 +20,7 @@ from dl2pa.rundir import RunDirectory
 from launcher.containers import Container
 from launcher.jobs import COMMENT, states
 from launcher.node import run_task
+from launcher.partition import default_cpus_per_process, partition_fields
 
 SUPERVISE = Path(__file__).with_name("supervise.sh")
 _TIME = re.compile(r"(?:(\d{1,6})-)?(\d{1,9})(?::(\d{1,6}))?(?::(\d{1,6}))?")
@@ -37,7 +38,7 @@ class Request:
     Args:
         gpus_per_node: also the number of processes per node; 0 trains on CPUs.
         time: time limit in SLURM's format: minutes, or [days-]hours:minutes:seconds.
-        cpus_per_gpu: cores per process.
+        cpus_per_gpu: cores per process; see `with_cores` for the default.
         after: job that must have succeeded before.
         stop_before: seconds before the time limit at which the run saves and requeues.
     """
@@ -69,6 +70,19 @@ class Request:
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def with_cores(request: Request, nproc: int, threads: int) -> Request:
+    """Return the request with its default number of cores; see `default_cpus_per_process`.
+
+    Args:
+        nproc: processes per node.
+        threads: threads of a process on CPUs.
+    """
+    if request.cpus_per_gpu is not None or shutil.which("scontrol") is None:
+        return request
+    cores = default_cpus_per_process(request.partition, request.gpus_per_node, nproc, threads)
+    return replace(request, cpus_per_gpu=cores)
 
 
 def check_request(request: Request) -> None:
@@ -143,14 +157,8 @@ def _check_after(job: str) -> None:
 
 def _partition_limits(name: str | None) -> tuple[int | None, int | None]:
     """Default and maximum time limit of a partition in seconds; None if unlimited or unknown."""
-    done = subprocess.run(
-        ["scontrol", "show", "partition", "-o"], capture_output=True, text=True, check=False
-    )
-    for line in done.stdout.splitlines():
-        fields = dict(word.split("=", 1) for word in line.split() if "=" in word)
-        if fields.get("PartitionName") == name or (name is None and fields.get("Default") == "YES"):
-            return seconds_of(fields.get("DefaultTime", "")), seconds_of(fields.get("MaxTime", ""))
-    return None, None
+    partition = partition_fields(name)
+    return seconds_of(partition.get("DefaultTime", "")), seconds_of(partition.get("MaxTime", ""))
 
 
 def seconds_of(time: str) -> int | None:

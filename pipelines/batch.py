@@ -8,8 +8,8 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.profiler import record_function
 
+from dl2pa.step_parts import part
 from pipelines.sampler import Sampler
 
 
@@ -110,7 +110,7 @@ class SamplerPipeline:
 
 def host_to_device(array_or_tensor: Tensor, device: torch.device) -> Tensor:
     """Copy to the device without synchronizing; on a GPU through pinned memory."""
-    with record_function("dl2pa.to_device"):
+    with part("dl2pa.to_device"):
         if device.type == "cuda":
             return array_or_tensor.pin_memory().to(device, non_blocking=True)
         return array_or_tensor.to(device)

@@ -10,6 +10,7 @@ from pipelines.dataset import Dataset, SyntheticDataset
 from pipelines.datasets.arrays import ArrayDataset
 from pipelines.datasets.table import ImageTable
 from pipelines.encoded import FaultLimits, ImageReader
+from pipelines.hints import DecoderHints
 from pipelines.sampler import Sampler
 from pipelines.transforms import Transforms
 
@@ -24,6 +25,7 @@ def build_pipeline(
     device: torch.device,
     threads: int,
     limits: FaultLimits | None = None,
+    hints: DecoderHints | None = None,
 ) -> Pipeline:
     """Build the pipeline of a loader: dali, torchvision, resident or synthetic.
 
@@ -48,7 +50,8 @@ def build_pipeline(
             "cannot read an array data set",
             "Set data.loader=resident.",
         )
-    return _build_files(dataset, transforms, sampler, loader, seed, device, threads, limits or FaultLimits())
+    limits, hints = limits or FaultLimits(), hints or DecoderHints()
+    return _build_files(dataset, transforms, sampler, loader, seed, device, threads, limits, hints)
 
 
 def _build_files(
@@ -60,6 +63,7 @@ def _build_files(
     device: torch.device,
     threads: int,
     limits: FaultLimits,
+    hints: DecoderHints,
 ) -> Pipeline:
     from pipelines.files import Decoder, ImageFilePipeline
 
@@ -67,7 +71,7 @@ def _build_files(
     if loader == "dali":
         from pipelines.decode_dali import DaliDecoder
 
-        decoder = DaliDecoder(transforms, sampler.local_batch, threads, device)
+        decoder = DaliDecoder(transforms, sampler.local_batch, threads, device, hints)
     else:
         from pipelines.decode_pillow import PillowDecoder
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dl2pa.errors import UserError
 from pipelines.encoded import Encoded
+from pipelines.hints import DecoderHints
 from pipelines.transforms import Transforms
 
 _PREFETCH = 2
@@ -28,7 +29,15 @@ class DaliDecoder:
     The images are normalized float32, or uint8 if the transforms need unnormalized pixels.
     """
 
-    def __init__(self, transforms: Transforms, max_batch: int, threads: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        transforms: Transforms,
+        max_batch: int,
+        threads: int,
+        device: torch.device,
+        hints: DecoderHints | None = None,
+    ) -> None:
+        self._hints = hints or DecoderHints()
         # In training, the window is resized to the final square: no second crop is needed.
         self._square = transforms.train
         self._normalize = None if transforms.works_on_pixels else transforms.scaled_statistics()
@@ -118,6 +127,7 @@ class DaliDecoder:
                 jpeg_fancy_upsampling=True,
                 adjust_orientation=False,
                 output_type=types.RGB,
+                **(self._hints.dali_options() if gpu else {}),
             )
             images = fn.resize(images, size=size, interp_type=types.INTERP_TRIANGULAR, antialias=True)
             if offset is not None:

@@ -21,10 +21,11 @@ from dl2pa.config import Config, parse_config
 from dl2pa.methods import Targets
 from dl2pa.model.model import build_model
 from dl2pa.specs import BACKBONES, CIFAR100, DATASETS, SYNTHETIC
+from dl2pa.step_parts import PARTS, Event, EventRanges, part, ranges_from
 from dl2pa.training.data import build_train_pipeline, open_split
 from dl2pa.training.distributed import World
 from dl2pa.training.optim import build_optimizer
-from dl2pa.training.train_state import PARTS, TrainState, autocast, compile_mode
+from dl2pa.training.train_state import TrainState, autocast, compile_mode
 from pipelines.datasets.arrays import ArrayDataset
 
 Compile = bool | Literal["graphs"]
@@ -98,7 +99,7 @@ class TrainStateRunner(Runner):
 
     def run(self, steps: int) -> None:
         for _ in range(steps):
-            with torch.profiler.record_function("dl2pa.data"):
+            with part("dl2pa.data"):
                 batch = next(self._batches)
             self.train_state.step(batch, self._step)
             self._step += 1
@@ -122,18 +123,24 @@ class TrainStateRunner(Runner):
         return {**row, "matmul_share": self._flops() / step_s / ceiling}
 
     def _parts(self) -> dict[str, float]:
+        """Return the milliseconds of each part of a step."""
         gpu = self._world.device.type == "cuda"
-        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]
-        with profile(activities=activities) as profiler:
+        times = self.event_times(_new_cuda_event) if gpu else self._profiled_times()
+        return {f"{name.removeprefix('dl2pa.')}_ms": time / _PROFILED for name, time in times.items()}
+
+    def event_times(self, new_event: Callable[[], Event]) -> dict[str, float]:
+        """Milliseconds of the parts of several steps, between events on the stream of the device."""
+        ranges = EventRanges(new_event)
+        with ranges_from(ranges):
             self.run(_PROFILED)
-            synchronize(self._world.device)
-        parts: dict[str, float] = {}
-        for event in profiler.key_averages():
-            if event.key in PARTS:
-                microseconds = event.device_time_total if gpu else event.cpu_time_total
-                name = event.key.removeprefix("dl2pa.") + "_ms"
-                parts[name] = max(parts.get(name, 0.0), microseconds / 1e3 / _PROFILED)
-        return parts
+        synchronize(self._world.device)
+        return ranges.milliseconds()
+
+    def _profiled_times(self) -> dict[str, float]:
+        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+            self.run(_PROFILED)
+        averages = profiler.key_averages()
+        return {event.key: event.cpu_time_total / 1e3 for event in averages if event.key in PARTS}
 
     def _method_seconds(self) -> tuple[float, float]:
         """Return the time of loss, gradient and statistic for given features, and of an assignment update."""
@@ -205,6 +212,10 @@ class ReferenceRunner(Runner):
 
     def close(self) -> None:
         self._loop.close()
+
+
+def _new_cuda_event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)
 
 
 def noise_dataset(config: Config) -> ArrayDataset:

@@ -103,7 +103,8 @@ def bench_train(
         one: `method_share ours/plain_loop`, and of the throughput with different data,
         `dali/synthetic dali/torchvision resident/synthetic`; rows of `name batch step_ms images_per_second parts
         method_share method_ms match_ms matmul_share epoch_s` per variant, and rows of the baselines. `parts`:
-        milliseconds per part of a step, including profiler overhead; `loss` is part of `forward`. `method_share`: loss,
+        milliseconds per part of a step (GPU: between CUDA events; CPU: with profiler overhead); `loss` is part of
+        `forward`. `method_share`: loss,
         its gradient, statistic, and an assignment update per epoch of CIFAR or ImageNet, divided by the step time; the
         cost of a linear classifier is not subtracted. `matmul_share`: FLOP/s of the network divided by those of a large
         matrix product in that precision.

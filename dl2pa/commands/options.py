@@ -144,6 +144,11 @@ def add_slurm_request(parser: argparse.ArgumentParser) -> None:
     add("--stop-before", type=int, metavar="S", help="seconds before the limit to save at (default: 180)")
     for name in ("partition", "account", "qos", "constraint", "exclude", "mem"):
         add(f"--{name}", type=nonempty_text, metavar=name[0].upper(), help=f"passed to sbatch as --{name}")
-    add("--cpus-per-gpu", type=int, metavar="N", help="CPU cores per process")
+    add(
+        "--cpus-per-gpu",
+        type=int,
+        metavar="N",
+        help="CPU cores per process (default: the cores per GPU of the partition)",
+    )
     add("--container", type=nonempty_text, metavar="IMAGE", help="image to run in, with Pyxis or Apptainer")
     add("--after", type=nonempty_text, metavar="JOB", help="start after this job has succeeded")

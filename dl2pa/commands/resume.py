@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
         {key: getattr(args, key) for key in REQUEST_OPTIONS}
     )
     spec = RunSpec(RunDirectory(last.run_dir).submitted_config, tuple(args.overrides))
-    (plan,) = plan_runs([spec], last.run_dir, nproc=request.gpus_per_node or None)
+    (plan,) = plan_runs([spec], last.run_dir, gpus=request.gpus_per_node)
     plan = replace(plan, label=last.name)
     if plan.is_finished():
         raise UserError(

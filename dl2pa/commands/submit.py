@@ -55,8 +55,8 @@ def plan_jobs(
     Raises:
         UserError: an invalid configuration, or two identical runs.
     """
-    nproc = request_of(args).gpus_per_node or None
-    plans = plan_runs(specs, args.run_dir, in_folder=in_folder, nproc=nproc, option=option)
+    gpus = request_of(args).gpus_per_node
+    plans = plan_runs(specs, args.run_dir, in_folder=in_folder, gpus=gpus, option=option)
     return [_with_tracking(plan, run_name=_run_name(plan)) for plan in plans]
 
 
@@ -114,7 +114,7 @@ def check_runs(plans: Sequence[RunPlan], request: slurm.Request) -> None:
             raise UserError("launch.device", "cuda", "the job requests no GPU", remedy)
         _check_names(plan)
         check_resume(plan)
-    data = check_trainings([(plan.config, request.nodes * plan.config.launch.nproc) for plan in plans])
+    data = check_trainings([(plan.config, request.nodes * plan.nproc) for plan in plans])
     for plan in plans:
         check_resume(plan, data[plan.config.data.model_dump_json()])
     _check_unused(plans)
@@ -168,8 +168,20 @@ def _log_folder(plans: Sequence[RunPlan], name: str) -> Path:
 
 
 def _script(plans: Sequence[RunPlan], request: slurm.Request, name: str) -> str:
-    run_dirs, nproc = [plan.run_dir for plan in plans], plans[0].config.launch.nproc
+    run_dirs, nproc = [plan.run_dir for plan in plans], _processes(plans)
+    request = _with_cores(request, plans)
     return slurm.script(request, run_dirs, _log_folder(plans, name), f"dl2pa-{name}", nproc=nproc)
+
+
+def _processes(plans: Sequence[RunPlan]) -> int:
+    """Processes per node of the job that trains the runs."""
+    return max(plan.nproc for plan in plans)
+
+
+def _with_cores(request: slurm.Request, plans: Sequence[RunPlan]) -> slurm.Request:
+    configs = [plan.config for plan in plans]
+    threads = max(max(config.launch.threads or 1, config.data.threads or 1) for config in configs)
+    return slurm.with_cores(request, _processes(plans), threads)
 
 
 def queue(
@@ -198,8 +210,8 @@ def queue(
             _write_snapshot(plan, code)
         if len(plans) == 1:
             locks.enter_context(_new_files_removed_on_error(folder))
-        run_dirs, nproc = [plan.run_dir for plan in plans], plans[0].config.launch.nproc
-        ids = slurm.submit(request, run_dirs, folder, f"dl2pa-{name}", nproc=nproc)
+        run_dirs, nproc = [plan.run_dir for plan in plans], _processes(plans)
+        ids = slurm.submit(_with_cores(request, plans), run_dirs, folder, f"dl2pa-{name}", nproc=nproc)
         try:
             return [
                 _record(plan, job_id, request, folder, code) for plan, job_id in zip(plans, ids, strict=True)

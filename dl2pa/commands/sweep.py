@@ -10,7 +10,7 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from dl2pa.config.paths import expand_path
 from dl2pa.config.published import load_published, published_file
 from dl2pa.config.sweep import Sweep, is_sweep, load_sweep
 from dl2pa.errors import EXIT_DONE, EXIT_FAILURE, EXIT_STOPPED, UserError
+from dl2pa.gpus import visible_gpus
 from dl2pa.osutil import read_json, usable_cores
 from dl2pa.runplan import RunPlan, RunSpec, check_count, check_resume, check_trainings, expand, plan_runs
 from launcher.pool import CANNOT_START, Pool, Task
@@ -107,10 +108,13 @@ def run(args: argparse.Namespace) -> int:
     pending = [plan for plan in plans if not plan.is_finished()]
     for plan in pending:
         plan.directory.check_place()
-    data = check_trainings([(plan.config, plan.config.launch.nproc) for plan in pending])
+    parallel = min(request.parallel or 1, max(1, len(pending)))
+    environments = worker_environments([plan.config for plan in pending], parallel)
+    if any(environments):  # each run gets one GPU
+        pending = [replace(plan, nproc=1) for plan in pending]
+    data = check_trainings([(plan.config, plan.nproc) for plan in pending])
     for plan in pending:
         check_resume(plan, data[plan.config.data.model_dump_json()])
-    parallel = min(request.parallel or 1, max(1, len(pending)))
     tasks = [_task(plan, tag, parallel) for plan in pending]
     if args.dry_run and args.json:
         say({"commands": [task.command for task in tasks]}, True, "")
@@ -118,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         print("\n".join(shlex.join(task.command) for task in tasks), flush=True)  # noqa: T201
         return EXIT_DONE
-    pool = Pool(worker_environments([plan.config for plan in pending], parallel))
+    pool = Pool(environments)
     outcomes = {plan.run_dir: Outcome(plan, "finished") for plan in plans}
     outcomes.update(_run_pool(pool, pending, tasks))
     return _print_outcomes([outcomes[plan.run_dir] for plan in plans], tag, pool.stopping, args.json)
@@ -218,7 +222,7 @@ def _task(plan: RunPlan, tag: str, parallel: int) -> Task:
     """Return the `dl2pa train` command that starts or resumes the run; concurrent runs share the cores."""
     extra = [f"tracking.tags.sweep={json.dumps(tag)}"]
     if parallel > 1 and plan.config.launch.threads is None:
-        threads = max(1, usable_cores() // (parallel * plan.config.launch.nproc))
+        threads = max(1, usable_cores() // (parallel * plan.nproc))
         extra.append(f"launch.threads={threads}")
     arguments = [str(plan.config_file), *plan.overrides, *extra, "--run-dir", str(plan.run_dir), "--json"]
     command = [sys.executable, "-m", "dl2pa", "train", *arguments]
@@ -226,17 +230,16 @@ def _task(plan: RunPlan, tag: str, parallel: int) -> Task:
 
 
 def worker_environments(configs: Sequence[Config], parallel: int) -> list[dict[str, str]]:
-    """Return the extra environment per worker of the pool. Single-process runs are distributed over the GPUs."""
-    if any(config.launch.nproc > 1 for config in configs) or all(c.launch.device == "cpu" for c in configs):
-        return [{}] * parallel
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        import torch
+    """Return the extra environment per worker of the pool: concurrent runs are distributed over the GPUs.
 
-        gpus = [str(index) for index in range(torch.cuda.device_count())]
-    else:
-        gpus = [name for name in visible.split(",") if name]
-    if len(gpus) < 2:
+    Runs with an explicit number of processes above 1 get all GPUs, and so does a single worker with `auto`.
+    """
+    counts = {config.launch.nproc for config in configs}
+    gpus = visible_gpus()
+    needs_all = parallel == 1 and "auto" in counts
+    if len(gpus) < 2 or needs_all or not counts <= {1, "auto"}:
+        return [{}] * parallel
+    if all(config.launch.device == "cpu" for config in configs):
         return [{}] * parallel
     return [{"CUDA_VISIBLE_DEVICES": gpus[worker % len(gpus)]} for worker in range(parallel)]
 

@@ -35,6 +35,7 @@ from dl2pa.errors import (
     TrainingFailure,
     UserError,
 )
+from dl2pa.gpus import visible_gpus
 from dl2pa.osutil import read_json
 from dl2pa.process import die_with_parent, note_command, torchrun_ranks
 from dl2pa.recorded_run import restore_submission
@@ -55,8 +56,21 @@ _RANK_MODULES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
-    parser.add_argument("--nproc", type=int, metavar="N", help="processes on this machine (launch.nproc)")
+    parser.add_argument(
+        "--nproc",
+        type=_nproc,
+        metavar="N",
+        help="processes on this machine, or auto: one per GPU (launch.nproc)",
+    )
     add_run_dir(parser)
+
+
+def _nproc(value: str) -> int | str:
+    """Argument type: a number or `auto`."""
+    try:
+        return value if value == "auto" else int(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"invalid value: {value!r}; give a number or auto") from None
 
 
 def run(args: argparse.Namespace) -> int:
@@ -99,6 +113,7 @@ def _run_here(args: argparse.Namespace, plan: RunPlan) -> int:
         note(f"{plan.run_dir} is finished. For another run, use another --run-dir or configuration.")
         _print_result(directory, args.json)
         return EXIT_DONE
+    _warn_of_idle_gpus(plan)
     code = _launch(plan, node)
     if node.index > 0:
         return code
@@ -111,6 +126,12 @@ def _run_here(args: argparse.Namespace, plan: RunPlan) -> int:
             stopped = {"stopped": True, "step": step, "run_dir": str(plan.run_dir)}
             print(json.dumps(stopped), flush=True)  # noqa: T201
     return code
+
+
+def _warn_of_idle_gpus(plan: RunPlan) -> None:
+    count = len(visible_gpus())
+    if plan.config.launch.device != "cpu" and count > plan.nproc:
+        note(f"{count - plan.nproc} of {count} visible GPUs stay idle; --nproc auto uses all of them")
 
 
 def _report_to_supervisor(directory: RunDirectory, error: Exception) -> None:
@@ -146,7 +167,7 @@ def _launch(plan: RunPlan, node: Node) -> int:
     """Validate, then train in this process or start torchrun."""
     from dl2pa.ownership import Ownership
 
-    world_size = node.count * plan.config.launch.nproc
+    world_size = node.count * plan.nproc
     supervised = bool(os.environ.get(envvars.SUPERVISED))
     data = None
     directory = plan.directory
@@ -183,7 +204,7 @@ def _check_before_start(plan: RunPlan, world_size: int) -> DataSplits:
 
     from dl2pa.training.distributed import choose_device  # imports torch, so it comes last
 
-    choose_device(config.launch.device, config.launch.nproc - 1)
+    choose_device(config.launch.device, plan.nproc - 1)
     check_contents(config, len(data.classes))
     return data
 
@@ -229,9 +250,10 @@ def _launch_torchrun(plan: RunPlan, before: dict[str, Any], node: Node) -> int:
         UserError, TrainingFailure: the first error of this node's ranks, or another process owns the run now.
     """
     from launcher.local import run_local
+    from launcher.numa import binding_mode
 
-    directory, nproc = plan.directory, plan.config.launch.nproc
-    overrides = [*plan.overrides, f"launch.nproc={nproc}"]
+    directory, nproc = plan.directory, plan.nproc
+    overrides = [*plan.overrides, f"launch.nproc={plan.config.launch.nproc}"]  # the user's value is recorded
     arguments = ["train", str(plan.config_file), *overrides, "--run-dir", str(plan.run_dir)]
     launch = os.environ.get(envvars.LAUNCH) or uuid.uuid4().hex
     owner = directory.owner()
@@ -240,7 +262,8 @@ def _launch_torchrun(plan: RunPlan, before: dict[str, Any], node: Node) -> int:
         if not directory.is_taken_over(owner, launch):
             directory.stop_file.touch()
 
-    code = run_local(nproc, _RANK_MODULES, arguments, request_stop, {envvars.LAUNCH: launch}, node)
+    extra = {envvars.LAUNCH: launch, envvars.NUMA: binding_mode(plan.config.launch, nproc)}
+    code = run_local(nproc, _RANK_MODULES, arguments, request_stop, extra, node)
     errors = directory.errors(launch)
     if node.count > 1:  # each node reports the errors of its own ranks
         first = node.index * nproc

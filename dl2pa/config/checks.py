@@ -26,10 +26,11 @@ def check_batches(config: Config, world_size: int) -> None:
         )
     if shards % world_size:
         fitting = [n for n in range(1, shards + 1) if shards % n == 0]
+        auto = "(launch.nproc=auto: one process per GPU) " if config.launch.nproc == "auto" else ""
         raise UserError(
             "launch.nproc",
             world_size,
-            f"does not divide the batch's {shards} virtual shards (train.batch_size = {batch})",
+            f"{auto}does not divide the batch's {shards} virtual shards (train.batch_size = {batch})",
             f"Use a number of processes among {fitting}, or set train.batch_size or train.virtual_shards.",
         )
 

@@ -26,6 +26,7 @@ LOCAL_KEYS = (
     "data.val_root",
     "data.classes",
     "data.threads",
+    "data.hw_decoder_",
     "data.index",
     "data.max_bad_fraction",
     "data.max_bad_val_fraction",

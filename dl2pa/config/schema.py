@@ -96,6 +96,12 @@ class DataConfig(Section):
     """Standard deviation per RGB channel, by which pixel values are divided. Default: ImageNet."""
     threads: PositiveInt | None = None
     """Decoding threads per process. Default: the CPU cores divided by the local processes."""
+    hw_decoder_load: Fraction = 0.65
+    """Fraction of the JPEG images that DALI gives to the hardware decoder of a GPU that has one; the GPU's cores decode
+    the others. 0: none."""
+    hw_decoder_size: tuple[NonNegativeInt, NonNegativeInt] = (0, 0)
+    """Width and height of the images for which DALI allocates the buffers of the hardware decoder at the start, in
+    pixels. [0, 0]: allocate as needed."""
     max_bad_fraction: Fraction = 0.01
     """Largest fraction of unreadable training images; the run fails above it."""
     max_bad_val_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
@@ -325,8 +331,9 @@ class TrackingConfig(Section):
 class LaunchConfig(Section):
     """Processes and devices. These keys do not change the batches."""
 
-    nproc: PositiveInt = 1
-    """Number of processes per machine."""
+    nproc: Literal["auto"] | PositiveInt = "auto"
+    """Number of processes per machine. `auto`: one per visible GPU, one on a CPU; in a job of `dl2pa submit`, one per
+    requested GPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device. `auto`: GPUs if available, otherwise the CPU."""
     threads: PositiveInt | None = None
@@ -334,8 +341,11 @@ class LaunchConfig(Section):
     backend: Literal["auto", "nccl", "gloo"] = "auto"
     """Backend of torch.distributed. `auto`: nccl on GPUs, gloo on CPUs."""
     interface: str | None = None
-    """Network interface of nccl and gloo, such as ib0. Default: nccl selects one; gloo uses the interface that routes
-    to node 0."""
+    """Network interface of gloo and of nccl's TCP connections, such as ib0. Default: that of NCCL_SOCKET_IFNAME or
+    GLOO_SOCKET_IFNAME; otherwise the interface that routes to node 0."""
+    numa_binding: Literal["auto", "off", "node", "socket", "exclusive", "core-complex"] = "auto"
+    """Bind each process to the CPU cores near its GPU, as torchrun's option of this name does. `auto`: `node` on
+    machines with several NUMA nodes and the program numactl. No effect on results."""
     timeout_s: PositiveInt = 1800
     """Longest time a process waits for the others until the first step is done (compilation, uncached data), in
     seconds."""

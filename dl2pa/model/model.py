@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.profiler import record_function
 
 from dl2pa.assignment import MatchSchedule
 from dl2pa.backbones import Embedder, build_embedder
@@ -33,6 +32,7 @@ from dl2pa.geometry import (
 )
 from dl2pa.geometry.prototypes import check_construction
 from dl2pa.methods import METHODS, LearnedEntry, Method, MethodOptions, Targets, assignment_from_vectors
+from dl2pa.step_parts import part
 
 
 class Model(nn.Module):
@@ -48,7 +48,7 @@ class Model(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         features = self.embedder(images)
         # In a compiled pass the range would be a graph break.
-        with nullcontext() if torch.compiler.is_compiling() else record_function("dl2pa.loss"):
+        with nullcontext() if torch.compiler.is_compiling() else part("dl2pa.loss"):
             loss = self.method.loss(features, Targets(first, second, share))
         return loss, features
 

@@ -180,6 +180,7 @@ def _build(
 ) -> Pipeline:
     from pipelines.build import build_pipeline
     from pipelines.encoded import FaultLimits
+    from pipelines.hints import DecoderHints
 
     return build_pipeline(
         dataset,
@@ -190,4 +191,5 @@ def _build(
         device=device,
         threads=config.data.threads or threads,
         limits=_from_section(FaultLimits, config.data),
+        hints=_from_section(DecoderHints, config.data),
     )

@@ -7,7 +7,6 @@ import io
 import logging
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,13 +17,13 @@ from dl2pa import envvars
 from dl2pa.config import Config
 from dl2pa.config.schema import TrainConfig
 from dl2pa.errors import UserError
+from dl2pa.gpus import gpu_files
 from dl2pa.osutil import usable_cores
 from dl2pa.process import Ranks, die_with_parent, torchrun_ranks
 
 log = logging.getLogger(__name__)
 
-DEVICE_FILES = Path("/dev")
-"""Folder of the device files of NVIDIA GPUs."""
+_CORES_PER_GPU = 4
 
 
 @dataclass(frozen=True)
@@ -74,8 +73,7 @@ def choose_device(name: str, local_rank: int) -> torch.device:
 def unusable_gpu() -> str | None:
     """Why CUDA does not start although a GPU is accessible; None if there is no GPU or the user hides it."""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = [path for path in DEVICE_FILES.glob("nvidia[0-9]*") if os.access(path, os.R_OK | os.W_OK)]
-    if not gpus or (hidden is not None and not hidden[:1].isalnum()) or hidden == "NoDevFiles":
+    if not gpu_files() or (hidden is not None and not hidden[:1].isalnum()) or hidden == "NoDevFiles":
         return None
     try:
         torch.cuda.init()
@@ -100,7 +98,12 @@ def join_world(config: Config) -> World:
             "%s GPU(s) are allocated on this node, but torch finds none: training on the CPU", allocated
         )
     set_numerics(config.train, device, ranks.size)
-    threads = config.launch.threads or max(1, usable_cores() // ranks.local_size)
+    cores = int(env.get(envvars.CORES) or usable_cores())
+    threads = config.launch.threads or max(1, cores // ranks.local_size)
+    if ranks.local_rank == 0:
+        warn_of_few_cores(device, cores, ranks.local_size)
+    if usable_cores() < cores:
+        log.info("bound to %d of %d CPU cores (launch.numa_binding)", usable_cores(), cores)
     torch.set_num_threads(threads)
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -122,6 +125,16 @@ def join_world(config: Config) -> World:
             _join_foreign_group(backend, timeout, ranks)
         side_group = dist.new_group(backend="gloo", timeout=timeout)
     return World(ranks.rank, ranks.size, ranks.local_rank, ranks.local_size, device, threads, side_group)
+
+
+def warn_of_few_cores(device: torch.device, cores: int, processes: int) -> None:
+    """Log a warning if the processes of this machine have too few cores to feed GPUs."""
+    if device.type == "cuda" and cores < _CORES_PER_GPU * processes:
+        log.warning(
+            "%d process(es) on GPUs share %d usable CPU core(s); decoding needs at least %d per process. "
+            "Request more, under SLURM with --cpus-per-gpu",
+            *(processes, cores, _CORES_PER_GPU),
+        )
 
 
 def set_numerics(train: TrainConfig, device: torch.device, world_size: int) -> None:

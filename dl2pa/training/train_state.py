@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
-from torch.profiler import record_function
 
 from dl2pa.assignment import Matching
 from dl2pa.config import Config
 from dl2pa.methods import Targets
 from dl2pa.model.model import Model, embedder_buffers
 from dl2pa.specs import BACKBONES
+from dl2pa.step_parts import part
 from dl2pa.training.distributed import World
 from dl2pa.training.ema import ModelEma
 from dl2pa.training.meter import TrainMeter
@@ -24,22 +24,6 @@ from dl2pa.training.optim import build_optimizer, learning_rate, load_optimizer
 from pipelines.batch import Batch
 from pipelines.mixing import apply_mix, draw_mix
 from pipelines.rng import Stream, random_bits
-
-PARTS = tuple(
-    f"dl2pa.{part}"
-    for part in (
-        "data",
-        "to_device",
-        "mix",
-        "forward",
-        "loss",
-        "backward",
-        "optimizer",
-        "statistic",
-        "average",
-    )
-)
-"""Profiler ranges of a step. The trainer records `data`, the pipeline `to_device`; `loss` is part of `forward`."""
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -117,21 +101,21 @@ class TrainState:
             group["lr"] = self.rate(global_step)
         if self._stochastic:
             torch.manual_seed(self._step_seed(global_step))
-        with record_function("dl2pa.mix"):
+        with part("dl2pa.mix"):
             images, targets = self._mix(batch, global_step)
-        with record_function("dl2pa.forward"), self._autocast():
+        with part("dl2pa.forward"), self._autocast():
             loss, features = self._wrapped(images, *targets)
-        with record_function("dl2pa.backward"):
+        with part("dl2pa.backward"):
             self.scaler.scale(loss).backward()
-        with record_function("dl2pa.optimizer"):
+        with part("dl2pa.optimizer"):
             norm = self._clip(want_norm)
             self.scaler.step(self.optimizer)
             self.scaler.update()
             self.optimizer.zero_grad(set_to_none=True)
-        with record_function("dl2pa.statistic"):
+        with part("dl2pa.statistic"):
             self.model.method.observe(features.detach(), targets)
         if self.average is not None:
-            with record_function("dl2pa.average"):
+            with part("dl2pa.average"):
                 self.average.update(self.model)
         self.meter.add(loss.detach(), global_step)
         return norm

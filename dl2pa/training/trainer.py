@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.profiler import record_function
 
 from dl2pa.assignment import Matching
 from dl2pa.config import Config, fingerprint
 from dl2pa.osutil import reason_of, write_atomically
 from dl2pa.rundir import RunDirectory
+from dl2pa.step_parts import part
 from dl2pa.tracking import Tracker
 from dl2pa.training.checkpoint import CheckpointStore
 from dl2pa.training.display import Display
@@ -132,7 +132,7 @@ class Trainer:
         batches = iter(self.train_pipeline)
         while True:
             self._profile.before_step()
-            with record_function("dl2pa.data"):
+            with part("dl2pa.data"):
                 batch = next(batches, None)
             if batch is None:
                 return

@@ -76,6 +76,7 @@ def test_a_dry_run_shows_the_script_and_queues_nothing(
     assert cluster.queue() == before and not run.exists()
     script = done.output
     assert script.startswith("#!/bin/bash") and "#SBATCH --signal=B:USR2@180" in script
+    assert "#SBATCH --cpus-per-task=4" in script, "the nodes have 2 cores per GPU"
     checked = subprocess.run(
         ["sbatch", "--test-only"], input=script, capture_output=True, text=True, check=False
     )
@@ -236,7 +237,7 @@ def test_train_sbatch_is_supervised_in_the_same_way(
     changes = {"train": {"epochs": 8}, "data": IN_MEMORY}
     config, run = config_with(tmp_path, digits, changes), tmp_path / "by hand"
     log = tmp_path / "by-hand.log"
-    wanted = ["--parsable", "--nodes=1", "--gpus-per-node=1", f"--output={log}"]
+    wanted = ["--parsable", "--nodes=1", "--gpus-per-node=1", "--cpus-per-gpu=2", f"--output={log}"]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         ["sbatch", *wanted, "slurm/train.sbatch", str(config), str(run)],
@@ -295,6 +296,7 @@ def test_an_imagenet_job_is_preempted_and_finishes(
         "train.log_every_steps=1",
         "train.eval_batch_size=64",
         "tracking.figures=false",
+        "launch.device=cpu",
     ]
     done = dl2pa("submit", path, *data, *size, "--nodes=2", "--gpus-per-node=1", "--run-dir", run, "--json")
     assert done.code == 0, done.error

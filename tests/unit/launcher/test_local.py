@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from launcher.local import choose_interface
+
 ROOT = Path(__file__).resolve().parents[3]
 
 TINY = """
@@ -126,16 +128,41 @@ def test_a_stop_signal_writes_the_stop_file_and_waits_for_the_workers(start: Sta
     assert names == {"stop-0", "stop-1", "stop-2", "all", "done"}
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, {"GLOO_SOCKET_IFNAME": "probed", "NCCL_SOCKET_IFNAME": "=probed"}),
+        ({"GLOO_SOCKET_IFNAME": "ib0"}, {"NCCL_SOCKET_IFNAME": "=ib0"}),
+        ({"NCCL_SOCKET_IFNAME": "lo"}, {"GLOO_SOCKET_IFNAME": "lo"}),
+        ({"NCCL_SOCKET_IFNAME": "=lo"}, {"GLOO_SOCKET_IFNAME": "lo"}),
+        ({"NCCL_SOCKET_IFNAME": "^docker"}, {"GLOO_SOCKET_IFNAME": "probed"}),
+        ({"NCCL_SOCKET_IFNAME": "ib0", "GLOO_SOCKET_IFNAME": "eth0"}, {}),
+    ],
+    ids=str,
+)
+def test_gloo_and_nccl_use_one_interface(given: dict[str, str], expected: dict[str, str]) -> None:
+    assert choose_interface(given, lambda: "probed") == expected
+
+
+def test_without_a_route_to_the_first_node_the_interface_is_left_open() -> None:
+    assert choose_interface({}, lambda: None) == {}
+
+
 IMPORT_ALL = """
 import importlib, os
+from pathlib import Path
 from dl2pa.commands.train import _RANK_MODULES
 for name in ("launcher.agent", *_RANK_MODULES):
     importlib.import_module(name)
+from launcher.agent import launch_config
+from launcher.node import this_node
+assert launch_config(this_node({}), 2, Path("."), "").numa_options is None
+assert launch_config(this_node({}), 2, Path("."), "node").numa_options.affinity_mode == "node"
 print(len(os.listdir("/proc/self/task")), "threads")
 """
 
 
-def test_the_agents_imports_start_no_thread_and_open_no_gpu() -> None:
+def test_the_agent_starts_no_thread_and_opens_no_gpu_before_the_fork() -> None:
     """Otherwise a forked rank could inherit a locked lock and could not use its GPU."""
     env = {**os.environ, "LD_DEBUG": "files", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", IMPORT_ALL]

@@ -7,13 +7,14 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from dl2pa.errors import UserError
 from launcher import slurm
-from launcher.slurm import SUPERVISE, Request, check_request, script, seconds_of
+from launcher.slurm import SUPERVISE, Request, check_request, script, seconds_of, with_cores
 
 ODD = 'it\'s; a "run" $HOME `id` #1'
 
@@ -184,6 +185,52 @@ def test_srun_gets_the_cores_per_task_of_the_job(place: Path, gpus: int, process
     text = script(request, [place / "run"], place / "slurm", "x", nproc=processes)
     assert directives(text)["cpus-per-task"] == str(cores)
     assert re.findall(r"srun .*--cpus-per-task=(\d+)", text) == [str(cores)]
+
+
+NODES = """\
+NodeName=a CPUAlloc=0 CPUEfctv=62 CPUTot=64 Gres=gpu:a100:8(S:0-1),nvme:2 Partitions=gpu,long State=IDLE
+NodeName=b CPUAlloc=0 CPUTot=96 Gres=gpu:h100:4,gpu:l4:4 Partitions=gpu State=IDLE
+NodeName=c CPUTot=24 Gres=gpu Partitions=small,site State=IDLE
+NodeName=d CPUTot=6 Gres=(null) Partitions=cpu State=IDLE"""
+PARTITIONS = """\
+PartitionName=gpu Default=YES JobDefaults=(null) MaxCPUsPerNode=UNLIMITED
+PartitionName=long Default=NO JobDefaults=(null) MaxCPUsPerNode=40
+PartitionName=small Default=NO JobDefaults=(null) MaxCPUsPerNode=UNLIMITED
+PartitionName=site Default=NO JobDefaults=DefCpuPerGPU=11,DefMemPerGPU=100
+PartitionName=cpu Default=NO JobDefaults=(null)"""
+
+
+@pytest.mark.parametrize(
+    ("partition", "gpus", "processes", "cores"),
+    [
+        (None, 8, 8, 7),
+        ("gpu", 1, 1, 7),
+        ("long", 8, 8, 5),
+        ("long,small", 1, 1, 7),
+        ("small", 1, 1, 24),
+        ("site", 1, 1, 11),
+        ("cpu", 0, 1, 3),
+        ("cpu", 0, 3, 2),
+        ("cpu", 0, 9, 1),
+        ("cpu", 1, 1, 8),
+        ("unknown", 2, 2, 8),
+    ],
+)
+def test_a_job_requests_the_cores_that_its_gpus_have(
+    partition: str | None, gpus: int, processes: int, cores: int, tmp_path: Path
+) -> None:
+    (tmp_path / "node").write_text(NODES)
+    (tmp_path / "partition").write_text(PARTITIONS)
+    make_fake(tmp_path, "scontrol", f'cat "{tmp_path}/$2"')
+    request = Request(partition=partition, gpus_per_node=gpus)
+    assert with_cores(request, processes, threads=3).cpus_per_gpu == cores
+    assert with_cores(replace(request, cpus_per_gpu=5), processes, threads=3).cpus_per_gpu == 5
+
+
+def test_a_job_requests_eight_cores_per_gpu_if_slurm_does_not_answer(tmp_path: Path) -> None:
+    make_fake(tmp_path, "scontrol", "exit 1")
+    assert with_cores(Request(), 1, threads=3).cpus_per_gpu == 8
+    assert with_cores(Request(gpus_per_node=0), 2, threads=3).cpus_per_gpu == 3
 
 
 # ---- the script in bash ----

@@ -698,6 +698,7 @@ import json, os, sys
 from pathlib import Path
 place = Path(__file__).parents[1]
 (place / "srun.json").write_text(json.dumps(sys.argv[1:]))
+assert ("SLURM_CPUS_PER_GPU" in os.environ) == ("SLURM_GPUS_ON_NODE" in os.environ)
 run = Path(sys.argv[-1])
 (run / "status.json").write_text(json.dumps({{"state": "finished", "attempt": 1}}, indent=1))
 """
@@ -720,7 +721,7 @@ def by_hand(batch: Batch, *arguments: str, **env: str) -> tuple[int, str, Any]:
 
 def test_train_sbatch_passes_its_arguments_to_every_node(batch: Batch) -> None:
     arguments = ["my config.yaml", str(batch.run), "optim.lr=1", "tracking.run_name=it's; so"]
-    code, output, srun = by_hand(batch, *arguments, SLURM_GPUS_ON_NODE="8")
+    code, output, srun = by_hand(batch, *arguments, SLURM_GPUS_ON_NODE="8", SLURM_CPUS_PER_GPU="8")
     assert code == 0, output
     assert "--kill-on-bad-exit=1" in srun
     assert "--ntasks-per-node=1" in srun
@@ -731,7 +732,7 @@ def test_train_sbatch_passes_its_arguments_to_every_node(batch: Batch) -> None:
 
 
 def test_train_sbatch_keeps_nproc_of_the_config_without_gpus(batch: Batch) -> None:
-    code, output, srun = by_hand(batch, "c.yaml", str(batch.run))
+    code, output, srun = by_hand(batch, "c.yaml", str(batch.run), SLURM_CPUS_PER_GPU="8")
     assert code == 0, output
     assert srun[srun.index("dl2pa") :] == ["dl2pa", "train", "c.yaml", "--run-dir", str(batch.run)]
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from dl2pa import gpus
 from dl2pa.cli import main
 from dl2pa.commands.sweep import worker_environments
 from dl2pa.config import fingerprint, load_config
@@ -92,10 +93,20 @@ def test_concurrent_runs_share_the_cores(
     assert [overrides["launch.threads"] for _, overrides, _ in explicit] == ["5", "5"]
 
 
+@pytest.fixture
+def eight_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "dev").mkdir()
+    for index in range(8):
+        (tmp_path / f"dev/nvidia{index}").touch()
+    monkeypatch.setattr(gpus, "DEVICE_FILES", tmp_path / "dev")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
 @pytest.mark.parametrize(
     ("visible", "overrides", "expected"),
     [
         ("4,5,7", [], ["4", "5", "7", "4"]),
+        ("4,5,7", ["launch.nproc=1"], ["4", "5", "7", "4"]),
         ("GPU-aa,GPU-bb", ["launch.device=cuda"], ["GPU-aa", "GPU-bb", "GPU-aa", "GPU-bb"]),
         ("4", [], [None] * 4),
         ("", [], [None] * 4),
@@ -104,11 +115,22 @@ def test_concurrent_runs_share_the_cores(
     ],
 )
 def test_single_process_runs_are_distributed_over_the_gpus(
-    visible: str, overrides: list[str], expected: list[str | None], monkeypatch: pytest.MonkeyPatch
+    visible: str,
+    overrides: list[str],
+    expected: list[str | None],
+    eight_gpus: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     configs = [load_config("tiny.yaml", ["launch.device=auto", *overrides])] * 6
     assert [env.get("CUDA_VISIBLE_DEVICES") for env in worker_environments(configs, 4)] == expected
+
+
+@pytest.mark.usefixtures("eight_gpus")
+@pytest.mark.parametrize(("nproc", "expected"), [("auto", [{}]), ("1", [{"CUDA_VISIBLE_DEVICES": "0"}])])
+def test_one_run_at_a_time_uses_all_gpus_with_auto(nproc: str, expected: list[dict[str, str]]) -> None:
+    configs = [load_config("tiny.yaml", ["launch.device=auto", f"launch.nproc={nproc}"])] * 6
+    assert worker_environments(configs, 1) == expected
 
 
 def test_the_command_line_overrides_a_sweep_file(plan: Callable[..., Planned], folder: Path) -> None:

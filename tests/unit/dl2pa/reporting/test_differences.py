@@ -36,7 +36,7 @@ def test_differences_are_listed_with_both_values(make_run: MakeRun) -> None:
         "torch": [None, "9.9"],
     }
     assert record["data"] == {"data.root": ["/here", "/there"]}
-    assert record["neutral"] == {"launch.nproc": [1, 2]}
+    assert record["neutral"] == {"launch.nproc": ["auto", 2]}
     assert (record["same_recipe"], record["machine"]) == (False, {})
 
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from dl2pa import gpus
 from dl2pa.config.schema import TrainConfig
 from dl2pa.errors import UserError
 from dl2pa.osutil import private_temporary_folder
-from dl2pa.training import distributed
-from dl2pa.training.distributed import choose_device, set_numerics
+from dl2pa.training.distributed import choose_device, set_numerics, warn_of_few_cores
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -60,7 +60,7 @@ def gpu_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine with the device file of a GPU that CUDA cannot use."""
     if torch.cuda.is_available():
         pytest.skip("needs a machine without a GPU")
-    monkeypatch.setattr(distributed, "DEVICE_FILES", tmp_path)
+    monkeypatch.setattr(gpus, "DEVICE_FILES", tmp_path)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     (tmp_path / "nvidiactl").touch()
     (tmp_path / "nvidia0").touch()
@@ -90,6 +90,17 @@ def test_auto_trains_on_the_cpu_if_the_gpu_is_hidden(visible: str, monkeypatch: 
 def test_auto_trains_on_the_cpu_without_a_gpu(gpu_file: Path) -> None:
     gpu_file.unlink()
     assert choose_device("auto", 0) == CPU
+
+
+@pytest.mark.parametrize(
+    ("device", "cores", "processes", "warned"),
+    [(CUDA, 31, 8, True), (CUDA, 32, 8, False), (CUDA, 3, 1, True), (CPU, 1, 8, False)],
+)
+def test_few_cores_per_gpu_are_warned_of(
+    device: torch.device, cores: int, processes: int, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    warn_of_few_cores(device, cores, processes)
+    assert [f"share {cores} usable CPU core(s)" in r.getMessage() for r in caplog.records] == [True] * warned
 
 
 def test_cache_folder_is_private_and_shared_by_processes(

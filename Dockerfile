@@ -32,12 +32,13 @@ COPY pyproject.toml .
 RUN python3 -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' \
     >requirements.txt
 
-# A C compiler and Python's headers: Triton compiles C at run time for train.compile, and Inductor C++ on CPUs.
+# A compiler and Python's headers: Triton compiles C at run time for train.compile, Inductor C++ on CPUs. numactl is for
+# launch.numa_binding.
 FROM runtime AS compiler
 # hadolint ignore=DL3008,SC2046
 RUN apt-get update \
     && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends \
-        g++ $(python3 -c 'import os, sysconfig; os.path.exists(sysconfig.get_path("include") + "/Python.h") or print("libpython3-dev")') \
+        g++ numactl $(python3 -c 'import os, sysconfig; os.path.exists(sysconfig.get_path("include") + "/Python.h") or print("libpython3-dev")') \
     && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/cache/ldconfig/* /var/log/apt /var/log/*.log
 
 # All packages; rebuilt if a version or a dependency changes.

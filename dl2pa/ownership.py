@@ -16,7 +16,7 @@ from typing import Any, TextIO
 from dl2pa import envvars, fence
 from dl2pa.errors import UserError
 from dl2pa.osutil import LockResult, process_runs, process_start, start_thread, try_lock, write_atomically
-from dl2pa.rundir import RunDirectory
+from dl2pa.rundir import DAMAGED, RunDirectory
 
 log = logging.getLogger(__name__)
 
@@ -163,7 +163,7 @@ def _is_alive(run: RunDirectory, lock: LockResult, *, watch: bool = True) -> boo
         watch: wait for a heartbeat; otherwise one of the last minute is sufficient.
     """
     owner = run.owner()
-    if not owner or run.status().get("state") not in ("running", "stopping"):
+    if not owner or run.status().get("state") not in ("running", "stopping", DAMAGED):
         return False
     if lock is LockResult.ACQUIRED and _is_on_this_machine(owner):
         return False

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dl2pa.config import Config, dump_config, load_recorded_config, parse_config
-from dl2pa.config.load import read_yaml
+from dl2pa.config.load import read_recorded
 from dl2pa.errors import UserError
 from dl2pa.osutil import write_atomically
 from dl2pa.redaction import HIDDEN
@@ -48,7 +48,7 @@ def restore_submission(run: RunDirectory) -> None:
     """
     if run.accepted_config.is_file() and run.submitted_config.is_file():
         accepted = load_recorded_config(run.accepted_config).model_dump(mode="json")
-        tree = _with_secrets(accepted, read_yaml(run.submitted_config, written_by_dl2pa=True))
+        tree = _with_secrets(accepted, read_recorded(run.submitted_config))
         write_atomically(run.submitted_config, dump_config(parse_config(tree)), private=True)
 
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from dl2pa.container import in_container
 from dl2pa.errors import UserError
-from dl2pa.osutil import full_disk, read_json, write_json
+from dl2pa.osutil import full_disk, write_json
+from dl2pa.records import DamagedFile, Fields, check_record, read_record
+
+log = logging.getLogger(__name__)
 
 CHECKPOINT_STATE = "state.pt"
 """File of a checkpoint that contains the state."""
@@ -27,6 +32,36 @@ CHECKPOINT_LATEST = "latest"
 
 MODEL = "model.safetensors"
 """File of a run directory or an export that contains the final model."""
+
+DAMAGED = "damaged"
+"""State of a run whose status cannot be read."""
+
+_STATUS: Fields = {
+    **dict.fromkeys(("state", "error", "phase", "fingerprint"), str),
+    **dict.fromkeys(("attempt", "step", "total_steps", "pid"), int),
+    **dict.fromkeys(("epoch", "images_per_second", "top1", "loss", "updated"), float),
+    "startup_s": dict,
+}
+_ATTEMPT: Fields = {
+    **dict.fromkeys(("data_fingerprint", "data_classes", "command", "git_commit", "device", "dl2pa"), str),
+    **dict.fromkeys(("attempt", "world_size"), int),
+}
+_RESULT: Fields = {
+    **dict.fromkeys(("top1_last", "top1_best", "top5_last", "ece_last", "images_per_second"), float),
+    **dict.fromkeys(("epochs", "steps", "num_validated", "num_classes", "world_size", "dim"), int),
+    **dict.fromkeys(("run_dir", "mlflow_run_id", "method", "loss", "assignment"), str),
+    **dict.fromkeys(("labels_moved", "bad_images"), list),
+}
+_REQUIRED_RESULT = ("top1_last", "top1_best", "num_validated", "num_classes", "epochs", "steps")
+_ERROR: Fields = {
+    **dict.fromkeys(("node", "host", "launch", "message", "traceback"), str),
+    **dict.fromkeys(("rank", "exit_code"), int),
+    **{"time": float, "final": bool, "error": dict},
+}
+_USER_ERROR = {"field": str, "message": str, "remedy": str}
+_OWNER: Fields = {"host": str, "pid": int, "id": str, "launch": str, "machine": str, "processes": str}
+_warned: set[tuple[Path, str]] = set()
+"""Damaged files that this process has warned about, with the reason."""
 
 _CHECKPOINT_NAME = re.compile(r"step-(\d{9,})")
 _EARLY = {"cancelled", "checkpoints", "logs", "slurm", "stop"}
@@ -61,6 +96,29 @@ def find_model_file(path: Path) -> Path:
         remedy = "Give a finished run, an export, or the model file."
         raise UserError("model", str(path), f"contains no {MODEL}", remedy)
     return file
+
+
+def warn_damaged(path: Path, reason: str) -> None:
+    """Log once per process that a file is damaged and therefore not used."""
+    if (path, reason) not in _warned:
+        _warned.add((path, reason))
+        log.warning("%s is damaged (%s) and is not used", path, reason)
+
+
+def _read_errors(paths: Iterable[Path], *required: str) -> list[dict[str, Any]]:
+    """Read error reports, which have a message and the required fields; damaged ones are logged."""
+    reports: list[dict[str, Any]] = []
+    for path in paths:
+        try:
+            report = read_record(path, _ERROR, ["message", *required]) or {}
+            if report.get("error"):
+                check_record(report["error"], _USER_ERROR, _USER_ERROR)
+            reports.append(report)
+        except DamagedFile as damaged:
+            warn_damaged(path, damaged.reason)
+        except ValueError as error:
+            warn_damaged(path, f"error is damaged: {error}")
+    return [report for report in reports if report]
 
 
 class RunDirectory:
@@ -160,8 +218,26 @@ class RunDirectory:
         return UserError("run-dir", str(self.root), f"cannot be written ({error.strerror})", f"{remedy}.")
 
     def status(self) -> dict[str, Any]:
-        """Read the status; empty before the first attempt."""
-        return read_json(self.status_file)
+        """Read the status; empty before the first attempt. The state of a damaged one is `damaged`, with the reason."""
+        try:
+            return read_record(self.status_file, _STATUS) or {}
+        except DamagedFile as damaged:
+            attempt = self.last_attempt().get("attempt", 0)
+            return {"state": DAMAGED, "error": damaged.problem, "attempt": attempt}
+
+    def read_result(self) -> dict[str, Any]:
+        """Read the result of a finished run; empty if the file is missing.
+
+        Raises:
+            DamagedFile: the file is damaged.
+        """
+        if checkpoint_steps(self.checkpoints):
+            remedy = "Delete it, then repeat the `dl2pa train` command of the run: it is written again."
+        else:
+            remedy = (
+                "Restore it from a backup or from the run's artifacts in MLflow; the run has no checkpoint."
+            )
+        return read_record(self.result, _RESULT, _REQUIRED_RESULT, remedy) or {}
 
     def is_accepted(self) -> bool:
         """Whether the current attempt has passed every check: `environment.json` lists it."""
@@ -169,9 +245,7 @@ class RunDirectory:
 
     def last_attempt(self) -> dict[str, Any]:
         """Environment and data of the last attempt that passed every check; empty before the first one."""
-        attempts = read_json(self.environment).get("attempts")
-        last = attempts[-1] if isinstance(attempts, list) and attempts else None
-        return last if isinstance(last, dict) else {}
+        return next(reversed(self.attempts()), {})
 
     def withdraw_attempt(self, before: dict[str, Any], message: str) -> None:
         """Undo the status of an attempt that was refused before it started.
@@ -191,8 +265,20 @@ class RunDirectory:
         write_json(self.status_file, status, indent=1)
 
     def attempts(self) -> list[dict[str, Any]]:
-        """Read the environment of each attempt, first to last; empty before the first one."""
-        return read_json(self.environment).get("attempts", [])
+        """Read the environment of each attempt, first to last; empty before the first one, or if it is damaged."""
+        try:
+            content = read_record(self.environment, {"attempts": list}, ["attempts"]) or {"attempts": []}
+            return [check_record(attempt, _ATTEMPT) for attempt in content["attempts"]]
+        except DamagedFile as damaged:
+            warn_damaged(self.environment, damaged.reason)
+        except ValueError as error:
+            warn_damaged(self.environment, f"an attempt is damaged: {error}")
+        return []
+
+    def set_aside_environment(self) -> None:
+        """Rename a damaged `environment.json`, so that the next attempt does not replace what it contains."""
+        if not self.attempts() and self.environment.is_file():
+            self.environment.replace(self.environment.with_name("environment.damaged.json"))
 
     def picture(self, name: str) -> Path:
         """Figure of the run, for example `curves`."""
@@ -232,14 +318,14 @@ class RunDirectory:
 
     def error_reports(self) -> list[dict[str, Any]]:
         """Error reports of the ranks and nodes of all launches."""
-        return [read_json(path) for path in self.logs.glob("*.error.json")]
+        return _read_errors(self.logs.glob("*.error.json"))
 
     def errors(self, launch: str) -> list[dict[str, Any]]:
         """Error reports of one launch's ranks, ordered by time."""
-        reports = (read_json(path) for path in self.logs.glob("rank-*.error.json"))
+        reports = _read_errors(self.logs.glob("rank-*.error.json"), "rank")
         return sorted(
             (report for report in reports if report.get("launch") == launch),
-            key=lambda report: report.get("time", 0.0),
+            key=lambda report: report.get("time") or 0.0,
         )
 
     def stall_counters(self) -> list[Path]:
@@ -248,9 +334,10 @@ class RunDirectory:
 
     def owner(self) -> dict[str, Any]:
         """Read host, process id and launch of the current or last owner; empty if there is none."""
-        owner = read_json(self.owner_file)
-        valid = isinstance(owner.get("host"), str) and isinstance(owner.get("pid"), int)
-        return owner if valid else {}
+        try:
+            return read_record(self.owner_file, _OWNER, ["host", "pid"]) or {}
+        except DamagedFile:
+            return {}
 
     def is_taken_over(self, before: dict[str, Any], launch: str) -> bool:
         """Whether a process of another launch has become the owner.

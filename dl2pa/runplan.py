@@ -73,15 +73,6 @@ class RunPlan:
     def directory(self) -> RunDirectory:
         return RunDirectory(self.run_dir)
 
-    def is_finished(self) -> bool:
-        """Return whether the run is finished under this configuration and its model is written."""
-        status = self.directory.status()
-        return (
-            status.get("state") == "finished"
-            and status.get("fingerprint") == fingerprint(self.config)
-            and self.directory.model.exists()
-        )
-
 
 def plan_runs(
     specs: Sequence[RunSpec],
@@ -106,8 +97,7 @@ def plan_runs(
     """
     plans: list[RunPlan] = []
     for spec in specs:
-        # A configuration inside the run directory was recorded there, perhaps by an older version.
-        recorded = run_dir is not None and spec.config_file.absolute().is_relative_to(run_dir.absolute())
+        recorded = run_dir is not None and _is_recorded(spec.config_file.absolute(), run_dir.absolute())
         config = (load_recorded_config if recorded else load_config)(spec.config_file, spec.overrides)
         if gpus is not None:
             nproc = gpus or (1 if config.launch.nproc == "auto" else None)
@@ -126,6 +116,16 @@ def plan_runs(
             remedy = "Vary a key that changes the run."
             raise UserError(option, str(directory), "two runs are identical", remedy)
     return plans
+
+
+def _is_recorded(file: Path, run_dir: Path) -> bool:
+    """Whether a configuration was recorded in a run directory in `run_dir`, perhaps by an older version."""
+    runs = [RunDirectory(folder) for folder in (file.parent, file.parent.parent)]
+    return file.is_relative_to(run_dir) and any(
+        file in (run.config, run.submitted_config, run.accepted_config)
+        and (run.status_file.is_file() or run.job.is_file())
+        for run in runs
+    )
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from typing import Any
 
 from dl2pa import envvars
 from dl2pa.errors import UserError
+from dl2pa.records import check_record
 from dl2pa.rundir import RunDirectory
 from launcher.containers import Container
 from launcher.jobs import COMMENT, states
@@ -59,10 +60,14 @@ class Request:
 
     @classmethod
     def of(cls, stored: Mapping[str, Any]) -> Request:
-        """Read the request of an earlier submission; invalid fields are dropped."""
+        """Read the request of an earlier submission, perhaps of another version; unknown fields are dropped.
+
+        Raises:
+            ValueError: a value of the wrong type.
+        """
         kinds = {f.name: int if f.type.startswith("int") else str for f in fields(cls)}
-        kept: dict[str, Any] = {k: v for k, v in stored.items() if k in kinds and type(v) is kinds[k]}
-        return cls(**kept)
+        checked = check_record(dict(stored), kinds)
+        return cls(**{name: checked[name] for name in kinds if checked.get(name) is not None})
 
     def merged(self, changes: Mapping[str, Any]) -> Request:
         """Return this request with the values of `changes` that are not None."""

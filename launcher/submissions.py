@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from dl2pa.errors import UserError
-from dl2pa.osutil import read_json, write_json
+from dl2pa.osutil import write_json
+from dl2pa.records import DamagedFile, check_record, parse_record, read_record
 from dl2pa.rundir import RunDirectory
+from launcher.slurm import Request
 
+_FIELDS = {**dict.fromkeys(("job_id", "run_dir", "log", "name", "cwd"), str), "request": dict}
 _NUMBER = re.compile(r"\d+(_\d+)?")
 
 
@@ -40,19 +43,46 @@ class Submission:
 
 
 def read(run_dir: Path) -> Submission | None:
-    """Return the last submission of a run; None if there is none or its record is damaged."""
-    value = read_json(RunDirectory(run_dir).job)
-    if not isinstance(value.get("job_id"), str):
+    """Return the last submission of a run; None if there is none or its record is damaged, see `damage`."""
+    try:
+        return _read(run_dir)
+    except DamagedFile:
         return None
-    texts = {k: v for k in ("log", "name", "cwd") if isinstance(v := value.get(k), str)}
-    request = value.get("request")
+
+
+def last(run_dir: Path) -> Submission | None:
+    """Return the last submission of a run; without details from this user's list if its record is damaged."""
+    try:
+        return _read(run_dir)
+    except DamagedFile:
+        return next((entry for entry in reversed(_listed()) if entry.run_dir == run_dir), None)
+
+
+def damage(run_dir: Path) -> str | None:
+    """What is wrong with the record of a run's submission; None if it can be read or is missing."""
+    try:
+        _read(run_dir)
+        return None
+    except DamagedFile as damaged:
+        return damaged.problem
+
+
+def _read(run_dir: Path) -> Submission | None:
+    file = RunDirectory(run_dir).job
+    value = read_record(file, _FIELDS, ["job_id"])
+    if value is None:
+        return None
+    try:
+        Request.of(value.get("request") or {})
+    except ValueError as error:
+        raise DamagedFile(file, f"request: {error}") from None
     return Submission(
         value["job_id"],
         run_dir,
-        Path(texts["log"]) if "log" in texts else None,
-        request if isinstance(request, dict) else {},
-        texts.get("name", run_dir.name),
-        Path(texts.get("cwd", ".")),
+        Path(value["log"]) if value.get("log") else None,
+        value.get("request") or {},
+        value.get("name") or run_dir.name,
+        Path(value.get("cwd") or "."),
     )
 
 
@@ -116,7 +146,9 @@ def find(job: str) -> list[Submission]:
         return [submission]
     if _exists(Path(job)):
         remedy = "Name a job of `dl2pa jobs`, or submit it with `dl2pa submit CONFIG --run-dir`."
-        raise UserError("job", job, f"has no readable {RunDirectory(Path()).job}", remedy)
+        problem = damage(Path(job).absolute())
+        text = f"has no readable {RunDirectory(Path()).job}" + (f": {problem}" if problem else "")
+        raise UserError("job", job, text, remedy)
     message = "is not a dl2pa job that this user submitted from this home directory"
     raise UserError("job", job, message, "Give its run directory instead.")
 
@@ -155,10 +187,9 @@ def _listed() -> list[Submission]:
     entries: list[Submission] = []
     for line in lines:
         try:
-            value = json.loads(line)
-        except (ValueError, RecursionError):
+            value = check_record(parse_record(line), _FIELDS, ["job_id", "run_dir"])
+        except ValueError:
             continue
-        texts = [value.get(k) for k in ("job_id", "run_dir")] if isinstance(value, dict) else []
-        if len(texts) == 2 and all(isinstance(t, str) and 0 < len(t) < 4096 for t in texts):
-            entries.append(Submission(str(texts[0]), Path(str(texts[1]))))
+        if all(0 < len(value[name]) < 4096 for name in ("job_id", "run_dir")):
+            entries.append(Submission(value["job_id"], Path(value["run_dir"])))
     return entries

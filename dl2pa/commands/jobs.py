@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dl2pa.commands.options import nonempty_text
 from dl2pa.commands.output import note, table
 from dl2pa.errors import EXIT_DONE, EXIT_FAILURE, UserError
-from dl2pa.rundir import RunDirectory
+from dl2pa.rundir import DAMAGED, RunDirectory
 from launcher import jobs, submissions
 from launcher.submissions import Submission
 
@@ -45,9 +46,27 @@ def run(args: argparse.Namespace) -> int:
         table([_COLUMNS, *([_cells(row)[c] for c in _COLUMNS] for row in rows)])
     else:
         note("no submitted runs")
+    for directory, problem in _damages(rows if named else [*rows, *_unlisted()]):
+        note(f"damaged: {directory}: {problem}")
     if answered and any(row["state"] == "UNKNOWN" for row in rows) and not jobs.has_accounting():
         note("UNKNOWN: the job has left the queue and sacct does not answer; see run_state")
     return EXIT_DONE if answered else EXIT_FAILURE
+
+
+def _damages(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    """Yield the runs with a damaged status or record of their submission, with the reason."""
+    for directory in dict.fromkeys(row["run_dir"] for row in rows):
+        status = RunDirectory(Path(directory)).status()
+        if status.get("state") == DAMAGED:
+            yield directory, str(status["error"])
+        if problem := submissions.damage(Path(directory)):
+            yield directory, problem
+
+
+def _unlisted() -> list[dict[str, Any]]:
+    """Return the run directories in `runs/` that only a damaged record could name."""
+    folders = sorted(path.absolute() for path in Path("runs").glob("*/"))
+    return [{"run_dir": str(folder)} for folder in folders if submissions.damage(folder)]
 
 
 def describe(submission: Submission, state: jobs.JobState) -> dict[str, Any]:
@@ -80,7 +99,7 @@ def seconds_left(status: Mapping[str, Any], run: RunDirectory) -> float | None:
     from dl2pa.config import load_recorded_config
 
     speed, step, total = (_number(status, k) for k in ("images_per_second", "step", "total_steps"))
-    if not speed or step is None or not total:
+    if not speed or not math.isfinite(speed) or step is None or not total:
         return None
     try:
         batch = load_recorded_config(run.submitted_config).train.batch_size

@@ -25,7 +25,6 @@ def run(args: argparse.Namespace) -> int:
     check_names(args.name, args.alias)  # before the slow imports
 
     from dl2pa.config.tracking import check_uri
-    from dl2pa.osutil import read_json
     from dl2pa.recorded_run import check_weights, load_run_config
     from dl2pa.rundir import RunDirectory
     from dl2pa.tracking import choose_uri, sync
@@ -44,13 +43,14 @@ def run(args: argparse.Namespace) -> int:
     if identity is None:
         remedy = "Train with tracking.enabled=true."
         raise UserError("run", str(args.run), "was not tracked", remedy)
+    result = directory.read_result()
     recorded = choose_uri(config.tracking.uri, args.run.absolute().parent)
     uri = resolve_uri(args.run, args.uri, recorded)
     sent = sync(args.run, args.uri, recorded=recorded)
     if sent.run_id is None or sent.error is not None:
         message = f"did not accept the run: {sent.error}"
         raise UserError("--uri", sent.uri, message, "Check that the server answers.")
-    model = model_payload(directory, config, read_json(directory.result))
+    model = model_payload(directory, config, result)
     example = directory.find_example()
     fields = {**model, "example": None if example is None else example.name}
     registered = register_model(uri, sent.run_id, args.run, fields, args.name, args.alias)

@@ -10,6 +10,7 @@ from dl2pa.commands.options import add_overrides, add_run, add_slurm_request
 from dl2pa.commands.output import say
 from dl2pa.commands.submit import REQUEST_OPTIONS, check_runs, note_duration, queue
 from dl2pa.errors import EXIT_DONE, UserError
+from dl2pa.finished import FinishedRuns
 from dl2pa.rundir import RunDirectory
 from dl2pa.runplan import RunSpec, plan_runs
 from launcher import slurm, submissions
@@ -32,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     spec = RunSpec(RunDirectory(last.run_dir).submitted_config, tuple(args.overrides))
     (plan,) = plan_runs([spec], last.run_dir, gpus=request.gpus_per_node)
     plan = replace(plan, label=last.name)
-    if plan.is_finished():
+    if FinishedRuns().contains(plan):
         raise UserError(
             "run", str(last.run_dir), "is finished", "Train longer, for example train.epochs=200."
         )

@@ -18,6 +18,7 @@ from dl2pa.commands.output import note, say
 from dl2pa.config import dump_config, merge, parse_config
 from dl2pa.config.identity import run_title
 from dl2pa.errors import EXIT_DONE, UserError
+from dl2pa.finished import FinishedRuns
 from dl2pa.osutil import LockResult, open_private, try_lock
 from dl2pa.redaction import redact, redact_tree
 from dl2pa.rundir import RunDirectory
@@ -77,8 +78,7 @@ def submit(plans: Sequence[RunPlan], args: argparse.Namespace, name: str, sweep:
     """
     request = request_of(args)
     slurm.check_request(request)
-    check_runs(plans, request)
-    finished = [plan for plan in plans if plan.is_finished()]
+    finished = FinishedRuns().among(plans)
     for plan in finished:
         note(f"{plan.run_dir} is finished. For another run, use another --run-dir or configuration.")
     plans = [plan for plan in plans if plan not in finished]
@@ -86,6 +86,7 @@ def submit(plans: Sequence[RunPlan], args: argparse.Namespace, name: str, sweep:
         if args.json:
             say({"job_id": None, "run_dir": str(finished[0].run_dir), "log": None}, True, "")
         return
+    check_runs(plans, request)
     if args.dry_run:
         print(_script(plans, request, name))  # noqa: T201
         return
@@ -148,7 +149,7 @@ def _check_unused(plans: Sequence[RunPlan]) -> None:
     """Refuse a run directory that cannot be written or that a live job or process uses."""
     from dl2pa.ownership import is_owned
 
-    last = [submissions.read(plan.run_dir) for plan in plans]
+    last = [submissions.last(plan.run_dir) for plan in plans]
     states = jobs.states(submission.job_id for submission in last if submission is not None)
     for plan, submission in zip(plans, last, strict=True):
         plan.directory.check_place()

@@ -29,9 +29,11 @@ from dl2pa.config import Config, fingerprint
 from dl2pa.config.paths import expand_path
 from dl2pa.config.published import load_published, published_file
 from dl2pa.config.sweep import Sweep, is_sweep, load_sweep
-from dl2pa.errors import EXIT_DONE, EXIT_FAILURE, EXIT_STOPPED, UserError
+from dl2pa.errors import EXIT_DONE, EXIT_FAILURE, EXIT_STOPPED, EXIT_USER_ERROR, UserError
+from dl2pa.finished import FinishedRuns
 from dl2pa.gpus import visible_gpus
-from dl2pa.osutil import read_json, usable_cores
+from dl2pa.osutil import usable_cores
+from dl2pa.records import DamagedFile
 from dl2pa.runplan import RunPlan, RunSpec, check_count, check_resume, check_trainings, expand, plan_runs
 from launcher.pool import CANNOT_START, Pool, Task
 
@@ -105,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
     _refuse_slurm_options(args)
     plans = plan_runs(specs, args.run_dir or Path("runs"), in_folder=True)
     tag = _tag(request.name, [plan.config for plan in plans])
-    pending = [plan for plan in plans if not plan.is_finished()]
+    pending, outcomes = _sort(plans)
     for plan in pending:
         plan.directory.check_place()
     parallel = min(request.parallel or 1, max(1, len(pending)))
@@ -123,9 +125,24 @@ def run(args: argparse.Namespace) -> int:
         print("\n".join(shlex.join(task.command) for task in tasks), flush=True)  # noqa: T201
         return EXIT_DONE
     pool = Pool(environments)
-    outcomes = {plan.run_dir: Outcome(plan, "finished") for plan in plans}
     outcomes.update(_run_pool(pool, pending, tasks))
     return _print_outcomes([outcomes[plan.run_dir] for plan in plans], tag, pool.stopping, args.json)
+
+
+def _sort(plans: Sequence[RunPlan]) -> tuple[list[RunPlan], dict[Path, Outcome]]:
+    """Return the runs to train, and the outcomes of the others: finished, or failed because a file is damaged."""
+    finished, pending, outcomes = FinishedRuns(), list[RunPlan](), dict[Path, Outcome]()
+    for plan in plans:
+        try:
+            if finished.contains(plan):
+                plan.directory.read_result()
+                outcomes[plan.run_dir] = Outcome(plan, "finished")
+            else:
+                check_resume(plan)
+                pending.append(plan)
+        except DamagedFile as damaged:
+            outcomes[plan.run_dir] = _damaged(plan, damaged)
+    return pending, outcomes
 
 
 def _read_request(args: argparse.Namespace) -> SweepRequest:
@@ -255,7 +272,7 @@ class Outcome:
 
     def record(self) -> dict[str, Any]:
         run = self.plan.directory
-        result = read_json(run.result) if self.state == "finished" else {}
+        result = run.read_result() if self.state == "finished" else {}
         return {
             "config": str(self.plan.config_file),
             "swept": list(self.plan.varied),
@@ -290,6 +307,10 @@ def _run_pool(pool: Pool, pending: Sequence[RunPlan], tasks: Sequence[Task]) -> 
 
     pool.run(tasks, on_start, on_end)
     return {outcome.plan.run_dir: outcome for outcome in outcomes.values()}
+
+
+def _damaged(plan: RunPlan, error: DamagedFile) -> Outcome:
+    return Outcome(plan, "failed", EXIT_USER_ERROR, str(error))
 
 
 def _outcome(plan: RunPlan, code: int, stopping: bool, log_start: int) -> Outcome:
@@ -333,7 +354,8 @@ def _print_outcomes(outcomes: Sequence[Outcome], tag: str, stopped: bool, as_jso
     else:
         _print_table(outcomes, records)
     for failed in (o for o in outcomes if o.state == "failed"):
-        note(f"failed: {failed.plan.title}: {failed.error}; see {failed.plan.directory.sweep_log}")
+        log = failed.plan.directory.sweep_log
+        note(f"failed: {failed.plan.title}: {failed.error}" + (f"; see {log}" if log.exists() else ""))
     summary = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
     more = "; the same command resumes" if code != EXIT_DONE else ""
     note(f"sweep {tag}: {summary}{more}")
@@ -367,12 +389,16 @@ def _submit(specs: Sequence[RunSpec], request: SweepRequest, args: argparse.Name
         remedy = "Omit it: SLURM decides how many runs are concurrent."
         raise UserError("--parallel", request.parallel, "cannot be combined with --slurm", remedy)
     plans = plan_jobs(specs, args, in_folder=True, option="--grid")
-    pending = [plan for plan in plans if not plan.is_finished()]
+    pending, outcomes = _sort(plans)
     tag = _tag(request.name, [plan.config for plan in plans])
-    if len(pending) < len(plans):
-        note(f"{len(plans) - len(pending)} of {len(plans)} runs are already finished")
+    finished = [outcome for outcome in outcomes.values() if outcome.state == "finished"]
+    failed = [outcome for outcome in outcomes.values() if outcome.state == "failed"]
+    if finished:
+        note(f"{len(finished)} of {len(plans)} runs are already finished")
     if pending:
         submit(pending, args, request.name, tag)
     elif args.json:
         say({"sweep": tag, "jobs": []}, True, "")
-    return EXIT_DONE
+    for outcome in failed:
+        note(f"not submitted: {outcome.plan.title}: {outcome.error}")
+    return EXIT_FAILURE if failed else EXIT_DONE

@@ -46,8 +46,10 @@ def run(args: argparse.Namespace) -> int:
     else:
         for path, report in zip(paths, reports, strict=True):
             say(report, args.json, f"{path}:")
-        if args.all is not None:
-            note(f"{len(reports) - len(failed)} of {len(reports)} runs are completely sent")
+    if args.all is not None:
+        for report in failed:
+            note(f"not completely sent: {report['run_dir']}: {report['error']}")
+        note(f"{len(reports) - len(failed)} of {len(reports)} runs are completely sent")
     return EXIT_FAILURE if failed else EXIT_DONE
 
 
@@ -55,7 +57,7 @@ def _sync(path: Path, uri: str | None, *, keep_going: bool) -> dict[str, Any]:
     """Send one run and return its report.
 
     Args:
-        keep_going: return a user error as the field `error`, so that other runs can follow.
+        keep_going: return an error as the field `error`, so that other runs can follow.
     """
     from dl2pa.config import load_recorded_config
     from dl2pa.ownership import is_owned
@@ -68,7 +70,7 @@ def _sync(path: Path, uri: str | None, *, keep_going: bool) -> dict[str, Any]:
             raise UserError("run", str(path), "is not a run directory", "Give the folder of a run.")
         recorded = choose_uri(load_recorded_config(directory.config).tracking.uri, path.absolute().parent)
         report = sync(path, uri, recorded=recorded, alive=is_owned(directory))
-    except UserError as error:
+    except (UserError, OSError) as error:
         if not keep_going:
             raise
         return {"run_dir": str(path), "error": str(error)}

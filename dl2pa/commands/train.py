@@ -35,8 +35,8 @@ from dl2pa.errors import (
     TrainingFailure,
     UserError,
 )
+from dl2pa.finished import FinishedRuns
 from dl2pa.gpus import visible_gpus
-from dl2pa.osutil import read_json
 from dl2pa.process import die_with_parent, note_command, torchrun_ranks
 from dl2pa.recorded_run import restore_submission
 from dl2pa.rundir import RunDirectory
@@ -109,7 +109,7 @@ def _run_here(args: argparse.Namespace, plan: RunPlan) -> int:
     """Run this node's part of the training; return the exit code."""
     node = this_node()
     directory = plan.directory
-    if plan.is_finished():
+    if FinishedRuns().contains(plan):
         note(f"{plan.run_dir} is finished. For another run, use another --run-dir or configuration.")
         _print_result(directory, args.json)
         return EXIT_DONE
@@ -300,7 +300,7 @@ def _raise_reported(report: dict[str, object]) -> NoReturn:
 
 
 def _print_result(directory: RunDirectory, as_json: bool) -> None:
-    result = read_json(directory.result)
+    result = directory.read_result()
     say(result, as_json, "finished:")
     runs = directory.root.parent
     if not as_json and result.get("mlflow_run_id") and (runs / "mlflow.db").exists():

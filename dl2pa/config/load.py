@@ -15,6 +15,7 @@ from dl2pa.config.paths import expand_path, expand_paths
 from dl2pa.config.schema import Config
 from dl2pa.config.yaml_core import YAML_ERRORS, dump_yaml, parse_value, parse_yaml, problem_of
 from dl2pa.errors import UserError
+from dl2pa.records import DamagedFile
 from dl2pa.redaction import redact_tree
 
 _MAX_DEPTH = 16
@@ -76,11 +77,44 @@ def load_recorded_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Read a configuration recorded in a run directory, possibly by an older version; see ``load_config``.
 
     Its paths are already expanded; those of the overrides are not.
+
+    Raises:
+        DamagedFile: the file is empty, truncated or not YAML.
+        UserError: an invalid value, or an invalid override.
     """
-    tree = with_current_names(read_yaml(path, written_by_dl2pa=True))
+    tree = with_current_names(read_recorded(path))
     for text in overrides:
         tree = merge(tree, expand_paths(_parse_override(text)))
     return parse_config(tree)
+
+
+def read_recorded(path: Path) -> dict[str, Any]:
+    """Read the tree of a recorded configuration, which names every section.
+
+    Raises:
+        DamagedFile: the file is empty, truncated or not YAML.
+        UserError: the file is missing.
+    """
+    try:
+        tree = read_yaml(path, written_by_dl2pa=True)
+    except UserError as error:
+        if not path.exists():
+            raise
+        raise DamagedFile(path, error.message, _RESTORE, "config") from None
+    if not tree:
+        raise DamagedFile(path, "it is empty", _RESTORE, "config")
+    for section in _SECTIONS:
+        if not isinstance(tree.get(section), dict):
+            raise DamagedFile(path, f"the section {section} is missing", _RESTORE, "config")
+    return tree
+
+
+_SECTIONS = ("data", "model", "method", "optim", "train")
+"""Sections that every version records."""
+_RESTORE = (
+    "Restore it from a backup; or delete it, then repeat the `dl2pa train` or `dl2pa submit` command of the run, "
+    "which writes it again."
+)
 
 
 def with_current_names(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

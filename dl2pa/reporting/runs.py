@@ -14,8 +14,8 @@ from dl2pa.config import Config, load_recorded_config
 from dl2pa.config.identity import NEUTRAL
 from dl2pa.config.load import LOCAL_KEYS, RENAMED_KEYS
 from dl2pa.errors import UserError
-from dl2pa.osutil import read_json
-from dl2pa.rundir import RunDirectory
+from dl2pa.records import DamagedFile
+from dl2pa.rundir import DAMAGED, RunDirectory
 from dl2pa.tracking.spool import CHANGED_TAG, parse_line
 
 _SKIPPED_FOLDERS = {"mlartifacts", "mlruns"}
@@ -108,22 +108,27 @@ def read_run(path: Path) -> Run | Unfinished:
     state = str(status.get("state") or "not started")
     if state != "finished":
         total = f" of {status['total_steps']:,}" if status.get("total_steps") else ""
-        at = f"at step {status['step']:,}{total}" if "step" in status else "no step done"
+        at = "no step done" if status.get("step") is None else f"at step {status['step']:,}{total}"
+        if state == DAMAGED:
+            return Unfinished(path, state, str(status["error"]))
         error = f"; {status['error']}" if status.get("error") else ""
         return Unfinished(path, state, at + error)
     try:
         config = load_recorded_config(run_dir.config)
-        result = Result.model_validate(read_json(run_dir.result))
+        result = Result.model_validate(run_dir.read_result())
+    except DamagedFile as damaged:
+        return Unfinished(path, "unreadable", damaged.problem)
     except UserError as error:
         return Unfinished(path, "unreadable", f"{run_dir.config.name}: {error}")
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        message = f"{run_dir.result.name} is missing or damaged ({where}: {first['msg']})"
+        problem = f"damaged ({where}: {first['msg']})" if run_dir.result.exists() else "missing"
+        message = f"{run_dir.result.name} is {problem}"
         return Unfinished(path, "unreadable", message)
     environment = next(reversed(run_dir.attempts()), {})
     changed = changed_between_attempts(run_dir.spool, config)
-    return Run(path, config, result, float(status.get("updated", 0.0)), environment, changed)
+    return Run(path, config, result, float(status.get("updated") or 0.0), environment, changed)
 
 
 def changed_between_attempts(spool: Path, config: Config) -> tuple[str, ...]:

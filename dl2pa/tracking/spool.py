@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dl2pa import fence
-from dl2pa.osutil import describing_full_disk, read_json, reason_of, write_atomically
-from dl2pa.rundir import RunDirectory
+from dl2pa.osutil import describing_full_disk, reason_of, write_atomically
+from dl2pa.records import DamagedFile, check_record, read_record
+from dl2pa.rundir import RunDirectory, warn_damaged
 from dl2pa.tracking.sanitize import clean_name, clean_params, clean_tags, encode_number
 
 Event = dict[str, Any]
@@ -118,21 +119,44 @@ class Identity:
     """run_uuid of the run whose directory was copied; None if there is none."""
 
 
+_IDENTITY = {"run_uuid": str, "experiment": str, "run_name": str, "created": int, "copied_from": str}
+_REQUIRED = ("run_uuid", "experiment", "run_name", "created")
+
+
 def load_identity(run_dir: Path) -> Identity | None:
-    """Load the identity of a run from ``run.json``, or from the spool if that file is damaged."""
+    """Load the identity of a run from ``run.json``, or from the spool if that file is missing or damaged."""
     run = RunDirectory(run_dir)
-    content = read_json(run.identity)
-    if not content:
+    identity = _stored_identity(run.identity)
+    if identity is None:
         starts = (e.event for e in read_events(run.spool) if e.event and e.event["e"] == "start")
-        content = next(reversed([start["run"] for start in starts]), {})  # a copy has a later identity
+        identities = filter(None, (_parse_identity(start["run"]) for start in starts))
+        identity = next(reversed(list(identities)), None)  # a copy has a later identity
+    return identity
+
+
+def _stored_identity(file: Path) -> Identity | None:
+    """Read ``run.json``; None if it is missing, or damaged, which is logged."""
     try:
-        identity = Identity(**content) if content else None
-    except TypeError:
+        content = read_record(file, {})
+        if content is None:
+            return None
+        identity = _parse_identity(content)
+        if identity is None:
+            raise DamagedFile(file, "it does not contain the identity of a run")
+        return identity
+    except DamagedFile as damaged:
+        warn_damaged(file, damaged.reason)
+        return None
+
+
+def _parse_identity(content: Any) -> Identity | None:
+    try:
+        identity = Identity(**check_record(content, _IDENTITY, _REQUIRED))
+    except (ValueError, TypeError):
         return None
     # The uuid is inserted into a query to the server.
-    return (
-        identity if identity is not None and re.fullmatch(r"[0-9a-f]{32}", str(identity.run_uuid)) else None
-    )
+    is_valid = re.fullmatch(r"[0-9a-f]{32}", str(identity.run_uuid))
+    return identity if is_valid else None
 
 
 def ensure_identity(run_dir: Path, experiment: str, run_name: str) -> Identity:
@@ -142,7 +166,7 @@ def ensure_identity(run_dir: Path, experiment: str, run_name: str) -> Identity:
     """
     identity = load_identity(run_dir) or Identity(uuid.uuid4().hex, experiment, run_name, now_ms())
     file = RunDirectory(run_dir).identity
-    if not read_json(file):
+    if _stored_identity(file) != identity:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(file, json.dumps(asdict(identity)))

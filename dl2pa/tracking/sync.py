@@ -12,6 +12,7 @@ from dl2pa import envvars
 from dl2pa.errors import UserError
 from dl2pa.redaction import has_hidden_credentials, redact
 from dl2pa.rundir import RunDirectory
+from dl2pa.tracking.copies import detach_copy, find_original
 from dl2pa.tracking.delivery import Delivery, count_events
 from dl2pa.tracking.filelock import Busy, exclusive_lock
 from dl2pa.tracking.nodes import OtherNodes
@@ -78,6 +79,8 @@ def sync(
     server = resolve_uri(run_dir, uri, recorded)
     trusted = uri is not None or server == os.environ.get(envvars.TRACKING_URI)
     set_client_defaults()
+    if find_original(run_dir) is not None and _has_unsent(run_dir, server, alive=alive):
+        detach_copy(run_dir)
     if not alive:
         close_killed(run_dir)
     delivery = Delivery(run_dir, server, trusted=trusted)
@@ -115,6 +118,17 @@ def sync(
         refused=delivery.refused,
         error=error,
     )
+
+
+def _has_unsent(run_dir: Path, server: str, *, alive: bool) -> bool:
+    """Whether a run has events that the server does not have, or lacks the end event of a killed attempt."""
+    if not Delivery(run_dir, server).is_done(with_pending=True):
+        return True
+    spool = Spool(run_dir, 0)
+    try:
+        return not alive and spool.unended() is not None
+    finally:
+        spool.close()
 
 
 def close_killed(run_dir: Path) -> bool:

@@ -19,7 +19,8 @@ import torch
 
 from dl2pa import fence
 from dl2pa.errors import UserError
-from dl2pa.osutil import describing_full_disk, read_json, start_thread, write_atomically
+from dl2pa.osutil import describing_full_disk, start_thread, write_atomically
+from dl2pa.records import DamagedFile, read_record
 from dl2pa.rundir import (
     CHECKPOINT_BEST,
     CHECKPOINT_LATEST,
@@ -28,6 +29,7 @@ from dl2pa.rundir import (
     checkpoint_name,
     checkpoint_step,
     checkpoint_steps,
+    warn_damaged,
 )
 
 log = logging.getLogger(__name__)
@@ -36,6 +38,7 @@ _CHUNK = 1 << 22
 _POLL_S = 1.0
 _STALL_S = 900.0
 """Time without progress after which waiting for a write fails."""
+_MARKER = {"step": int, "bytes": int, "sha256": str, "best": bool}
 _Job = tuple[int, dict[str, Any], bool]
 
 
@@ -172,14 +175,22 @@ class CheckpointStore:
         return None
 
     def best_step(self) -> int | None:
-        """Step of the best checkpoint; None if none is recorded."""
-        value = read_json(self._best_file).get("step")
-        return int(value) if value is not None else None
+        """Step of the best checkpoint; None if none is recorded. Damage is repaired from the checkpoints' markers."""
+        try:
+            best = read_record(self._best_file, {"step": int}, ["step"])
+            return None if best is None else best["step"]
+        except DamagedFile as damaged:
+            warn_damaged(self._best_file, damaged.reason)
+            return next(reversed(self._marked_best()), None)
+
+    def _marked_best(self) -> list[int]:
+        """Steps of the checkpoints that were the best when they were written, ascending."""
+        return [step for step in self.steps() if _read_marker(self.path(step)).get("best")]
 
     def clean(self) -> None:
         """Complete or remove what an interrupted write left."""
         for path in sorted(self.folder.glob(".aside-*")):
-            step = read_json(path / CHECKPOINT_MARKER).get("step")
+            step = _read_marker(path).get("step")
             if isinstance(step, int) and not self.path(step).exists():
                 path.replace(self.path(step))  # killed between the two renames of a rewrite
             shutil.rmtree(path, ignore_errors=True)
@@ -187,8 +198,8 @@ class CheckpointStore:
             is_checkpoint = checkpoint_step(path.name) is not None and path.is_dir()
             if is_checkpoint and not (path / CHECKPOINT_MARKER).exists():
                 shutil.rmtree(path, ignore_errors=True)
-        marked = [s for s in self.steps() if read_json(self.path(s) / CHECKPOINT_MARKER).get("best")]
-        if marked and marked[-1] > (self.best_step() or -1):
+        marked = self._marked_best()
+        if marked and marked[-1] >= (self.best_step() or -1):
             self._record_best(marked[-1])  # killed, or the disk was full, after the checkpoint was complete
 
     def _unmark(self, step: int) -> None:
@@ -196,7 +207,7 @@ class CheckpointStore:
 
     def _read(self, step: int) -> dict[str, Any]:
         file = self.state_file(step)
-        marker = read_json(self.path(step) / CHECKPOINT_MARKER)
+        marker = _read_marker(self.path(step))
         if file.stat().st_size != marker.get("bytes") or _sha256(file) != marker.get("sha256"):
             raise ValueError("its contents do not match its checksum")
         return torch.load(file, map_location="cpu", weights_only=True)
@@ -275,6 +286,15 @@ class CheckpointStore:
                 shutil.rmtree(self.path(step), ignore_errors=True)
         for path in self.folder.glob(".aside-*-old"):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _read_marker(folder: Path) -> dict[str, Any]:
+    """Read the marker of a checkpoint; empty if it is missing or damaged, so that the checkpoint is not used."""
+    try:
+        return read_record(folder / CHECKPOINT_MARKER, _MARKER) or {}
+    except DamagedFile as damaged:
+        warn_damaged(folder / CHECKPOINT_MARKER, damaged.reason)
+        return {}
 
 
 def _to_host(node: Any) -> Any:

@@ -11,8 +11,16 @@ from typing import Any
 from dl2pa import fence
 from dl2pa.assignment import Matching
 from dl2pa.osutil import describing_full_disk, reason_of, write_atomically
+from dl2pa.records import check_record, parse_record
+from dl2pa.rundir import warn_damaged
 
 log = logging.getLogger(__name__)
+
+_FIELDS = {
+    **dict.fromkeys(("step", "moved", "classes_seen"), int),
+    **dict.fromkeys(("epoch", "objective_before", "objective_after", "own_cosine", "gap"), float),
+    "moves": list,
+}
 
 
 class MatchHistory:
@@ -66,19 +74,17 @@ class MatchHistory:
             self._warn(error)
 
     def records(self) -> list[dict[str, Any]]:
-        """Read the records; lines that cannot be read are skipped."""
+        """Read the records; damaged lines are logged and left out."""
         try:
-            lines = self.path.read_text(encoding="utf-8").splitlines()
+            lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
         except OSError:
             return []
         records: list[dict[str, Any]] = []
-        for line in lines:
+        for number, line in enumerate(lines, 1):
             try:
-                record = json.loads(line)
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(record, dict) and isinstance(record.get("step"), int):
-                records.append(record)
+                records.append(_check(parse_record(line)))
+            except ValueError as error:
+                warn_damaged(self.path, f"line {number}: {error}")
         return records
 
     def _warn(self, error: OSError) -> None:
@@ -89,3 +95,16 @@ class MatchHistory:
                 reason_of(error),
             )
         self._warned = True
+
+
+def _check(record: Any) -> dict[str, Any]:
+    """Check a record and its moves (label, old prototype, new prototype).
+
+    Raises:
+        ValueError: a missing or wrong value.
+    """
+    fields = check_record(record, _FIELDS, ["step", "moves"])
+    for move in fields["moves"]:
+        if not (isinstance(move, list) and len(move) == 3 and all(type(n) is int and n >= 0 for n in move)):
+            raise ValueError("a move is not a list of three numbers")
+    return fields

@@ -43,6 +43,7 @@ def start_tracker(
     )
     if not world.is_main:
         return tracker
+    run.set_aside_environment()
     earlier = run.attempts()
     if earlier and (changes := bitwise_differences(earlier[-1], environment)):
         log.warning("results may differ in the last bits from the previous attempt's: %s", "; ".join(changes))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import shutil
 import time
@@ -35,6 +36,8 @@ from pipelines.datasets.shards import (
 from pipelines.datasets.skipped import SkippedFiles
 from pipelines.datasets.table import ImageTable, Members, PathTable
 from pipelines.parallel import in_parallel
+
+log = logging.getLogger(__name__)
 
 _PIECE_SIZE = 4096
 _MAX_READ_AGAIN = 1000
@@ -276,13 +279,39 @@ def _load(piece: _Piece) -> dict[str, Any]:
 
 def _is_complete(piece: _Piece) -> bool:
     """Whether an earlier attempt has finished a piece; its file may be empty after a power failure."""
+    if not piece.result.exists():
+        return False
     try:
-        columns = _load(piece)
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError):
+        _check_columns(piece, _load(piece))
+    except (*_DAMAGE, OSError) as error:
+        log.warning("%s is damaged (%s): the files are inspected again", piece.result, error)
         return False
-    if not {"sizes", "flags"} <= columns.keys():
-        return False
-    return piece.lengths is None or len(columns["flags"]) == len(piece.names)
+    return True
+
+
+_DAMAGE = (
+    *(ValueError, TypeError, EOFError, KeyError, AttributeError, RecursionError, NotImplementedError),
+    *(zipfile.BadZipFile, zlib.error),
+)
+"""Errors of reading a damaged piece."""
+
+
+def _check_columns(piece: _Piece, columns: dict[str, Any]) -> None:
+    """Check types and lengths of the columns of a piece.
+
+    Raises:
+        Any of `_DAMAGE`: they are damaged.
+    """
+    count = len(columns["flags"]) if piece.lengths is None else len(piece.names)
+    shapes = {"sizes": (count, 2), "flags": (count,)}
+    if piece.lengths is None:
+        shapes |= {"offsets": (count,), "lengths": (count,)}
+        if len(ShardContent.of(columns).labels) != count:
+            raise ValueError("labels are missing")
+    for name, shape in shapes.items():
+        column = columns[name]
+        if column.shape != shape or column.dtype.kind not in "iu":
+            raise ValueError(f"{name} has shape {column.shape} and type {column.dtype}")
 
 
 def _digest(*about: object) -> str:

@@ -101,7 +101,9 @@ def test_status_keeps_fields_that_are_not_updated(run: RunDirectory) -> None:
 
 def test_rank_errors_are_ordered_by_time(run: RunDirectory) -> None:
     for rank, time in ((0, 5.0), (2, 1.0), (1, 3.0)):
-        write_atomically(run.error_file(rank), json.dumps({"rank": rank, "time": time, "launch": "a"}))
+        write_atomically(
+            run.error_file(rank), json.dumps({"rank": rank, "time": time, "launch": "a", "message": "no"})
+        )
     assert [e["rank"] for e in run.errors("a")] == [2, 1, 0]
     assert run.errors("b") == []
 

@@ -53,15 +53,43 @@ def test_a_missing_or_damaged_record_reads_as_none(tmp_path: Path, text: str | N
         submissions.find(str(tmp_path))
 
 
-def test_valid_fields_of_a_damaged_record_are_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("more", "problem"),
+    [
+        ('"log": 3', "log is an integer, not text"),
+        ('"request": []', "request is a list, not an object"),
+        ('"request": {"nodes": "4"}', "request: nodes is text, not an integer"),
+        ('"request": {"gpus_per_node": true}', "request: gpus_per_node is true or false, not an integer"),
+    ],
+)
+def test_a_damaged_record_is_not_read_and_the_reason_is_known(
+    more: str, problem: str, tmp_path: Path
+) -> None:
     (tmp_path / "slurm").mkdir()
-    RunDirectory(tmp_path).job.write_text('{"job_id": "7", "log": 3, "cwd": null, "request": [], "name": {}}')
-    assert submissions.read(tmp_path) == Submission("7", tmp_path, None, {}, tmp_path.name, Path())
+    RunDirectory(tmp_path).job.write_text(f'{{"job_id": "7", {more}}}')
+    assert submissions.read(tmp_path) is None
+    assert submissions.damage(tmp_path) == f"job.json is damaged ({problem})"
+    with pytest.raises(UserError, match=problem.partition(",")[0]):
+        submissions.find(str(tmp_path))
 
 
-def test_valid_fields_of_a_stored_request_are_kept() -> None:
-    stored = {"nodes": 4, "time": "10", "partition": 3, "gpus_per_node": True, "later": "x", "mem": None}
-    assert Request.of(stored) == Request(nodes=4, time="10")
+def test_last_job_of_a_damaged_record_is_known_from_the_list(tmp_path: Path) -> None:
+    """Otherwise `submit` would queue a second job while the first one is live."""
+    run = submitted(tmp_path / "a", "7")
+    assert submissions.last(run) == submissions.read(run)
+    RunDirectory(run).job.write_text("")
+    assert submissions.last(run) == Submission("7", run)
+    RunDirectory(run).job.unlink()
+    assert submissions.last(run) is None
+
+
+def test_missing_and_unknown_fields_of_a_record_are_accepted(tmp_path: Path) -> None:
+    (tmp_path / "slurm").mkdir()
+    request = '"request": {"nodes": 4, "later": [], "mem": null}'
+    RunDirectory(tmp_path).job.write_text(f'{{"job_id": "7", "cwd": null, "later": [], {request}}}')
+    submission = submissions.read(tmp_path)
+    assert submission is not None and submission.name == tmp_path.name
+    assert Request.of(submission.request) == Request(nodes=4)
 
 
 def test_known_runs_are_ordered_by_their_last_submission(tmp_path: Path) -> None:

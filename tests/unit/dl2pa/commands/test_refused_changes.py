@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from dl2pa.config import load_config
+from dl2pa.config import dump_config, load_config
 from dl2pa.config.identity import data_identity
 from dl2pa.errors import UserError
 from dl2pa.osutil import read_json
@@ -218,7 +218,7 @@ def test_other_data_is_refused_before_an_attempt(
     recorded = data_identity("one", ["a", "b"])
     attempt = {"attempt": 1, "data_fingerprint": "one", "data_classes": recorded["data.classes"]}
     for name, text in (
-        ("config.yaml", yaml.safe_dump(CONFIG)),
+        ("config.yaml", dump_config(load_config("tiny.yaml"))),
         ("environment.json", json.dumps({"attempts": [attempt]})),
         ("checkpoints/step-000000008/COMPLETE", "{}"),
     ):

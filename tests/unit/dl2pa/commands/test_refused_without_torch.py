@@ -15,6 +15,8 @@ ROOT = Path(__file__).resolve().parents[4]
 CONFIG = """
 data: {dataset: synthetic, num_classes: 10, image_size: 32, synthetic_samples: [64, 16]}
 model: {backbone: resnet8, embedding_dim: 4}
+optim: {}
+method: {}
 train: {epochs: 1, batch_size: 16}
 launch: {device: cpu}
 tracking: {uri: none}

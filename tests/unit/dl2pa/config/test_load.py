@@ -185,13 +185,14 @@ def test_a_removed_key_is_refused_with_a_remedy() -> None:
 
 
 def test_a_recorded_configuration_may_use_former_names(write: Callable[[str, str], Path]) -> None:
-    old = "train: {log_every: 7, eval_every: 3}\ndata: {slow_read_s: 9.0}\nmethod: {match: {lag_steps: 0}}"
+    old = "train: {log_every: 7, eval_every: 3}\ndata: {slow_read_s: 9.0}\nmethod: {match: {lag_steps: 0}}\n"
+    old += "model: {}\noptim: {}\n"
     path = write("run/config.yaml", old)
     config = load_recorded_config(path, ["train.eval_every_epochs=4"])
     assert (config.train.log_every_steps, config.train.eval_every_epochs) == (7, 4)
     assert config.data.read_warn_s == 9
     assert refused(lambda: load_config(path)).remedy == "Use data.read_warn_s."
-    active = write("run/active.yaml", "method: {match: {lag_steps: 9}}")
+    active = write("run/active.yaml", old.replace("lag_steps: 0", "lag_steps: 9"))
     assert refused(lambda: load_recorded_config(active)).field == "method.match.lag_steps"
 
 

@@ -374,11 +374,14 @@ def test_a_path_that_cannot_be_expanded_is_refused(
     assert load_config(write(""), [f"data.root={literal}"]).data.root == literal.replace("$$", "$")
 
 
+OTHER_SECTIONS = "\nmodel: {}\nmethod: {}\noptim: {}\ntrain: {}\n"
+
+
 def test_recorded_paths_are_not_expanded_again(
     write: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", "/home/me")
-    path = write('data: {root: "/data/$DL2PA_NOT_SET", val_root: "~/x"}')
+    path = write('data: {root: "/data/$DL2PA_NOT_SET", val_root: "~/x"}' + OTHER_SECTIONS)
     assert load_recorded_config(path).data.root == "/data/$DL2PA_NOT_SET"
     config = load_recorded_config(path, ["data.val_root=~/val"])
     assert (config.data.root, config.data.val_root) == ("/data/$DL2PA_NOT_SET", "/home/me/val")

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dl2pa.cli import main
-from dl2pa.config import parse_config
+from dl2pa.config import Config, dump_config, parse_config
 from dl2pa.errors import UserError
 from dl2pa.model import onnx_export
 from dl2pa.model.inference import Classifier, load_classifier
@@ -69,7 +69,7 @@ def test_error_names_the_missing_package_and_the_remedy(
     def without(name: str, *rest: Any) -> Any:
         return None if name == "onnxruntime" else find_spec(name, *rest)
 
-    (tmp_path / "config.yaml").write_text("data: {dataset: synthetic, num_classes: 5}\n")
+    (tmp_path / "config.yaml").write_text(dump_config(Config()))
     monkeypatch.setattr(importlib.util, "find_spec", without)
     assert main(["export", str(tmp_path), "--onnx", "--json"]) == 2
     error = json.loads(capsys.readouterr().out)["error"]

@@ -193,7 +193,16 @@ DAMAGED_PARTS: dict[str, Callable[[Path], Any]] = {
     "zeros": lambda file: file.write_bytes(bytes(file.stat().st_size)),
     "other columns": lambda file: np.savez(file, sizes=np.zeros((1, 2))),
     "no columns": lambda file: np.savez(file),
+    "other shape": lambda file: _save_again(file, sizes=np.zeros(2, np.int32)),
+    "other type": lambda file: _save_again(file, flags=np.zeros(1, np.float32)),
+    "nested": lambda file: _save_again(file, labels=np.array(["[" * 100_000]), sizes=np.zeros(3, np.int32)),
 }
+
+
+def _save_again(file: Path, **changes: Any) -> None:
+    with np.load(file) as stored:
+        columns = {name: stored[name] for name in stored}
+    np.savez(file, **{**columns, **changes})
 
 
 @pytest.mark.parametrize("damage", DAMAGED_PARTS)
@@ -204,6 +213,7 @@ def test_interrupted_indexing_continues_over_damaged_partial_files(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     request: pytest.FixtureRequest,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """After a power failure, a file that was just written may be empty."""
     root = request.getfixturevalue(data)
@@ -226,6 +236,7 @@ def test_interrupted_indexing_continues_over_damaged_partial_files(
     progress: list[int] = []
     build_index.build_index(root, out, 1, lambda done, total: progress.append(done))
     assert progress == [3, 4, 5, 6]
+    assert f"{parts[1]} is damaged" in caplog.text
     assert out.read_bytes() == expected.read_bytes()
 
 

@@ -46,46 +46,61 @@ class DaliDecoder:
         self._threads = threads
         self._device = device
         self._source: Iterator[Encoded] = iter(())
-        self._submitted: deque[Encoded] = deque()
-        self._unread: deque[tuple[torch.cuda.Event, Tensor]] = deque()
+        # With the inputs of DALI, which are not copied.
+        self._submitted: deque[tuple[Encoded, tuple[Any, ...]]] = deque()
+        self._unread: deque[tuple[torch.cuda.Event, Tensor, tuple[Any, ...]]] = deque()
         self._pipe: Any = None
         self._drained = True
 
     def decode(self, source: Iterator[Encoded]) -> Iterator[tuple[Encoded, Tensor]]:
         """Yield each step with its images; after a decoding error, ``in_flight`` returns the unfinished steps."""
         self._source = source
-        self._submitted.clear()
         # An abandoned or failed iteration leaves its steps in DALI's queue.
-        if self._pipe is None or not self._drained:
-            self._pipe = self._build()
-        else:
+        if self._pipe is not None and self._drained:
             self._pipe.reset()
+        else:
+            self._shut_down()
+            self._pipe = self._build()
+        self._submitted.clear()
         self._drained = False
+        stream: tuple[Any, ...] = ()
+        if self._device.type == "cuda":
+            # Called in any thread. With a stream, DALI orders its work before that of the stream and does not block.
+            torch.cuda.set_device(self._device)
+            stream = (torch.cuda.current_stream(self._device),)
         while True:
             try:
-                (output,) = self._pipe.run()
+                (output,) = self._pipe.run(*stream)
             except StopIteration:
                 self._drained = True
                 return
-            yield self._submitted.popleft(), self._as_tensor(output)
+            images = self._as_tensor(output)
+            yield self._submitted.popleft()[0], images
 
     def in_flight(self) -> list[Encoded]:
         """Steps passed to DALI whose images have not been returned."""
-        return list(self._submitted)
+        return [step for step, _ in self._submitted]
 
     def close(self) -> None:
-        self._pipe = None
+        self._shut_down()
         self._source = iter(())
+
+    def _shut_down(self) -> None:
+        """End the pipeline; only then may its inputs be freed."""
+        if self._pipe is not None:
+            self._pipe._shutdown()
+            self._pipe = None
 
     def _next(self) -> tuple[Any, ...]:
         step = next(self._source)
-        self._submitted.append(step)
         crop = step.crop
-        anchor, shape = crop.window[:, :2].astype(np.int32), crop.window[:, 2:].astype(np.int32)
-        inputs = (step.data, anchor, shape, crop.flip.astype(np.int32))
-        if self._square:
-            return inputs
-        return (*inputs, crop.resized.astype(np.float32), crop.offset.astype(np.int32))
+        # Contiguous: DALI copies other arrays into one that it does not keep.
+        anchor, shape = crop.window[:, :2].astype(np.int32, "C"), crop.window[:, 2:].astype(np.int32, "C")
+        inputs: tuple[Any, ...] = (step.data, anchor, shape, crop.flip.astype(np.int32))
+        if not self._square:
+            inputs = (*inputs, crop.resized.astype(np.float32, "C"), crop.offset.astype(np.int32, "C"))
+        self._submitted.append((step, inputs))
+        return inputs
 
     def _build(self) -> Any:
         try:
@@ -111,9 +126,8 @@ class DaliDecoder:
         )
         def graph() -> Any:
             data, anchor, shape, mirror, *rest = fn.external_source(
-                source=self._next, num_outputs=4 if self._square else 6, batch=True
+                source=self._next, num_outputs=4 if self._square else 6, batch=True, no_copy=True
             )
-            side = np.array([self._size, self._size], dtype=np.int32)
             size, offset = rest or ([float(self._size)] * 2, None)
             images = fn.decoders.image_slice(
                 data,
@@ -131,7 +145,8 @@ class DaliDecoder:
             )
             images = fn.resize(images, size=size, interp_type=types.INTERP_TRIANGULAR, antialias=True)
             if offset is not None:
-                images = fn.slice(images, offset, side, axis_names="HW")
+                # An argument, not a constant input, which would be copied to the GPU in every step.
+                images = fn.slice(images, start=offset, shape=[self._size] * 2, axis_names="HW")
             if self._normalize is None:
                 return fn.flip(images, horizontal=mirror)
             mean, std = self._normalize
@@ -152,6 +167,6 @@ class DaliDecoder:
             copy = images.clone()
             event = torch.cuda.Event()
             event.record()
-            self._unread.append((event, images))
+            self._unread.append((event, images, self._submitted[0][1]))
             return copy
         return images

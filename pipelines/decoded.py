@@ -112,7 +112,7 @@ def _decode_chunk(chunk: _Chunk) -> tuple[int, NDArray[np.uint8]]:
 def _decode_one(images: ImageTable, i: int, side: int) -> NDArray[np.uint8]:
     try:
         data = images.read(i)
-        size = np.array([image_size(np.frombuffer(data, dtype=np.uint8))], dtype=np.int64)
+        size = np.array([image_size(data)], dtype=np.int64)
         window, resized, offset = (part[0].tolist() for part in center_crop(size, side, side))
         return np.asarray(decode_image(data, window, resized, offset, side))
     except (BadImage, OSError) as error:

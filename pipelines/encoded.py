@@ -32,6 +32,7 @@ _MAX_SUBSTITUTES = 100
 _SLACK = 10
 """Unreadable images that one process may have before their rate is checked."""
 
+_Job = Future["list[Fetched | None]"]
 Fetched = tuple[int, NDArray[np.uint8], tuple[int, int]]
 """Number of the sample used, its bytes and its (height, width)."""
 
@@ -104,11 +105,11 @@ class ImageReader:
             try:
                 if (epoch, candidate) in self.rejected:
                     raise BadImage("is rejected by the decoder")
-                data = np.frombuffer(self._read(candidate), dtype=np.uint8)
+                data = self._read(candidate)
                 size = image_size(data)
                 if (epoch, candidate) in self.converted or is_cut_png(data):
-                    data = np.frombuffer(convert_to_png(data.tobytes()), dtype=np.uint8)
-                return candidate, data, size
+                    data = convert_to_png(data)
+                return candidate, np.frombuffer(data, dtype=np.uint8), size
             except BadImage as error:
                 self.mark_bad(candidate, str(error))
             if not self.transforms.train:
@@ -174,16 +175,18 @@ class ImageReader:
         raise too_many(train, count, problem, f", the latest {path} ({reason})")
 
     def _read(self, sample: int) -> bytes:
-        check_bytes(int(self.dataset.lengths[sample]))
+        expected = self.dataset.lengths.item(sample)
+        check_bytes(expected)
+        self.pending.begin(sample)
         try:
-            with self.pending.track(sample):
-                data = self.dataset.read(sample)
+            data = self.dataset.read(sample)
         except (OSError, ValueError) as error:  # ValueError: not a valid file name
             reason = error.strerror if isinstance(error, OSError) else error
             raise BadImage(f"cannot be read ({reason})") from None
+        finally:
+            self.pending.end()
         if not data:
             raise BadImage("is empty")
-        expected = int(self.dataset.lengths[sample])
         if len(data) != expected:
             raise BadImage(f"has changed (it has {len(data)} bytes and had {expected} when it was listed)")
         return data
@@ -215,10 +218,11 @@ class EncodedStream:
 
     def steps(self, epoch: int, step: int) -> Iterator[Encoded]:
         """Yield the encoded steps of `epoch` from `step` to the end."""
-        ahead: deque[tuple[int, list[Future[list[Fetched | None]]]]] = deque()
+        ahead: deque[tuple[int, list[_Job]]] = deque()
+        ready: deque[Encoded] = deque()
         upcoming = step
-        while ahead or upcoming < self._steps:
-            while upcoming < self._steps and len(ahead) < _PREFETCH_STEPS:
+        while ready or ahead or upcoming < self._steps:
+            while upcoming < self._steps and len(ahead) + len(ready) < _PREFETCH_STEPS:
                 samples = self._indices(epoch, upcoming).tolist()
                 # Several images per job keep the queue overhead small; a few jobs per thread balance the load.
                 each = max(1, len(samples) // (_JOBS_PER_THREAD * self._threads))
@@ -226,13 +230,24 @@ class EncodedStream:
                 jobs = [self._pool.submit(partial(self._fetch, epoch, run)) for run in runs]
                 ahead.append((upcoming, jobs))
                 upcoming += 1
-            number, jobs = ahead.popleft()
-            yield self._assemble(epoch, number, [one for job in jobs for one in self._wait(job)])
+            if not ready:
+                read = [self._collect(*ahead.popleft())]
+                while ahead and all(job.done() for job in ahead[0][1]):
+                    # An error is raised after the steps before it.
+                    if any(job.cancelled() or job.exception() for job in ahead[0][1]):
+                        break
+                    read.append(self._collect(*ahead.popleft()))
+                ready.extend(self._assemble(epoch, read))
+            yield ready.popleft()
 
     def _fetch(self, epoch: int, samples: list[int]) -> list[Fetched | None]:
         return [self._reader.fetch(epoch, sample) for sample in samples]
 
-    def _wait(self, job: Future[list[Fetched | None]]) -> list[Fetched | None]:
+    def _collect(self, step: int, jobs: list[_Job]) -> tuple[int, list[Fetched | None]]:
+        """Number and images of a step, in the order of its samples."""
+        return step, [one for job in jobs for one in self._wait(job)]
+
+    def _wait(self, job: _Job) -> list[Fetched | None]:
         """Result of a job; log reads that take long.
 
         Raises:
@@ -255,13 +270,18 @@ class EncodedStream:
                     raise StalledRead(f"{message} (data.read_timeout_s = {limits.read_timeout_s:g})")
                 log.warning(message)
 
-    def _assemble(self, epoch: int, step: int, requested: list[Fetched | None]) -> Encoded:
-        fetched = [one for one in requested if one is not None]
+    def _assemble(self, epoch: int, read: list[tuple[int, list[Fetched | None]]]) -> Iterator[Encoded]:
+        """Yield steps whose crops are drawn together, which costs little more than drawing those of one step."""
+        fetched = [one for _, requested in read for one in requested if one is not None]
         samples = np.array([sample for sample, _, _ in fetched], dtype=np.int64)
         sizes = np.array([size for _, _, size in fetched], dtype=np.int64).reshape(-1, 2)
         crop = draw_crop_params(self._reader.transforms, self._reader.seed, epoch, samples, sizes)
-        data = [data for _, data, _ in fetched]
-        return Encoded(epoch, step, data, crop, samples, len(requested) - len(fetched))
+        end = 0
+        for step, requested in read:
+            start, end = end, end + sum(one is not None for one in requested)
+            part = slice(start, end)
+            data = [data for _, data, _ in fetched[part]]
+            yield Encoded(epoch, step, data, crop.take(part), samples[part], len(requested) - len(data))
 
     def close(self) -> None:
         self._pool.close()

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipelines.ahead import AheadThread
 from pipelines.batch import Batch, SamplerPipeline, host_to_device
 from pipelines.encoded import Encoded, EncodedStream, ImageReader
 from pipelines.images import BadImage
 from pipelines.readers import StalledRead
 from pipelines.sampler import Sampler
-from pipelines.transforms import CropParams, Transforms, finish
+from pipelines.transforms import Transforms, finish
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +51,7 @@ class ImageFilePipeline(SamplerPipeline):
         self._decoder = decoder
         self._device = device
         self._stream = EncodedStream(reader, sampler.indices, sampler.steps_per_epoch, threads)
+        self._ahead = AheadThread("dl2pa-feed")
 
     def bad_images(self) -> list[str]:
         return [str(self._reader.dataset.path(sample)) for sample in sorted(self._reader.bad)]
@@ -59,8 +61,10 @@ class ImageFilePipeline(SamplerPipeline):
         return self._reader.allowed
 
     def close(self) -> None:
+        self._ahead.stop()
         self._stream.close()
-        self._decoder.close()
+        if self._ahead.close():
+            self._decoder.close()
 
     def __iter__(self) -> Iterator[Batch]:
         epoch, step = self._position
@@ -77,7 +81,11 @@ class ImageFilePipeline(SamplerPipeline):
     def _batches(self, epoch: int, step: int) -> Iterator[Batch]:
         missing: dict[int, int] = {}
         expected = step
-        for encoded, images in self._decoder.decode(self._nonempty_steps(epoch, step, missing)):
+
+        def decoded() -> Iterator[tuple[Encoded, Tensor]]:
+            return self._decoder.decode(self._nonempty_steps(epoch, step, missing))
+
+        for encoded, images in self._ahead.iterate(decoded):
             for skipped in range(expected, encoded.step):
                 yield self._padding(missing.get(skipped, 0))
             yield self._batch(encoded, images)
@@ -140,6 +148,7 @@ class ImageFilePipeline(SamplerPipeline):
 
 def _single_image(encoded: Encoded, i: int) -> Encoded:
     """Image `i` of a step as a step of one image."""
-    one, crop = slice(i, i + 1), encoded.crop
-    single = CropParams(crop.window[one], crop.resized[one], crop.offset[one], crop.flip[one])
-    return Encoded(encoded.epoch, encoded.step, encoded.data[one], single, encoded.samples[one])
+    one = slice(i, i + 1)
+    return Encoded(
+        encoded.epoch, encoded.step, encoded.data[one], encoded.crop.take(one), encoded.samples[one]
+    )

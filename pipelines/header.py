@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import struct
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pipelines.images import check_pixels, open_image
 
 _DQT, _SOS = 0xDB, 0xDA
 _DECODABLE = {0xC0, 0xC1, 0xC2, 0xC9, 0xCA}
 """Frames of sequential and progressive JPEGs; lossless and hierarchical ones are not decoded."""
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_SIZE = struct.Struct(">HH")
 _END_OF_PNG = 8
 """Bytes of the type and the checksum of the last chunk."""
 
 
-def image_size(data: NDArray[np.uint8]) -> tuple[int, int]:
+def image_size(data: bytes) -> tuple[int, int]:
     """(height, width) from the header of an encoded image.
 
     Raises:
         BadImage: not an image, a truncated JPEG, or too many pixels.
     """
-    jpeg = data[:2].tobytes() == b"\xff\xd8"
-    size = _jpeg_size(data) if jpeg and _jpeg_complete(data) else None
+    jpeg = data.startswith(b"\xff\xd8")
+    size = _jpeg_size(data) if jpeg and b"\xff\xd9" in data[-64:] else None
     if size is None:
-        return _size_by_pillow(data.tobytes(), full=jpeg)
+        return _size_by_pillow(data, full=jpeg)
     check_pixels(*size, len(data))
     return size
 
@@ -45,34 +44,27 @@ def has_jpeg_structure(head: bytes) -> bool:
     return False
 
 
-def is_cut_png(data: NDArray[np.uint8]) -> bool:
+def is_cut_png(data: bytes) -> bool:
     """Whether a PNG lacks part of its last chunk. Pillow can decode it if no pixel is missing; DALI cannot."""
-    if data[:4].tobytes() != b"\x89PNG":
+    if not data.startswith(b"\x89PNG"):
         return False
-    end = data.tobytes().rfind(b"IEND")
+    end = data.rfind(b"IEND")
     return end < 0 or end + _END_OF_PNG > len(data)
 
 
-def _jpeg_size(data: NDArray[np.uint8]) -> tuple[int, int] | None:
+def _jpeg_size(data: bytes) -> tuple[int, int] | None:
     """(height, width) from the JPEG frame header; None if it is not found."""
-    view = memoryview(data)  # pyright: ignore[reportArgumentType]
-    offset = 2
-    while offset + 9 < len(view):
-        if view[offset] != 0xFF:
+    offset, last = 2, len(data) - 9
+    while offset < last:
+        if data[offset] != 0xFF:
             return None
-        marker = view[offset + 1]
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width = struct.unpack(">HH", view[offset + 5 : offset + 9])
+        marker = data[offset + 1]
+        if marker in _FRAMES:
+            height, width = _SIZE.unpack_from(data, offset + 5)
             return (height, width) if height and width else None
-        if marker == 0xFF:
-            offset += 1
-            continue
-        offset += 2 + struct.unpack(">H", view[offset + 2 : offset + 4])[0]
+        # A repeated 0xFF is padding.
+        offset += 1 if marker == 0xFF else 2 + (data[offset + 2] << 8 | data[offset + 3])
     return None
-
-
-def _jpeg_complete(data: NDArray[np.uint8]) -> bool:
-    return b"\xff\xd9" in data[-64:].tobytes()
 
 
 def _size_by_pillow(data: bytes, full: bool) -> tuple[int, int]:

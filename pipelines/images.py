@@ -72,7 +72,7 @@ def check_bytes(length: int) -> None:
         raise BadImage(f"has {length} bytes, more than the maximum of {MAX_BYTES >> 20} MiB")
 
 
-def read_image_file(path: Path) -> bytes:
+def read_image_file(path: Path | str) -> bytes:
     """Read an image file.
 
     Raises:
@@ -80,12 +80,19 @@ def read_image_file(path: Path) -> bytes:
         OSError: it cannot be read.
     """
     # Without O_NONBLOCK, opening a pipe would wait for a writer.
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-        state = os.fstat(file.fileno())
+    # System calls without a file object, which costs as much as the read.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        state = os.fstat(descriptor)
         if not stat.S_ISREG(state.st_mode):
             raise BadImage("is not a regular file")
         check_bytes(state.st_size)
-        return file.read(state.st_size)
+        data = os.read(descriptor, state.st_size)
+        while len(data) < state.st_size and (more := os.read(descriptor, state.st_size - len(data))):
+            data += more
+        return data
+    finally:
+        os.close(descriptor)
 
 
 def check_image_file(path: Path) -> None:

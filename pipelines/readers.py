@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TypeVar
@@ -36,6 +35,8 @@ class ReaderPool:
         """Queue `call` to run in a thread of the pool; return the future of its result."""
         future: Future[T] = Future()
         self._jobs.put((future, call))
+        if self._closed:  # the job may be behind the ends of all threads
+            future.cancel()
         return future
 
     def close(self) -> None:
@@ -67,15 +68,13 @@ class PendingReads:
     def __init__(self) -> None:
         self._reads: dict[int, tuple[int, float]] = {}
 
-    @contextmanager
-    def track(self, sample: int) -> Generator[None]:
-        """Register the read of a sample by the current thread for the duration of the context."""
-        thread = threading.get_ident()
-        self._reads[thread] = (sample, time.monotonic())
-        try:
-            yield
-        finally:
-            del self._reads[thread]
+    def begin(self, sample: int) -> None:
+        """Register the read of a sample by the current thread; call ``end`` in any case."""
+        self._reads[threading.get_ident()] = (sample, time.monotonic())
+
+    def end(self) -> None:
+        """Remove the read of the current thread."""
+        del self._reads[threading.get_ident()]
 
     def longer_than(self, seconds: float) -> list[tuple[int, float]]:
         """Return (sample, elapsed seconds) for each read in progress for at least `seconds`, longest first."""

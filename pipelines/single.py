@@ -50,7 +50,7 @@ def prepare_image(
         mean=(mean[0], mean[1], mean[2]),
         std=(std[0], std[1], std[2]),
     )
-    size = size_of(np.frombuffer(data, dtype=np.uint8))
+    size = size_of(data)
     crop = draw_crop_params(transforms, 0, 0, np.zeros(1, dtype=np.int64), np.array([size], dtype=np.int64))
     boxes = crop.window[0].tolist(), crop.resized[0].tolist(), crop.offset[0].tolist()
     pixels = np.asarray(decode_image(data, *boxes, image_size))

@@ -67,6 +67,10 @@ class CropParams:
     offset: NDArray[np.int64]
     flip: NDArray[np.bool_]
 
+    def take(self, part: slice) -> CropParams:
+        """Geometry of some of the images."""
+        return CropParams(self.window[part], self.resized[part], self.offset[part], self.flip[part])
+
 
 def draw_crop_params(
     transforms: Transforms, seed: int, epoch: int, samples: NDArray[np.int64], sizes: NDArray[np.int64]

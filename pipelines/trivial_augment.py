@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cache
 
 import numpy as np
 import torch
@@ -231,7 +232,7 @@ def _sharpness(pixels: Tensor, params: TrivialParams) -> Tensor:
     """Move away from the 3 x 3 mean with center weight 5/13; border pixels stay unchanged."""
     if min(pixels.shape[1:3]) <= 2:
         return pixels
-    _, rest = _weights(params, pixels.device)
+    rest = _weights(params, pixels.device)[1]
     values = pixels.float()
     center = values[:, 1:-1, 1:-1]
     rows = values[:, :-2] + values[:, 1:-1] + values[:, 2:]
@@ -251,32 +252,39 @@ def _planes(pixels: Tensor) -> Tensor:
 def _blend(planes: Tensor, other: Tensor, params: TrivialParams) -> Tensor:
     """[n, H, W, 3] uint8, truncated as in torchvision."""
     weight, rest = _weights(params, planes.device)
-    blended = _fused(planes.float().mul_(weight), other, rest).clamp_(0, 255).to(torch.uint8)
+    blended = _fused(torch.mul(planes, weight.float()), other, rest).clamp_(0, 255).to(torch.uint8)
     return torch.stack(blended.unbind(1), dim=-1)
 
 
 def _gray(planes: Tensor) -> Tensor:
     """[n, 1, H, W] ITU-R 601-2 luma as integers in float32, rounded down where torchvision rounds down."""
     red, green, blue = planes.split(1, dim=1)
-    gray = red.float().mul_(0.2989)
-    for channel, weight in ((green, 0.587), (blue, 0.114)):
-        gray = _fused(gray, channel, torch.full((), weight, dtype=torch.float32, device=planes.device))
-    return gray.floor_()
+    weights = _gray_weights(planes.device)
+    return _fused(_fused(torch.mul(red, 0.2989), green, weights[0]), blue, weights[1]).floor_()
+
+
+@cache
+def _gray_weights(device: torch.device) -> Tensor:
+    """Float64 [2, 1, 1, 1, 1] weights of green and blue, rounded to float32."""
+    weights = np.array([0.587, 0.114], dtype=np.float32).astype(np.float64)
+    return _to_device(weights, device).view(2, 1, 1, 1, 1)
 
 
 def _weights(params: TrivialParams, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Weights of the image and of its degenerate version, float32 [n, 1, 1, 1] each."""
+    """Weights of the image and of its degenerate version, float64 [n, 1, 1, 1] each, rounded to float32."""
     weight = 1.0 + params.magnitudes()
-    weights = _to_device(np.stack([weight, 1.0 - weight]).astype(np.float32), device).view(2, -1, 1, 1, 1)
-    return weights[0], weights[1]
+    weights = np.stack([weight, 1.0 - weight]).astype(np.float32).astype(np.float64)
+    on_device = _to_device(weights, device).view(2, -1, 1, 1, 1)
+    return on_device[0], on_device[1]
 
 
 def _fused(base: Tensor, other: Tensor, weight: Tensor) -> Tensor:
     """base + weight * other rounded once to float32: the fused step of ``Tensor.add_(other, alpha=weight)``.
 
-    Computed in float64, where the product is exact: torch fuses full SIMD vectors but not the remainder.
+    Computed in float64, the type of `weight`, where the product is exact: torch fuses full SIMD vectors but not the
+    remainder.
     """
-    return base.double().add_(other.double().mul_(weight.double())).float()
+    return torch.add(torch.mul(other, weight), base).float()
 
 
 # Tone curves: a table of 256 values per sample and channel.

@@ -33,10 +33,11 @@ from pipelines.images import open_image
 from pipelines.sampler import TrainSampler
 from pipelines.transforms import Transforms
 
-LOADERS = ("ours", "native-dali", "torchvision", "synthetic")
+OURS = "ours"
+LOADERS = (OURS, "native-dali", "torchvision", "synthetic")
 PACKED = "packed"
 """Loader `ours` on shards of the same images, as written by `dl2pa data pack --short-side 256`."""
-NEEDS_DALI = ("ours", PACKED, "native-dali")
+NEEDS_DALI = (OURS, PACKED, "native-dali")
 
 _EPOCH = 20_000
 """Minimum images per epoch; a few images are repeated."""
@@ -84,7 +85,7 @@ def open_loader(name: str, source: Source) -> Loader:
         classes = tuple(str(c) for c in range(1000))
         return _of_pipeline(SyntheticDataset(_EPOCH, classes), _EPOCH, transforms, source, threads)
     table = open_images(source.root)
-    if name in ("ours", PACKED):
+    if name in (OURS, PACKED):
         return _of_pipeline(table, len(table.labels), transforms, source, threads)
     if table.members is not None:
         remedy = "Use --loaders ours, or give a folder of images."

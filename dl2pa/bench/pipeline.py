@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import statistics
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from dl2pa.bench.loaders import LOADERS, NEEDS_DALI, PACKED, Source, open_images, open_loader
+from dl2pa.bench.loaders import LOADERS, NEEDS_DALI, OURS, PACKED, Source, open_images, open_loader
 from dl2pa.errors import TrainingFailure, UserError
 from dl2pa.osutil import usable_cores
 
@@ -28,15 +29,22 @@ _IDLE_S = 0.1
 _IDLE_TIMEOUT_S = 10.0
 _GIB = 2**30
 _SHORT_SIDE, _QUALITY = 256, 90
+_ROLES = {"dl2pa-read": "reader", "dl2pa-feed": "feeder", "MainThread": "loop"}
+"""Threads of a loader process by the beginning of their names; `loop` is the thread that takes the batches."""
 
 
 @dataclass(frozen=True)
 class Turn:
-    """Time, CPU time and subsequent memory of one timed block."""
+    """Time, CPU time and subsequent memory of one timed block.
+
+    Attributes:
+        thread_seconds: user and system CPU time per role of ``_ROLES``, in steps of 10 ms.
+    """
 
     seconds: float
     cpu_seconds: float
     memory_bytes: int
+    thread_seconds: dict[str, tuple[float, float]]
 
 
 def bench_pipeline(
@@ -53,6 +61,7 @@ def bench_pipeline(
         Ratios of throughput (`ours/native_dali`, `ours/torchvision`) and of CPU time (`cpu: …`), medians over the
         rounds of the ratio within a round, and rows of `loader images_per_second cpu_seconds_per_image peak_gib
         by_round images`. `peak_gib` is the largest proportional set size of the process and its workers after a turn.
+        The rows of dl2pa's loaders also have the CPU time of their Python threads, see ``_thread_columns``.
 
     Raises:
         UserError: DALI is not installed, or a folder has no images or cannot be read by a loader.
@@ -88,15 +97,34 @@ def _row(name: str, turns: list[Turn], images: int, distinct: int) -> dict[str, 
         "peak_gib": max(turn.memory_bytes for turn in turns) / _GIB,
         "by_round": [round(speed, 1) for speed in speeds],
         "images": distinct,
+        **(_thread_columns(turns, images) if name in (OURS, PACKED) else {}),
     }
+
+
+def _thread_columns(turns: list[Turn], images: int) -> dict[str, float]:
+    """CPU microseconds per image of the threads that read, feed the decoder and take the batches.
+
+    Means over the turns. Decoding is not included. Reader and feeder also have the images per second of one core that
+    only runs them: `reader_images_per_second_per_core`, and `feeder_…` for feeding and taking together.
+    """
+    columns: dict[str, float] = {}
+    for role in _ROLES.values():
+        for i, kind in enumerate(("user", "system")):
+            seconds = sum(turn.thread_seconds.get(role, (0.0, 0.0))[i] for turn in turns)
+            columns[f"{role}_{kind}_us"] = 1e6 * seconds / (images * len(turns))
+    for name, roles in (("reader", ["reader"]), ("feeder", ["feeder", "loop"])):
+        total = sum(columns[f"{role}_{kind}_us"] for role in roles for kind in ("user", "system"))
+        if total > 0:
+            columns[f"{name}_images_per_second_per_core"] = 1e6 / total
+    return columns
 
 
 def _ratios(turns: dict[str, list[Turn]]) -> dict[str, float]:
     ratios: dict[str, float] = {}
     for other in turns:
-        if "ours" not in turns or other in ("ours", "synthetic"):
+        if OURS not in turns or other in (OURS, "synthetic"):
             continue
-        pairs = list(zip(turns["ours"], turns[other], strict=True))
+        pairs = list(zip(turns[OURS], turns[other], strict=True))
         name = f"ours/{other.replace('-', '_')}"
         ratios[name] = statistics.median(b.seconds / a.seconds for a, b in pairs)
         cpu = [a.cpu_seconds / b.cpu_seconds for a, b in pairs if b.cpu_seconds > 0]
@@ -207,12 +235,17 @@ def _serve(connection: Connection, name: str, source: Source) -> None:
 
 def _turn(batches: Iterator[Any], steps: int) -> Turn:
     _take(batches, _DISCARDED)
-    cpu_before, start = _cpu_seconds(), time.perf_counter()
+    threads_before, cpu_before, start = _thread_seconds(), _cpu_seconds(), time.perf_counter()
     _take(batches, steps)
     seconds, cpu_seconds = time.perf_counter() - start, _cpu_seconds() - cpu_before
+    threads = {
+        role: (user - before[0], system - before[1])
+        for role, (user, system) in _thread_seconds().items()
+        for before in [threads_before.get(role, (0.0, 0.0))]
+    }
     memory = _memory_bytes()
     _rest()
-    return Turn(seconds, cpu_seconds, memory)
+    return Turn(seconds, cpu_seconds, memory, threads)
 
 
 def _take(batches: Iterator[Any], count: int) -> None:
@@ -241,6 +274,22 @@ def _processes() -> list[psutil.Process]:
 def _cpu_seconds() -> float:
     """Return the CPU time of this process and its workers."""
     return sum(times.user + times.system for times in (process.cpu_times() for process in _processes()))
+
+
+def _thread_seconds() -> dict[str, tuple[float, float]]:
+    """Return user and system CPU time of this process per role of ``_ROLES``."""
+    roles = {
+        thread.native_id: role
+        for thread in threading.enumerate()
+        for start, role in _ROLES.items()
+        if thread.name.startswith(start)
+    }
+    sums: dict[str, tuple[float, float]] = {}
+    for thread in psutil.Process().threads():
+        if role := roles.get(thread.id):
+            user, system = sums.get(role, (0.0, 0.0))
+            sums[role] = user + thread.user_time, system + thread.system_time
+    return sums
 
 
 def _memory_bytes() -> int:

@@ -215,7 +215,7 @@ def _resized(data: bytes, options: PackOptions) -> tuple[bytes, str | None]:
     if options.short_side is None:
         return data, None
     try:
-        height, width = image_size(np.frombuffer(data, dtype=np.uint8))
+        height, width = image_size(data)
         short = min(height, width)
         if short <= options.short_side:
             return data, None

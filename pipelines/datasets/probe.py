@@ -8,8 +8,6 @@ import struct
 from enum import IntFlag
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-
 from pipelines.header import has_jpeg_structure, image_size
 from pipelines.images import MAX_BYTES, BadImage, open_image, why_not_an_image
 
@@ -129,7 +127,7 @@ def _probe_by_decoding(data: bytes, length: int, name: str) -> Probe:
     """Inspect by decoding: trailing bytes and an unusually long header are not damage."""
     damage = Flag.TRUNCATED if data.startswith(_MAGIC) else Flag.NOT_AN_IMAGE
     try:
-        height, width = image_size(np.frombuffer(data, dtype=np.uint8))
+        height, width = image_size(data)
         with open_image(data) as image:
             image.convert("RGB")  # as the loaders do
     except BadImage:

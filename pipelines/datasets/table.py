@@ -6,8 +6,9 @@ import hashlib
 import os
 import tarfile
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from io import FileIO
 from pathlib import Path
 from typing import overload
@@ -61,8 +62,9 @@ class PathTable(Sequence[str]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         position = range(len(self))[index]
-        start = int(self.ends[position - 1]) if position else 0
-        return bytes(self.blob[start : int(self.ends[position])]).decode("utf-8", "surrogateescape")
+        start = self.ends.item(position - 1) if position else 0
+        path = memoryview(self.blob)[start : self.ends.item(position)]  # pyright: ignore[reportArgumentType]
+        return str(path, "utf-8", "surrogateescape")
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,10 +90,10 @@ class _OpenFiles:
     def __reduce__(self) -> tuple[type[_OpenFiles], tuple[()]]:
         return _OpenFiles, ()  # another process opens the files itself
 
-    def read(self, shard: int, path: Path, offset: int, length: int) -> bytes:
+    def read(self, shard: int, path: Callable[[int], Path], offset: int, length: int) -> bytes:
         file = self._files.get(shard)
         if file is None:
-            file = FileIO(path)
+            file = FileIO(path(shard))
             with self._lock:
                 if len(self._files) < _MAX_OPEN:
                     file = self._files.setdefault(shard, file)
@@ -171,7 +173,7 @@ class ImageTable:
         """Path of image ``i``; in a shard, the path of the shard and the member name."""
         if self.members is None:
             return self.root / self.files[i]
-        return self._shard(i) / self._member_name(i)
+        return self._shard_path(self.members.shards.item(i)) / self._member_name(i)
 
     def read(self, i: int) -> bytes:
         """The encoded bytes of image ``i``.
@@ -181,20 +183,23 @@ class ImageTable:
             BadImage: it is not a regular file, or has more than 256 MiB.
         """
         if self.members is None:
-            return read_image_file(self.path(i))
-        shard, offset = int(self.members.shards[i]), int(self.members.offsets[i])
-        return self._open.read(shard, self._shard(i), offset, int(self.lengths[i]))
+            return read_image_file(os.path.join(self._root, self.files[i]))  # noqa: PTH118  # a Path costs more
+        shard, offset = self.members.shards.item(i), self.members.offsets.item(i)
+        return self._open.read(shard, self._shard_path, offset, self.lengths.item(i))
 
-    def _shard(self, i: int) -> Path:
-        assert self.members is not None
-        return self.root / self.files[int(self.members.shards[i])]
+    @cached_property
+    def _root(self) -> str:
+        return str(self.root)
+
+    def _shard_path(self, shard: int) -> Path:
+        return self.root / self.files[shard]
 
     def _member_name(self, i: int) -> str:
         """Member name from the tar header before the image, which may store only its first 100 to 255 bytes."""
         assert self.members is not None
-        shard, offset = int(self.members.shards[i]), int(self.members.offsets[i])
+        shard, offset = self.members.shards.item(i), self.members.offsets.item(i)
         try:
-            header = self._open.read(shard, self._shard(i), offset - _BLOCK, _BLOCK)
+            header = self._open.read(shard, self._shard_path, offset - _BLOCK, _BLOCK)
             return tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape").name
         except (OSError, tarfile.TarError):
             return f"byte {offset}"

@@ -14,16 +14,13 @@ from pipelines.datasets.table import ImageTable
 from pipelines.encoded import EncodedStream, FaultLimits, ImageReader
 from pipelines.header import image_size
 from pipelines.images import BadImage
+from pipelines.readers import ReaderPool
 from pipelines.sampler import TrainSampler
-from pipelines.transforms import Transforms
+from pipelines.transforms import Transforms, draw_crop_params
 
 Folder = Callable[..., ImageTable]
 TRAIN = Transforms(16, train=True)
 EVAL = Transforms(16, train=False, eval_resize=16)
-
-
-def array(data: bytes) -> np.ndarray:
-    return np.frombuffer(data, dtype=np.uint8)
 
 
 @pytest.mark.parametrize(
@@ -45,12 +42,12 @@ def array(data: bytes) -> np.ndarray:
 def test_image_size_is_read_from_the_header(
     drawn: Any, form: str, mode: str, options: dict[str, Any]
 ) -> None:
-    assert image_size(array(drawn.encoded(1, form, mode, **options))) == (60, 80)
+    assert image_size(drawn.encoded(1, form, mode, **options)) == (60, 80)
 
 
 def test_bytes_after_the_end_of_a_jpeg_are_ignored(drawn: Any) -> None:
     for tail in (b"\0" * 10, b"\0" * 5000):
-        assert image_size(array(drawn.encoded(1) + tail)) == (60, 80)
+        assert image_size(drawn.encoded(1) + tail) == (60, 80)
 
 
 def with_size(data: bytes, height: int, width: int) -> bytes:
@@ -156,7 +153,7 @@ def test_data_set_without_readable_images_is_refused(folder: Folder) -> None:
 
 def test_text_file_is_reported_as_not_an_image() -> None:
     with pytest.raises(BadImage, match=r"^is not an image$"):
-        image_size(array(b"plain text, not an image"))
+        image_size(b"plain text, not an image")
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -190,3 +187,35 @@ def test_error_in_a_reader_thread_is_raised(folder: Folder) -> None:
     with pytest.raises(UserError, match="is empty"):
         seen.extend(stream.steps(0, 0))
     stream.close()
+
+
+def test_steps_before_an_unreadable_image_are_yielded(folder: Folder) -> None:
+    """Also if their crops are drawn together with those of later steps."""
+    sampler = TrainSampler(20, 4, 0)
+    bad = int(sampler.indices(0, 2)[1])
+    reader = ImageReader(folder(20, {bad: b""}), EVAL, 0, FaultLimits(0.5))
+    stream = EncodedStream(reader, sampler.indices, sampler.steps_per_epoch, 2)
+    seen: list[int] = []
+    with pytest.raises(UserError, match="is empty"):
+        for step in stream.steps(0, 0):
+            seen.append(step.step)
+    assert seen == [0, 1]
+    stream.close()
+
+
+def test_crops_do_not_depend_on_the_steps_drawn_together(folder: Folder) -> None:
+    sampler = TrainSampler(20, 4, 0)
+    reader = ImageReader(folder(20), TRAIN, 0, FaultLimits(0.5))
+    stream = EncodedStream(reader, sampler.indices, sampler.steps_per_epoch, 1)
+    for step in stream.steps(0, 0):
+        sizes = np.full((4, 2), (60, 80))
+        alone = draw_crop_params(TRAIN, 0, 0, sampler.indices(0, step.step), sizes)
+        for name, values in vars(alone).items():
+            assert np.array_equal(getattr(step.crop, name), values)
+    stream.close()
+
+
+def test_a_closed_pool_cancels_jobs() -> None:
+    pool = ReaderPool(1)
+    pool.close()
+    assert pool.submit(lambda: 1).cancelled()

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dl2pa.bench.loaders import LOADERS, RepeatedSampler, Source, open_loader
-from dl2pa.bench.pipeline import generate_images
+from dl2pa.bench.pipeline import Turn, _row, _thread_seconds, generate_images
 from dl2pa.cli import main
 
 SHORT = ["bench", "pipeline", "--batch-size", "4", "--steps", "1", "--rounds", "2", "--json"]
@@ -33,6 +33,7 @@ def test_json_result(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for row in result["rows"]:
         assert row["images_per_second"] > 0 and row["cpu_seconds_per_image"] >= 0 and row["peak_gib"] > 0
         assert len(row["by_round"]) == 2
+        assert ("reader_user_us" in row) == (row["loader"] == "ours")
     assert [row["images"] for row in result["rows"][:3]] == [6, 6, 6]
     assert result["ratios"]["ours/native_dali"] > 0 and result["ratios"]["ours/torchvision"] > 0
 
@@ -56,6 +57,29 @@ def test_all_loaders_yield_equivalent_batches(root: Path) -> None:
         assert images.is_contiguous(memory_format=torch.channels_last), name
         assert images.abs().max() < 3, name
         loader.close()
+
+
+def test_cpu_time_per_image_of_readers_and_feeder() -> None:
+    """Two turns of 100 images; user and system time in seconds."""
+    threads = [
+        {"reader": (0.01, 0.02), "feeder": (0.01, 0.0), "loop": (0.0, 0.01)},
+        {"reader": (0.03, 0.02), "feeder": (0.01, 0.0), "loop": (0.0, 0.03)},
+    ]
+    row = _row("ours", [Turn(1.0, 1.0, 1, each) for each in threads], 100, 6)
+    assert [row[f"reader_{kind}_us"] for kind in ("user", "system")] == pytest.approx([200, 200])
+    assert [row[f"feeder_{kind}_us"] for kind in ("user", "system")] == pytest.approx([100, 0])
+    assert [row[f"loop_{kind}_us"] for kind in ("user", "system")] == pytest.approx([0, 200])
+    assert row["reader_images_per_second_per_core"] == pytest.approx(2500)
+    assert row["feeder_images_per_second_per_core"] == pytest.approx(1e6 / 300)
+    assert "reader_user_us" not in _row("native-dali", [Turn(1.0, 1.0, 1, threads[0])], 100, 6)
+
+
+def test_cpu_time_is_attributed_to_the_threads_of_a_loader(root: Path) -> None:
+    pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+    loader = open_loader("ours", Source(root, 4))
+    next(loader.batches)
+    assert {"reader", "loop"} <= _thread_seconds().keys()
+    loader.close()
 
 
 def test_a_repeated_sampler_uses_each_image_equally_often() -> None:

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
 from queue import SimpleQueue
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from dl2pa.osutil import start_thread
 
@@ -149,7 +149,7 @@ class _Run(Generic[T]):
         return self._left.is_set() or (self._thread.is_alive() and self._left.wait(seconds))
 
 
-def _stop(run: weakref.ref[_Run[object]]) -> None:
+def _stop(run: weakref.ref[Any]) -> None:
     if (one := run()) is not None:
         one.stop()
         one.wait(_CLOSE_S)

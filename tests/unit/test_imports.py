@@ -13,7 +13,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("dl2pa", "launcher", "pipelines")
 METHOD = ("dl2pa.geometry", "dl2pa.assignment", "dl2pa.methods", "dl2pa.backbones")
-LEAVES = ("dl2pa.errors", "dl2pa.envvars", "dl2pa.osutil", "dl2pa.records", "dl2pa.redaction", "dl2pa.fence")
+LEAVES = (
+    *("dl2pa.errors", "dl2pa.envvars", "dl2pa.fence", "dl2pa.gpus", "dl2pa.osutil"),
+    *("dl2pa.records", "dl2pa.redaction", "dl2pa.step_parts"),
+)
 ABOVE_METHOD = (
     *("dl2pa.training", "dl2pa.tracking", "dl2pa.commands", "dl2pa.config", "dl2pa.reporting"),
     *("dl2pa.model.model", "dl2pa.model.inference", "dl2pa.model.serving", "dl2pa.model.onnx_export"),

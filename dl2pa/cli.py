@@ -26,6 +26,7 @@ COMMANDS = {
     "sweep": "Train many configurations, here or on SLURM; the same command resumes.",
     "report": "Show finished runs as tables: mean and spread over seeds, last and best epoch.",
     "data": "Index a data set, or pack it into shards.",
+    "weights": "Fetch pretrained weights for `model.init`, or list those of a backbone.",
     "evaluate": "Evaluate a run's model on the validation split: top-1, top-5, calibration.",
     "sync": "Send a run's spooled tracking events to MLflow, each exactly once.",
     "ui": "Start an MLflow server on the local store, until Ctrl-C.",

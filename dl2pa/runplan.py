@@ -18,7 +18,9 @@ from dl2pa.config.prototypes import check_source, needs_content_check
 from dl2pa.config.validate import validate
 from dl2pa.errors import UserError
 from dl2pa.gpus import resolve_nproc
+from dl2pa.model.weight_sources import PREPROCESSING_KEYS, check_place, preprocessing_of
 from dl2pa.rundir import RunDirectory, checkpoint_steps
+from dl2pa.specs import backbone_spec
 
 if TYPE_CHECKING:
     from dl2pa.training.data import DataSplits
@@ -99,16 +101,17 @@ def plan_runs(
     for spec in specs:
         recorded = run_dir is not None and _is_recorded(spec.config_file.absolute(), run_dir.absolute())
         config = (load_recorded_config if recorded else load_config)(spec.config_file, spec.overrides)
-        if gpus is not None:
-            nproc = gpus or (1 if config.launch.nproc == "auto" else None)
-        if nproc is not None:
-            config = parse_config(merge(config.model_dump(mode="json"), {"launch": {"nproc": nproc}}))
         stem = spec.config_file.stem
         place = run_dir or Path("runs")
         if in_folder or run_dir is None:
             place /= f"{stem}-{fingerprint(config)}"
-        processes = resolve_nproc(config.launch.nproc, config.launch.device)
         place = place.absolute()
+        config = follow_weights(config, place)
+        if gpus is not None:
+            nproc = gpus or (1 if config.launch.nproc == "auto" else None)
+        if nproc is not None:
+            config = parse_config(merge(config.model_dump(mode="json"), {"launch": {"nproc": nproc}}))
+        processes = resolve_nproc(config.launch.nproc, config.launch.device)
         plans.append(RunPlan(spec.config_file, spec.overrides, config, place, processes, stem, spec.varied))
     directories = [plan.run_dir for plan in plans]
     for directory in directories:
@@ -126,6 +129,39 @@ def _is_recorded(file: Path, run_dir: Path) -> bool:
         and (run.status_file.is_file() or run.job.is_file())
         for run in runs
     )
+
+
+def follow_weights(config: Config, run_dir: Path | None = None) -> Config:
+    """Take image size, normalization and interpolation from `model.init` where the configuration does not set them.
+
+    Args:
+        run_dir: a run that already has them in its record; its initial weights may be gone.
+
+    Raises:
+        UserError: `model.init` names no weights.
+    """
+    init, unset = config.model.init, {*PREPROCESSING_KEYS} - config.data.model_fields_set
+    if init is None:
+        return config
+    record = None if run_dir is None else RunDirectory(run_dir).config
+    recorded = load_recorded_config(record) if record is not None and record.is_file() else None
+    if recorded is not None and recorded.model.init == init:
+        known = recorded.data.model_dump(mode="json")
+    elif unset:
+        known = preprocessing_of(init, config.model.backbone)
+    else:
+        check_place(init, config.model.backbone)
+        known = {}
+    if not unset:
+        return config
+    values = {key: known[key] for key in sorted(unset) if key in known}
+    if (
+        "image_size" not in unset
+        and {"image_size", "eval_resize"} <= known.keys()
+        and "eval_resize" in values
+    ):
+        values["eval_resize"] = round(config.data.image_size * known["eval_resize"] / known["image_size"])
+    return parse_config(merge(config.model_dump(mode="json", exclude_unset=True), {"data": values}))
 
 
 @dataclass(frozen=True)
@@ -212,15 +248,39 @@ def check_trainings(trainings: Iterable[tuple[Config, int]]) -> dict[str, DataFa
 
 
 def check_contents(config: Config, num_classes: int) -> None:
-    """Check the content of prototype files, and `refit_cosine`; imports torch only if there is something to check.
+    """Check the content of prototype files, `refit_cosine`, and the image size of a library's network.
+
+    Imports torch only if there is something to check.
 
     Raises:
         UserError: naming the invalid field.
     """
+    if backbone_spec(config.model.backbone).classifier is None:  # only the network knows its image sizes
+        from dl2pa.model.model import build_embedder_shapes
+
+        build_embedder_shapes(config)
     if needs_content_check(config, num_classes):
         from dl2pa.model.model import check_prototypes
 
         check_prototypes(config, num_classes)
+
+
+def check_initial_weights(plans: Sequence[RunPlan]) -> None:
+    """Check the content of each `model.init` once; imports torch only if the key is set.
+
+    Raises:
+        UserError: the weights do not fit the backbone, or are not on this machine.
+    """
+    seen: set[str] = set()
+    for plan in plans:
+        config = plan.config
+        key = f"{config.model.model_dump_json()} {config.data.image_size}"
+        if config.model.init is None or checkpoint_steps(plan.directory.checkpoints) or key in seen:
+            continue
+        from dl2pa.model.init import check_init
+
+        seen.add(key)
+        check_init(config, plan.directory)
 
 
 def expand(

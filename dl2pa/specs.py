@@ -5,9 +5,12 @@ Imports no torch. Classes and functions are named as text, `module:name`, and re
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from typing import Literal
 
+from dl2pa import zoo
+from dl2pa.errors import UserError
 from pipelines.names import CIFAR100, DATASETS, IMAGE_FOLDER, SYNTHETIC, DatasetSpec
 
 __all__ = [
@@ -23,6 +26,7 @@ __all__ = [
     "BackboneSpec",
     "DatasetSpec",
     "MethodSpec",
+    "backbone_spec",
 ]
 
 _TEMPERATURE = 0.07
@@ -157,21 +161,22 @@ class BackboneSpec:
     """A backbone.
 
     Attributes:
-        family: `cifar` for ResNets on images of about 32 pixels, `torchvision` for ImageNet models.
-        builder: class or function, `module:name`.
+        family: `cifar` for ResNets on images of about 32 pixels, `torchvision` or `timm` for models of a library.
+        builder: class or function, `module:name`; of timm, the name of the model.
         depth: of a CIFAR ResNet, 6n + 2; None for the others.
-        features: width of the features; None: the last of `model.widths`.
-        classifier: attribute of a torchvision model that is replaced by the identity.
+        features: width of the features; None: the last of `model.widths`, or found by a forward pass.
+        classifier: attribute of a torchvision model that is replaced by the identity; None: the last layer.
         channels_last: default memory format; faster for convolutional networks, not for Swin (timm's benchmarks).
+            None: decided by the layers of the network.
         min_image_size: smallest `data.image_size`, pixels.
     """
 
-    family: Literal["cifar", "torchvision"]
+    family: Literal["cifar", "torchvision", "timm"]
     builder: str
     depth: int | None = None
     features: int | None = None
-    classifier: str = "fc"
-    channels_last: bool = True
+    classifier: str | None = "fc"
+    channels_last: bool | None = True
     min_image_size: int = 1
 
     @property
@@ -216,3 +221,42 @@ BACKBONES = {
         min_image_size=32,
     ),
 }
+
+
+def backbone_spec(name: str) -> BackboneSpec:
+    """Return the row of a backbone; any classification model of torchvision, and `timm:NAME`, has one.
+
+    Raises:
+        UserError: unknown name, with the nearest ones, or timm is not installed.
+    """
+    if name in BACKBONES:
+        return BACKBONES[name]
+    if name.startswith(zoo.TIMM):
+        return _timm_spec(name)
+    if name in zoo.torchvision_models():
+        return BackboneSpec("torchvision", f"torchvision.models:{name}", classifier=None, channels_last=None)
+    known = (*BACKBONES, *zoo.torchvision_models(), *(f"{zoo.TIMM}{model}" for model in zoo.timm_models()))
+    raise _unknown_backbone(name, known)
+
+
+def _timm_spec(name: str) -> BackboneSpec:
+    model, _, tag = name.removeprefix(zoo.TIMM).partition(".")
+    if not zoo.is_installed("timm"):
+        message = "needs the package timm, which is not installed"
+        raise UserError(
+            "model.backbone", name, message, "Run `pip install timm`, or choose another backbone."
+        )
+    if model not in zoo.timm_models():
+        raise _unknown_backbone(name, tuple(f"{zoo.TIMM}{known}" for known in zoo.timm_models()))
+    if tag:
+        remedy = f"Set model.backbone={zoo.TIMM}{model} and model.init={zoo.TIMM}{tag}."
+        raise UserError("model.backbone", name, "names pretrained weights after the architecture", remedy)
+    return BackboneSpec("timm", model, classifier=None, channels_last=None)
+
+
+def _unknown_backbone(name: str, known: tuple[str, ...]) -> UserError:
+    near = list(dict.fromkeys(difflib.get_close_matches(name, known, n=3, cutoff=0.5)))
+    remedy = f"Did you mean {' or '.join(near)}?" if near else f"For example {DEFAULT_BACKBONE}."
+    if not near or zoo.TIMM not in name:
+        remedy += " Known: the CIFAR ResNets, every torchvision classification model, and timm:NAME."
+    return UserError("model.backbone", name, "is not a known backbone", remedy)

@@ -41,7 +41,7 @@ def build_pipeline(
         from pipelines.resident import ResidentPipeline
 
         if isinstance(dataset, ImageTable):
-            dataset = decode_folder(dataset, transforms.image_size, threads)
+            dataset = decode_folder(dataset, transforms.image_size, threads, transforms.interpolation)
         return ResidentPipeline(dataset, transforms, sampler, seed, device)
     if isinstance(dataset, ArrayDataset):
         raise UserError(
@@ -75,6 +75,6 @@ def _build_files(
     else:
         from pipelines.decode_pillow import PillowDecoder
 
-        decoder = PillowDecoder(transforms.image_size, threads)
+        decoder = PillowDecoder(transforms.image_size, threads, transforms.interpolation)
     reader = ImageReader(dataset, transforms, seed, limits)
     return ImageFilePipeline(reader, transforms, sampler, decoder, device, threads)

@@ -31,13 +31,22 @@ def center_crop(
 
 
 def decode_image(
-    data: bytes, window: list[int], resized: list[int], offset: list[int], side: int
+    data: bytes,
+    window: list[int],
+    resized: list[int],
+    offset: list[int],
+    side: int,
+    interpolation: str = "bilinear",
 ) -> Image.Image:
-    """Decode an image, crop it to `window`, resize to `resized` and crop the square at `offset`."""
+    """Decode an image, crop it to `window`, resize to `resized` and crop the square at `offset`.
+
+    Args:
+        interpolation: `bilinear` or `bicubic`; both are antialiased.
+    """
     from PIL import Image
 
     top, left, height, width = window
     with open_image(data) as image:
         cropped = image.convert("RGB").crop((left, top, left + width, top + height))
-    scaled = cropped.resize((resized[1], resized[0]), Image.Resampling.BILINEAR)
+    scaled = cropped.resize((resized[1], resized[0]), Image.Resampling[interpolation.upper()])
     return scaled.crop((offset[1], offset[0], offset[1] + side, offset[0] + side))

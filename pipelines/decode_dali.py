@@ -42,6 +42,7 @@ class DaliDecoder:
         self._square = transforms.train
         self._normalize = None if transforms.works_on_pixels else transforms.scaled_statistics()
         self._size = transforms.image_size
+        self._bicubic = transforms.interpolation == "bicubic"
         self._max_batch = max_batch
         self._threads = threads
         self._device = device
@@ -143,7 +144,8 @@ class DaliDecoder:
                 output_type=types.RGB,
                 **(self._hints.dali_options() if gpu else {}),
             )
-            images = fn.resize(images, size=size, interp_type=types.INTERP_TRIANGULAR, antialias=True)
+            filter_type = types.INTERP_CUBIC if self._bicubic else types.INTERP_TRIANGULAR
+            images = fn.resize(images, size=size, interp_type=filter_type, antialias=True)
             if offset is not None:
                 # An argument, not a constant input, which would be copied to the GPU in every step.
                 images = fn.slice(images, start=offset, shape=[self._size] * 2, axis_names="HW")

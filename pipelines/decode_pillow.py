@@ -17,8 +17,9 @@ from pipelines.encoded import Encoded
 class PillowDecoder:
     """Decode encoded steps to uint8 images [B, S, S, 3] on the host."""
 
-    def __init__(self, image_size: int, threads: int) -> None:
+    def __init__(self, image_size: int, threads: int, interpolation: str = "bilinear") -> None:
         self._size = image_size
+        self._interpolation = interpolation
         self._pool = started_pool(threads, "dl2pa-decode")
         self._current: list[Encoded] = []
 
@@ -44,6 +45,7 @@ class PillowDecoder:
             crop.resized[i].tolist(),
             crop.offset[i].tolist(),
             self._size,
+            self._interpolation,
         )
         pixels = np.asarray(image)
         return pixels[:, ::-1] if crop.flip[i] else pixels

@@ -41,9 +41,12 @@ class _Chunk:
     start: int
     images: ImageTable
     side: int
+    interpolation: str
 
 
-def decode_folder(dataset: ImageTable, side: int, threads: int) -> ArrayDataset:
+def decode_folder(
+    dataset: ImageTable, side: int, threads: int, interpolation: str = "bilinear"
+) -> ArrayDataset:
     """Decode all images; resize the shorter side and center-crop to `side`.
 
     Pillow decodes, so that the pixels are those of earlier versions. From 4,096 images on, one process of the node
@@ -51,28 +54,32 @@ def decode_folder(dataset: ImageTable, side: int, threads: int) -> ArrayDataset:
 
     Args:
         threads: threads of this process.
+        interpolation: see ``decode_image``.
 
     Raises:
         UserError: an image cannot be decoded; a data set in memory has no substitutes.
     """
 
     def decode(progress: Progress, alone: bool) -> NDArray[np.uint8]:
-        return _decode(dataset, side, usable_cores() if alone else threads, progress)
+        return _decode(dataset, side, interpolation, usable_cores() if alone else threads, progress)
 
     if len(dataset) < _MIN_CACHED:
         pixels = decode(lambda text: None, False)
     else:
         shape = (len(dataset), side, side, 3)
-        pixels = cached_pixels(_key(dataset, side), shape, str(dataset.root), decode)
+        pixels = cached_pixels(_key(dataset, side, interpolation), shape, str(dataset.root), decode)
     return ArrayDataset(pixels, dataset.labels, dataset.classes, dataset.fingerprint)
 
 
-def _decode(dataset: ImageTable, side: int, workers: int, progress: Progress) -> NDArray[np.uint8]:
+def _decode(
+    dataset: ImageTable, side: int, interpolation: str, workers: int, progress: Progress
+) -> NDArray[np.uint8]:
     """All pixels, [N, side, side, 3]; the progress is logged."""
     count = len(dataset)
     chunks = [
-        _Chunk(start, replace(dataset.subset(np.arange(start, min(start + _CHUNK, count))), classes=()), side)
+        _Chunk(start, replace(part, classes=()), side, interpolation)
         for start in range(0, count, _CHUNK)
+        for part in [dataset.subset(np.arange(start, min(start + _CHUNK, count)))]
     ]
     log.info("decoding %s images of %s into memory", f"{count:,}", dataset.root)
     pixels = np.empty((count, side, side, 3), dtype=np.uint8)
@@ -106,26 +113,28 @@ def _decoded(chunks: list[_Chunk], processes: int, threads: int) -> Iterator[tup
 
 
 def _decode_chunk(chunk: _Chunk) -> tuple[int, NDArray[np.uint8]]:
-    return chunk.start, np.stack([_decode_one(chunk.images, i, chunk.side) for i in range(len(chunk.images))])
+    return chunk.start, np.stack([_decode_one(chunk, i) for i in range(len(chunk.images))])
 
 
-def _decode_one(images: ImageTable, i: int, side: int) -> NDArray[np.uint8]:
+def _decode_one(chunk: _Chunk, i: int) -> NDArray[np.uint8]:
+    images, side = chunk.images, chunk.side
     try:
         data = images.read(i)
         size = np.array([image_size(data)], dtype=np.int64)
         window, resized, offset = (part[0].tolist() for part in center_crop(size, side, side))
-        return np.asarray(decode_image(data, window, resized, offset, side))
+        return np.asarray(decode_image(data, window, resized, offset, side, chunk.interpolation))
     except (BadImage, OSError) as error:
         remedy = "Restore or remove it."
         raise UserError("data.root", str(images.path(i)), f"cannot be decoded ({error})", remedy) from None
 
 
-def _key(dataset: ImageTable, side: int) -> str:
-    """Digest of everything that the pixels depend on: files, their states, size, and version of the decoder."""
+def _key(dataset: ImageTable, side: int, interpolation: str) -> str:
+    """Digest of everything that the pixels depend on: files, their states, size, filter, and version of the decoder."""
     from PIL import Image, features
 
     decoder = (Image.__version__, features.version("jpg"), features.version("webp"), features.version("zlib"))
-    digest = hashlib.sha256(repr((str(dataset.root.resolve()), dataset.fingerprint, side, decoder)).encode())
+    pixels = (side, interpolation, decoder)
+    digest = hashlib.sha256(repr((str(dataset.root.resolve()), dataset.fingerprint, *pixels)).encode())
     paths = [f"{dataset.root}/{name}" for name in dataset.files]
     parts = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
     with ThreadPoolExecutor(_SCAN_THREADS) as pool:

@@ -16,7 +16,13 @@ from pipelines.transforms import Transforms, draw_crop_params, finish
 
 
 def load_image(
-    path: Path, *, resize_shorter_side: int, image_size: int, mean: Sequence[float], std: Sequence[float]
+    path: Path,
+    *,
+    resize_shorter_side: int,
+    image_size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    interpolation: str = "bilinear",
 ) -> Tensor:
     """Read a file and apply ``prepare_image``.
 
@@ -30,13 +36,20 @@ def load_image(
             image_size=image_size,
             mean=mean,
             std=std,
+            interpolation=interpolation,
         )
     except (BadImage, OSError) as error:
         raise unreadable_image(path, error) from None
 
 
 def prepare_image(
-    data: bytes, *, resize_shorter_side: int, image_size: int, mean: Sequence[float], std: Sequence[float]
+    data: bytes,
+    *,
+    resize_shorter_side: int,
+    image_size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    interpolation: str = "bilinear",
 ) -> Tensor:
     """Decode an image, resize its shorter side, center-crop and normalize it to float32 [3, S, S].
 
@@ -53,5 +66,5 @@ def prepare_image(
     size = size_of(data)
     crop = draw_crop_params(transforms, 0, 0, np.zeros(1, dtype=np.int64), np.array([size], dtype=np.int64))
     boxes = crop.window[0].tolist(), crop.resized[0].tolist(), crop.offset[0].tolist()
-    pixels = np.asarray(decode_image(data, *boxes, image_size))
+    pixels = np.asarray(decode_image(data, *boxes, image_size, interpolation))
     return finish(transforms, torch.from_numpy(pixels.copy())[None], 0, 0, np.zeros(1, dtype=np.int64))[0]

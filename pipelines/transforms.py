@@ -34,6 +34,7 @@ class Transforms:
     crop_scale: tuple[float, float] = (0.08, 1.0)
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     eval_resize: int = 256
+    interpolation: str = "bilinear"
     pad: int = 4
     flip: float = 0.5
     trivial_augment: bool = False

@@ -1,5 +1,6 @@
-"""Backbones that map images to embeddings: CIFAR ResNets and torchvision models."""
+"""Backbones that map images to embeddings: CIFAR ResNets, and the models of torchvision and timm."""
 
 from dl2pa.backbones.build import Embedder, build_embedder
+from dl2pa.backbones.probe import prefers_channels_last, probe_forward
 
-__all__ = ["Embedder", "build_embedder"]
+__all__ = ["Embedder", "build_embedder", "prefers_channels_last", "probe_forward"]

@@ -14,13 +14,12 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from dl2pa.backbones import build_embedder
 from dl2pa.bench.loaders import iterate_epochs
 from dl2pa.bench.reference import ReferenceLoop
 from dl2pa.config import Config, parse_config
 from dl2pa.methods import Targets
-from dl2pa.model.model import build_model
-from dl2pa.specs import BACKBONES, CIFAR100, DATASETS, SYNTHETIC
+from dl2pa.model.model import build_configured_embedder, build_model
+from dl2pa.specs import CIFAR100, DATASETS, SYNTHETIC, backbone_spec
 from dl2pa.step_parts import PARTS, Event, EventRanges, part, ranges_from
 from dl2pa.training.data import build_train_pipeline, open_split
 from dl2pa.training.distributed import World
@@ -41,7 +40,7 @@ def synthetic_config(
     model: str, batch_size: int, data: dict[str, Any] | None = None, train: dict[str, Any] | None = None
 ) -> Config:
     """Return a configuration with synthetic images of CIFAR's or ImageNet's size, updated by `data` and `train`."""
-    spec = BACKBONES[model]
+    spec = backbone_spec(model)
     small = spec.small
     images = {
         "dataset": SYNTHETIC,
@@ -107,7 +106,7 @@ class TrainStateRunner(Runner):
     @property
     def steps_per_epoch(self) -> int:
         """Steps per epoch of CIFAR or ImageNet."""
-        return IMAGES[BACKBONES[self._config.model.backbone].small] // self._config.train.batch_size
+        return IMAGES[backbone_spec(self._config.model.backbone).small] // self._config.train.batch_size
 
     def details(self, step_s: float, ceilings: dict[str, dict[str, Any]]) -> dict[str, Any]:
         method_s, match_s = self._method_seconds()
@@ -165,7 +164,7 @@ class TrainStateRunner(Runner):
 
     def _flops(self) -> float:
         side, device = self._config.data.image_size, self._world.device
-        network = build_embedder(self._config.model.backbone, self._config.model.embedding_dim).to(device)
+        network = build_configured_embedder(self._config).to(device)
         with FlopCounterMode(display=False) as counter:
             network(torch.zeros(2, 3, side, side, device=device)).sum().backward()
         return counter.get_total_flops() / 2 * self._config.train.batch_size
@@ -180,7 +179,7 @@ class NetworkRunner(Runner):
     def __init__(self, config: Config, world: World) -> None:
         self._precision, self._device = config.train.precision, world.device
         layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
-        network = build_embedder(config.model.backbone, config.model.embedding_dim)
+        network = build_configured_embedder(config)
         self._network = network.to(world.device, memory_format=layout)  # pyright: ignore[reportCallIssue]
         self._optimizer = build_optimizer(self._network, config.optim, fused=world.device.type == "cuda")
         if config.train.compile:

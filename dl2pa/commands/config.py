@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+from typing import TYPE_CHECKING, Any
 
 from dl2pa.commands.options import add_overrides, nonempty_path
 from dl2pa.errors import UserError
+
+if TYPE_CHECKING:
+    from dl2pa.config import Config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,6 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY",
         help="print type, default and meaning of a key (optim.lr), of a section (optim) or of all keys",
     )
+    parser.add_argument(
+        "--groups",
+        action="store_true",
+        help="print the parameter groups: layers with their learning rate and weight decay",
+    )
     parser.add_argument("--markdown", action="store_true", help="with --explain: print docs/configuration.md")
 
 
@@ -29,11 +38,49 @@ def run(args: argparse.Namespace) -> int:
 
 def _resolved(args: argparse.Namespace) -> str:
     from dl2pa.config import dump_config, load_config
+    from dl2pa.runplan import follow_weights
 
     if args.config is None:
         raise UserError("command line", "config", "CONFIG is missing", "See `dl2pa config --help`.")
-    config = load_config(args.config, args.overrides)
+    config = follow_weights(load_config(args.config, args.overrides))
+    if args.groups:
+        return _groups(config, args.json)
     return json.dumps(config.model_dump(mode="json")) if args.json else dump_config(config).rstrip()
+
+
+def _groups(config: Config, as_json: bool) -> str:
+    """Parameter groups of the embedder, from the first layer to the head. A learned classifier is part of the head."""
+    from dl2pa.model.model import build_embedder_shapes
+    from dl2pa.training.param_groups import param_groups
+
+    optim = config.optim
+    embedder = build_embedder_shapes(config)
+    if config.model.freeze_epochs == "all":
+        embedder.backbone.requires_grad_(False)
+    sizes = {name: p.numel() for name, p in embedder.named_parameters()}
+    rows = [
+        {
+            "lr": optim.lr * group.lr_scale,
+            "weight_decay": optim.weight_decay if group.decays else 0.0,
+            "tensors": len(group.names),
+            "parameters": sum(sizes[name] for name in group.names),
+            "names": list(group.names),
+        }
+        for group in param_groups(embedder, optim)
+    ]
+    if as_json:
+        return json.dumps({"groups": rows})
+    head = f"{'lr':>10}  {'decay':>8}  {'tensors':>7}  {'parameters':>11}  names"
+    return "\n".join([head, *map(_group_line, rows)])
+
+
+def _group_line(row: dict[str, Any]) -> str:
+    names = row["names"]
+    span = "" if not names else names[0] if len(names) == 1 else f"{names[0]} … {names[-1]}"
+    numbers = (
+        f"{row['lr']:>10.4g}  {row['weight_decay']:>8.3g}  {row['tensors']:>7}  {row['parameters']:>11,}"
+    )
+    return f"{numbers}  {span}"
 
 
 def _reference(args: argparse.Namespace) -> str:

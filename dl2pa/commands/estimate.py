@@ -28,13 +28,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from dl2pa.config import load_config
+    from dl2pa.runplan import follow_weights
     from dl2pa.training.data import open_data
 
     for option in ("devices", "steps", "link", "price"):
         value = getattr(args, option)
         if value is not None and value <= 0:
             raise UserError(f"--{option}", value, "must be positive", "Give a positive number.")
-    config = load_config(args.config, args.overrides)
+    config = follow_weights(load_config(args.config, args.overrides))
     try:
         data = open_data(config, args.devices)
     except UserError as error:

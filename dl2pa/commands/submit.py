@@ -22,7 +22,15 @@ from dl2pa.finished import FinishedRuns
 from dl2pa.osutil import LockResult, open_private, try_lock
 from dl2pa.redaction import redact, redact_tree
 from dl2pa.rundir import RunDirectory
-from dl2pa.runplan import RunPlan, RunSpec, check_resume, check_trainings, expand, plan_runs
+from dl2pa.runplan import (
+    RunPlan,
+    RunSpec,
+    check_initial_weights,
+    check_resume,
+    check_trainings,
+    expand,
+    plan_runs,
+)
 from launcher import jobs, slurm, submissions
 from launcher.submissions import Submission
 
@@ -118,6 +126,7 @@ def check_runs(plans: Sequence[RunPlan], request: slurm.Request) -> None:
     data = check_trainings([(plan.config, request.nodes * plan.nproc) for plan in plans])
     for plan in plans:
         check_resume(plan, data[plan.config.data.model_dump_json()])
+    check_initial_weights(plans)
     _check_unused(plans)
     slurm.check_with_cluster(_script(plans, request, plans[0].label))
 

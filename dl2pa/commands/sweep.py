@@ -34,7 +34,16 @@ from dl2pa.finished import FinishedRuns
 from dl2pa.gpus import visible_gpus
 from dl2pa.osutil import usable_cores
 from dl2pa.records import DamagedFile
-from dl2pa.runplan import RunPlan, RunSpec, check_count, check_resume, check_trainings, expand, plan_runs
+from dl2pa.runplan import (
+    RunPlan,
+    RunSpec,
+    check_count,
+    check_initial_weights,
+    check_resume,
+    check_trainings,
+    expand,
+    plan_runs,
+)
 from launcher.pool import CANNOT_START, Pool, Task
 
 Variant = tuple[str, Path, tuple[str, ...]]
@@ -117,6 +126,7 @@ def run(args: argparse.Namespace) -> int:
     data = check_trainings([(plan.config, plan.nproc) for plan in pending])
     for plan in pending:
         check_resume(plan, data[plan.config.data.model_dump_json()])
+    check_initial_weights(pending)
     tasks = [_task(plan, tag, parallel) for plan in pending]
     if args.dry_run and args.json:
         say({"commands": [task.command for task in tasks]}, True, "")

@@ -40,7 +40,15 @@ from dl2pa.gpus import visible_gpus
 from dl2pa.process import die_with_parent, note_command, torchrun_ranks
 from dl2pa.recorded_run import restore_submission
 from dl2pa.rundir import RunDirectory
-from dl2pa.runplan import RunPlan, RunSpec, check_contents, check_resume, facts_of, plan_runs
+from dl2pa.runplan import (
+    RunPlan,
+    RunSpec,
+    check_contents,
+    check_initial_weights,
+    check_resume,
+    facts_of,
+    plan_runs,
+)
 from launcher.node import Node, listen_again, this_node
 
 if TYPE_CHECKING:
@@ -193,7 +201,7 @@ def _launch(plan: RunPlan, node: Node) -> int:
 
 
 def _check_before_start(plan: RunPlan, world_size: int) -> DataSplits:
-    """Check data, prototypes, earlier attempts and device; return the open data set."""
+    """Check data, prototypes, earlier attempts, device, model and initial weights; return the open data set."""
     from dl2pa.training.data import open_data
 
     config = plan.config
@@ -206,6 +214,7 @@ def _check_before_start(plan: RunPlan, world_size: int) -> DataSplits:
 
     choose_device(config.launch.device, plan.nproc - 1)
     check_contents(config, len(data.classes))
+    check_initial_weights([plan])
     return data
 
 

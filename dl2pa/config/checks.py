@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dl2pa.config.schema import Config
 from dl2pa.errors import UserError
-from dl2pa.specs import BACKBONES, DATASETS, METHODS, SYNTHETIC
+from dl2pa.specs import DATASETS, METHODS, SYNTHETIC, backbone_spec
 
 MAX_REFIT_CLASSES = 4096
 """Largest number of classes with refit prototypes: each of the 400 steps of an update costs C² d."""
@@ -78,7 +78,7 @@ def check_method(config: Config, num_classes: int) -> None:
             "a margin is subtracted from a cosine, and method.normalize = false uses none",
             "Set method.normalize=true or method.margin=0.",
         )
-    backbone = BACKBONES[config.model.backbone]
+    backbone = backbone_spec(config.model.backbone)
     if config.model.head == "batchnorm":
         width = config.model.widths[-1]
         if not backbone.small or width != config.model.embedding_dim:
@@ -217,6 +217,8 @@ def warnings(config: Config, num_classes: int) -> list[str]:
             "regular simplex, every permutation of which is an isometry, so a dynamic assignment has no effect; "
             "method.assignment=static costs less."
         )
+    if config.model.freeze_epochs and config.model.init is None:
+        result.append("model.freeze_epochs freezes a backbone with random weights; set model.init.")
     side, data = config.data.image_size / config.data.eval_resize, config.data
     if config.loader in ("dali", "torchvision") and side < 0.5:
         result.append(
@@ -263,10 +265,11 @@ def _ignored(config: Config) -> list[tuple[str, str]]:
         (spec.fixed_form, ("method.normalize",), f"{name} defines the normalization"),
         (spec.sub_prototypes == 1, ("method.sub_prototypes",), f"{name} has one vector per class"),
         (not spec.centroid_momentum, ("method.centroid_momentum",), f"{name} has no centroids"),
-        (not BACKBONES[backbone].small, ("model.shortcut", "model.widths"), f"{backbone} defines them"),
+        (not backbone_spec(backbone).small, ("model.shortcut", "model.widths"), f"{backbone} defines them"),
         (data.crop != "random_resized", ("data.crop_scale", "data.crop_ratio"), f"data.crop is {data.crop}"),
         (data.crop != "pad", ("data.pad",), f"data.crop is {data.crop}"),
         (config.loader == "resident", ("data.eval_resize",), "resident arrays are not resized"),
+        (config.model.freeze_epochs == "all", ("optim.layer_decay",), "the backbone is frozen"),
         (optim.schedule != "step", ("optim.milestones", "optim.gamma"), schedule),
         (optim.schedule != "cosine", ("optim.min_lr",), schedule),
         (optim.name == "adamw", ("optim.momentum", "optim.nesterov"), "adamw uses optim.betas"),

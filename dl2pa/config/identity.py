@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from dl2pa.config import Config, flatten
-from dl2pa.config.load import LOCAL_KEYS, with_current_names
+from dl2pa.config.load import LOCAL_KEYS, with_current_names, without_added
 from dl2pa.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,10 @@ _CHANGEABLE = (
     "data.loader",
 )
 """Prefixes of keys that may change between two attempts of a run, with a warning."""
-_NOT_CHANGEABLE = ("optim.name", "optim.decay_all", "method.match.warmup_epochs")
+_NOT_CHANGEABLE = (
+    *("optim.name", "optim.decay_all", "optim.layer_decay", "optim.head_lr_scale"),
+    "method.match.warmup_epochs",
+)
 """Exceptions to ``_CHANGEABLE``."""
 
 Identity = dict[str, Any]
@@ -110,7 +113,7 @@ def check_resumable(before: Mapping[str, Any], now: Identity, *, quiet: bool = F
 def group_name(config: Config) -> str:
     """Name shared by all seeds of a recipe: method, d, data set and six hexadecimal digits."""
     digest = hashlib.sha256(
-        json.dumps(run_identity(config), sort_keys=True, default=str).encode()
+        json.dumps(without_added(run_identity(config)), sort_keys=True, default=str).encode()
     ).hexdigest()
     return f"{config.method.name} d={config.model.embedding_dim} {config.data.dataset} {digest[:6]}"
 

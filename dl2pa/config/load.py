@@ -40,6 +40,15 @@ LOCAL_KEYS = (
 `data.root` is among them because the fingerprint of the data set detects other images.
 """
 
+ADDED_KEYS: dict[str, Any] = {
+    "data.interpolation": "bilinear",
+    "model.init": None,
+    "model.freeze_epochs": 0,
+    "optim.layer_decay": 1.0,
+    "optim.head_lr_scale": 1.0,
+}
+"""Keys that older versions lack, with the value that has their behavior, which changes no name or hash of a run."""
+
 RENAMED_KEYS = {
     "train.log_every": "train.log_every_steps",
     "train.eval_every": "train.eval_every_epochs",
@@ -163,9 +172,14 @@ def flatten(config: Config) -> dict[str, Any]:
     return flat
 
 
+def without_added(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Flat configuration without the `ADDED_KEYS` that do not change the behavior."""
+    return {k: v for k, v in flat.items() if k not in ADDED_KEYS or v != ADDED_KEYS[k]}
+
+
 def fingerprint(config: Config) -> str:
     """Hash (ten hexadecimal digits) of all keys that can change the result of a run."""
-    tree = {k: v for k, v in flatten(config).items() if not k.startswith(LOCAL_KEYS)}
+    tree = {k: v for k, v in without_added(flatten(config)).items() if not k.startswith(LOCAL_KEYS)}
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:10]
 
 
@@ -268,6 +282,9 @@ def _explain(error: ValidationError) -> UserError:
         example = f"'{'.'.join(key)}=[\"TEXT\"]'" if item else f"'{field}=\"TEXT\"'"
         remedy = f'Put it in quotes: "TEXT" in a file, {example} on the command line.'
         return UserError(field, value, message, remedy)
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, UserError):
+        return UserError(field, value, cause.message, cause.remedy)
     message = first["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     return UserError(field, value, message, "See `dl2pa config` for the resolved values.")

@@ -15,6 +15,7 @@ PATH_KEYS = (
     "data.val_root",
     "data.index",
     "data.classes",
+    "model.init",
     "method.prototypes",
     "method.class_vectors",
     "tracking.uri",

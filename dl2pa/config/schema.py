@@ -12,13 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 
 from dl2pa import envvars
 from dl2pa.specs import (
-    BACKBONES,
     DATASETS,
     DEFAULT_BACKBONE,
     IMAGE_FOLDER,
     MAX_LOGITS,
     METHODS,
     MethodSpec,
+    backbone_spec,
 )
 
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -75,6 +75,9 @@ class DataConfig(Section):
     """Side length of the training and validation crops, in pixels."""
     eval_resize: PositiveInt = 256
     """Length of the shorter side before the center crop in validation, in pixels (image files only)."""
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """Filter that resizes images, in training and validation; antialiased. Like `image_size`, `eval_resize`, `mean` and
+    `std`, it follows the weights of `model.init` unless it is set."""
     crop: Literal["random_resized", "pad", "none"] = "random_resized"
     """Random crop in training: `random_resized` for image files, `pad` (zero padding, then a crop) for resident
     arrays, or `none`."""
@@ -132,8 +135,10 @@ class DataConfig(Section):
 class ModelConfig(Section):
     """Backbone and embedding head."""
 
-    backbone: Literal[tuple(BACKBONES)] = DEFAULT_BACKBONE  # pyright: ignore[reportInvalidTypeForm]
-    """Network that computes the features. resnet8 to resnet56 are CIFAR ResNets for images of 32 pixels."""
+    backbone: str = DEFAULT_BACKBONE
+    """Network that computes the features: resnet8, resnet14, resnet20, resnet32, resnet44 and resnet56 are CIFAR
+    ResNets for images of 32 pixels; any classification model of torchvision by its name (resnet18, convnext_tiny,
+    vit_b_16, …); any model of timm as timm:NAME."""
     embedding_dim: PositiveInt = 512
     """Dimension d of the embedding and of the prototypes."""
     head: Literal["linear", "batchnorm"] = "linear"
@@ -144,6 +149,26 @@ class ModelConfig(Section):
     channels, option A of the ResNet paper)."""
     widths: tuple[PositiveInt, PositiveInt, PositiveInt] = (16, 32, 64)
     """Channels of the three stages of CIFAR ResNets."""
+
+    init: str | None = None
+    """Initial weights: a safetensors file or a state dict, a finished run or an export, `torchvision:WEIGHTS` or
+    `timm:TAG` (pretrained weights of the backbone, fetched by `dl2pa weights fetch`). A head of another size stays
+    random. Default: random weights."""
+
+    freeze_epochs: NonNegativeInt | Literal["all"] = 0
+    """Number of first epochs that train only the head: the backbone keeps its weights and runs in evaluation mode
+    (BatchNorm statistics and dropout too). `all`: the backbone is never trained."""
+
+    @field_validator("init")
+    @classmethod
+    def _empty_is_unset(cls, value: str | None) -> str | None:
+        return value or None
+
+    @field_validator("backbone")
+    @classmethod
+    def _known_backbone(cls, value: str) -> str:
+        backbone_spec(value)
+        return value
 
 
 class MatchConfig(Section):
@@ -233,6 +258,11 @@ class OptimConfig(Section):
     `decay_all`."""
     decay_all: bool = False
     """Apply weight decay to every parameter, as in the CIFAR code of the DL2PA authors."""
+    layer_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Factor of the learning rate from each layer of the backbone to the layer before it; the last layer has this
+    factor, too. `dl2pa config FILE --groups` prints the layers. 1: one rate for all layers."""
+    head_lr_scale: Positive = 1.0
+    """Factor of the learning rate of everything after the backbone: projection and learned classifier."""
     clip_norm: NonNegative = 0.0
     """Maximum gradient norm. 0: no clipping."""
     schedule: Literal["cosine", "step", "constant"] = "cosine"
@@ -274,7 +304,7 @@ class TrainConfig(Section):
     deterministic: bool | None = None
     """Use deterministic algorithms. Default: true on the CPU, false on GPUs."""
     channels_last: bool | None = None
-    """Use the channels_last memory format in the backbone. Default: where it is faster (ResNets)."""
+    """Use the channels_last memory format in the backbone. Default: where it is faster (convolutional networks)."""
     sync_bn: bool = False
     """Synchronize batch normalization statistics over all processes."""
     mixup: NonNegative = 0.0

@@ -17,6 +17,7 @@ from dl2pa.backbones import Embedder, build_embedder
 from dl2pa.errors import UserError
 from dl2pa.model.head import ClassifierHead, Norm
 from dl2pa.rundir import find_model_file
+from dl2pa.specs import backbone_spec
 from pipelines.longtail import Group
 
 _MAX_IMAGE_SIZE = 4096
@@ -97,22 +98,13 @@ def load_classifier(path: Path) -> Classifier:
         with safe_open(file, framework="pt") as stored:
             description = _check_description(json.loads(stored.metadata()["dl2pa"]))
             tensors = {key: stored.get_tensor(key) for key in stored.keys()}  # noqa: SIM118
-        model = description["model"]
-        with torch.device("meta"):  # sizes from an untrusted file must not allocate memory
-            embedder = build_embedder(
-                model["backbone"],
-                model["embedding_dim"],
-                head=model["head"],
-                shortcut=model["shortcut"],
-                widths=tuple(model["widths"]),
-            )
         prefix = "embedder."
         weights = {
             k.removeprefix(prefix): v.float() if v.is_floating_point() else v
             for k, v in tensors.items()
             if k.startswith(prefix)
         }
-        embedder.load_state_dict(weights, assign=True)
+        embedder = _load_embedder(description, weights)
         head = _head_of(tensors, description)
         vectors_per_class = description.get("vectors_per_class", 1)
         if len(tensors["class_vectors"]) != len(description["classes"]) * vectors_per_class:
@@ -126,6 +118,40 @@ def load_classifier(path: Path) -> Classifier:
     return Classifier(embedder, head, description)
 
 
+def _load_embedder(description: dict[str, Any], weights: dict[str, Tensor]) -> Embedder:
+    """Build the embedder with the weights of a file.
+
+    Sizes from an untrusted file must not allocate memory, so it is first built without weights. Some networks of the
+    libraries cannot be, or compute tensors that are not part of their state; they are then built with weights.
+    """
+    with torch.random.fork_rng(devices=[]):
+        try:
+            with torch.device("meta"):
+                embedder = _build_described(description)
+        except UserError:
+            embedder = None
+        if embedder is not None:
+            embedder.load_state_dict(weights, assign=True)
+        if embedder is None or backbone_spec(description["model"]["backbone"]).family == "timm":
+            if len(weights.get("head.weight", ())) != description["model"]["embedding_dim"]:
+                raise ValueError("the size of its head differs from its description")
+            embedder = _build_described(description)
+            embedder.load_state_dict(weights)
+    return embedder
+
+
+def _build_described(description: dict[str, Any]) -> Embedder:
+    model = description["model"]
+    return build_embedder(
+        model["backbone"],
+        model["embedding_dim"],
+        head=model["head"],
+        shortcut=model["shortcut"],
+        widths=tuple(model["widths"]),
+        image_size=description["preprocessing"]["image_size"],
+    )
+
+
 def _check_description(description: dict[str, Any]) -> dict[str, Any]:
     """Return a valid description; raise one of ``_DAMAGE_ERRORS`` otherwise."""
     classes, scale, prepared = description["classes"], description["scale"], description["preprocessing"]
@@ -136,6 +162,8 @@ def _check_description(description: dict[str, Any]) -> dict[str, Any]:
     sides = [prepared[key] for key in ("resize_shorter_side", "image_size")]
     if not all(type(side) is int and 0 < side <= _MAX_IMAGE_SIZE for side in sides):
         raise ValueError(f"its image sizes are {sides!r}")
+    if prepared.get("interpolation", "bilinear") not in ("bilinear", "bicubic"):
+        raise ValueError(f"its interpolation is {prepared['interpolation']!r}")
     for key in ("mean", "std"):
         if len(prepared[key]) != 3 or not all(map(_is_number, prepared[key])):
             raise ValueError(f"its {key} is {prepared[key]!r}")

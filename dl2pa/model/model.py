@@ -116,11 +116,24 @@ def build_model(config: Config, num_classes: int, prototype_init: PrototypeInit 
     """
     prototype_init = prototype_init or init_prototypes(config, num_classes)
     torch.manual_seed(config.train.seed)
+    return Model(build_configured_embedder(config), build_method(config, num_classes, prototype_init))
+
+
+def build_configured_embedder(config: Config) -> Embedder:
+    """Build the embedder with random weights from torch's global generator.
+
+    Raises:
+        UserError: the backbone does not accept the image size.
+    """
     model = config.model
-    embedder = build_embedder(
-        model.backbone, model.embedding_dim, head=model.head, shortcut=model.shortcut, widths=model.widths
+    return build_embedder(
+        model.backbone,
+        model.embedding_dim,
+        head=model.head,
+        shortcut=model.shortcut,
+        widths=model.widths,
+        image_size=config.data.image_size,
     )
-    return Model(embedder, build_method(config, num_classes, prototype_init))
 
 
 def build_method(config: Config, num_classes: int, prototype_init: PrototypeInit | None) -> Method:
@@ -183,6 +196,20 @@ def load_class_vectors(path: str, num_classes: int) -> Tensor:
 def embedder_buffers(module: Model) -> list[Tensor]:
     """BatchNorm running statistics of the embedder."""
     return [b for b in module.embedder.buffers() if b is not None]
+
+
+def build_embedder_shapes(config: Config) -> Embedder:
+    """Build the embedder without weights where the network allows it; the generators do not change.
+
+    Raises:
+        UserError: the backbone does not accept the image size.
+    """
+    with torch.random.fork_rng(devices=[]):
+        try:
+            with torch.device("meta"):
+                return build_configured_embedder(config)
+        except UserError:  # perhaps a network that cannot be built without weights
+            return build_configured_embedder(config)
 
 
 def check_prototypes(config: Config, num_classes: int) -> None:

@@ -45,7 +45,7 @@ def save_classifier(
         "normalize": head.normalize,
         "vectors_per_class": head.per_class,
         "method": config.method.name,
-        "model": config.model.model_dump(mode="json"),
+        "model": config.model.model_dump(mode="json", exclude={"init", "freeze_epochs"}),
         "preprocessing": preprocessing_of(config),
         "groups": None if groups is None else list(groups),
     }
@@ -57,9 +57,12 @@ def save_classifier(
 def preprocessing_of(config: Config) -> dict[str, Any]:
     """Resize, crop and normalization that validation applies."""
     in_memory = config.loader in ("resident", "synthetic")
-    return {
+    prepared: dict[str, Any] = {
         "resize_shorter_side": config.data.image_size if in_memory else config.data.eval_resize,
         "image_size": config.data.image_size,
         "mean": list(config.data.mean),
         "std": list(config.data.std),
     }
+    if config.data.interpolation != "bilinear":  # early files have no such entry
+        prepared["interpolation"] = config.data.interpolation
+    return prepared

@@ -12,7 +12,7 @@ from dl2pa.config import Config, fingerprint
 from dl2pa.config.identity import group_name
 from dl2pa.redaction import redact
 from dl2pa.rundir import RunDirectory
-from dl2pa.specs import BACKBONES
+from dl2pa.specs import backbone_spec
 from dl2pa.tracking.description import NOTE_TAG, describe_run
 
 _SERVING_PACKAGES = ("mlflow", "numpy", "pandas", "pillow", "safetensors", "torch")
@@ -115,9 +115,12 @@ def model_payload(run: RunDirectory, config: Config, result: Mapping[str, Any]) 
 
 def serving_requirements(backbone: str) -> list[str]:
     """Packages that inference needs, pinned to the installed versions; dl2pa's own code is in the logged model."""
-    torchvision = ("torchvision",) if BACKBONES[backbone].family == "torchvision" else ()
+    family = backbone_spec(backbone).family
+    libraries = (
+        () if family == "cifar" else ("torchvision",) if family == "torchvision" else (family, "torchvision")
+    )
     pinned: list[str] = []
-    for package in sorted((*_SERVING_PACKAGES, *torchvision)):
+    for package in sorted((*_SERVING_PACKAGES, *libraries)):
         try:
             # Package indexes lack local suffixes such as +cu130.
             version = metadata.version(package).partition("+")[0]

@@ -10,18 +10,21 @@ import torch
 from torch import nn
 
 from dl2pa.config.schema import OptimConfig
+from dl2pa.training.param_groups import param_groups
 
 
 def build_optimizer(module: nn.Module, config: OptimConfig, fused: bool) -> torch.optim.Optimizer:
-    """SGD or AdamW over the trainable parameters; weight decay applies to matrices and kernels only."""
-    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-    # Swin's relative position bias table has the shape of a matrix, but is a bias.
-    no_decay_flags = [not config.decay_all and (p.ndim < 2 or "bias" in name) for name, p in named]
-    undecayed = [p for (_, p), skip in zip(named, no_decay_flags, strict=True) if skip]
-    decayed = [p for (_, p), skip in zip(named, no_decay_flags, strict=True) if not skip]
-    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": undecayed}]
-    for group, settings in zip(groups, group_settings(config), strict=True):
-        group.update(settings)
+    """SGD or AdamW over the trainable parameters, in the groups of `param_groups`."""
+    parameters = dict(module.named_parameters())
+    groups: list[dict[str, Any]] = [
+        {
+            "params": [parameters[name] for name in group.names],
+            "decays": group.decays,
+            "lr_scale": group.lr_scale,
+            **group_settings(config, group.decays),
+        }
+        for group in param_groups(module, config)
+    ]
     if config.name == "sgd":
         optimizer = torch.optim.SGD(groups, lr=config.lr, fused=fused or None)
         if fused and config.momentum:
@@ -48,6 +51,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], conf
         state: a state dict, whose tensors may come from another device or memory format.
     """
     fused = [group.get("fused") for group in optimizer.param_groups]
+    own = [{key: group[key] for key in ("decays", "lr_scale")} for group in optimizer.param_groups]
     # With `fused` set, torch moves the step count to the parameters' device.
     groups = [{**group, "fused": value} for group, value in zip(state["param_groups"], fused, strict=True)]
     optimizer.load_state_dict({**state, "param_groups": groups})
@@ -55,23 +59,19 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], conf
         for name, value in entries.items():
             if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
                 entries[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-    apply_settings(optimizer, config)
+    # A load replaces the hyperparameters by those of the checkpoint.
+    for group, kept in zip(optimizer.param_groups, own, strict=True):
+        group.update({**kept, **group_settings(config, bool(kept["decays"]))})
 
 
-def group_settings(config: OptimConfig) -> list[dict[str, object]]:
-    """Hyperparameters of the two parameter groups: with and without weight decay."""
+def group_settings(config: OptimConfig, decays: bool) -> dict[str, object]:
+    """Hyperparameters of a parameter group with or without weight decay."""
     common: dict[str, object] = (
         {"momentum": config.momentum, "nesterov": config.nesterov and config.momentum > 0}
         if config.name == "sgd"
         else {"betas": config.betas}
     )
-    return [{**common, "weight_decay": config.weight_decay}, {**common, "weight_decay": 0.0}]
-
-
-def apply_settings(optimizer: torch.optim.Optimizer, config: OptimConfig) -> None:
-    """Set the configured hyperparameters, which a load replaces by those of the checkpoint."""
-    for group, settings in zip(optimizer.param_groups, group_settings(config), strict=True):
-        group.update(settings)
+    return {**common, "weight_decay": config.weight_decay if decays else 0.0}
 
 
 def learning_rate(config: OptimConfig, step: int, steps_per_epoch: int, epochs: int) -> float:

@@ -28,9 +28,19 @@ log = logging.getLogger(__name__)
 
 
 def start_tracker(
-    config: Config, world: World, run: RunDirectory, data: DataSplits, attempt: int, name: str
+    config: Config,
+    world: World,
+    run: RunDirectory,
+    data: DataSplits,
+    attempt: int,
+    name: str,
+    init: Mapping[str, Any] | None = None,
 ) -> Tracker:
-    """Write configuration, environment and code to the run directory and start tracking; a collective."""
+    """Write configuration, environment and code to the run directory and start tracking; a collective.
+
+    Args:
+        init: record of the initial weights, if this attempt loaded them.
+    """
     hosts = gather_objects(os.environ.get(envvars.NODE_NAME) or socket.gethostname(), world)
     environment = describe_environment(world, hosts)
     tracker = Tracker(
@@ -49,6 +59,8 @@ def start_tracker(
         log.warning("results may differ in the last bits from the previous attempt's: %s", "; ".join(changes))
     identity = data_identity(data.fingerprint, data.classes)
     entry = {"data_fingerprint": data.fingerprint, "data_classes": identity["data.classes"], **environment}
+    if init is not None:
+        entry["init"] = init
     attempts = [*earlier, {"attempt": attempt, **entry}]
     write_json(run.environment, {"attempts": attempts}, indent=1)
     write_atomically(run.config, dump_config(config, redacted=True))
@@ -57,7 +69,7 @@ def start_tracker(
     num_classes = len(data.classes)
     tracker.start(
         {**flatten(config), "num_classes": num_classes},
-        run_tags(config, name, environment, num_classes, data.fingerprint),
+        {**run_tags(config, name, environment, num_classes, data.fingerprint), **_init_tags(init)},
     )
     tracker.inputs(
         [_describe_split(config, data.train, "training"), _describe_split(config, data.val, "validation")]
@@ -68,6 +80,11 @@ def start_tracker(
         for path in write_code(run.code, attempt):
             tracker.artifact(path, run.code.name)
     return tracker
+
+
+def _init_tags(init: Mapping[str, Any] | None) -> dict[str, str]:
+    """Tags of the initial weights; a resumed run keeps those of its first attempt."""
+    return {} if init is None else {"dl2pa.init": init["source"], "dl2pa.init_sha256": init["sha256"]}
 
 
 def _describe_split(config: Config, dataset: Dataset, context: str) -> dict[str, str]:

@@ -28,7 +28,8 @@ from dl2pa.errors import (
     TrainingFailure,
     UserError,
 )
-from dl2pa.model.model import PrototypeInit, build_model, init_prototypes, prototypes_of_checkpoint
+from dl2pa.model.init import load_initial_weights
+from dl2pa.model.model import Model, PrototypeInit, build_model, init_prototypes, prototypes_of_checkpoint
 from dl2pa.osutil import DiskFull, full_disk, open_private, private_temporary_folder, reason_of, write_json
 from dl2pa.ownership import Ownership
 from dl2pa.rundir import RunDirectory
@@ -236,12 +237,13 @@ def _build(
     else:
         prototype_init = _init_prototypes(config, len(data.classes), world)
     model = build_model(config, len(data.classes), prototype_init)
+    init = None if checkpoint is not None else _load_initial_weights(config, model, world)
     counts = class_counts(data.train)
     if counts is not None:
         model.method.set_class_counts(torch.from_numpy(counts))
     train_state = TrainState(config, model, world, train_pipeline.steps_per_epoch)
     status = from_rank_zero(run.status() if world.is_main else None, world)
-    tracker = start_tracker(config, world, run, data, status["attempt"], name)
+    tracker = start_tracker(config, world, run, data, status["attempt"], name, init)
     try:
         trainer = Trainer(
             config,
@@ -274,6 +276,17 @@ def _init_prototypes(config: Config, num_classes: int, world: World) -> Prototyp
     result = init_prototypes(config, num_classes) if world.is_main else None
     tensors = from_rank_zero(None if result is None else (result.prototypes, result.assignment), world)
     return None if tensors is None else PrototypeInit(*tensors)
+
+
+def _load_initial_weights(config: Config, model: Model, world: World) -> dict[str, Any] | None:
+    """Load `model.init` on rank 0 and send the weights to every rank; a collective. Returns the record of the file."""
+    if config.model.init is None:
+        return None
+    record = load_initial_weights(config, model.embedder).as_dict() if world.is_main else None
+    if world.size > 1:
+        weights = from_rank_zero(dict(model.embedder.state_dict()) if world.is_main else None, world)
+        model.embedder.load_state_dict(weights)
+    return record
 
 
 def _load_checkpoint(store: CheckpointStore, world: World) -> dict[str, Any] | None:

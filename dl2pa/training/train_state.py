@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
 from typing import Any
 
@@ -12,10 +13,11 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from dl2pa.assignment import Matching
+from dl2pa.backbones import prefers_channels_last, probe_forward
 from dl2pa.config import Config
 from dl2pa.methods import Targets
 from dl2pa.model.model import Model, embedder_buffers
-from dl2pa.specs import BACKBONES
+from dl2pa.specs import backbone_spec
 from dl2pa.step_parts import part
 from dl2pa.training.distributed import World
 from dl2pa.training.ema import ModelEma
@@ -42,18 +44,24 @@ class TrainState:
         self._steps_per_epoch = steps_per_epoch
         channels_last = config.train.channels_last
         if channels_last is None:
-            channels_last = BACKBONES[config.model.backbone].channels_last
+            channels_last = backbone_spec(config.model.backbone).channels_last
+        if channels_last is None:
+            channels_last = prefers_channels_last(model.embedder.backbone)
+        self._stochastic = _draws_random_numbers(model, config.data.image_size)
         self._format = torch.channels_last if channels_last else torch.contiguous_format
         self.model = model.to(world.device)
         self.model.embedder.to(memory_format=self._format)
         if config.train.sync_bn and world.size > 1:
             self.model.embedder = nn.SyncBatchNorm.convert_sync_batchnorm(self.model.embedder)  # pyright: ignore
         gpu = world.device.type == "cuda"
+        self._freeze_epochs = config.model.freeze_epochs
+        self._backbone_parameters = [p for p in self.model.embedder.backbone.parameters() if p.requires_grad]
+        self._set_frozen(isinstance(self._freeze_epochs, str))
         self.optimizer = build_optimizer(self.model, config.optim, fused=gpu)
+        self._set_frozen(self._is_frozen_in(0))
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.train.precision == "fp16")
         self.average = ModelEma(self.model, config.train.ema) if config.train.ema else None
         self.meter = TrainMeter(world)
-        self._stochastic = any(_draws_random_numbers(m) for m in self.model.modules())
         self._wrapped: nn.Module = self.model
 
     @property
@@ -69,7 +77,13 @@ class TrainState:
         """
         if self._config.train.compile:
             self.model.compile(mode=compile_mode(self._config.train.compile))
+        self._wrap_with_ddp()
+
+    def _wrap_with_ddp(self) -> None:
+        """Wrap the model with DDP, which exchanges the gradients of the parameters that are now trainable."""
+        self._wrapped = self.model
         if self._world.size > 1:
+            gc.collect()  # the hooks of an earlier DDP end with it
             names = [f"method.{name}" for name in self.model.method.unsynced_buffers()]
             # torch has no public function that excludes single buffers from DDP.
             DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.model, names)  # pyright: ignore[reportPrivateUsage]
@@ -85,7 +99,15 @@ class TrainState:
             self._build_buckets()
 
     def begin_epoch(self, epoch: int) -> None:
-        """Notify the method, and its averaged copy, of the epoch that begins."""
+        """Freeze or unfreeze the backbone; notify the method, and its averaged copy, of the epoch that begins.
+
+        A collective where the backbone is unfrozen.
+        """
+        if self._is_frozen_in(epoch) != self.model.embedder.frozen:
+            is_wrapped = self._wrapped is not self.model
+            self._set_frozen(self._is_frozen_in(epoch))
+            if is_wrapped:
+                self._wrap_with_ddp()
         self.model.method.begin_epoch(epoch)
         if self.average is not None:
             self.average.module.method.begin_epoch(epoch)
@@ -98,7 +120,7 @@ class TrainState:
     def step(self, batch: Batch, global_step: int, want_norm: bool = False) -> Tensor | None:
         """Train on one batch without a host sync; returns the gradient norm (a scalar tensor) if computed."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.rate(global_step)
+            group["lr"] = self.rate(global_step) * group["lr_scale"]
         if self._stochastic:
             torch.manual_seed(self._step_seed(global_step))
         with part("dl2pa.mix"):
@@ -182,6 +204,15 @@ class TrainState:
         self.meter.load(state["meter"])
         self.release_gathered()
 
+    def _is_frozen_in(self, epoch: int) -> bool:
+        return isinstance(self._freeze_epochs, str) or epoch < self._freeze_epochs
+
+    def _set_frozen(self, frozen: bool) -> None:
+        self.model.embedder.frozen = frozen
+        for parameter in self._backbone_parameters:
+            parameter.requires_grad_(not frozen)
+        self.model.embedder.train(self.model.embedder.training)
+
     def _mix(self, batch: Batch, global_step: int) -> tuple[Tensor, Targets]:
         train = self._config.train
         images = batch.images.contiguous(memory_format=self._format)
@@ -252,6 +283,9 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
-def _draws_random_numbers(module: nn.Module) -> bool:
-    dropout = isinstance(module, nn.Dropout) and module.p > 0
-    return dropout or type(module).__name__ == "StochasticDepth"
+def _draws_random_numbers(model: Model, image_size: int) -> bool:
+    """Whether a training step draws from torch's generator; if in doubt true, because seeding a step is harmless."""
+    try:
+        return probe_forward(model.embedder, image_size).draws_random_numbers
+    except Exception:
+        return True

@@ -51,11 +51,14 @@ def imported(package: str) -> set[tuple[str, str]]:
 @pytest.mark.parametrize(
     ("package", "allowed"),
     [
-        ("launcher", ("launcher", "dl2pa.config", "dl2pa.rundir", "dl2pa.process", *LEAVES)),
-        ("pipelines", ("pipelines", *LEAVES)),
+        ("launcher", ("launcher", "dl2pa.config", "dl2pa.gpus", "dl2pa.rundir", "dl2pa.process", *LEAVES)),
+        ("pipelines", ("pipelines", "dl2pa.step_parts", *LEAVES)),
         ("dl2pa.errors", ()),
         ("dl2pa.envvars", ()),
-        ("dl2pa.specs", ("pipelines.names",)),
+        ("dl2pa.specs", ("pipelines.names", "dl2pa.zoo", "dl2pa.errors")),
+        ("dl2pa.zoo", ()),
+        ("dl2pa.step_parts", ()),
+        ("dl2pa.gpus", LEAVES),
         ("pipelines.names", ()),
         ("dl2pa.redaction", ("dl2pa.errors",)),
         ("dl2pa.fence", ("dl2pa.errors",)),

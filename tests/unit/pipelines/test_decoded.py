@@ -49,12 +49,14 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCap
     return folder
 
 
-def reference(drawn: Any, count: int) -> NDArray[np.uint8]:
+def reference(
+    drawn: Any, count: int, resampling: Image.Resampling = Image.Resampling.BILINEAR
+) -> NDArray[np.uint8]:
     """Pillow's pixels of the generated images: 80 x 60, so the shorter side is the height."""
     images = []
     for i in range(count):
         image = Image.open(io.BytesIO(drawn.encoded(i))).convert("RGB")
-        scaled = image.resize((80 * SIDE // 60, SIDE), Image.Resampling.BILINEAR)
+        scaled = image.resize((80 * SIDE // 60, SIDE), resampling)
         left = round((scaled.width - SIDE) / 2)
         images.append(np.asarray(scaled.crop((left, 0, left + SIDE, SIDE))))
     return np.stack(images)
@@ -151,6 +153,13 @@ def test_cache_depends_on_files_and_size(drawn: Any, folder: Folder, cache: Path
     os.utime(table.path(0), ns=(state.st_atime_ns, state.st_mtime_ns))
     assert np.array_equal(decode_folder(table, SIDE, 1).images[0], reference(drawn, 3)[2])
     assert len(list(cache.glob("*.pixels"))) == 3
+
+
+def test_cache_depends_on_the_filter(drawn: Any, folder: Folder) -> None:
+    table = folder(3)
+    assert np.array_equal(decode_folder(table, SIDE, 1).images, reference(drawn, 3))
+    bicubic = decode_folder(table, SIDE, 1, "bicubic").images
+    assert np.array_equal(bicubic, reference(drawn, 3, Image.Resampling.BICUBIC))
 
 
 def flip_a_byte(file: Path) -> None:

@@ -19,14 +19,15 @@ from pipelines.transforms import Transforms
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def load(path: Path, resize: int = 256, size: int = 224) -> torch.Tensor:
-    return load_image(path, resize_shorter_side=resize, image_size=size, mean=MEAN, std=STD)
+def load(path: Path, resize: int = 256, size: int = 224, **options: str) -> torch.Tensor:
+    return load_image(path, resize_shorter_side=resize, image_size=size, mean=MEAN, std=STD, **options)
 
 
-def test_preparation_matches_torchvision(photographs: list[Path]) -> None:
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_preparation_matches_torchvision(photographs: list[Path], interpolation: str) -> None:
     transform = v2.Compose(
         [
-            v2.Resize(256),
+            v2.Resize(256, v2.InterpolationMode(interpolation)),
             v2.CenterCrop(224),
             v2.PILToTensor(),
             v2.ToDtype(torch.float32, scale=True),
@@ -34,7 +35,8 @@ def test_preparation_matches_torchvision(photographs: list[Path]) -> None:
         ]
     )
     for path in photographs[:4]:
-        assert torch.allclose(load(path), transform(Image.open(path).convert("RGB")), atol=1e-5)
+        pixels = load(path, interpolation=interpolation)
+        assert torch.allclose(pixels, transform(Image.open(path).convert("RGB")), atol=1e-5)
 
 
 def test_prediction_and_validation_have_the_same_pixels(

@@ -209,7 +209,7 @@ def test_a_recorded_configuration_may_use_former_names(write: Callable[[str, str
         ("optim.lr", float("inf")),
         ("optim.momentum", 1.0),
         ("optim.weight_decay", -1e-4),
-        ("model.backbone", "resnet18"),
+        ("model.backbone", "resnet19"),
         ("model.embedding_dim", 0),
         ("method.name", "dlpa"),
         ("method.loss", "hinge"),
@@ -278,6 +278,11 @@ def test_a_dumped_configuration_reads_back_the_same(
         again = load_config(written)
         assert again == config, path
         assert fingerprint(again) == fingerprint(config), path
+
+
+def test_keys_added_later_keep_the_names_of_earlier_runs() -> None:
+    """The fingerprint of the defaults before these keys. Add a new key to `ADDED_KEYS` or `LOCAL_KEYS`."""
+    assert fingerprint(Config()) == "bcde24470c"
 
 
 def test_the_fingerprint_depends_on_the_recipe_not_on_paths() -> None:

@@ -84,3 +84,29 @@ def test_file_with_too_few_vectors_is_rejected(tmp_path: Path) -> None:
     save_classifier(tmp_path / "model.safetensors", build_model(settings, 5), settings, (*CLASSES, "f"))
     with pytest.raises(UserError, match="number of class names differs"):
         load_classifier(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "side"),
+    [("timm:test_vit", 48), ("timm:test_efficientnet", 32), ("regnet_y_400mf", 32), ("vit_b_32", 64)],
+)
+def test_networks_of_libraries_are_loaded_for_their_image_size(
+    backbone: str, side: int, tmp_path: Path
+) -> None:
+    """Some compute tensors while they are built, which a model file does not contain."""
+    if backbone.startswith("timm:"):
+        pytest.importorskip("timm")
+    settings = parse_config(
+        {
+            "data": {"dataset": "synthetic", "num_classes": 5, "image_size": side},
+            "model": {"backbone": backbone, "embedding_dim": 4, "init": "somewhere", "freeze_epochs": 1},
+        }
+    )
+    model = build_model(settings, 5).eval()
+    save_classifier(tmp_path / "model.safetensors", model, settings, CLASSES)
+    generator = torch.get_rng_state()
+    classifier = load_classifier(tmp_path)
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert {"init", "freeze_epochs"}.isdisjoint(classifier.description["model"])
+    images = torch.randn(2, 3, side, side)
+    assert torch.equal(classifier.score(images), model.score(images))

@@ -1,0 +1,137 @@
+"""Frozen backbones: what changes in frozen epochs, exact resume across the unfreeze, DDP."""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dl2pa.config import Config, merge, parse_config
+from dl2pa.config.checks import warnings
+from dl2pa.model.model import build_model
+from dl2pa.training.distributed import World
+from dl2pa.training.train_state import TrainState
+from pipelines.batch import Batch
+from pipelines.sampler import TrainSampler
+from pipelines.synthetic import SyntheticPipeline
+
+CLASSES, EPOCHS = 5, 3
+
+
+def config(**change: Any) -> Config:
+    base: dict[str, Any] = {
+        "data": {"dataset": "synthetic", "num_classes": CLASSES, "image_size": 8},
+        "model": {"backbone": "resnet8", "embedding_dim": 3, "widths": [4, 4, 4], "freeze_epochs": 1},
+        "train": {"batch_size": 8, "epochs": EPOCHS},
+        "optim": {"lr": 0.1, "weight_decay": 0.01},
+    }
+    return parse_config(merge(base, change))
+
+
+def batches(size: int = 8) -> list[Batch]:
+    return list(SyntheticPipeline(CLASSES, size, TrainSampler(16, 8, 0), 0, torch.device("cpu")))
+
+
+def build(settings: Config, world: World, state: dict[str, Any] | None = None) -> TrainState:
+    train_state = TrainState(settings, build_model(settings, CLASSES), world, 2)
+    if state is not None:
+        train_state.load(state)
+    train_state.wrap()
+    return train_state
+
+
+def train(train_state: TrainState, epoch: int) -> None:
+    train_state.begin_epoch(epoch)
+    train_state.model.train()
+    for step, batch in enumerate(batches(), start=2 * epoch):
+        train_state.step(batch, step)
+
+
+def tensors(train_state: TrainState, part: str) -> dict[str, Tensor]:
+    state = train_state.model.embedder.get_submodule(part).state_dict()
+    return {name: value.clone() for name, value in state.items()}
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+@pytest.mark.parametrize("optimizer", [{"name": "sgd"}, {"name": "adamw", "lr": 0.01}])
+def test_frozen_epochs_change_only_the_head(optimizer: dict[str, Any], alone: World) -> None:
+    train_state = build(config(optim=optimizer), alone)
+    backbone, head = tensors(train_state, "backbone"), tensors(train_state, "head")
+    train(train_state, 0)
+    assert same(tensors(train_state, "backbone"), backbone), "weights and BatchNorm statistics"
+    assert not same(tensors(train_state, "head"), head)
+    train(train_state, 1)
+    changed = tensors(train_state, "backbone")
+    assert not any(torch.equal(value, backbone[name]) for name, value in changed.items())
+
+
+def test_a_backbone_frozen_in_all_epochs_never_changes(alone: World) -> None:
+    train_state = build(config(model={"freeze_epochs": "all"}), alone)
+    backbone = tensors(train_state, "backbone")
+    for epoch in range(EPOCHS):
+        train(train_state, epoch)
+    assert same(tensors(train_state, "backbone"), backbone)
+    assert sum(len(group["params"]) for group in train_state.optimizer.param_groups) == 2
+
+
+def test_a_frozen_backbone_draws_no_dropout(alone: World) -> None:
+    settings = config(model={"backbone": "mobilenet_v3_small"}, data={"image_size": 32})
+    train_state = build(settings, alone)
+    train_state.model.train()
+    backbone = train_state.model.embedder.backbone
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(backbone(images), backbone(images))
+    train_state.begin_epoch(1)
+    train_state.model.train()
+    assert backbone.training
+
+
+@pytest.mark.parametrize("stop", [1, 2])
+def test_resuming_before_and_after_the_unfreeze_is_exact(stop: int, alone: World) -> None:
+    settings = config(optim={"name": "adamw", "lr": 0.01, "layer_decay": 0.7}, train={"ema": 0.9})
+    uninterrupted = build(settings, alone)
+    for epoch in range(EPOCHS):
+        train(uninterrupted, epoch)
+    killed = build(settings, alone)
+    for epoch in range(stop):
+        train(killed, epoch)
+    state = copy.deepcopy(killed.state())
+    resumed = build(settings, alone, state)
+    for epoch in range(stop, EPOCHS):
+        train(resumed, epoch)
+    for train_state in (uninterrupted, resumed):
+        train_state.sync_buffers()  # as before validation
+    assert same(uninterrupted.evaluated.state_dict(), resumed.evaluated.state_dict())
+    assert same(uninterrupted.model.state_dict(), resumed.model.state_dict())
+
+
+def test_two_processes_unfreeze_and_resume_exactly(tmp_path: Path) -> None:
+    """Without `find_unused_parameters`; stopped after each of the steps."""
+    script = Path(__file__).with_name("freeze_ranks.py")
+    root = Path(__file__).resolve().parents[4]
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    for rank in (0, 1):
+        report = json.loads((tmp_path / f"{rank}.json").read_text(encoding="utf-8"))
+        assert set(report["resumed"].values()) == {report["expected"]}
+
+
+def test_freezing_random_weights_is_noted() -> None:
+    assert any("random weights" in text for text in warnings(config(), CLASSES))
+    assert not any("random weights" in text for text in warnings(config(model={"init": "a.pth"}), CLASSES))

@@ -46,8 +46,9 @@ class Measured:
     Attributes:
         a, b: values of the two runs.
         mean, n: mean and size of each group.
+        gap: difference of the group means or, for the same recipe, b - a.
         noise: pooled standard deviation over seeds; None if no group has two seeds.
-        interval: 95 % interval of the difference between the group means or, for the same recipe, of b - a.
+        interval: 95 % confidence interval of the gap.
         verdict: whether the difference exceeds the seed noise.
     """
 
@@ -55,6 +56,7 @@ class Measured:
     b: float
     mean: list[float]
     n: list[int]
+    gap: float
     noise: float | None
     interval: list[float] | None
     verdict: str
@@ -65,6 +67,7 @@ class Differences:
     """Content of ``report --compare``; as a dictionary, the JSON object of ``report --json``.
 
     Attributes:
+        conclusion: which run is better, by how much, and whether seeds explain it.
         same_recipe: whether the two runs have the same recipe.
         config, data, code, machine: differing settings that affect results, and other differences.
         neutral: differing settings that do not affect results.
@@ -73,6 +76,7 @@ class Differences:
 
     a: str
     b: str
+    conclusion: str
     same_recipe: bool
     config: Values
     data: Values
@@ -112,6 +116,7 @@ def compare_runs(first: Path, second: Path, below: Path | None = None) -> Differ
     return Differences(
         a=str(first),
         b=str(second),
+        conclusion=_conclusion(results.get("top1_last"), unknown),
         same_recipe=not recipe,
         config=_differing(flat, [*(key for key in recipe if key not in data_keys), SEED]),
         data=_differing(flat, [*data_keys, "data.root", "data.val_root", "data.classes"])
@@ -183,7 +188,7 @@ def _measure(name: str, a: Run, b: Run, groups: Sequence[Group]) -> Measured | N
         n_a, n_b = (1, 1) if same else counts
         margin = _quantile(dof) * noise * math.sqrt(1 / n_a + 1 / n_b)
         interval = [gap - margin, gap + margin]
-    return Measured(value_a, value_b, means, counts, noise, interval, _verdict(gap, interval))
+    return Measured(value_a, value_b, means, counts, gap, noise, interval, _verdict(gap, interval))
 
 
 def _values(group: Group, name: str, run: Run | None) -> list[float]:
@@ -208,9 +213,26 @@ def _verdict(gap: float, interval: list[float] | None) -> str:
     return "within seed noise" if interval[0] <= 0 <= interval[1] else "exceeds seed noise"
 
 
+def _conclusion(top1: Measured | None, unknown: str | None) -> str:
+    """Compare the top-1 accuracy of the last epoch in one sentence."""
+    if unknown is not None or top1 is None:
+        return "No conclusion: the results cannot be compared"
+    gap = top1.gap
+    if gap == 0:
+        return f"A and B have the same top-1 accuracy, {top1.a:.2f} %"
+    better = f"{'B' if gap > 0 else 'A'} is better by {abs(gap):.2f} points of top-1 accuracy"
+    if top1.interval is None:
+        return f"{better}; with one seed each, seeds may explain it"
+    explained = top1.interval[0] <= 0 <= top1.interval[1]
+    return f"{better}; seeds {'may explain' if explained else 'do not explain'} it"
+
+
 def compose_differences(content: Differences) -> list[Block]:
     """Compose the comparison as a document."""
-    blocks: list[Block] = [Heading(1, f"Comparison of {code(content.a)} and {code(content.b)}")]
+    blocks: list[Block] = [
+        Heading(1, content.conclusion),
+        Paragraph(f"A is {code(content.a)}, B is {code(content.b)}."),
+    ]
     if content.same_recipe:
         text = "Both runs have the same recipe: of the settings that change results only the seed may differ."
         blocks.append(Paragraph(text))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -41,22 +42,39 @@ def test_differences_are_listed_with_both_values(make_run: MakeRun) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seeds_of_a", "seeds_of_b", "verdict"),
+    ("seeds_of_a", "seeds_of_b", "verdict", "conclusion"),
     [
-        ([50.0], [60.0], "undecided: one seed each"),
-        ([50.0, 50.2, 49.9], [60.0], "exceeds seed noise"),
-        ([50.0, 58.0, 42.0], [60.0, 55.0], "within seed noise"),
-        ([50.0, 50.2, 49.8], [60.0, 60.4, 59.9], "exceeds seed noise"),
-        ([50.0], [50.0], "equal"),
+        ([50.0], [60.0], "undecided: one seed each", "B is better by 10.00 points .* seeds may explain it"),
+        (
+            [60.0, 60.2, 59.8],
+            [50.0],
+            "exceeds seed noise",
+            "A is better by 10.00 points .* do not explain it",
+        ),
+        (
+            [50.0, 58.0, 42.0],
+            [60.0, 55.0],
+            "within seed noise",
+            "B is better by 7.50 points .* may explain it",
+        ),
+        (
+            [50.0, 50.2, 49.8],
+            [60.0, 60.4, 59.9],
+            "exceeds seed noise",
+            "B is better by 10.10 .* do not explain",
+        ),
+        ([50.0], [50.0], "equal", "the same top-1 accuracy, 50.00 %"),
     ],
 )
 def test_a_difference_is_compared_with_the_noise_of_seeds(
-    make_run: MakeRun, seeds_of_a: list[float], seeds_of_b: list[float], verdict: str
+    make_run: MakeRun, seeds_of_a: list[float], seeds_of_b: list[float], verdict: str, conclusion: str
 ) -> None:
     a = [make_run({"train.seed": s}, last=v) for s, v in enumerate(seeds_of_a)]
     b = [make_run({"train.seed": s, "optim.lr": 0.2}, last=v) for s, v in enumerate(seeds_of_b)]
-    result = compare_runs(a[0], b[0]).results["top1_last"]
+    differences = compare_runs(a[0], b[0])
+    result = differences.results["top1_last"]
     assert result.verdict == verdict
+    assert re.search(conclusion, to_markdown(compose_differences(differences)).splitlines()[0])
     assert result.n == [len(a), len(b)]
     assert result.mean == pytest.approx([sum(v) / len(v) for v in (seeds_of_a, seeds_of_b)])
 

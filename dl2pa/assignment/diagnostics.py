@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from dl2pa.assignment.bipartite import Floats
 from dl2pa.assignment.margin import MAX_CLASSES, second_best_margin
+from dl2pa.assignment.quadratic import alignment, similarity_factor
 
 _MAX_CLASSES_IN_PAIRS = 4096
 """Maximum number of classes for which the closest pair is searched."""
@@ -27,6 +28,7 @@ class MatchDiagnostics:
         mean_cosine: mean cosine between the mean directions of two classes, over all pairs.
         largest_cosine, closest_classes: largest such cosine, and the labels of its two classes.
         seconds: computation time.
+        alignment: agreement of the similarities of classes and of their prototypes (`quadratic.alignment`).
     """
 
     margin: float | None
@@ -36,6 +38,7 @@ class MatchDiagnostics:
     largest_cosine: float | None
     closest_classes: tuple[int, int] | None
     seconds: float
+    alignment: float | None = None
 
     def metrics(self) -> dict[str, float]:
         """Values that are logged as curves."""
@@ -44,6 +47,7 @@ class MatchDiagnostics:
             "compactness": self.compactness,
             "mean_class_cosine": self.mean_cosine,
             "largest_class_cosine": self.largest_cosine,
+            "alignment": self.alignment,
         }
         return {name: value for name, value in named.items() if value is not None}
 
@@ -88,6 +92,23 @@ def with_margin(
     cost = (rows_cd.mean(axis=0) - rows_cd) @ (prototypes_cd - prototypes_cd.mean(axis=0)).T
     margin = second_best_margin(cost, assignment_c)
     return replace(diagnostics, margin=margin, seconds=diagnostics.seconds + time.perf_counter() - began)
+
+
+def with_alignment(
+    diagnostics: MatchDiagnostics, rows_ck: Floats, prototypes_cd: Floats, assignment_c: NDArray[np.int64]
+) -> MatchDiagnostics:
+    """Add the alignment, for up to 4,096 classes.
+
+    Args:
+        rows_ck: direction of each class; zero for a class without samples.
+        prototypes_cd: P [C, d].
+        assignment_c: the new σ, int64 [C].
+    """
+    if len(assignment_c) > _MAX_CLASSES_IN_PAIRS:
+        return diagnostics
+    began = time.perf_counter()
+    value = alignment(similarity_factor(rows_ck), prototypes_cd, assignment_c)
+    return replace(diagnostics, alignment=value, seconds=diagnostics.seconds + time.perf_counter() - began)
 
 
 def _closest(directions_cd: Floats) -> tuple[float, tuple[int, int]]:

@@ -10,10 +10,13 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from dl2pa.assignment.diagnostics import MatchDiagnostics, compute_diagnostics, with_margin
+from dl2pa.assignment.bipartite import Floats
+from dl2pa.assignment.diagnostics import MatchDiagnostics, compute_diagnostics, with_alignment, with_margin
+from dl2pa.assignment.quadratic import QuadraticSolution, QuadraticSolver
 from dl2pa.assignment.solve import AssignmentSolver, Solution
 from dl2pa.assignment.statistic import ClassStatistic
 from dl2pa.errors import TrainingFailure
+from dl2pa.geometry import principal_directions
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Matching:
     classes_seen: int
     seconds: float
     diagnostics: MatchDiagnostics | None
-    solution: Solution | None = None
+    solution: Solution | QuadraticSolution | None = None
     prototypes_stayed: float | None = None
 
     def metrics(self) -> dict[str, float]:
@@ -94,7 +97,8 @@ def match(
     assignment_c: Tensor,
     momentum: float = 0.0,
     group: dist.ProcessGroup | None = None,
-    solver: AssignmentSolver | None = None,
+    solver: AssignmentSolver | QuadraticSolver | None = None,
+    pooled: ClassStatistic | None = None,
 ) -> Matching:
     """Update the assignment; a collective that changes `assignment_c` and the statistic in place on every rank.
 
@@ -103,23 +107,36 @@ def match(
         prototypes_cd: unit rows [C, d].
         assignment_c: current σ, int64 [C].
         momentum: weight of the rows of the last update relative to the new ones.
-        solver: solver of the last update, which only saves time; default: a new one.
+        solver: `AssignmentSolver` maximizes Σ_c q_c · P[σ(c)] and reuses work of the last update, `QuadraticSolver`
+            compares the similarities of classes with those of prototypes; default: a new `AssignmentSolver`.
+        pooled: statistic of the backbone's features, which decides the assignment in place of `statistic`; it is reset.
+            An `AssignmentSolver` gets its d principal directions.
 
     Raises:
         TrainingFailure: the assignment differs between ranks after the broadcast.
     """
     reduced = reduce_statistics(statistic, prototypes_cd, assignment_c, momentum, group)
     began = time.perf_counter()
+    if pooled is not None:
+        _reduce_rows(pooled, momentum, group)
+    directions = (pooled or statistic).rows
+    solver = solver or AssignmentSolver()
     problem = solution = None
     if is_main(group):
-        problem = statistic.rows.cpu().numpy(), prototypes_cd.double().cpu().numpy()
-        current = assignment_c.cpu().numpy()
-        solution = (solver or AssignmentSolver()).solve(*problem, current, statistic.rows.device)
+        rows = directions
+        if pooled is not None and isinstance(solver, AssignmentSolver):
+            rows = principal_directions(rows, prototypes_cd.shape[1])
+        problem = rows.cpu().numpy(), prototypes_cd.double().cpu().numpy()
+        solution = solver.solve(*problem, assignment_c.cpu().numpy(), rows.device)
     seconds = reduced.seconds + time.perf_counter() - began
     result = apply_assignment(statistic.rows, prototypes_cd, assignment_c, reduced, solution, group)
     diagnostics = None
     if problem is not None and solution is not None:
-        diagnostics = with_margin(reduced.diagnostics(), *problem, solution.assignment)
+        diagnostics = reduced.diagnostics()
+        if isinstance(solution, Solution):
+            diagnostics = with_margin(diagnostics, *problem, solution.assignment)
+        similar: Floats = directions.cpu().numpy()
+        diagnostics = with_alignment(diagnostics, similar, problem[1], solution.assignment)
     return replace(result, seconds=seconds + result.seconds, diagnostics=diagnostics)
 
 
@@ -133,14 +150,23 @@ def reduce_statistics(
 ) -> ReducedStatistics:
     """All-reduce the statistic, compute the rows Q of the update in `statistic.rows` and reset it; a collective."""
     began = time.perf_counter()
-    all_reduce_statistic(statistic, group)
-    means, counts = statistic.means()
+    means, counts = _reduce_rows(statistic, momentum, group)
     points = prototypes_cd.double()
     own_cosine = ((means * points[assignment_c]).sum(dim=1) * counts).sum() / counts.sum().clamp(min=1e-300)
-    statistic.rows.copy_(statistic.directions(momentum))
-    statistic.reset()
     seen = int((counts > 0).sum())
     return ReducedStatistics(float(own_cosine), seen, means, counts, time.perf_counter() - began)
+
+
+@torch.no_grad()
+def _reduce_rows(
+    statistic: ClassStatistic, momentum: float, group: dist.ProcessGroup | None
+) -> tuple[Tensor, Tensor]:
+    """All-reduce the statistic, compute its rows and reset it; returns its means and counts. A collective."""
+    all_reduce_statistic(statistic, group)
+    means, counts = statistic.means()
+    statistic.rows.copy_(statistic.directions(momentum))
+    statistic.reset()
+    return means, counts
 
 
 @torch.no_grad()
@@ -149,7 +175,7 @@ def apply_assignment(
     prototypes_cd: Tensor,
     assignment_c: Tensor,
     reduced: ReducedStatistics,
-    solution: Solution | None,
+    solution: Solution | QuadraticSolution | None,
     group: dist.ProcessGroup | None = None,
 ) -> Matching:
     """Broadcast a new assignment and copy it to `assignment_c` on every rank; a collective.

@@ -63,9 +63,18 @@ class Method(nn.Module, ABC):
         """Prepare for an epoch. Called before its first step, after resuming within it, and before the validation
         that precedes it."""
 
-    def observe(self, features: Tensor, targets: Targets) -> None:
-        """Update state that is not trained by gradients, after each optimizer step. No host sync; may be a
-        collective."""
+    @property
+    def uses_pooled(self) -> bool:
+        """Whether ``observe`` needs the features of the backbone."""
+        return False
+
+    def observe(self, features: Tensor, targets: Targets, pooled: Tensor | None = None) -> None:
+        """Update state that is not trained by gradients, after each optimizer step. No host sync; may be a collective.
+
+        Args:
+            features: embeddings [B, d].
+            pooled: features of the backbone [B, F], if `uses_pooled`.
+        """
 
     def due_after_step(self, epoch: int, global_step: int) -> bool:
         """Return whether to call ``rematch`` after this step."""

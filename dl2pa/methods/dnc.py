@@ -65,7 +65,7 @@ class Dnc(LearnedMethod):
         return F.normalize(self.centroids.mean(dim=1), dim=1)
 
     @torch.no_grad()
-    def observe(self, features: Tensor, targets: Targets) -> None:
+    def observe(self, features: Tensor, targets: Targets, pooled: Tensor | None = None) -> None:
         """Update the sub-centroids from the global batch; a collective."""
         labels = targets.first
         if targets.second is not None and targets.share is not None:

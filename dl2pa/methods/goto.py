@@ -39,9 +39,9 @@ class Goto(LearnedMethod):
         return F.normalize(orthonormal_rows(self.frames.detach()).mean(dim=1), dim=1)
 
     @torch.no_grad()
-    def observe(self, features: Tensor, targets: Targets) -> None:
+    def observe(self, features: Tensor, targets: Targets, pooled: Tensor | None = None) -> None:
         """Orthonormalize the frames, identically on every rank."""
-        super().observe(features, targets)
+        super().observe(features, targets, pooled)
         self.frames.copy_(orthonormal_rows(self.frames))
 
 

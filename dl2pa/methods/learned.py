@@ -30,5 +30,5 @@ class LearnedMethod(Method):
             settings = self.options.label_smoothing, margin, self.adjustment, self.options.max_logits
             return head_cross_entropy(self.head(), features, targets, *settings)
 
-    def observe(self, features: Tensor, targets: Targets) -> None:
+    def observe(self, features: Tensor, targets: Targets, pooled: Tensor | None = None) -> None:
         self.scale.clamp()

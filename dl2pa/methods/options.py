@@ -26,6 +26,10 @@ class MethodOptions:
         warmup_scale: scale of the learned classifier during the warm-up.
         momentum: weight of the previous statistic in an assignment update.
         refit_cosine: largest cosine between prototypes that follow their classes; None: prototypes are fixed.
+        pooled_dim: dimension of the backbone features whose class means decide the assignment; None: those of the
+            embedding do.
+        quadratic: compare similarities of classes with those of prototypes in an assignment update.
+        rotate: rotate the prototypes to the class means at an assignment update.
         max_logits: largest number of logits that exist at a time in cross_entropy.
     """
 
@@ -42,5 +46,8 @@ class MethodOptions:
     warmup_scale: float = 14.0
     momentum: float = 0.0
     refit_cosine: float | None = None
+    pooled_dim: int | None = None
+    quadratic: bool = False
+    rotate: bool = False
     max_logits: int = MAX_LOGITS
     schedule: MatchSchedule = field(default_factory=MatchSchedule)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
@@ -13,9 +14,11 @@ from dl2pa.assignment import (
     AssignmentSolver,
     ClassStatistic,
     Matching,
+    QuadraticSolver,
     all_reduce_statistic,
     match,
     refit,
+    rotate,
     solve_assignment,
 )
 from dl2pa.geometry import principal_directions
@@ -31,6 +34,9 @@ class PrototypeMethod(Method):
     """Method with class vectors W = P[σ], prototypes P and a permutation σ; any loss, σ static or dynamic.
 
     Squared cosine and dot regression use normalized features; gradients pass through the normalization.
+
+    With `pooled_dim`, the class means of the backbone's features decide the assignment, with `quadratic` by their
+    similarities, and with `rotate` an update rotates P to the class means of the embedding.
 
     With `refit_cosine`, an assignment update also moves P (`dl2pa.assignment.refit`): toward the class means of the
     features, and at the end of a warm-up toward the vectors of the learned classifier.
@@ -62,8 +68,10 @@ class PrototypeMethod(Method):
         if options.dynamic and options.schedule.warmup_epochs:
             start = torch.randn(self.num_classes, self.dim) / self.dim**0.5
             self.warmup = nn.Parameter(start)
+        pooled = options.dynamic and options.pooled_dim is not None
+        self.pooled = ClassStatistic(self.num_classes, options.pooled_dim or 0) if pooled else None
         self._warming = False
-        self._solver = AssignmentSolver()
+        self._solver = QuadraticSolver() if options.quadratic else AssignmentSolver()
 
     def loss(self, features: Tensor, targets: Targets) -> Tensor:
         with torch.autocast(features.device.type, enabled=False):
@@ -92,28 +100,35 @@ class PrototypeMethod(Method):
     def begin_epoch(self, epoch: int) -> None:
         self._warming = self.warmup is not None and epoch < self.options.schedule.warmup_epochs
 
-    def observe(self, features: Tensor, targets: Targets) -> None:
+    @property
+    def uses_pooled(self) -> bool:
+        return self.pooled is not None
+
+    def observe(self, features: Tensor, targets: Targets, pooled: Tensor | None = None) -> None:
         self.scale.clamp()
-        if self.statistic is None:
-            return
-        features = features.detach()
-        self.statistic.add(features, targets.first, targets.share)
-        if targets.second is not None and targets.share is not None:
-            self.statistic.add(features, targets.second, 1.0 - targets.share)
+        for statistic, values in ((self.statistic, features), (self.pooled, pooled)):
+            if statistic is not None and values is not None:
+                statistic.add(values.detach(), targets.first, targets.share)
+                if targets.second is not None and targets.share is not None:
+                    statistic.add(values.detach(), targets.second, 1.0 - targets.share)
 
     def due_after_step(self, epoch: int, global_step: int) -> bool:
         return self.options.dynamic and self.options.schedule.after_step(epoch, global_step)
 
     def due_after_epoch(self, epoch: int) -> bool:
-        if self.statistic is not None and epoch < self.options.schedule.warmup_epochs - 1:
-            self.statistic.reset()  # the first σ uses only features of the last warm-up epoch
+        if epoch < self.options.schedule.warmup_epochs - 1:
+            for statistic in self._statistics():
+                statistic.reset()  # the first σ uses only features of the last warm-up epoch
         return self.options.dynamic and self.options.schedule.after_epoch(epoch)
 
     def rematch(self, group: dist.ProcessGroup | None = None) -> Matching | None:
         if self.statistic is None:
             return None
         parts = self.statistic, self.prototypes, self.assignment
-        result = match(*parts, self.options.momentum, group, self._solver)
+        result = match(*parts, self.options.momentum, group, self._solver, self.pooled)
+        if self.options.rotate:
+            stayed = rotate(self.prototypes, self.assignment, self.statistic.rows, group)
+            result = replace(result, prototypes_stayed=stayed)
         if self.options.refit_cosine is not None:
             # The learned vectors take neighboring classes into account, the class means do not.
             directions = self.class_vectors() if self._warming else self.statistic.rows
@@ -127,12 +142,16 @@ class PrototypeMethod(Method):
         self.weights.copy_(self.prototypes[self.assignment])
 
     def gather_state(self) -> None:
-        if self.statistic is not None:
-            all_reduce_statistic(self.statistic)
+        for statistic in self._statistics():
+            all_reduce_statistic(statistic)
 
     def keep_on_rank_zero(self) -> None:
-        if self.statistic is not None and dist.is_initialized() and dist.get_rank() != 0:
-            self.statistic.reset()
+        if dist.is_initialized() and dist.get_rank() != 0:
+            for statistic in self._statistics():
+                statistic.reset()
+
+    def _statistics(self) -> list[ClassStatistic]:
+        return [statistic for statistic in (self.statistic, self.pooled) if statistic is not None]
 
     def _prototype_loss(self, features: Tensor, targets: Targets) -> Tensor:
         if self.options.loss == "squared_cosine":
@@ -145,10 +164,18 @@ class PrototypeMethod(Method):
         return head_cross_entropy(self.head(), features, targets, *settings)
 
 
-def assignment_from_vectors(prototypes_cd: Tensor, class_vectors_ck: Tensor) -> Tensor:
+def assignment_from_vectors(
+    prototypes_cd: Tensor, class_vectors_ck: Tensor, quadratic: bool = False
+) -> Tensor:
     """Return the initial σ from class vectors [C, k], for example word vectors: similar classes get similar prototypes.
 
-    The vectors are reduced to d dimensions (`principal_directions`) and assigned optimally.
+    Args:
+        quadratic: compare the similarities of the vectors with those of the prototypes; default: reduce the vectors to
+            d dimensions (`principal_directions`) and assign these optimally.
     """
+    if quadratic:
+        vectors, points = class_vectors_ck.double().numpy(), prototypes_cd.double().numpy()
+        current = np.arange(len(points))
+        return torch.from_numpy(QuadraticSolver().solve(vectors, points, current).assignment)
     rows = principal_directions(class_vectors_ck, prototypes_cd.shape[1])
     return torch.from_numpy(solve_assignment(rows.numpy(), prototypes_cd.double().numpy()))

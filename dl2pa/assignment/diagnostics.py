@@ -107,7 +107,8 @@ def with_alignment(
     if len(assignment_c) > _MAX_CLASSES_IN_PAIRS:
         return diagnostics
     began = time.perf_counter()
-    value = alignment(similarity_factor(rows_ck), prototypes_cd, assignment_c)
+    factor = similarity_factor(rows_ck)
+    value = alignment(factor, prototypes_cd, assignment_c) if factor.any() else None
     return replace(diagnostics, alignment=value, seconds=diagnostics.seconds + time.perf_counter() - began)
 
 

@@ -142,6 +142,7 @@ def test_diagnostics_equal_values_from_the_features() -> None:
         "compactness",
         "mean_class_cosine",
         "largest_class_cosine",
+        "alignment",
     }
 
 

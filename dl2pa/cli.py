@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dl2pa import __version__
+from dl2pa.commands.hints import check_command, check_options
 from dl2pa.commands.options import Parser, add_json
 from dl2pa.console import safe_output
 from dl2pa.errors import EXIT_DONE, EXIT_FAILURE, EXIT_USER_ERROR, TrainingFailure, UserError
@@ -54,7 +55,7 @@ class _PrintCompletion(argparse.Action):
         parser.exit()
 
 
-def build_parser(*with_options: str) -> argparse.ArgumentParser:
+def build_parser(*with_options: str) -> Parser:
     """Return a parser that knows every command, with the options of the commands `with_options` only."""
     parser = Parser(prog="dl2pa", description="Train classifiers on fixed hyperspherical prototypes.")
     parser.add_argument("--version", action="version", version=f"dl2pa {__version__}")
@@ -101,8 +102,16 @@ def _run(arguments: list[str]) -> int:
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
     """Parse the arguments. Overrides may also follow options, which argparse alone does not accept."""
-    args, rest = build_parser(*arguments[:1]).parse_known_args(arguments)
+    check_command(arguments, COMMANDS)
+    parser = build_parser(*arguments[:1])
+    try:
+        args, rest = parser.parse_known_args(arguments)
+    except UserError:
+        check_options(arguments, parser.options(), parser.positionals())
+        raise
     unknown = [word for word in rest if word.startswith("-") or not hasattr(args, "overrides")]
+    if unknown:
+        check_options(arguments, parser.options(), parser.positionals())
     if unknown:
         raise UserError("command line", unknown[0], "unknown option", f"See `dl2pa {args.command} --help`.")
     if rest:

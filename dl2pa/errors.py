@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 EXIT_DONE = 0
@@ -15,6 +16,9 @@ TRANSIENT_FIELDS = ("run-dir", "node name")
 
 _MAX_LENGTH = 1000
 """Maximum length of the value and of the reason in a message, in characters."""
+
+_MAX_LINES = 30
+"""Maximum number of problems in one message."""
 
 
 def printable(text: str) -> str:
@@ -36,7 +40,12 @@ class UserError(ValueError):
         value: its value.
         message: what is wrong with it.
         remedy: what to do.
+
+    Attributes:
+        place: file and line that set the value, `FILE:LINE`; None if it is not from a file.
     """
+
+    place: str | None = None
 
     def __init__(self, field: str, value: Any, message: str, remedy: str) -> None:
         super().__init__(field, value, message, remedy)
@@ -46,12 +55,57 @@ class UserError(ValueError):
         self.remedy = remedy
 
     def __str__(self) -> str:
-        return printable(f"{self.field}={_cut(repr(self.value))}: {_cut(self.message)}. {self.remedy}")
+        place = f" ({self.place})" if self.place else ""
+        return printable(f"{self.field}={_cut(repr(self.value))}: {_cut(self.message)}. {self.remedy}{place}")
+
+    @property
+    def problems(self) -> tuple[UserError, ...]:
+        """Each problem as an error of its own; at least one."""
+        return (self,)
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON form, as printed with ``--json``."""
+        """JSON form, as printed with ``--json``; the place only if there is one."""
         value = self.value if isinstance(self.value, bool | int | float | str | None) else str(self.value)
-        return {"field": self.field, "value": value, "message": self.message, "remedy": self.remedy}
+        result = {"field": self.field, "value": value, "message": self.message, "remedy": self.remedy}
+        return result | ({"place": self.place} if self.place else {})
+
+    @staticmethod
+    def from_dict(fields: Mapping[str, Any]) -> UserError:
+        """Inverse of `as_dict`."""
+        if "problems" in fields:
+            return UserErrors([UserError.from_dict(problem) for problem in fields["problems"]])
+        error = UserError(fields["field"], fields["value"], fields["message"], fields["remedy"])
+        error.place = fields.get("place")
+        return error
+
+
+class UserErrors(UserError):
+    """Several problems of one input, reported together; field, value, message and remedy are those of the first."""
+
+    def __init__(self, problems: Sequence[UserError]) -> None:
+        first = problems[0]
+        super().__init__(first.field, first.value, first.message, first.remedy)
+        self.place = first.place
+        self._problems = tuple(problems)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._problems,)
+
+    def __str__(self) -> str:
+        """Number of problems, then one line per problem."""
+        lines = [f"  {problem}" for problem in self._problems[:_MAX_LINES]]
+        more = len(self._problems) - len(lines)
+        return "\n".join(
+            [f"{len(self._problems)} problems:", *lines, *([f"  and at least {more} more"] if more else [])]
+        )
+
+    @property
+    def problems(self) -> tuple[UserError, ...]:
+        return self._problems
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON form of the first problem, and `problems`: that of each."""
+        return {**super().as_dict(), "problems": [problem.as_dict() for problem in self._problems]}
 
 
 class TrainingFailure(RuntimeError):

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from dl2pa.config import Config, fingerprint, load_config, load_recorded_config, merge, parse_config
+from dl2pa.config.gather import Problems
 from dl2pa.config.identity import Identity, check_resumable, checkpoint_identity, data_identity
 from dl2pa.config.paths import expand_path
+from dl2pa.config.places import finder, placed
 from dl2pa.config.prototypes import check_source, needs_content_check
 from dl2pa.config.validate import validate
 from dl2pa.errors import UserError
@@ -95,30 +97,67 @@ def plan_runs(
         option: command-line option named if two runs have the same directory.
 
     Raises:
-        UserError: an invalid configuration, or two runs with the same directory.
+        UserError: the problems of all configurations, or two runs with the same directory.
     """
     plans: list[RunPlan] = []
+    problems = Problems()
     for spec in specs:
-        recorded = run_dir is not None and _is_recorded(spec.config_file.absolute(), run_dir.absolute())
-        config = (load_recorded_config if recorded else load_config)(spec.config_file, spec.overrides)
-        stem = spec.config_file.stem
-        place = run_dir or Path("runs")
-        if in_folder or run_dir is None:
-            place /= f"{stem}-{fingerprint(config)}"
-        place = place.absolute()
-        config = follow_weights(config, place)
-        if gpus is not None:
-            nproc = gpus or (1 if config.launch.nproc == "auto" else None)
-        if nproc is not None:
-            config = parse_config(merge(config.model_dump(mode="json"), {"launch": {"nproc": nproc}}))
-        processes = resolve_nproc(config.launch.nproc, config.launch.device)
-        plans.append(RunPlan(spec.config_file, spec.overrides, config, place, processes, stem, spec.varied))
+        with problems, placed(finder([(spec.config_file, spec.overrides)])):
+            plans.append(_plan(spec, run_dir, in_folder, nproc, gpus))
+    problems.raise_any()
     directories = [plan.run_dir for plan in plans]
     for directory in directories:
         if directories.count(directory) > 1:
             remedy = "Vary a key that changes the run."
             raise UserError(option, str(directory), "two runs are identical", remedy)
     return plans
+
+
+def _plan(
+    spec: RunSpec,
+    run_dir: Path | None,
+    in_folder: bool,
+    nproc: int | Literal["auto"] | None,
+    gpus: int | None,
+) -> RunPlan:
+    """Plan one run; see `plan_runs`."""
+    recorded = run_dir is not None and _is_recorded(spec.config_file.absolute(), run_dir.absolute())
+    if recorded:
+        config = load_recorded_config(spec.config_file, spec.overrides)
+    else:
+        config = load_config(spec.config_file, spec.overrides, _check_files)
+    stem = spec.config_file.stem
+    place = run_dir or Path("runs")
+    if in_folder or run_dir is None:
+        place /= f"{stem}-{fingerprint(config)}"
+    place = place.absolute()
+    config = _follow_valid_weights(config, place)
+    if gpus is not None:
+        nproc = gpus or (1 if config.launch.nproc == "auto" else None)
+    if nproc is not None:
+        config = parse_config(merge(config.model_dump(mode="json"), {"launch": {"nproc": nproc}}))
+    processes = resolve_nproc(config.launch.nproc, config.launch.device)
+    return RunPlan(spec.config_file, spec.overrides, config, place, processes, stem, spec.varied)
+
+
+def _follow_valid_weights(config: Config, run_dir: Path) -> Config:
+    """Follow the initial weights; if there are none, report all problems of the configuration together."""
+    try:
+        return follow_weights(config, run_dir)
+    except UserError as error:
+        problems = Problems()
+        problems.add(error)
+        with problems:
+            validate(config, 1)
+        with problems:
+            _check_files(config)
+        raise problems.error() from None
+
+
+def _check_files(config: Config) -> None:
+    from dl2pa.training.data import check_files
+
+    check_files(config)
 
 
 def _is_recorded(file: Path, run_dir: Path) -> bool:
@@ -220,10 +259,11 @@ def check_trainings(trainings: Iterable[tuple[Config, int]]) -> dict[str, DataFa
         JSON text of each `data` section to the facts of its data set.
 
     Raises:
-        UserError: naming the invalid field.
+        UserError: naming all invalid fields.
     """
     from dl2pa.training.data import open_data, sizes_of
 
+    problems = Problems()
     facts: dict[str, DataFacts] = {}
     seen: set[str] = set()
     contents: list[tuple[Config, int]] = []
@@ -235,13 +275,16 @@ def check_trainings(trainings: Iterable[tuple[Config, int]]) -> dict[str, DataFa
         if key in seen:
             continue
         seen.add(key)
-        if data is None or opened != config.data.model_dump_json():
-            data, opened = open_data(config, world_size), config.data.model_dump_json()
-            facts[opened] = facts_of(data)
-        else:
-            validate(config, world_size, sizes_of(data))
-        check_source(config, len(data.classes))
-        contents.append((config, len(data.classes)))
+        with problems:
+            if data is None or opened != config.data.model_dump_json():
+                data, opened = None, config.data.model_dump_json()
+                data = open_data(config, world_size)
+                facts[opened] = facts_of(data)
+            else:
+                validate(config, world_size, sizes_of(data))
+            check_source(config, len(data.classes))
+            contents.append((config, len(data.classes)))
+    problems.raise_any()
     for config, num_classes in contents:  # imports torch, so it comes last
         check_contents(config, num_classes)
     return facts

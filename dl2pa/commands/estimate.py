@@ -28,19 +28,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from dl2pa.config import load_config
+    from dl2pa.config.places import finder, placed
     from dl2pa.runplan import follow_weights
-    from dl2pa.training.data import open_data
+    from dl2pa.training.data import check_files, open_data
 
     for option in ("devices", "steps", "link", "price"):
         value = getattr(args, option)
         if value is not None and value <= 0:
             raise UserError(f"--{option}", value, "must be positive", "Give a positive number.")
-    config = follow_weights(load_config(args.config, args.overrides))
     try:
-        data = open_data(config, args.devices)
+        with placed(finder([(args.config, args.overrides)])):
+            config = follow_weights(load_config(args.config, args.overrides, check_files))
+            data = open_data(config, args.devices)
     except UserError as error:
-        field = "--devices" if error.field == "launch.nproc" else error.field
-        raise UserError(field, error.value, error.message, error.remedy) from None
+        for problem in (error, *error.problems):
+            problem.field = "--devices" if problem.field == "launch.nproc" else problem.field
+        raise
 
     # These import torch, so they come after the checks.
     from dl2pa.bench.estimate import Target, estimate

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
+from dl2pa.commands.hints import choice_hint
 from dl2pa.errors import UserError
 
 
@@ -18,7 +19,27 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
     def error(self, message: str) -> NoReturn:
-        raise UserError("command line", " ".join(sys.argv[1:]), message, f"See `{self.prog} --help`.")
+        remedy = f"{choice_hint(message)}See `{self.prog} --help`."
+        raise UserError("command line", " ".join(sys.argv[1:]), message, remedy)
+
+    def options(self) -> set[str]:
+        """Return all option names, including those of the commands and actions below."""
+        names = set(self._option_string_actions)
+        for parser in self._parsers_below():
+            names |= parser.options()
+        return names
+
+    def positionals(self) -> set[str]:
+        """Return the names of all positional arguments, including those of the commands and actions below."""
+        names = {action.dest for action in self._actions if not action.option_strings}
+        for parser in self._parsers_below():
+            names |= parser.positionals()
+        return names
+
+    def _parsers_below(self) -> list[Parser]:
+        choices = (action.choices for action in self._actions)
+        below = (list(each.values()) for each in choices if isinstance(each, dict))
+        return [parser for parsers in below for parser in parsers if isinstance(parser, Parser)]
 
 
 class _Renamed(argparse.Action):

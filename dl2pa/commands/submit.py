@@ -17,6 +17,7 @@ from dl2pa.commands.options import add_config, add_grid, add_run_dir, add_slurm_
 from dl2pa.commands.output import note, say
 from dl2pa.config import dump_config, merge, parse_config
 from dl2pa.config.identity import run_title
+from dl2pa.config.places import finder, placed
 from dl2pa.errors import EXIT_DONE, UserError
 from dl2pa.finished import FinishedRuns
 from dl2pa.osutil import LockResult, open_private, try_lock
@@ -123,7 +124,8 @@ def check_runs(plans: Sequence[RunPlan], request: slurm.Request) -> None:
             raise UserError("launch.device", "cuda", "the job requests no GPU", remedy)
         _check_names(plan)
         check_resume(plan)
-    data = check_trainings([(plan.config, request.nodes * plan.nproc) for plan in plans])
+    with placed(finder([(plan.config_file, plan.overrides) for plan in plans])):
+        data = check_trainings([(plan.config, request.nodes * plan.nproc) for plan in plans])
     for plan in plans:
         check_resume(plan, data[plan.config.data.model_dump_json()])
     check_initial_weights(plans)

@@ -9,10 +9,9 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from dl2pa import envvars
 from dl2pa.commands.options import (
@@ -23,13 +22,15 @@ from dl2pa.commands.options import (
     nonempty_path,
     nonempty_text,
 )
-from dl2pa.commands.output import note, say, table
+from dl2pa.commands.output import note, say
 from dl2pa.commands.published_runs import expand_results, select_results
+from dl2pa.commands.sweep_outcomes import Outcome, damaged, print_outcomes, run_pool
 from dl2pa.config import Config, fingerprint
 from dl2pa.config.paths import expand_path
+from dl2pa.config.places import finder, place_in_sweep, placed
 from dl2pa.config.published import load_published, published_file
 from dl2pa.config.sweep import Sweep, is_sweep, load_sweep
-from dl2pa.errors import EXIT_DONE, EXIT_FAILURE, EXIT_STOPPED, EXIT_USER_ERROR, UserError
+from dl2pa.errors import EXIT_DONE, EXIT_FAILURE, UserError
 from dl2pa.finished import FinishedRuns
 from dl2pa.gpus import visible_gpus
 from dl2pa.osutil import usable_cores
@@ -44,7 +45,7 @@ from dl2pa.runplan import (
     expand,
     plan_runs,
 )
-from launcher.pool import CANNOT_START, Pool, Task
+from launcher.pool import Pool, Task
 
 Variant = tuple[str, Path, tuple[str, ...]]
 """Name, configuration file and overrides."""
@@ -61,6 +62,7 @@ class SweepRequest:
         published: names of published results.
         overrides: `key=value` for every run, those of the command line last.
         variants: variants with their overrides, which include those of the sweep file.
+        file: the sweep file, if there is one.
     """
 
     name: str
@@ -70,6 +72,7 @@ class SweepRequest:
     grid: tuple[str, ...]
     parallel: int | None
     variants: tuple[Variant, ...]
+    file: Path | None = None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -110,6 +113,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     request = _read_request(args)
+    with placed(_finder(request)):
+        return _run(request, args)
+
+
+def _finder(request: SweepRequest) -> Callable[[str], str | None]:
+    """Return a function that finds a key in the sweep file, then in the configurations."""
+
+    def find(field: str) -> str | None:
+        place = None if request.file is None else place_in_sweep(request.file, field)
+        configs = [
+            *([request.config] if request.config else []),
+            *(config for _, config, _ in request.variants),
+        ]
+        return place or finder([(config, request.overrides) for config in configs])(field)
+
+    return find
+
+
+def _run(request: SweepRequest, args: argparse.Namespace) -> int:
     specs = _expand(request, args.tables)
     if args.slurm:
         return _submit(specs, request, args)
@@ -135,8 +157,8 @@ def run(args: argparse.Namespace) -> int:
         print("\n".join(shlex.join(task.command) for task in tasks), flush=True)  # noqa: T201
         return EXIT_DONE
     pool = Pool(environments)
-    outcomes.update(_run_pool(pool, pending, tasks))
-    return _print_outcomes([outcomes[plan.run_dir] for plan in plans], tag, pool.stopping, args.json)
+    outcomes.update(run_pool(pool, pending, tasks))
+    return print_outcomes([outcomes[plan.run_dir] for plan in plans], tag, pool.stopping, args.json)
 
 
 def _sort(plans: Sequence[RunPlan]) -> tuple[list[RunPlan], dict[Path, Outcome]]:
@@ -150,8 +172,8 @@ def _sort(plans: Sequence[RunPlan]) -> tuple[list[RunPlan], dict[Path, Outcome]]
             else:
                 check_resume(plan)
                 pending.append(plan)
-        except DamagedFile as damaged:
-            outcomes[plan.run_dir] = _damaged(plan, damaged)
+        except DamagedFile as error:
+            outcomes[plan.run_dir] = damaged(plan, error)
     return pending, outcomes
 
 
@@ -186,6 +208,7 @@ def _read_request(args: argparse.Namespace) -> SweepRequest:
         grid=(*(args.grid or ()), *sweep.grid_texts()),
         parallel=args.parallel or sweep.parallel,
         variants=variants,
+        file=file if file is not None and is_sweep(file) else None,
     )
 
 
@@ -269,117 +292,6 @@ def worker_environments(configs: Sequence[Config], parallel: int) -> list[dict[s
     if all(config.launch.device == "cpu" for config in configs):
         return [{}] * parallel
     return [{"CUDA_VISIBLE_DEVICES": gpus[worker % len(gpus)]} for worker in range(parallel)]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """Result of one run of the sweep; the state is finished, stopped, failed or waiting."""
-
-    plan: RunPlan
-    state: str
-    exit_code: int | None = 0
-    error: str | None = None
-
-    def record(self) -> dict[str, Any]:
-        run = self.plan.directory
-        result = run.read_result() if self.state == "finished" else {}
-        return {
-            "config": str(self.plan.config_file),
-            "swept": list(self.plan.varied),
-            "outcome": self.state,
-            "exit_code": self.exit_code,
-            "error": self.error,
-            "top1_last": result.get("top1_last"),
-            "top1_best": result.get("top1_best"),
-            "steps": result.get("steps", run.status().get("step")),
-            "run_dir": str(self.plan.run_dir),
-            "log": str(run.sweep_log),
-        }
-
-
-def _run_pool(pool: Pool, pending: Sequence[RunPlan], tasks: Sequence[Task]) -> dict[Path, Outcome]:
-    """Run the tasks and print each start and end."""
-    log_sizes: dict[int, int] = {}
-    outcomes: dict[int, Outcome] = {n: Outcome(plan, "waiting", None) for n, plan in enumerate(pending)}
-
-    def on_start(number: int) -> None:
-        plan, log = pending[number], tasks[number].log
-        log_sizes[number] = log.stat().st_size if log.exists() else 0
-        note(f"[{number + 1}/{len(pending)}] starts: {plan.title}, {plan.run_dir}")
-
-    def on_end(number: int, code: int) -> None:
-        outcome = _outcome(pending[number], code, pool.stopping, log_sizes[number])
-        outcomes[number] = outcome
-        top1 = outcome.record()["top1_last"]
-        details = outcome.error or (f"top-1 {top1:.2f} %" if top1 else "")
-        colon = ": " if details else ""
-        note(f"[{number + 1}/{len(pending)}] {outcome.state}: {pending[number].title}{colon}{details}")
-
-    pool.run(tasks, on_start, on_end)
-    return {outcome.plan.run_dir: outcome for outcome in outcomes.values()}
-
-
-def _damaged(plan: RunPlan, error: DamagedFile) -> Outcome:
-    return Outcome(plan, "failed", EXIT_USER_ERROR, str(error))
-
-
-def _outcome(plan: RunPlan, code: int, stopping: bool, log_start: int) -> Outcome:
-    if code == EXIT_DONE:
-        return Outcome(plan, "finished", code)
-    if code == EXIT_STOPPED or (stopping and code < 0):
-        return Outcome(plan, "stopped", code)
-    if code == CANNOT_START:
-        return Outcome(plan, "failed", code, f"could not be started: {plan.run_dir} cannot be written")
-    exit_text = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
-    return Outcome(plan, "failed", code, _last_error(plan.directory.sweep_log, log_start) or exit_text)
-
-
-def _last_error(log: Path, start: int) -> str | None:
-    """Return the error that `dl2pa train --json` printed in its last line, if this attempt wrote one."""
-    try:
-        with log.open("rb") as file:
-            file.seek(start)
-            lines = file.read().decode(errors="replace").splitlines()
-        error = json.loads(lines[-1])["error"]
-        location = error["field"] and f"{error['field']} = {error['value']!r}"
-        text = ": ".join(part for part in (location, error["message"]) if part)
-        return text + (f". {error['remedy']}" if error["remedy"] else "")
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
-
-
-def _print_outcomes(outcomes: Sequence[Outcome], tag: str, stopped: bool, as_json: bool) -> int:
-    """Print the outcome of each run; return the exit code."""
-    records = [outcome.record() for outcome in outcomes]
-    counts = {s: sum(o.state == s for o in outcomes) for s in ("finished", "failed", "stopped", "waiting")}
-    outcome, code = "finished", EXIT_DONE
-    if stopped or (counts["stopped"] and not counts["failed"]):
-        outcome, code = "stopped", EXIT_STOPPED
-    elif counts["failed"]:
-        outcome, code = "failed", EXIT_FAILURE
-    if counts["finished"] == len(outcomes):  # the stop signal arrived after the last run had finished
-        outcome, code = "finished", EXIT_DONE
-    if as_json:
-        say({"sweep": tag, "outcome": outcome, **counts, "runs": records}, True, "")
-    else:
-        _print_table(outcomes, records)
-    for failed in (o for o in outcomes if o.state == "failed"):
-        log = failed.plan.directory.sweep_log
-        note(f"failed: {failed.plan.title}: {failed.error}" + (f"; see {log}" if log.exists() else ""))
-    summary = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
-    more = "; the same command resumes" if code != EXIT_DONE else ""
-    note(f"sweep {tag}: {summary}{more}")
-    return code
-
-
-def _print_table(outcomes: Sequence[Outcome], records: Sequence[dict[str, Any]]) -> None:
-    rows = [("run", "outcome", "top-1 last", "best", "steps", "directory")]
-    for outcome, record in zip(outcomes, records, strict=True):
-        values = [record[key] for key in ("top1_last", "top1_best")]
-        last, best = ("-" if value is None else f"{value:.2f}" for value in values)
-        steps = "-" if record["steps"] is None else str(record["steps"])
-        rows.append((outcome.plan.title, outcome.state, last, best, steps, str(outcome.plan.run_dir)))
-    table(rows)
 
 
 def _refuse_slurm_options(args: argparse.Namespace) -> None:

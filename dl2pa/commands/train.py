@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from dl2pa import envvars
 from dl2pa.commands.options import add_config, add_run_dir
 from dl2pa.commands.output import note, say
+from dl2pa.config.places import finder, placed
 from dl2pa.config.prototypes import check_source
 from dl2pa.container import in_container
 from dl2pa.errors import (
@@ -205,10 +206,11 @@ def _check_before_start(plan: RunPlan, world_size: int) -> DataSplits:
     from dl2pa.training.data import open_data
 
     config = plan.config
-    check_resume(plan)
-    data = open_data(config, world_size)
-    check_source(config, len(data.classes))
-    check_resume(plan, facts_of(data))
+    with placed(finder([(plan.config_file, plan.overrides)])):
+        check_resume(plan)
+        data = open_data(config, world_size)
+        check_source(config, len(data.classes))
+        check_resume(plan, facts_of(data))
 
     from dl2pa.training.distributed import choose_device  # imports torch, so it comes last
 
@@ -302,7 +304,7 @@ def _raise_reported(report: dict[str, object]) -> NoReturn:
     """Raise the error that a rank reported; print the traceback of an unexpected one."""
     error = report.get("error")
     if isinstance(error, dict):
-        raise UserError(error["field"], error["value"], error["message"], error["remedy"])
+        raise UserError.from_dict(error)
     if report.get("traceback"):
         note(str(report["traceback"]).rstrip())
     raise TrainingFailure(f"rank {report['rank']}: {report['message']}")

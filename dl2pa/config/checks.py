@@ -1,7 +1,10 @@
-"""Checks of combinations of settings; ``validate`` calls them."""
+"""Checks of combinations of settings; ``validate`` calls them. Each one raises all problems that it finds."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+from dl2pa.config.gather import Problems, gathered
 from dl2pa.config.schema import Config
 from dl2pa.errors import UserError
 from dl2pa.specs import DATASETS, METHODS, SYNTHETIC, backbone_spec
@@ -10,7 +13,8 @@ MAX_REFIT_CLASSES = 4096
 """Largest number of classes with refit prototypes: each of the 400 steps of an update costs C² d."""
 
 
-def check_batches(config: Config, world_size: int) -> None:
+@gathered
+def check_batches(config: Config, world_size: int) -> Iterator[UserError]:
     """Check that the batch divides into virtual shards, and these into processes.
 
     Raises:
@@ -18,16 +22,17 @@ def check_batches(config: Config, world_size: int) -> None:
     """
     batch, shards = config.train.batch_size, config.virtual_shards
     if batch % shards:
-        raise UserError(
+        yield UserError(
             "train.virtual_shards",
             shards,
             f"does not divide train.batch_size = {batch}",
             "Choose a divisor of the batch.",
         )
+        return
     if shards % world_size:
         fitting = [n for n in range(1, shards + 1) if shards % n == 0]
         auto = "(launch.nproc=auto: one process per GPU) " if config.launch.nproc == "auto" else ""
-        raise UserError(
+        yield UserError(
             "launch.nproc",
             world_size,
             f"{auto}does not divide the batch's {shards} virtual shards (train.batch_size = {batch})",
@@ -35,21 +40,23 @@ def check_batches(config: Config, world_size: int) -> None:
         )
 
 
-def check_launch(config: Config, world_size: int) -> None:
+@gathered
+def check_launch(config: Config, world_size: int) -> Iterator[UserError]:
     """Check settings that need GPUs against `launch.device`; with `auto` the processes check them."""
     if config.launch.device != "cpu" or world_size == 1:
         return
     if config.launch.backend == "nccl":
         remedy = "Use auto or gloo, or launch.device=cuda."
-        raise UserError("launch.backend", "nccl", "needs GPUs", remedy)
+        yield UserError("launch.backend", "nccl", "needs GPUs", remedy)
     if config.train.sync_bn:
-        raise UserError("train.sync_bn", True, "needs GPUs", "Set train.sync_bn=false or launch.device=cuda.")
+        yield UserError("train.sync_bn", True, "needs GPUs", "Set train.sync_bn=false or launch.device=cuda.")
 
 
-def check_lengths(config: Config, num_train: int) -> None:
+@gathered
+def check_lengths(config: Config, num_train: int) -> Iterator[UserError]:
     """Check that an epoch has at least one global batch."""
     if num_train < config.train.batch_size:
-        raise UserError(
+        yield UserError(
             "train.batch_size",
             config.train.batch_size,
             f"larger than the training set of {num_train} images",
@@ -61,55 +68,85 @@ def check_method(config: Config, num_classes: int) -> None:
     """Check the combination of method, backbone and dimensions.
 
     Raises:
-        UserError: the first invalid field.
+        UserError: the invalid fields.
     """
-    if num_classes < 2:
-        raise UserError(
-            "data.num_classes", num_classes, "a classifier needs at least two classes", "Add a class."
-        )
-    if config.method_defaults.learned:
-        _check_learned(config)
-    else:
-        _check_prototypical(config, num_classes)
+    problems = Problems()
+    with problems:
+        check_num_classes(config, num_classes)
+    with problems:
+        check_combination(config)
+    problems.raise_any()
+
+
+def check_combination(config: Config) -> None:
+    """Check the part of the combination of method and backbone that does not depend on the number of classes.
+
+    Raises:
+        UserError: the invalid fields.
+    """
+    problems = Problems()
+    for check in (_check_learned, _check_class_vectors, _check_margin, _check_head, _check_image_size):
+        with problems:
+            check(config)
+    problems.raise_any()
+
+
+@gathered
+def _check_margin(config: Config) -> Iterator[UserError]:
     if config.method.margin and config.loss == "cross_entropy" and not config.normalize:
-        raise UserError(
+        yield UserError(
             "method.margin",
             config.method.margin,
             "a margin is subtracted from a cosine, and method.normalize = false uses none",
             "Set method.normalize=true or method.margin=0.",
         )
-    backbone = backbone_spec(config.model.backbone)
+
+
+@gathered
+def _check_head(config: Config) -> Iterator[UserError]:
     if config.model.head == "batchnorm":
+        backbone = backbone_spec(config.model.backbone)
         width = config.model.widths[-1]
         if not backbone.small or width != config.model.embedding_dim:
-            raise UserError(
+            yield UserError(
                 "model.head",
                 "batchnorm",
                 "uses the backbone features, whose dimension must equal model.embedding_dim "
                 f"= {config.model.embedding_dim}",
                 f"Set model.embedding_dim={width} with a CIFAR ResNet, or model.head=linear.",
             )
+
+
+@gathered
+def _check_image_size(config: Config) -> Iterator[UserError]:
+    backbone = backbone_spec(config.model.backbone)
     if config.data.image_size < backbone.min_image_size:
         message = f"too small for {config.model.backbone}"
         remedy = f"Choose at least {backbone.min_image_size}."
-        raise UserError("data.image_size", config.data.image_size, message, remedy)
+        yield UserError("data.image_size", config.data.image_size, message, remedy)
 
 
-def _check_learned(config: Config) -> None:
-    name, dim = config.method.name, config.model.embedding_dim
+@gathered
+def _check_learned(config: Config) -> Iterator[UserError]:
+    if not config.method_defaults.learned:
+        return
+    name = config.method.name
     if config.loss != "cross_entropy":
         message = f"the learned classifier {name} trains with cross_entropy"
-        raise UserError("method.loss", config.loss, message, "Remove method.loss.")
+        yield UserError("method.loss", config.loss, message, "Remove method.loss.")
     if config.assignment == "dynamic":
-        raise UserError(
+        yield UserError(
             "method.assignment",
             "dynamic",
             f"{name} learns its class vectors and has no fixed prototypes to assign",
             f"Use static, or a method with prototypes: {', '.join(k for k, v in METHODS.items() if not v.learned)}.",
         )
-    count = config.method.sub_prototypes or config.method_defaults.sub_prototypes
+    count, dim = (
+        config.method.sub_prototypes or config.method_defaults.sub_prototypes,
+        config.model.embedding_dim,
+    )
     if config.method_defaults.orthonormal and count > dim:
-        raise UserError(
+        yield UserError(
             "method.sub_prototypes",
             count,
             f"more than the number of orthonormal vectors in {dim} dimensions (model.embedding_dim)",
@@ -117,21 +154,33 @@ def _check_learned(config: Config) -> None:
         )
 
 
-def _check_prototypical(config: Config, num_classes: int) -> None:
-    method, dim = config.method, config.model.embedding_dim
+@gathered
+def _check_class_vectors(config: Config) -> Iterator[UserError]:
+    method = config.method
     if config.method_defaults.construction == "class_vectors" and method.class_vectors is None:
-        raise UserError(
+        yield UserError(
             "method.class_vectors",
             None,
             f"{method.name} computes its prototypes from vectors of the class names",
             "Give a .npy file of shape [classes, k], with one row per class in label order.",
         )
+
+
+@gathered
+def check_num_classes(config: Config, num_classes: int) -> Iterator[UserError]:
+    """Check settings that depend on the number of classes."""
+    if num_classes < 2:
+        yield UserError(
+            "data.num_classes", num_classes, "a classifier needs at least two classes", "Add a class."
+        )
+        return
+    method, dim = config.method, config.model.embedding_dim
     if (
         config.method_defaults.construction == "kasarla"
         and method.prototypes == "auto"
         and dim < num_classes - 1
     ):
-        raise UserError(
+        yield UserError(
             "model.embedding_dim",
             dim,
             f"{method.name}'s simplex of {num_classes} classes needs at least {num_classes - 1} dimensions",
@@ -142,7 +191,7 @@ def _check_prototypical(config: Config, num_classes: int) -> None:
         and config.assignment == "dynamic"
         and num_classes > MAX_REFIT_CLASSES
     ):
-        raise UserError(
+        yield UserError(
             "method.match.refit_cosine",
             method.match.refit_cosine,
             f"takes minutes per assignment update with {num_classes} classes",
@@ -152,60 +201,89 @@ def _check_prototypical(config: Config, num_classes: int) -> None:
 
 def check_loader(config: Config) -> None:
     """Check that the loader supports the data set and its cropping."""
+    problems = Problems()
+    for check in (_check_layout, _check_eval_resize, _check_generated, _check_crop_scale, _check_crop_ratio):
+        with problems:
+            check(config)
+    problems.raise_any()
+
+
+@gathered
+def _check_layout(config: Config) -> Iterator[UserError]:
     layout = DATASETS[config.data.dataset].layout
     loader = config.loader
     if layout == "arrays" and loader in ("dali", "torchvision"):
-        raise UserError(
+        yield UserError(
             "data.loader",
             loader,
             f"{config.data.dataset} consists of arrays, not image files",
             "Use resident.",
         )
+        return
     if layout != "generated" and loader == DATASETS[SYNTHETIC].loader:
-        raise UserError(
+        yield UserError(
             "data.loader",
             loader,
             f"does not read data.dataset = {config.data.dataset}",
             f"Set data.dataset={SYNTHETIC}.",
         )
+        return
     if loader == "resident" and config.data.crop == "random_resized":
-        raise UserError(
+        yield UserError(
             "data.crop",
             "random_resized",
             "resident arrays support the crops pad and none",
             "Set data.crop=pad.",
         )
     if loader in ("dali", "torchvision") and config.data.crop == "pad":
-        raise UserError(
+        yield UserError(
             "data.crop",
             "pad",
             "image files support the crops random_resized and none",
             "Set data.loader=resident.",
         )
-    if loader in ("dali", "torchvision") and config.data.eval_resize < config.data.image_size:
-        raise UserError(
+
+
+@gathered
+def _check_eval_resize(config: Config) -> Iterator[UserError]:
+    if config.loader in ("dali", "torchvision") and config.data.eval_resize < config.data.image_size:
+        yield UserError(
             "data.eval_resize",
             config.data.eval_resize,
             f"smaller than the crop, data.image_size = {config.data.image_size}",
             f"Choose at least {config.data.image_size}.",
         )
-    if layout == "generated" and config.data.num_classes is None:
-        raise UserError(
+
+
+@gathered
+def _check_generated(config: Config) -> Iterator[UserError]:
+    if DATASETS[config.data.dataset].layout != "generated":
+        return
+    if config.data.num_classes is None:
+        yield UserError(
             "data.num_classes", None, "synthetic data needs a number of classes", "Set data.num_classes."
         )
-    if layout == "generated" and config.data.imbalance is not None:
-        raise UserError(
+    if config.data.imbalance is not None:
+        yield UserError(
             "data.imbalance",
             config.data.imbalance,
             "not supported for synthetic data",
             "Remove it, or choose another data.dataset.",
         )
+
+
+@gathered
+def _check_crop_scale(config: Config) -> Iterator[UserError]:
     low, high = config.data.crop_scale
     if not 0 < low <= high:
-        raise UserError("data.crop_scale", [low, high], "not a range in (0, 1]", "Write [low, high].")
+        yield UserError("data.crop_scale", [low, high], "not a range in (0, 1]", "Write [low, high].")
+
+
+@gathered
+def _check_crop_ratio(config: Config) -> Iterator[UserError]:
     low, high = config.data.crop_ratio
     if low > high:
-        raise UserError("data.crop_ratio", [low, high], "not a range", "Write [low, high].")
+        yield UserError("data.crop_ratio", [low, high], "not a range", "Write [low, high].")
 
 
 def warnings(config: Config, num_classes: int) -> list[str]:

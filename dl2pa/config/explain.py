@@ -9,6 +9,7 @@ import difflib
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import yaml
@@ -32,6 +33,8 @@ is optional. Overrides on the command line are written as `optim.lr=0.1`; the la
 
     dl2pa config FILE                  # print the configuration with all defaults
     dl2pa config --explain optim.lr    # print the reference of a key or section
+
+All problems of a configuration are reported together, each with its value, the file and line that set it, and a remedy.
 
 ## Values
 
@@ -79,6 +82,11 @@ class Key:
     default: Any
     description: str
 
+    @property
+    def default_text(self) -> str:
+        """Default as one line of YAML."""
+        return _text(self.default)
+
     def as_dict(self) -> dict[str, Any]:
         """JSON form, without the name."""
         return {
@@ -92,6 +100,12 @@ class Key:
 def sections() -> dict[str, tuple[str, list[Key]]]:
     """Section name to its description and keys. A nested section such as `method.match` has its own entry."""
     return dict(_walk("", Config))
+
+
+@cache
+def keys_of(model: type[BaseModel], prefix: str = "") -> tuple[Key, ...]:
+    """Return the keys of a configuration, or those of another model with a prefix such as `sweep.`."""
+    return tuple(key for _, (_, members) in _walk(prefix, model) for key in members)
 
 
 def _walk(prefix: str, model: type[BaseModel]) -> Iterator[tuple[str, tuple[str, list[Key]]]]:
@@ -136,7 +150,9 @@ def _type(schema: Schema) -> str:
         items = [_type(item) for item in schema["prefixItems"]]
         return f"[{', '.join(items)}]"
     if kind == "object":
-        return "mapping of names to strings"
+        values = schema.get("additionalProperties")
+        is_text = isinstance(values, dict) and values.get("type") == "string"
+        return "mapping of names to strings" if is_text else "mapping"
     bounds = (("exclusiveMinimum", ">"), ("minimum", "≥"), ("maximum", "≤"), ("exclusiveMaximum", "<"))
     limits = [f"{sign} {schema[bound]:g}" for bound, sign in bounds if bound in schema]
     return " ".join([kind, " and ".join(limits)]).strip()
@@ -155,7 +171,7 @@ def explain(name: str) -> list[Key]:
     Raises:
         UserError: there is no such key or section.
     """
-    keys = [key for _, members in sections().values() for key in members]
+    keys = keys_of(Config)
     result = [key for key in keys if not name or key.name == name or key.name.startswith(f"{name}.")]
     if result:
         return result
@@ -169,7 +185,7 @@ def explain(name: str) -> list[Key]:
 def as_text(keys: list[Key]) -> str:
     """Reference as indented text."""
     return "\n".join(
-        f"{key.name}\n  type:    {key.type}\n  default: {_text(key.default)}\n  {key.description}"
+        f"{key.name}\n  type:    {key.type}\n  default: {key.default_text}\n  {key.description}"
         for key in keys
     )
 
@@ -179,7 +195,7 @@ def as_markdown() -> str:
     parts = [_INTRODUCTION]
     for name, (description, keys) in sections().items():
         rows = "\n".join(
-            f"| `{key.name}` | {key.type} | `{_text(key.default)}` | {key.description} |" for key in keys
+            f"| `{key.name}` | {key.type} | `{key.default_text}` | {key.description} |" for key in keys
         )
         table = f"| key | type | default | description |\n|---|---|---|---|\n{rows}\n"
         parts.append(f"## {name}\n\n{description}\n\n{table}")

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
+from dl2pa.config.gather import Problems
 from dl2pa.config.paths import expand_path, expand_paths
+from dl2pa.config.places import finder, placed
 from dl2pa.config.schema import Config
+from dl2pa.config.schema_errors import config_of_valid_keys, explain_errors
 from dl2pa.config.yaml_core import YAML_ERRORS, dump_yaml, parse_value, parse_yaml, problem_of
 from dl2pa.errors import UserError
 from dl2pa.records import DamagedFile
@@ -65,21 +68,63 @@ Configurations recorded by older versions may contain the key with value 0.
 """
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(
+    path: str | Path, overrides: Sequence[str] = (), check_files: Callable[[Config], None] | None = None
+) -> Config:
     """Read a configuration file and the files it extends, and apply the overrides of the command line.
 
     Args:
         path: YAML file; `base:` in it names the files that it extends, relative to its folder.
         overrides: `section.key=value`; see ``parse_value`` for the value.
+        check_files: checks the files that the configuration names; called only if there is another problem, so that
+            all are reported together.
 
     Raises:
-        UserError: a missing file, invalid YAML, an unknown key (the message suggests the nearest name) or an invalid
-            value.
+        UserError: a missing file or invalid YAML; or all unknown keys (the message suggests the nearest name) and
+            invalid values, together with the combinations of settings that are invalid.
     """
-    tree = _read_with_bases(Path(path), ())
-    for text in overrides:
-        tree = merge(tree, _parse_override(text))
-    return parse_config(expand_paths(tree))
+    problems, tree = Problems(), dict[str, Any]()
+    with placed(finder([(Path(path), overrides)])):
+        with problems:
+            tree = _read_with_bases(Path(path), ())
+        can_check = not problems
+        for text in overrides:
+            with problems:
+                tree = merge(tree, _parse_override(text))
+        with problems:
+            tree = expand_paths(tree)
+        if not can_check:
+            raise problems.error()
+        return _check_tree(tree, problems, check_files)
+
+
+def _check_tree(
+    tree: Mapping[str, Any], problems: Problems, check_files: Callable[[Config], None] | None
+) -> Config:
+    """Validate a configuration; with any problem, also check the combinations of its valid settings.
+
+    Args:
+        problems: found before.
+
+    Raises:
+        UserError: all problems.
+    """
+    try:
+        config = Config.model_validate(dict(tree))
+        if not problems:
+            return config
+    except ValidationError as error:
+        for problem in explain_errors(error, tree, Config, RENAMED_KEYS, REMOVED_KEYS):
+            problems.add(problem)
+        config = config_of_valid_keys(error, tree)
+
+    from dl2pa.config.validate import validate
+
+    for check in (partial(validate, world_size=1), check_files):
+        with problems:
+            if config is not None and check is not None:
+                check(config)
+    raise problems.error()
 
 
 def load_recorded_config(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -144,11 +189,14 @@ def with_current_names(tree: Mapping[str, Any], prefix: str = "") -> dict[str, A
 
 
 def parse_config(tree: Mapping[str, Any]) -> Config:
-    """Validate a nested mapping; ``UserError`` names the first invalid field."""
+    """Validate a nested mapping; ``UserError`` names the invalid fields."""
     try:
         return Config.model_validate(dict(tree))
     except ValidationError as error:
-        raise _explain(error) from None
+        problems = Problems()
+        for problem in explain_errors(error, tree, Config, RENAMED_KEYS, REMOVED_KEYS):
+            problems.add(problem)
+        raise problems.error() from None
 
 
 def dump_config(config: Config, *, redacted: bool = False) -> str:
@@ -258,67 +306,3 @@ def _parse_override(text: str) -> dict[str, Any]:
     for part in reversed(parts):
         node = {part: node}
     return node
-
-
-def _explain(error: ValidationError) -> UserError:
-    details = error.errors()
-    key = _key_of(details[0]["loc"])
-    # Each form that a value may have reports its own error; the innermost one names the item.
-    first = max((e for e in details if _key_of(e["loc"]) == key), key=lambda e: len(e["loc"]))
-    path = _path_of(first["loc"])
-    field, value = ".".join(path), first["input"]
-    if first["type"] in ("extra_forbidden", "invalid_key"):
-        known = _known_keys(path[:-1])
-        if field in RENAMED_KEYS:
-            return UserError(field, value, "the key was renamed", f"Use {RENAMED_KEYS[field]}.")
-        if field in REMOVED_KEYS:
-            return UserError(field, value, "the key was removed", REMOVED_KEYS[field])
-        near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
-        remedy = f"Did you mean {'.'.join([*path[:-1], near[0]])}?" if near else f"Known: {', '.join(known)}."
-        return UserError(field, value, "unknown key", remedy)
-    if first["type"] == "string_type" and type(value) in _READ_AS:
-        message = f"was read as {_READ_AS[type(value)]}, but must be text"
-        item = isinstance(first["loc"][-1], int) and key[-1] != "tags"
-        example = f"'{'.'.join(key)}=[\"TEXT\"]'" if item else f"'{field}=\"TEXT\"'"
-        remedy = f'Put it in quotes: "TEXT" in a file, {example} on the command line.'
-        return UserError(field, value, message, remedy)
-    cause = first.get("ctx", {}).get("error")
-    if isinstance(cause, UserError):
-        return UserError(field, value, cause.message, cause.remedy)
-    message = first["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
-    return UserError(field, value, message, "See `dl2pa config` for the resolved values.")
-
-
-_READ_AS = {bool: "true or false", int: "a number", float: "a number", type(None): "null"}
-
-
-def _key_of(location: tuple[int | str, ...]) -> list[str]:
-    """Part of a location that names sections and a key, or an unknown key."""
-    path, model = list[str](), Config
-    for part in location:
-        path.append(str(part))
-        field = model.model_fields.get(str(part))
-        if field is None or not (
-            isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
-        ):
-            break
-        model = field.annotation
-    return path
-
-
-def _path_of(location: tuple[int | str, ...]) -> list[str]:
-    """Names and positions in a location, without pydantic's names of the types in a union."""
-    key = _key_of(location)
-    items = [str(part) for part in location[len(key) :] if isinstance(part, int) or key[-1] == "tags"]
-    return [*key, *(item for item in items if item != "[key]")]
-
-
-def _known_keys(path: Sequence[str]) -> list[str]:
-    model: type[BaseModel] = Config
-    for part in path:
-        annotation = model.model_fields[part].annotation
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return []
-        model = annotation
-    return sorted(model.model_fields)

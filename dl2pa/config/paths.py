@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dl2pa.config.gather import Problems
 from dl2pa.errors import UserError
 
 PATH_KEYS = (
@@ -30,16 +31,19 @@ def expand_paths(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Expand the paths of a nested configuration that a user wrote; lists of class names are not paths.
 
     Raises:
-        UserError: an undefined variable or an unknown user.
+        UserError: undefined variables or unknown users.
     """
     result: dict[str, Any] = {}
+    problems = Problems()
     for key, value in tree.items():
         name = f"{prefix}{key}"
-        if isinstance(value, Mapping):
-            value = expand_paths(value, f"{name}.")
-        elif name in PATH_KEYS and isinstance(value, str):
-            value = expand_path(name, value)
+        with problems:
+            if isinstance(value, Mapping):
+                value = expand_paths(value, f"{name}.")
+            elif name in PATH_KEYS and isinstance(value, str):
+                value = expand_path(name, value)
         result[key] = value
+    problems.raise_any()
     return result
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dl2pa.config.gather import Problems
 from dl2pa.config.schema import Config
 from dl2pa.constructions import CONSTRUCTIONS, check_defined, check_prototype_file, condition_of
 from dl2pa.errors import UserError
@@ -45,6 +47,36 @@ def check_source(config: Config, num_classes: int) -> None:
         read_class_vectors(config.method.class_vectors, num_classes)
 
 
+def check_source_exists(config: Config) -> None:
+    """Check what needs no number of classes: the name or file of `method.prototypes`, the file of class vectors.
+
+    Raises:
+        UserError: names method.prototypes or method.class_vectors.
+    """
+    problems, method = Problems(), config.method
+    with problems:
+        if config.method_defaults.construction not in (None, CLASS_VECTORS):
+            _check_name(method.prototypes)
+    with problems:
+        if method.class_vectors is not None and not Path(method.class_vectors).is_file():
+            raise UserError("method.class_vectors", method.class_vectors, "no such file", "Check the path.")
+    problems.raise_any()
+
+
+def _check_name(source: str) -> None:
+    """Refuse a source that is neither a construction nor a file."""
+    if source in CONSTRUCTIONS or Path(source).exists():
+        return
+    near = difflib.get_close_matches(source, CONSTRUCTIONS, n=1)
+    remedy = f"Use one of {', '.join(CONSTRUCTIONS)}, or the path of a prototype file."
+    raise UserError(
+        "method.prototypes",
+        source,
+        "is neither a construction nor a file",
+        f"Did you mean {near[0]}? {remedy}" if near else remedy,
+    )
+
+
 def needs_content_check(config: Config, num_classes: int) -> bool:
     """Whether checks with torch remain: of the content of files, or of `method.match.refit_cosine`."""
     source = construction_of(config, num_classes)
@@ -65,13 +97,7 @@ def check_prototypes_key(source: str, num_classes: int, dim: int) -> None:
         except UserError as error:
             raise in_terms_of_keys(error) from None
         return
-    if not Path(source).exists():
-        raise UserError(
-            "method.prototypes",
-            source,
-            "is neither a construction nor a file",
-            f"Use one of {', '.join(CONSTRUCTIONS)}, or the path of a prototype file.",
-        )
+    _check_name(source)
     try:
         check_prototype_file(Path(source), num_classes, dim)
     except UserError as error:

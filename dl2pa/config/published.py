@@ -11,7 +11,8 @@ from pydantic import ValidationError, model_validator
 
 from dl2pa.config.identity import Length, relative_length, run_identity
 from dl2pa.config.load import load_config, read_yaml
-from dl2pa.config.schema import Config, PositiveInt, Section
+from dl2pa.config.schema import Config
+from dl2pa.config.section import PositiveInt, Section
 from dl2pa.errors import UserError
 
 Column = int | float | str

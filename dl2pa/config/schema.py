@@ -5,131 +5,15 @@ The docstrings of the fields are the reference that `dl2pa config --explain` and
 
 from __future__ import annotations
 
-import os
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, field_validator
 
-from dl2pa import envvars
-from dl2pa.specs import (
-    DATASETS,
-    DEFAULT_BACKBONE,
-    IMAGE_FOLDER,
-    MAX_LOGITS,
-    METHODS,
-    MethodSpec,
-    backbone_spec,
-)
-
-PositiveInt = Annotated[int, Field(ge=1)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
-Triple = tuple[float, float, float]
+from dl2pa.config.data_section import DataConfig
+from dl2pa.config.section import Fraction, NonNegative, NonNegativeInt, Positive, PositiveInt, Section
+from dl2pa.specs import DATASETS, DEFAULT_BACKBONE, MAX_LOGITS, METHODS, MethodSpec, backbone_spec
 
 METHOD_NAMES = tuple(METHODS)
-
-
-class Section(BaseModel):
-    """Base of all sections: immutable; unknown keys are rejected."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _reject_boolean(cls, value: object, info: ValidationInfo) -> object:
-        """Reject true and false for numbers, to which they would convert. Text has its own message."""
-        annotation = cls.model_fields[info.field_name or ""].annotation
-        types = (annotation, *get_args(annotation))
-        if isinstance(value, bool) and bool not in types and str not in types:
-            raise ValueError("must not be true or false")
-        return value
-
-
-class DataConfig(Section):
-    """Data set, image loading, cropping and augmentation."""
-
-    dataset: Literal[tuple(DATASETS)] = IMAGE_FOLDER  # pyright: ignore[reportInvalidTypeForm]
-    """Data set, or layout of its files. `synthetic` needs no files. `svhn_lt_legacy` is the long-tailed SVHN of the
-    DL2PA authors' code, in which a third of the training labels are wrong."""
-    root: str | None = None
-    """Folder of the data set. Default: the environment variable DL2PA_DATA."""
-    index: str | None = None
-    """Index file of `root`, written by `dl2pa data index`. Default: `root`/dl2pa.index if it exists; otherwise the
-    folders are listed."""
-    val_root: str | None = None
-    """Validation folder (imagefolder only). Default: `root`/val."""
-    num_classes: Annotated[int, Field(ge=2)] | None = None
-    """Expected number of classes, checked against the data. Required for `synthetic`. Default: not checked."""
-    imbalance: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
-    """Make the training split long-tailed: number of images of the last class divided by that of the first. The
-    validation split is not changed, and the selection does not depend on `train.seed`. Default: use all images."""
-    classes: str | tuple[str, ...] | None = None
-    """Class names in label order: a list, or a file with one name per line. May include classes without images.
-    Default: the classes of the training split."""
-    loader: Literal["auto", "dali", "torchvision", "resident", "synthetic"] = "auto"
-    """Data loader. `auto`: `resident` (all images in device memory) for array data sets, `dali` for image files,
-    `synthetic` for synthetic data."""
-    image_size: PositiveInt = 224
-    """Side length of the training and validation crops, in pixels."""
-    eval_resize: PositiveInt = 256
-    """Length of the shorter side before the center crop in validation, in pixels (image files only)."""
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-    """Filter that resizes images, in training and validation; antialiased. Like `image_size`, `eval_resize`, `mean` and
-    `std`, it follows the weights of `model.init` unless it is set."""
-    crop: Literal["random_resized", "pad", "none"] = "random_resized"
-    """Random crop in training: `random_resized` for image files, `pad` (zero padding, then a crop) for resident
-    arrays, or `none`."""
-    crop_scale: tuple[Fraction, Fraction] = (0.08, 1.0)
-    """Smallest and largest fraction of the image area in a random resized crop."""
-    crop_ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
-    """Smallest and largest aspect ratio (width / height) of a random resized crop."""
-    pad: NonNegativeInt = 4
-    """Zero padding on each side of a resident image before its random crop, in pixels."""
-    flip: Fraction = 0.5
-    """Probability of a horizontal flip in training."""
-    trivial_augment: bool = False
-    """Apply TrivialAugment Wide to training images."""
-    erasing: Fraction = 0.0
-    """Probability of RandomErasing in training."""
-    mean: Triple = (0.485, 0.456, 0.406)
-    """Mean per RGB channel, subtracted from pixel values in [0, 1]. Default: ImageNet."""
-    std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
-    """Standard deviation per RGB channel, by which pixel values are divided. Default: ImageNet."""
-    threads: PositiveInt | None = None
-    """Decoding threads per process. Default: the CPU cores divided by the local processes."""
-    hw_decoder_load: Fraction = 0.65
-    """Fraction of the JPEG images that DALI gives to the hardware decoder of a GPU that has one; the GPU's cores decode
-    the others. 0: none."""
-    hw_decoder_size: tuple[NonNegativeInt, NonNegativeInt] = (0, 0)
-    """Width and height of the images for which DALI allocates the buffers of the hardware decoder at the start, in
-    pixels. [0, 0]: allocate as needed."""
-    max_bad_fraction: Fraction = 0.01
-    """Largest fraction of unreadable training images; the run fails above it."""
-    max_bad_val_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """Largest fraction of unreadable validation images. They are skipped and counted in `num_missing`. 0: the first
-    unreadable image is an error."""
-    read_warn_s: Positive = 30.0
-    """Time after which a pending image read is logged, in seconds."""
-    read_timeout_s: Positive = 300.0
-    """Time after which a pending image read fails the run, in seconds."""
-    synthetic_samples: tuple[PositiveInt, PositiveInt] = (4096, 512)
-    """Number of training and validation images of the synthetic data set."""
-
-    @field_validator("root")
-    @classmethod
-    def _empty_is_unset(cls, value: str | None) -> str | None:
-        return value or None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _root_from_environment(cls, values: object) -> object:
-        if isinstance(values, dict) and values.get("root") is None and os.environ.get(envvars.DATA):
-            spec = DATASETS.get(str(values.get("dataset", IMAGE_FOLDER)))
-            if spec is None or spec.needs_root:
-                return {**values, "root": os.environ[envvars.DATA]}
-        return values  # pyright: ignore[reportUnknownVariableType]
 
 
 class ModelConfig(Section):

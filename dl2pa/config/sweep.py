@@ -8,8 +8,11 @@ from typing import Any
 
 from pydantic import ValidationError, model_validator
 
+from dl2pa.config.gather import Problems
 from dl2pa.config.load import read_yaml
-from dl2pa.config.schema import PositiveInt, Section
+from dl2pa.config.places import finder, placed
+from dl2pa.config.schema_errors import explain_errors
+from dl2pa.config.section import PositiveInt, Section
 from dl2pa.config.yaml_core import value_text
 from dl2pa.errors import UserError
 
@@ -40,7 +43,8 @@ class Sweep(Section):
     @model_validator(mode="after")
     def _refuse_seeds_twice(self) -> Sweep:
         if self.seeds is not None and "train.seed" in self.grid:
-            raise ValueError("the seeds are given twice, by `seeds` and by `train.seed`")
+            message = "the seeds are given twice, by `seeds` and by `train.seed`"
+            raise UserError("sweep.seeds", self.seeds, message, "Remove one of them.")
         return self
 
     def override_texts(self) -> list[str]:
@@ -85,21 +89,28 @@ def load_sweep(path: Path) -> Sweep:
     """Read a sweep file.
 
     Raises:
-        UserError: an unknown or renamed key, or an invalid value.
+        UserError: unknown or renamed keys, and invalid values.
     """
     tree = read_yaml(path)
-    if set(tree) != {KEY}:
-        other = next(key for key in tree if key != KEY)
-        raise UserError(
-            str(other), tree[other], f"cannot be combined with `{KEY}:`", f"Move it below `{KEY}:`."
-        )
+    with placed(finder([(path, ())])):
+        return _sweep_of(tree)
+
+
+def _sweep_of(tree: dict[str, Any]) -> Sweep:
+    problems = Problems()
+    for key in tree:
+        if key != KEY:
+            problems.add(
+                UserError(
+                    str(key), tree[key], f"cannot be combined with `{KEY}:`", f"Move it below `{KEY}:`."
+                )
+            )
     try:
-        return Sweep.model_validate(tree[KEY] or {})
+        sweep = Sweep.model_validate(tree.get(KEY) or {})
+        if not problems:
+            return sweep
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join([KEY, *map(str, first["loc"])])
-        message = first["msg"].removeprefix("Value error, ")
-        message, remedy = message[0].lower() + message[1:], f"Known: {', '.join(Sweep.model_fields)}."
-        if field in _RENAMED_KEYS:
-            message, remedy = "the key was renamed", f"Use {_RENAMED_KEYS[field]}."
-        raise UserError(field, first["input"], message, remedy) from None
+        content = tree[KEY] if isinstance(tree[KEY], dict) else {}
+        for problem in explain_errors(error, content, Sweep, _RENAMED_KEYS, {}, f"{KEY}."):
+            problems.add(problem)
+    raise problems.error()

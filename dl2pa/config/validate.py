@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from dl2pa.config.checks import check_batches, check_launch, check_lengths, check_loader, check_method
+from dl2pa.config.checks import (
+    check_batches,
+    check_combination,
+    check_launch,
+    check_lengths,
+    check_loader,
+    check_num_classes,
+)
+from dl2pa.config.gather import Problems, gathered
 from dl2pa.config.schema import Config
 from dl2pa.config.tracking import check_tracking
 from dl2pa.errors import UserError
@@ -33,25 +42,50 @@ def validate(config: Config, world_size: int, data: DataSizes | None = None) -> 
         data: None checks only what can be checked before the data is opened.
 
     Raises:
-        UserError: the first invalid field.
+        UserError: all invalid fields.
     """
-    check_loader(config)
-    check_launch(config, world_size)
-    check_batches(config, world_size)
-    check_tracking(config.tracking)
+    problems = Problems()
+    with problems:
+        check_loader(config)
+    with problems:
+        check_launch(config, world_size)
+    with problems:
+        check_batches(config, world_size)
+    with problems:
+        check_tracking(config.tracking)
+    with problems:
+        _check_compile(config, world_size)
+    with problems:
+        check_combination(config)
+    with problems:
+        if data is not None:
+            _check_data(config, data)
+        elif config.data.num_classes is not None:
+            check_num_classes(config, config.data.num_classes)
+    problems.raise_any()
+
+
+@gathered
+def _check_compile(config: Config, world_size: int) -> Iterator[UserError]:
     if config.train.compile == "graphs" and world_size > 1:
         message = "works with one process only: torch skips CUDA graphs with DDP and BatchNorm"
-        raise UserError("train.compile", "graphs", message, "Set train.compile=true.")
-    if data is None:
-        return
+        yield UserError("train.compile", "graphs", message, "Set train.compile=true.")
+
+
+def _check_data(config: Config, data: DataSizes) -> None:
     if data.num_val == 0:
         raise UserError("data.val_root", config.data.val_root, "holds no images", "Give a validation set.")
-    check_lengths(config, data.num_train)
-    check_method(config, data.num_classes)
-    if data.image_size not in (None, config.data.image_size):
-        raise UserError(
-            "data.image_size",
-            config.data.image_size,
-            f"the images of {config.data.dataset} measure {data.image_size} x {data.image_size}",
-            f"Set data.image_size={data.image_size}.",
-        )
+    problems = Problems()
+    with problems:
+        check_lengths(config, data.num_train)
+    with problems:
+        check_num_classes(config, data.num_classes)
+    with problems:
+        if data.image_size not in (None, config.data.image_size):
+            raise UserError(
+                "data.image_size",
+                config.data.image_size,
+                f"the images of {config.data.dataset} measure {data.image_size} x {data.image_size}",
+                f"Set data.image_size={data.image_size}.",
+            )
+    problems.raise_any()

@@ -93,6 +93,29 @@ def parse_yaml(text: str, *, written_by_dl2pa: bool = False) -> Any:
     return yaml.load(text, _UniqueLoader if written_by_dl2pa else _CoreLoader)
 
 
+_MAX_KEYS = 10_000
+
+
+def key_lines(text: str) -> dict[str, int]:
+    """Map the dotted key of each mapping entry to its line, from 1; of a file with very many keys only the first.
+
+    Raises:
+        YAML_ERRORS: invalid YAML.
+    """
+    lines: dict[str, int] = {}
+    waiting = [("", yaml.compose(text, _CoreLoader))]
+    while waiting and len(lines) < _MAX_KEYS:
+        prefix, node = waiting.pop(0)
+        if not isinstance(node, yaml.MappingNode):
+            continue
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                name = f"{prefix}{key.value}"
+                lines.setdefault(name, key.start_mark.line + 1)
+                waiting.append((f"{name}.", value))
+    return lines
+
+
 def dump_yaml(tree: Any) -> str:
     """Write a tree as YAML that `parse_yaml` and every YAML 1.1 or 1.2 reader read the same."""
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, default_flow_style=None)

@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dl2pa.config import Config
+from dl2pa.config.gather import Problems
+from dl2pa.config.prototypes import check_source_exists
 from dl2pa.config.schema import DataConfig
 from dl2pa.config.validate import DataSizes, validate
 from dl2pa.container import in_container
@@ -101,13 +103,47 @@ def open_data(config: Config, world_size: int) -> DataSplits:
     """Open both splits and validate the configuration.
 
     Raises:
-        UserError: the first invalid field.
+        UserError: all invalid fields, including missing files. If the settings are invalid, folders are not listed.
     """
-    validate(config, world_size)
+    problems = Problems()
+    with problems:
+        validate(config, world_size)
+    if problems:
+        with problems:
+            check_files(config)
+        problems.raise_any()
     train, val = open_split(config, "train"), open_split(config, "val")
     splits = DataSplits(train, val, tuple(train.classes), groups_of(config, train))
     validate(config, world_size, sizes_of(splits))
     return splits
+
+
+def check_files(config: Config) -> None:
+    """Check that the files and folders of a configuration exist, without listing or reading a data set.
+
+    Raises:
+        UserError: all missing files and folders.
+    """
+    problems = Problems()
+    for split in ("train", "val"):
+        with problems:
+            _check_folder(config, split)
+    with problems:
+        check_source_exists(config)
+    with problems:
+        if config.model.init is not None:
+            from dl2pa.model.weight_sources import check_place
+
+            check_place(config.model.init, config.model.backbone)
+    problems.raise_any()
+
+
+def _check_folder(config: Config, split: Literal["train", "val"]) -> None:
+    """Open a split only if that fails at once, because its folder is missing."""
+    data = config.data
+    folder = data.root if split == "train" else data.val_root or data.root
+    if DATASETS[data.dataset].needs_root and (folder is None or not Path(folder).is_dir()):
+        open_split(config, split)
 
 
 def log_skipped(splits: DataSplits) -> None:

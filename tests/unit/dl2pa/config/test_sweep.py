@@ -55,12 +55,12 @@ def test_seeds_are_an_axis_of_the_grid(seeds: str, text: str, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("text", "field", "message"),
     [
-        ("sweep: {seed: 3}", "sweep.seed", "Known: config, published"),
-        ("sweep: {parallel: 0}", "sweep.parallel", "greater than or equal to 1"),
-        ("sweep: {grid: train.seed=1}", "sweep.grid", "dictionary"),
+        ("sweep: {seed: 3}", "sweep.seed", "Did you mean sweep.seeds"),
+        ("sweep: {parallel: 0}", "sweep.parallel", "must be an integer ≥ 1 or null"),
+        ("sweep: {grid: train.seed=1}", "sweep.grid", "must be a mapping"),
         ("sweep: {parallel: true}", "sweep.parallel", "true or false"),
         ("sweep: {}\ntrain: {}", "train", "cannot be combined"),
-        ("sweep: 3", "sweep", "Sweep"),
+        ("sweep: 3", "sweep", "must be a section"),
         ("sweep: {cells: [cifar100]}", "sweep.cells", "renamed. Use sweep.published"),
         ("sweep: {array: {train.seed: 1}}", "sweep.array", "renamed. Use sweep.grid"),
     ],

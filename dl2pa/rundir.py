@@ -38,8 +38,8 @@ DAMAGED = "damaged"
 
 _STATUS: Fields = {
     **dict.fromkeys(("state", "error", "phase", "fingerprint"), str),
-    **dict.fromkeys(("attempt", "step", "total_steps", "pid"), int),
-    **dict.fromkeys(("epoch", "images_per_second", "top1", "loss", "updated"), float),
+    **dict.fromkeys(("attempt", "step", "total_steps", "pid", "epoch_last", "epoch_best"), int),
+    **dict.fromkeys(("epoch", "images_per_second", "top1", "top1_best", "loss", "updated"), float),
     "startup_s": dict,
 }
 _ATTEMPT: Fields = {
@@ -48,7 +48,8 @@ _ATTEMPT: Fields = {
 }
 _RESULT: Fields = {
     **dict.fromkeys(("top1_last", "top1_best", "top5_last", "ece_last", "images_per_second"), float),
-    **dict.fromkeys(("epochs", "steps", "num_validated", "num_classes", "world_size", "dim"), int),
+    **dict.fromkeys(("epochs", "epoch_best", "steps", "num_validated", "num_classes"), int),
+    **dict.fromkeys(("world_size", "dim"), int),
     **dict.fromkeys(("run_dir", "mlflow_run_id", "method", "loss", "assignment"), str),
     **dict.fromkeys(("labels_moved", "bad_images"), list),
 }

@@ -43,10 +43,22 @@ def decode_image(
     Args:
         interpolation: `bilinear` or `bicubic`; both are antialiased.
     """
+    with open_image(data) as image:
+        return crop_image(image.convert("RGB"), window, resized, offset, side, interpolation)
+
+
+def crop_image(
+    image: Image.Image,
+    window: list[int],
+    resized: list[int],
+    offset: list[int],
+    side: int,
+    interpolation: str = "bilinear",
+) -> Image.Image:
+    """Crop an image to `window`, resize it to `resized` and crop the square at `offset`; see ``decode_image``."""
     from PIL import Image
 
     top, left, height, width = window
-    with open_image(data) as image:
-        cropped = image.convert("RGB").crop((left, top, left + width, top + height))
+    cropped = image.crop((left, top, left + width, top + height))
     scaled = cropped.resize((resized[1], resized[0]), Image.Resampling[interpolation.upper()])
     return scaled.crop((offset[1], offset[0], offset[1] + side, offset[0] + side))

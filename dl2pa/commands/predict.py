@@ -25,15 +25,12 @@ def run(args: argparse.Namespace) -> int:
     for path in args.images:
         check_image_file(path)
 
-    # These import torch, so they come after the checks.
-    from dl2pa.model.inference import load_classifier
-    from pipelines.single import load_image
+    from dl2pa.model.inference import load_classifier  # imports torch, so it comes after the checks
 
     classifier = load_classifier(args.model)
     predictions: list[dict[str, object]] = []
     for path in args.images:
-        image = load_image(path, **classifier.description["preprocessing"])
-        top = classifier.top(image[None], args.top)[0]
+        top = classifier.predict(path).top(args.top)[0]
         classes = [{"class": guess.name, "probability": guess.probability} for guess in top]
         predictions.append({"image": str(path), "top": classes})
         if not args.json:

@@ -11,21 +11,19 @@ import json
 import logging
 import multiprocessing
 import os
-import shlex
 import signal
 import sys
 import tempfile
 import uuid
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from dl2pa import envvars
+from dl2pa.commands.next_steps import next_steps
 from dl2pa.commands.options import add_config, add_run_dir
 from dl2pa.commands.output import note, say
 from dl2pa.config.places import finder, placed
 from dl2pa.config.prototypes import check_source
-from dl2pa.container import in_container
 from dl2pa.errors import (
     EXIT_DONE,
     EXIT_FAILURE,
@@ -313,9 +311,5 @@ def _raise_reported(report: dict[str, object]) -> NoReturn:
 def _print_result(directory: RunDirectory, as_json: bool) -> None:
     result = directory.read_result()
     say(result, as_json, "finished:")
-    runs = directory.root.parent
-    if not as_json and result.get("mlflow_run_id") and (runs / "mlflow.db").exists():
-        program, more = str(Path(sys.executable).parent / "dl2pa"), ""
-        if in_container():
-            program, more = "docker run -p 5000:5000 … IMAGE", " --host 0.0.0.0 --allow-others localhost"
-        sys.stdout.write(f"\nsee it in MLflow:  {program} ui --runs {shlex.quote(str(runs))}{more}\n")
+    if not as_json and result:
+        sys.stdout.write(f"\n{next_steps(directory, result)}\n")

@@ -1,17 +1,22 @@
-"""Load a trained model from its safetensors file and predict, without its run directory or data set.
+"""Load a trained model from its safetensors file, predict and embed, without its run directory or data set.
 
 A model logged to MLflow contains this module: serving must install every package that it imports.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dl2pa.backbones import Embedder, build_embedder
 from dl2pa.errors import UserError
@@ -19,7 +24,12 @@ from dl2pa.model.head import ClassifierHead, Norm
 from dl2pa.rundir import find_model_file
 from dl2pa.specs import backbone_spec
 from pipelines.longtail import Group
+from pipelines.user_images import each_image, prepare
 
+if TYPE_CHECKING:
+    from pipelines.user_images import Images
+
+_BATCH = 64
 _MAX_IMAGE_SIZE = 4096
 _DAMAGE_ERRORS = (
     LookupError,
@@ -42,9 +52,43 @@ class Prediction(NamedTuple):
     probability: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """Predictions for N images, in the order of the images.
+
+    Attributes:
+        classes: names of the C classes.
+        scores: logits, float32 [N, C].
+        probabilities: softmax of the scores, float32 [N, C].
+    """
+
+    classes: list[str]
+    scores: NDArray[np.float32]
+    probabilities: NDArray[np.float32]
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Index of the class with the highest score, int64 [N]."""
+        return self.scores.argmax(axis=1)
+
+    @property
+    def names(self) -> list[str]:
+        """Name of the class with the highest score, per image."""
+        return [self.classes[label] for label in self.labels]
+
+    def top(self, count: int) -> list[list[Prediction]]:
+        """The `count` most probable classes of each image, most probable first."""
+        order = np.argsort(-self.scores, axis=1, kind="stable")[:, :count]
+        chosen = np.take_along_axis(self.probabilities, order, axis=1)
+        return [
+            [Prediction(self.classes[i], i, p) for i, p in zip(labels, values, strict=True)]
+            for labels, values in zip(order.tolist(), chosen.tolist(), strict=True)
+        ]
+
+
+@dataclass(frozen=True, repr=False)
 class Classifier:
-    """Embedder, classifier head and description.
+    """Trained model: embedder, classifier head and description.
 
     Attributes:
         description: class names, preprocessing, backbone and method.
@@ -69,20 +113,74 @@ class Classifier:
         head = _head_of(tensors, self.description)
         return Classifier(self.embedder.to(device), head, self.description)
 
+    @property
+    def device(self) -> torch.device:
+        return self.head.vectors.device
+
+    @property
+    def class_vectors(self) -> NDArray[np.float32]:
+        """Unit class vectors, float32 [C, d]; [C·K, d] with K consecutive vectors per class.
+
+        For methods with prototypes, row c is the prototype that is assigned to class c.
+        """
+        return F.normalize(self.head.vectors.float(), dim=1).cpu().numpy()
+
+    def predict(self, images: Images) -> Predictions:
+        """Classify images, prepared as in the run's evaluation.
+
+        Args:
+            images: files, Pillow images, and uint8 arrays or tensors [H, W, 3] or [N, H, W, 3] in RGB order; one of
+                them or an iterable. One image is a batch of one.
+
+        Raises:
+            UserError: something that is not an image, or a file that cannot be read.
+        """
+        return self.predict_prepared(self._prepare(images))
+
+    @torch.inference_mode()
+    def predict_prepared(self, batches: Iterable[Tensor]) -> Predictions:
+        """Classify batches of normalized images [B, 3, H, W] on the device of the classifier."""
+        scores = [torch.empty(0, self.head.num_classes)]
+        probabilities = scores.copy()
+        for images in batches:
+            logits = self.score(images)
+            scores.append(logits.cpu())
+            probabilities.append(logits.softmax(dim=1).cpu())
+        return Predictions(self.classes, torch.cat(scores).numpy(), torch.cat(probabilities).numpy())
+
+    @torch.inference_mode()
+    def embed(self, images: Images) -> NDArray[np.float32]:
+        """Embed images: unit vectors, float32 [N, d]; their products with `class_vectors` are cosines.
+
+        Args:
+            images: see ``predict``.
+
+        Raises:
+            UserError: something that is not an image, or a file that cannot be read.
+        """
+        parts = [torch.empty(0, self.head.vectors.shape[1])]
+        for batch in self._prepare(images):
+            parts.append(F.normalize(self.head.embed(self.embedder(batch)), dim=1).cpu())
+        return torch.cat(parts).numpy()
+
+    def _prepare(self, images: Images) -> Iterator[Tensor]:
+        """Batches of normalized images [B, 3, S, S] on the device of the classifier."""
+        prepared = (prepare(image, **self.description["preprocessing"]) for image in each_image(images))
+        while batch := list(itertools.islice(prepared, _BATCH)):
+            yield torch.stack(batch).to(self.device)
+
+    def __repr__(self) -> str:
+        classes, dim, backbone = (
+            len(self.classes),
+            self.head.vectors.shape[1],
+            self.description["model"]["backbone"],
+        )
+        return f"Classifier({backbone}, {dim} dimensions, {classes} classes, {self.device})"
+
     @torch.inference_mode()
     def score(self, images: Tensor) -> Tensor:
         """Logits [B, C] of normalized images [B, 3, H, W]."""
         return self.head.logits(self.embedder(images))
-
-    def top(self, images: Tensor, count: int) -> list[list[Prediction]]:
-        """The `count` most probable classes of each normalized image [B, 3, H, W], most probable first."""
-        probabilities = self.score(images).softmax(dim=1)
-        best = torch.topk(probabilities, min(count, probabilities.shape[1]))
-        rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        return [
-            [Prediction(self.classes[i], i, p) for i, p in zip(indices, values, strict=True)]
-            for indices, values in rows
-        ]
 
 
 def load_classifier(path: Path) -> Classifier:

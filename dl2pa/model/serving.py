@@ -49,7 +49,7 @@ class ImageClassifier(PythonModel):
         for first in range(0, len(images), _BATCH):
             part = images[first : first + _BATCH]
             batch = torch.stack([self._prepare(image, first + i) for i, image in enumerate(part)])
-            rows += map(_row, self._classifier.top(batch.to(self._device), count))
+            rows += map(_row, self._classifier.predict_prepared([batch.to(self._device)]).top(count))
         return pd.DataFrame(rows, columns=["class_index", "class_name", "probability", "top"])
 
     def _prepare(self, image: object, row: int) -> torch.Tensor:

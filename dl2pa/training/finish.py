@@ -104,6 +104,7 @@ def summarize(trainer: Trainer, num_classes: int) -> dict[str, Any]:
         **{key: value for key, value in last.items() if key.startswith("top1_")},
         "num_validated": last["num_validated"],
         "num_missing": last.get("num_missing", 0),
+        "epoch_best": progress.accuracies()["epoch_best"],
         "epochs": progress.epoch,
         "steps": progress.global_step,
         "world_size": trainer.world.size,

@@ -43,6 +43,18 @@ class Progress:
             return True
         return False
 
+    def accuracies(self) -> dict[str, float]:
+        """Top-1 accuracy of the last and the best validation, with their epochs; empty before the first one."""
+        if not self.history:
+            return {}
+        last, best = self.history[-1], max(self.history, key=lambda entry: entry["top1"])
+        return {
+            "top1": last["top1"],
+            "epoch_last": last["epoch"],
+            "top1_best": best["top1"],
+            "epoch_best": best["epoch"],
+        }
+
     @property
     def validated(self) -> bool:
         """Whether a validation at the current step is recorded."""

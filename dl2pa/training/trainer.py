@@ -186,7 +186,7 @@ class Trainer:
         every = self.config.checkpoint.every_epochs
         if last or (every and progress.epoch % every == 0) or (best and self.config.checkpoint.keep_best):
             self.save(best=best)
-        self._write_status(**({"top1": progress.history[-1]["top1"]} if progress.history else {}))
+        self._write_status(**progress.accuracies())
         return True
 
     def _evaluate(self) -> Evaluation | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from dl2pa.config import Config
 from dl2pa.model.inference import Classifier, load_classifier
 from dl2pa.model.model import build_model, prototypes_of_checkpoint
@@ -12,7 +14,7 @@ from dl2pa.recorded_run import check_weights, no_checkpoint
 from dl2pa.rundir import RunDirectory
 from dl2pa.training.checkpoint import CheckpointStore
 from dl2pa.training.data import groups_of, open_split
-from dl2pa.training.distributed import join_world
+from dl2pa.training.distributed import World
 from dl2pa.training.progress import Progress
 from dl2pa.training.train_state import TrainState
 
@@ -38,9 +40,8 @@ def model_file(path: Path, config: Config, which: str) -> Path:
         raise no_checkpoint(path)
     train = open_split(config, "train")
     classes = tuple(train.classes)
-    train_state = TrainState(
-        config, build_model(config, len(classes), prototypes_of_checkpoint(state)), join_world(config), 1
-    )
+    model = build_model(config, len(classes), prototypes_of_checkpoint(state))
+    train_state = TrainState(config, model, World(0, 1, 0, 1, torch.device("cpu"), 1), 1)
     train_state.load(state)
     progress = Progress(**state["progress"])
     # The same epoch as the validation at this step used, also where `train.max_steps` ended inside an epoch.

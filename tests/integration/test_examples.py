@@ -1,4 +1,4 @@
-"""The examples in docs/examples run unchanged and import only prototypes and matching from dl2pa."""
+"""The examples in docs/examples run unchanged; the output of the notebook is that of its page."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from support.commands import process_state_restored
+from support.notebook import render, without_numbers
 from support.paths import REPOSITORY
 
 EXAMPLES = REPOSITORY / "docs/examples"
@@ -42,7 +44,19 @@ def test_timm_example_runs(tmp_path: Path) -> None:
     assert float(moved[2]) > float(moved[3])
 
 
-def test_examples_import_only_assignment_and_geometry() -> None:
-    for file in EXAMPLES.glob("*.py"):
-        modules = re.findall(r"^(?:from|import) (dl2pa[\w.]*)", file.read_text(), re.MULTILINE)
+def test_training_loops_import_only_assignment_and_geometry() -> None:
+    for name in ("plain_loop.py", "timm_model.py"):
+        modules = re.findall(r"^(?:from|import) (dl2pa[\w.]*)", (EXAMPLES / name).read_text(), re.MULTILINE)
         assert set(modules) == {"dl2pa.assignment", "dl2pa.geometry"}
+
+
+def test_notebook_prints_what_its_page_shows(tmp_path: Path) -> None:
+    """Processors may differ: in accuracies by 10 points, in cosines and probabilities by 0.3, in the second class."""
+    with process_state_restored():
+        page = render(EXAMPLES / "python_api.py", tmp_path)
+    text, numbers = without_numbers(page)
+    expected_text, expected = without_numbers((EXAMPLES / "python_api.md").read_text(encoding="utf-8"))
+    again = "PYTHONPATH=.:tests python -m support.notebook docs/examples/python_api.py > docs/examples/python_api.md"
+    text, expected_text = (re.sub(r"then \d", "then #", part) for part in (text, expected_text))
+    assert text == expected_text, f"write the page again: {again}"
+    assert numbers == [pytest.approx(value, abs=10 if value > 1 else 0.3) for value in expected], page

@@ -109,6 +109,17 @@ def test_command_line_help_loads_no_heavy_library() -> None:
     assert loaded_by("import dl2pa.cli; dl2pa.cli.build_parser().format_help()") & heavy == set()
 
 
+def test_importing_the_package_loads_no_other_module() -> None:
+    loaded = loaded_by("import dl2pa; dir(dl2pa)")
+    assert not loaded & {"torch", "numpy", "yaml", "pydantic"}
+    assert {name for name in loaded if within(name, PACKAGES)} == {"dl2pa"}
+
+
+def test_python_api_loads_torch_only_for_models() -> None:
+    heavy = {"torch", "mlflow", "nvidia.dali", "torchvision", "submitit", "scipy"}
+    assert loaded_by("import dl2pa; dl2pa.train, dl2pa.load, dl2pa.UserError") & heavy == set()
+
+
 def test_launching_process_loads_no_training_library() -> None:
     """Every node of a cluster starts one at the same time."""
     heavy = {"torch", "mlflow", "nvidia.dali", "torchvision", "submitit", "scipy"}

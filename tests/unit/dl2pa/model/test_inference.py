@@ -12,12 +12,13 @@ import torch
 
 from dl2pa.config import Config, parse_config
 from dl2pa.errors import UserError
-from dl2pa.model.inference import load_classifier
+from dl2pa.model.inference import Classifier, load_classifier
 from dl2pa.model.model import build_model
 from dl2pa.model.saved import save_classifier
 from dl2pa.specs import METHODS
 
 CLASSES = tuple("abcde")
+PICTURES = np.random.default_rng(3).integers(0, 256, (70, 12, 9, 3), dtype=np.uint8)
 IMAGES = torch.randn(9, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
@@ -110,3 +111,47 @@ def test_networks_of_libraries_are_loaded_for_their_image_size(
     assert {"init", "freeze_epochs"}.isdisjoint(classifier.description["model"])
     images = torch.randn(2, 3, side, side)
     assert torch.equal(classifier.score(images), model.score(images))
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Classifier:
+    folder = tmp_path_factory.mktemp("model")
+    settings = config("dl2pa", folder)
+    save_classifier(folder / "model.safetensors", build_model(settings, 5), settings, CLASSES)
+    return load_classifier(folder)
+
+
+def test_predictions_are_arrays_of_documented_shapes(classifier: Classifier) -> None:
+    predictions = classifier.predict(PICTURES)
+    assert (predictions.scores.shape, predictions.probabilities.shape) == ((70, 5), (70, 5))
+    assert predictions.scores.dtype == predictions.probabilities.dtype == np.float32
+    assert np.allclose(predictions.probabilities.sum(axis=1), 1, atol=1e-6)
+    labels = predictions.labels
+    assert (labels.dtype, labels.shape) == (np.int64, (70,))
+    assert len(set(labels.tolist())) > 1
+    assert predictions.names == [CLASSES[label] for label in labels]
+    for row, label, probabilities in zip(predictions.top(2), labels, predictions.probabilities, strict=True):
+        assert (row[0].label, row[0].name) == (label, CLASSES[label])
+        assert [p.probability for p in row] == sorted(probabilities.tolist())[:-3:-1]
+    assert len(predictions.top(9)[0]) == 5
+
+
+def test_a_single_image_is_a_batch_of_one(classifier: Classifier) -> None:
+    one, all_ = classifier.predict(PICTURES[3]), classifier.predict(PICTURES)
+    assert one.scores.shape == (1, 5)
+    assert np.allclose(one.scores[0], all_.scores[3], atol=1e-5)
+    assert classifier.embed(PICTURES[3]).shape == (1, 4)
+    assert classifier.predict([]).scores.shape == (0, 5)
+    assert classifier.embed([]).shape == (0, 4)
+
+
+def test_products_of_embeddings_and_class_vectors_give_the_predicted_class(classifier: Classifier) -> None:
+    embeddings, vectors = classifier.embed(iter(PICTURES)), classifier.class_vectors
+    assert (embeddings.shape, embeddings.dtype, vectors.shape) == ((70, 4), np.float32, (5, 4))
+    assert np.allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-6)
+    predictions = classifier.predict(PICTURES)
+    assert np.array_equal((embeddings @ vectors.T).argmax(axis=1), predictions.labels)
+
+
+def test_a_classifier_is_printed_in_one_line(classifier: Classifier) -> None:
+    assert repr(classifier) == "Classifier(resnet8, 4 dimensions, 5 classes, cpu)"

@@ -92,12 +92,10 @@ def apply_erasing(images: Tensor, boxes: NDArray[np.int64]) -> Tensor:
 
 def box_mask(boxes: Tensor, height: int, width: int) -> Tensor:
     """[B, 1, H, W] bool, true inside the boxes [B, 4] (top, left, height, width)."""
-    top, left, box_height, box_width = boxes.view(-1, 4, 1).unbind(1)
-    y = torch.arange(height, device=boxes.device)
-    x = torch.arange(width, device=boxes.device)
-    rows = (y >= top) & (y < top + box_height)
-    columns = (x >= left) & (x < left + box_width)
-    return (rows.unsqueeze(2) & columns.unsqueeze(1)).unsqueeze(1)
+    start, size = boxes.view(-1, 2, 2, 1).unbind(1)
+    position = torch.arange(max(height, width), device=boxes.device)
+    rows, columns = ((position >= start) & (position < start + size)).unbind(1)
+    return (rows[:, :height].unsqueeze(2) & columns[:, :width].unsqueeze(1)).unsqueeze(1)
 
 
 def _between(unit: NDArray[np.float64], low: float, high: float) -> NDArray[np.float64]:

@@ -131,8 +131,9 @@ class ImageFilePipeline(SamplerPipeline):
             images = torch.cat([images, images.new_zeros((size - valid, *images.shape[1:]))])
         images = host_to_device(images, self._device) if images.device != self._device else images
         labels = self._reader.dataset.labels[samples]
+        draws = encoded.draws if valid == size else None
         return Batch(
-            images=finish(self._transforms, images, self._reader.seed, encoded.epoch, samples),
+            images=finish(self._transforms, images, self._reader.seed, encoded.epoch, samples, draws),
             targets=host_to_device(torch.from_numpy(labels), self._device),
             indices=host_to_device(torch.from_numpy(samples), self._device),
             valid=valid,

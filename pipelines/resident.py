@@ -13,7 +13,9 @@ from pipelines.batch import Batch, SamplerPipeline, host_to_device
 from pipelines.datasets.arrays import ArrayDataset
 from pipelines.rng import Stream, randint
 from pipelines.sampler import Sampler
-from pipelines.transforms import Transforms, draw_flips, finish
+from pipelines.transforms import Draws, Transforms, draw_augmentation, draw_flips, finish
+
+_DRAWN_STEPS = 32
 
 
 class ResidentPipeline(SamplerPipeline):
@@ -49,9 +51,19 @@ class ResidentPipeline(SamplerPipeline):
         all_samples = np.concatenate(samples)
         params = host_to_device(torch.from_numpy(self._crop_params(epoch, all_samples)), self._device)
         offset = 0
-        for part in samples:
-            yield self._batch(epoch, part, params[:, offset : offset + len(part)])
+        for part, draws in zip(samples, self._draws(epoch, samples), strict=True):
+            yield self._batch(epoch, part, params[:, offset : offset + len(part)], draws)
             offset += len(part)
+
+    def _draws(self, epoch: int, samples: list[NDArray[np.int64]]) -> Iterator[Draws]:
+        """Yield the augmentation of each step, drawn for many steps together."""
+        for first in range(0, len(samples), _DRAWN_STEPS):
+            block = samples[first : first + _DRAWN_STEPS]
+            draws = draw_augmentation(self._transforms, self._seed, epoch, np.concatenate(block))
+            end = 0
+            for part in block:
+                start, end = end, end + len(part)
+                yield draws.take(slice(start, end))
 
     def _crop_params(self, epoch: int, samples: NDArray[np.int64]) -> NDArray[np.int64]:
         """[4, n] rows: sample, top, left, flip."""
@@ -65,17 +77,17 @@ class ResidentPipeline(SamplerPipeline):
         flip = draw_flips(self._transforms, self._seed, epoch, samples).astype(np.int64)
         return np.stack([samples, top, left, flip])
 
-    def _batch(self, epoch: int, samples: NDArray[np.int64], params_4b: Tensor) -> Batch:
+    def _batch(self, epoch: int, samples: NDArray[np.int64], params_4b: Tensor, draws: Draws | None) -> Batch:
         valid, size = len(samples), self._sampler.local_batch
         if valid < size:
             params_4b = torch.cat([params_4b, params_4b.new_zeros((4, size - valid))], dim=1)
-            samples = np.concatenate([samples, np.zeros(size - valid, dtype=np.int64)])
+            samples, draws = np.concatenate([samples, np.zeros(size - valid, dtype=np.int64)]), None
         index, top, left, flip = params_4b
         rows = top[:, None] + self._span
         columns = left[:, None] + torch.where(flip[:, None] > 0, self._side - 1 - self._span, self._span)
         images = self._images[index[:, None, None], rows[:, :, None], columns[:, None, :]]
         return Batch(
-            images=finish(self._transforms, images, self._seed, epoch, samples),
+            images=finish(self._transforms, images, self._seed, epoch, samples, draws),
             targets=self._labels[index],
             indices=index,
             valid=valid,

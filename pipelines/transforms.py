@@ -17,7 +17,7 @@ from pipelines.batch import host_to_device
 from pipelines.crop import center_crop
 from pipelines.erasing import apply_erasing, draw_erasing
 from pipelines.rng import Stream, randint, uniform
-from pipelines.trivial_augment import apply_trivial, draw_trivial
+from pipelines.trivial_augment import TrivialParams, apply_trivial, draw_trivial
 
 _TRIES = 10
 _CHUNK = 2**18
@@ -138,29 +138,58 @@ def _eval_crop_params(transforms: Transforms, sizes: NDArray[np.int64]) -> CropP
     return CropParams(window, resized, offset, np.zeros(len(sizes), dtype=bool))
 
 
+@dataclass(frozen=True)
+class Draws:
+    """Random augmentation of B samples on the host; None for a transform that is not used."""
+
+    trivial: TrivialParams | None
+    boxes: NDArray[np.int64] | None
+
+    def take(self, part: slice) -> Draws:
+        """Augmentation of some of the samples."""
+        return Draws(
+            None if self.trivial is None else self.trivial.take(part),
+            None if self.boxes is None else self.boxes[part],
+        )
+
+
+def draw_augmentation(transforms: Transforms, seed: int, epoch: int, samples: NDArray[np.int64]) -> Draws:
+    """Draw the augmentation of samples [B]; those of many steps cost little more than those of one."""
+    trivial, boxes = None, None
+    if transforms.works_on_pixels:
+        trivial = draw_trivial(seed, epoch, samples)
+    if transforms.train and transforms.erasing > 0:
+        side = transforms.image_size
+        boxes = draw_erasing(seed, epoch, samples, side, side, transforms.erasing)
+    return Draws(trivial, boxes)
+
+
 def finish(
-    transforms: Transforms, images_bhwc: Tensor, seed: int, epoch: int, samples: NDArray[np.int64]
+    transforms: Transforms,
+    images_bhwc: Tensor,
+    seed: int,
+    epoch: int,
+    samples: NDArray[np.int64],
+    draws: Draws | None = None,
 ) -> Tensor:
     """Augment and normalize decoded images on their device.
 
     Args:
         images_bhwc: uint8 [B, H, W, 3], cropped and flipped; or float32, already normalized.
         samples: int64 [B], sample numbers: the key of the random augmentation.
+        draws: their ``draw_augmentation``, if it is known.
 
     Returns:
         float32 [B, 3, H, W], channels_last.
     """
-    if transforms.works_on_pixels:
-        trivial = apply_trivial(images_bhwc.permute(0, 3, 1, 2), draw_trivial(seed, epoch, samples))
-        images_bhwc = trivial.permute(0, 2, 3, 1)
+    draws = draws or draw_augmentation(transforms, seed, epoch, samples)
+    if draws.trivial is not None:
+        images_bhwc = apply_trivial(images_bhwc.permute(0, 3, 1, 2), draws.trivial).permute(0, 2, 3, 1)
     if images_bhwc.dtype == torch.uint8:
         images_bhwc = _normalize(images_bhwc, transforms)
     normalized = images_bhwc.permute(0, 3, 1, 2)
-    if transforms.train and transforms.erasing > 0:
-        boxes = draw_erasing(
-            seed, epoch, samples, transforms.image_size, transforms.image_size, transforms.erasing
-        )
-        normalized = apply_erasing(normalized, boxes)
+    if draws.boxes is not None:
+        normalized = apply_erasing(normalized, draws.boxes)
     return normalized.contiguous(memory_format=torch.channels_last)
 
 

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import cache
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -99,23 +99,65 @@ def apply_trivial(images: Tensor, params: TrivialParams) -> Tensor:
         raise ValueError(
             f"{len(params.op)} operations were drawn for {len(images)} images; draw one for each"
         )
-    order = np.argsort(params.op, kind="stable")
-    params = params.take(order)
-    index = _to_device(np.stack([order, np.argsort(order)]), images.device)
-    pixels = images.permute(0, 2, 3, 1).contiguous().index_select(0, index[0])
+    if not len(images):
+        return images.clone()
+    plan = _Plan.of(params, images.shape[2], images.shape[3], images.device)
+    pixels = images.permute(0, 2, 3, 1).contiguous().index_select(0, plan.order)
     block_pixels = _CPU_BLOCK if images.device.type == "cpu" else _GPU_BLOCK
     block = max(1, block_pixels // (images.shape[2] * images.shape[3]))
     for first, last, transform in _FAMILIES:
-        low, high = (int(bound) for bound in np.searchsorted(params.op, (first, last + 1)))
+        low, high = (int(bound) for bound in np.searchsorted(plan.op, (first, last + 1)))
         for start in range(low, high, block):
             part = slice(start, min(start + block, high))
-            pixels[part] = transform(pixels[part], params.take(part))
-    augmented = pixels.index_select(0, index[1]).permute(0, 3, 1, 2)
+            transform(pixels[part], plan, part)
+    augmented = pixels.index_select(0, plan.inverse).permute(0, 3, 1, 2)
     return augmented if images.is_contiguous(memory_format=torch.channels_last) else augmented.contiguous()
 
 
-def _to_device(array: NDArray[np.generic], device: torch.device) -> Tensor:
-    return host_to_device(torch.from_numpy(array), device)
+@dataclass(frozen=True)
+class _Plan:
+    """Numbers of a batch in the order of its operations, on the device except `op`, in one copy.
+
+    Every column has a row per image, also for images whose operation does not use it.
+    """
+
+    op: NDArray[np.int64]
+    """[B], sorted, on the host."""
+    order: Tensor
+    """int64 [B], position in the batch of each sorted image."""
+    inverse: Tensor
+    """int64 [B], sorted position of each image of the batch."""
+    weights: Tensor
+    """float64 [B, 2, 1, 1, 1], weights of an image and of its degenerate version, rounded to float32."""
+    theta: Tensor
+    """float32 [B, 2, 3, 1], see ``_inverse_affine``."""
+    curves: Tensor
+    """uint8 [B, 256], see ``_fixed_curves``."""
+
+    @classmethod
+    def of(cls, params: TrivialParams, height: int, width: int, device: torch.device) -> _Plan:
+        order = np.argsort(params.op, kind="stable")
+        params = params.take(order)
+        count, op, magnitudes = len(order), params.op, params.magnitudes()
+        table = np.zeros((count, 2 + 2 + 3 + 32), dtype=np.int64)
+        table[:, 0], table[:, 1] = order, np.argsort(order)
+        weight = 1.0 + magnitudes
+        table.view(np.float64)[:, 2:4] = np.stack([weight, 1.0 - weight], axis=1).astype(np.float32)
+        low, high = np.searchsorted(op, (Op.SHEAR_X, Op.COLOR))
+        theta = table.view(np.float32)[low:high, 8:14]
+        theta[:] = _inverse_affine(op[low:high], magnitudes[low:high], height, width).reshape(-1, 6)
+        low, high = np.searchsorted(op, (Op.BRIGHTNESS, Op.AUTOCONTRAST))
+        curves = table.view(np.uint8)[low:high, 56:]
+        curves[:] = _fixed_curves(op[low:high], magnitudes[low:high])
+        on_device = host_to_device(torch.from_numpy(table), device)
+        return cls(
+            op,
+            on_device[:, 0],
+            on_device[:, 1],
+            on_device.view(torch.float64)[:, 2:4].view(-1, 2, 1, 1, 1),
+            on_device.view(torch.float32)[:, 8:14].view(-1, 2, 3, 1),
+            on_device.view(torch.uint8)[:, 56:],
+        )
 
 
 def _magnitude_table() -> NDArray[np.float64]:
@@ -149,36 +191,66 @@ _GPU_BLOCK = 2**24
 # Geometric operations. From here on, pixels are [n, H, W, 3].
 
 
-def _warp(pixels: Tensor, params: TrivialParams) -> Tensor:
+def _warp(pixels: Tensor, plan: _Plan, part: slice) -> None:
     """Shear, translate or rotate: each output pixel takes the nearest source pixel, 0 outside."""
     count, height, width, _ = pixels.shape
-    theta = _to_device(_inverse_affine(params, height, width), pixels.device)
-    x = torch.arange(width, device=pixels.device) + (1 - width) * 0.5
-    y = torch.arange(height, device=pixels.device) + (1 - height) * 0.5
-    column = _source_coordinate(theta[:, 0], x, y, width)
-    row = _source_coordinate(theta[:, 1], x, y, height)
-    outside = (column < 0).logical_or_(column >= width).logical_or_(row < 0).logical_or_(row >= height)
-    first = torch.arange(count, dtype=torch.int32, device=pixels.device).view(-1, 1, 1) * (height * width)
-    source = (
-        row.int().mul_(width).add_(column.int()).add_(first).masked_fill_(outside, count * height * width)
-    )
-    black = pixels.new_zeros(1, 3)
-    return torch.cat((pixels.view(-1, 3), black)).index_select(0, source.view(-1).long()).view_as(pixels)
+    grid = _Grid.of(height, width, pixels.device)
+    column, row = _source_positions(plan.theta[part], grid).clamp_(grid.low, grid.high).int().unbind(1)
+    # Positions in images with a black border of one pixel.
+    stride, size = width + 2, (height + 2) * (width + 2)
+    first = torch.arange(stride + 1, count * size + 1, size, dtype=torch.int32, device=pixels.device)
+    source = torch.add(column, row, alpha=stride).add_(first.view(-1, 1, 1))
+    bordered = torch.nn.functional.pad(pixels, (0, 0, 1, 1, 1, 1))
+    torch.index_select(bordered.view(-1, 3), 0, source.view(-1), out=pixels.view(-1, 3))
 
 
-def _inverse_affine(params: TrivialParams, height: int, width: int) -> NDArray[np.float32]:
+@dataclass(frozen=True)
+class _Grid:
+    """Constants of an image size on a device."""
+
+    x: Tensor
+    """[W], from the center."""
+    y: Tensor
+    """[H], from the center."""
+    half: Tensor
+    """[2, 1, 1], half the width and height."""
+    low: Tensor
+    high: Tensor
+    """[2, 1, 1], the column and row outside the image."""
+
+    @staticmethod
+    @lru_cache(maxsize=8)
+    def of(height: int, width: int, device: torch.device) -> _Grid:
+        size = torch.tensor([width, height], dtype=torch.float32).view(2, 1, 1)
+        x, y = (torch.arange(side) + (1 - side) * 0.5 for side in (width, height))
+        return _Grid(*(host_to_device(t, device) for t in (x, y, size * 0.5, size * 0 - 1, size)))
+
+
+def _source_positions(theta_n231: Tensor, grid: _Grid) -> Tensor:
+    """[n, 2, H, W] source column and row of each output pixel, as integers in float32.
+
+    Ties between two pixels are common in shears and decided by rounding, so the operations are torchvision's:
+    separate float32 products and sums, in this order.
+    """
+    per_x, per_y, shift = theta_n231.unbind(2)
+    position = (per_x * grid.x).unsqueeze(2) + (per_y * grid.y).unsqueeze(3)
+    return position.add_(shift.unsqueeze(3)).add_(1.0).mul_(grid.half).sub_(0.5).round_()
+
+
+def _inverse_affine(
+    op: NDArray[np.int64], magnitudes: NDArray[np.float64], height: int, width: int
+) -> NDArray[np.float32]:
     """[n, 2, 3] matrices from output pixels (from the center) to source positions (in units of half the image size).
 
     Shears keep the top left corner fixed, rotations the center.
     """
-    matrices = [
-        _inverse_matrix(int(op), float(magnitude), height, width)
-        for op, magnitude in zip(params.op, params.magnitudes(), strict=True)
-    ]
+    pairs = zip(op.tolist(), magnitudes.tolist(), strict=True)
+    matrices = [_inverse_matrix(one, magnitude, height, width) for one, magnitude in pairs]
     half_size = np.array([[width * 0.5], [height * 0.5]], dtype=np.float32)
     return np.array(matrices, dtype=np.float32).reshape(-1, 2, 3) / half_size
 
 
+@lru_cache(maxsize=4096)
 def _inverse_matrix(op: int, magnitude: float, height: int, width: int) -> list[float]:
     """2 x 3 matrix from output to source, in pixels from the center.
 
@@ -201,59 +273,43 @@ def _inverse_matrix(op: int, magnitude: float, height: int, width: int) -> list[
     return [1.0, 0.0, 0.0, slope, 1.0, top - slope * left - top]
 
 
-def _source_coordinate(theta_n3: Tensor, x: Tensor, y: Tensor, size: int) -> Tensor:
-    """[n, H, W] source column (or row) of each output pixel, as integers in float32.
-
-    Ties between two pixels are common in shears and decided by rounding, so the operations are torchvision's:
-    separate float32 products and sums, in this order.
-    """
-    along_x = theta_n3[:, :1] * x
-    along_y = theta_n3[:, 1:2] * y
-    grid = (along_x.unsqueeze(1) + along_y.unsqueeze(2)).add_(theta_n3[:, 2].view(-1, 1, 1))
-    return grid.add_(1.0).mul_(size * 0.5).sub_(0.5).round_()
-
-
 # Blends: weighted sums of the image and a degenerate version of it.
 
 
-def _color(pixels: Tensor, params: TrivialParams) -> Tensor:
+def _blend(pixels: Tensor, plan: _Plan, part: slice) -> None:
+    """Color (blended with gray) and contrast (with the mean gray value), truncated as in torchvision.
+
+    The mean is exact in every order of summation: the gray values are integers.
+    """
     planes = _planes(pixels)
-    return _blend(planes, _gray(planes), params)
+    other = _gray(planes)
+    contrast = int(np.searchsorted(plan.op[part], Op.CONTRAST))
+    if contrast < len(pixels):
+        gray = other[contrast:]
+        total = gray.sum(dim=(1, 2, 3), keepdim=True, dtype=torch.float64)
+        gray.copy_(total / (pixels.shape[1] * pixels.shape[2]))
+    weight, rest = plan.weights[part].unbind(1)
+    blended = _fused(torch.mul(planes, weight.float()), other, rest).clamp_(0, 255).to(torch.uint8)
+    torch.stack(blended.unbind(1), dim=-1, out=pixels)
 
 
-def _contrast(pixels: Tensor, params: TrivialParams) -> Tensor:
-    """The mean is exact in every order of summation: the gray values are integers."""
-    planes = _planes(pixels)
-    total = _gray(planes).sum(dim=(1, 2, 3), keepdim=True, dtype=torch.float64)
-    return _blend(planes, (total / (pixels.shape[1] * pixels.shape[2])).float(), params)
-
-
-def _sharpness(pixels: Tensor, params: TrivialParams) -> Tensor:
+def _sharpness(pixels: Tensor, plan: _Plan, part: slice) -> None:
     """Move away from the 3 x 3 mean with center weight 5/13; border pixels stay unchanged."""
     if min(pixels.shape[1:3]) <= 2:
-        return pixels
-    rest = _weights(params, pixels.device)[1]
-    values = pixels.float()
-    center = values[:, 1:-1, 1:-1]
-    rows = values[:, :-2] + values[:, 1:-1] + values[:, 2:]
-    box = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:]
+        return
+    values = pixels.permute(0, 3, 1, 2).float()
+    center = values[:, :, 1:-1, 1:-1]
+    box = torch.nn.functional.avg_pool2d(values, 3, stride=1, divisor_override=1)  # exact sums of integers
     # Multiples of 1/13 are never within 1/26 of a rounding tie, so every division gives the same integer.
     smooth = box.add_(center, alpha=4).div_(13.0).round_()
-    sharpened = pixels.clone()
-    sharpened[:, 1:-1, 1:-1] = _fused(center, smooth.sub_(center), rest).clamp_(0, 255)
-    return sharpened
+    rest = plan.weights[part].select(1, 1)
+    sharpened = _fused(center, smooth.sub_(center), rest).clamp_(0, 255)
+    pixels[:, 1:-1, 1:-1].copy_(sharpened.permute(0, 2, 3, 1))
 
 
 def _planes(pixels: Tensor) -> Tensor:
     """[n, 3, H, W] contiguous, so that a gray image broadcasts over long rows instead of 3 channels."""
     return pixels.permute(0, 3, 1, 2).contiguous()
-
-
-def _blend(planes: Tensor, other: Tensor, params: TrivialParams) -> Tensor:
-    """[n, H, W, 3] uint8, truncated as in torchvision."""
-    weight, rest = _weights(params, planes.device)
-    blended = _fused(torch.mul(planes, weight.float()), other, rest).clamp_(0, 255).to(torch.uint8)
-    return torch.stack(blended.unbind(1), dim=-1)
 
 
 def _gray(planes: Tensor) -> Tensor:
@@ -263,19 +319,11 @@ def _gray(planes: Tensor) -> Tensor:
     return _fused(_fused(torch.mul(red, 0.2989), green, weights[0]), blue, weights[1]).floor_()
 
 
-@cache
-def _gray_weights(device: torch.device) -> Tensor:
-    """Float64 [2, 1, 1, 1, 1] weights of green and blue, rounded to float32."""
+@lru_cache(maxsize=8)
+def _gray_weights(device: torch.device) -> list[Tensor]:
+    """Float64 weights of green and blue, rounded to float32."""
     weights = np.array([0.587, 0.114], dtype=np.float32).astype(np.float64)
-    return _to_device(weights, device).view(2, 1, 1, 1, 1)
-
-
-def _weights(params: TrivialParams, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Weights of the image and of its degenerate version, float64 [n, 1, 1, 1] each, rounded to float32."""
-    weight = 1.0 + params.magnitudes()
-    weights = np.stack([weight, 1.0 - weight]).astype(np.float32).astype(np.float64)
-    on_device = _to_device(weights, device).view(2, -1, 1, 1, 1)
-    return on_device[0], on_device[1]
+    return list(host_to_device(torch.from_numpy(weights), device).unbind())
 
 
 def _fused(base: Tensor, other: Tensor, weight: Tensor) -> Tensor:
@@ -290,55 +338,61 @@ def _fused(base: Tensor, other: Tensor, weight: Tensor) -> Tensor:
 # Tone curves: a table of 256 values per sample and channel.
 
 
-def _tone(pixels: Tensor, params: TrivialParams) -> Tensor:
+def _tone(pixels: Tensor, plan: _Plan, part: slice) -> None:
     count, height, width, _ = pixels.shape
-    fixed, equalized = (int(bound) for bound in np.searchsorted(params.op, (Op.AUTOCONTRAST, Op.EQUALIZE)))
+    fixed, equalized = (int(at) for at in np.searchsorted(plan.op[part], (Op.AUTOCONTRAST, Op.EQUALIZE)))
     index = pixels.view(count, height, width * 3).int()
-    index.add_(_table_starts(count, width, pixels.device))
-    curves = torch.empty(count, 3, 256, dtype=torch.uint8, device=pixels.device)
+    index.add_(_table_starts(-(-count // _TABLES) * _TABLES, width, pixels.device)[:count])
+    curves: list[Tensor] = []
     if fixed > 0:
-        curves[:fixed] = _to_device(_fixed_curves(params.take(slice(fixed))), pixels.device).unsqueeze(1)
+        curves.append(plan.curves[part][:fixed].unsqueeze(1).expand(-1, 3, -1))
     if fixed < count:
-        at_most = _cumulative_histogram(index[fixed:] - fixed * 768)
-        curves[fixed:equalized] = _autocontrast_curves(at_most[: equalized - fixed], height * width)
-        curves[equalized:] = _equalize_curves(at_most[equalized - fixed :], height * width)
-    return curves.view(-1).index_select(0, index.view(-1)).view_as(pixels)
+        at_most = _cumulative_histogram(index[fixed:], count)[fixed:]
+        if fixed < equalized:
+            curves.append(_autocontrast_curves(at_most[: equalized - fixed], height * width))
+        if equalized < count:
+            curves.append(_equalize_curves(at_most[equalized - fixed :], height * width))
+    torch.index_select(torch.cat(curves).view(-1), 0, index.view(-1), out=pixels.view(-1))
 
 
+_TABLES = 32
+"""The starts of tables are kept for multiples of this number of images."""
+
+
+@lru_cache(maxsize=64)
 def _table_starts(count: int, width: int, device: torch.device) -> Tensor:
     """[n, 1, 3W] int32: start of the table of each value's sample and channel among 3n tables of 256."""
-    tables = torch.arange(count * 3, dtype=torch.int32, device=device).mul_(256)
-    return tables.view(count, 1, 3).repeat(1, 1, width)
+    tables = torch.arange(count * 3, dtype=torch.int32).mul_(256)
+    return host_to_device(tables.view(count, 1, 3).repeat(1, 1, width), device)
 
 
-def _fixed_curves(params: TrivialParams) -> NDArray[np.uint8]:
+def _fixed_curves(op: NDArray[np.int64], magnitudes: NDArray[np.float64]) -> NDArray[np.uint8]:
     """[n, 256] curves that do not depend on the image."""
     value = np.arange(256, dtype=np.float32)
-    m = params.magnitudes()[:, None]
+    m = magnitudes[:, None]
     brightness = np.clip(value * (1.0 + m).astype(np.float32), 0, 255).astype(np.uint8)
-    dropped_bits = np.where(params.op == Op.POSTERIZE, 8 - params.magnitudes(), 0).astype(np.int64)[:, None]
+    dropped_bits = np.where(op == Op.POSTERIZE, 8 - magnitudes, 0).astype(np.int64)[:, None]
     posterize = ((np.arange(256) >> dropped_bits) << dropped_bits).astype(np.uint8)
     solarize = np.where(value >= (255.0 * m).astype(np.float32), 255 - value, value).astype(np.uint8)
-    op = params.op[:, None]
+    op = op[:, None]
     return np.where(op == Op.BRIGHTNESS, brightness, np.where(op == Op.POSTERIZE, posterize, solarize))
 
 
-def _cumulative_histogram(index: Tensor) -> Tensor:
-    """[n, 3, 256] int64: number of pixels of a channel that are at most v; index = 768·sample + 256·channel + v."""
-    counts = torch.zeros(len(index) * 768, dtype=torch.int32, device=index.device)
-    one = torch.ones(1, dtype=torch.int32, device=index.device)
+def _cumulative_histogram(index: Tensor, count: int) -> Tensor:
+    """[count, 3, 256] int64: number of pixels of a channel that are at most v; index = 768·sample + 256·channel + v."""
+    counts = torch.zeros(count * 768, dtype=torch.int32, device=index.device)
+    one = _constants(index.device).one
     counts.scatter_add_(0, index.view(-1).long(), one.expand(index.numel()))
     return counts.view(-1, 3, 256).cumsum(-1)
 
 
 def _autocontrast_curves(at_most: Tensor, num_pixels: int) -> Tensor:
     """Stretch each channel to the full range; a constant channel stays unchanged."""
-    lowest = (at_most == 0).sum(-1, keepdim=True).float()
-    highest = (at_most < num_pixels).sum(-1, keepdim=True).float()
-    constant = highest == lowest
-    scale = ((highest - lowest) * (1.0 / 255)).masked_fill_(constant, 1.0)
-    value = torch.arange(256, dtype=torch.float32, device=at_most.device)
-    stretched = (value - lowest.masked_fill_(constant, 0.0)) / scale
+    lowest = (at_most == 0).sum(-1, keepdim=True, dtype=torch.float32)
+    spread = (at_most < num_pixels).sum(-1, keepdim=True, dtype=torch.float32).sub_(lowest)
+    constant = spread == 0
+    scale = spread.mul_(1.0 / 255).masked_fill_(constant, 1.0)
+    stretched = (_constants(at_most.device).values - lowest.masked_fill_(constant, 0.0)).div_(scale)
     return stretched.clamp_(0, 255).to(torch.uint8)
 
 
@@ -348,14 +402,28 @@ def _equalize_curves(at_most: Tensor, num_pixels: int) -> Tensor:
     step = below_highest // 255
     flat = (at_most[..., :-1] + step // 2) // step.clamp(min=1)
     equalized = torch.nn.functional.pad(flat.clamp_(0, 255), (1, 0))
-    identity = torch.arange(256, device=at_most.device)
-    return torch.where(step == 0, identity, equalized).to(torch.uint8)
+    return torch.where(step == 0, _constants(at_most.device).identity, equalized).to(torch.uint8)
 
 
-_FAMILIES: tuple[tuple[Op, Op, Callable[[Tensor, TrivialParams], Tensor]], ...] = (
+@dataclass(frozen=True)
+class _Constants:
+    """Constants on a device: 1 as int32 [1], and 0 to 255 as float32 and int64."""
+
+    one: Tensor
+    values: Tensor
+    identity: Tensor
+
+
+@lru_cache(maxsize=8)
+def _constants(device: torch.device) -> _Constants:
+    identity = torch.arange(256)
+    on_host = (torch.ones(1, dtype=torch.int32), identity.float(), identity)
+    return _Constants(*(host_to_device(tensor, device) for tensor in on_host))
+
+
+_FAMILIES: tuple[tuple[Op, Op, Callable[[Tensor, _Plan, slice], None]], ...] = (
     (Op.SHEAR_X, Op.ROTATE, _warp),
-    (Op.COLOR, Op.COLOR, _color),
-    (Op.CONTRAST, Op.CONTRAST, _contrast),
+    (Op.COLOR, Op.CONTRAST, _blend),
     (Op.SHARPNESS, Op.SHARPNESS, _sharpness),
     (Op.BRIGHTNESS, Op.EQUALIZE, _tone),
 )

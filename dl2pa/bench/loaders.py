@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from dl2pa.bench import OURS, PACKED, check_folder
 from dl2pa.bench.reference import data_loader
 from dl2pa.config import parse_config
 from dl2pa.errors import UserError
@@ -32,12 +33,6 @@ from pipelines.datasets.table import ImageTable
 from pipelines.images import open_image
 from pipelines.sampler import TrainSampler
 from pipelines.transforms import Transforms
-
-OURS = "ours"
-LOADERS = (OURS, "native-dali", "torchvision", "synthetic")
-PACKED = "packed"
-"""Loader `ours` on shards of the same images, as written by `dl2pa data pack --short-side 256`."""
-NEEDS_DALI = (OURS, PACKED, "native-dali")
 
 _EPOCH = 20_000
 """Minimum images per epoch; a few images are repeated."""
@@ -108,10 +103,7 @@ def open_images(root: Path) -> ImageTable:
     Raises:
         UserError: the folder does not exist or has no images.
     """
-    if not root.is_dir():
-        raise UserError(
-            "--data", str(root), "is not a folder", "Give a folder with one folder of images per class."
-        )
+    check_folder(root)
     if not (root / "train").is_dir() and not (root / INDEX_NAME).exists():
         return index_folder(root, None, "--data")
     # val_root, because the folder may have an index of a single, unnamed split.

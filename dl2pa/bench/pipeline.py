@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import psutil
 
-from dl2pa.bench.loaders import LOADERS, NEEDS_DALI, OURS, PACKED, Source, open_images, open_loader
+from dl2pa.bench import LOADERS, NEEDS_DALI, OURS, PACKED
+from dl2pa.bench.loaders import Source, open_images, open_loader
 from dl2pa.errors import TrainingFailure, UserError
 from dl2pa.osutil import usable_cores
 

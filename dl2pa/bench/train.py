@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from dl2pa.bench import FILE_LOADERS, check_loader
 from dl2pa.bench.runners import (
     RESIDENT_DATA,
     Compile,
@@ -26,12 +27,8 @@ from dl2pa.bench.runners import (
     synthetic_config,
 )
 from dl2pa.config import Config
-from dl2pa.errors import UserError
-from dl2pa.specs import BACKBONES, IMAGE_FOLDER
+from dl2pa.specs import IMAGE_FOLDER
 from dl2pa.training.distributed import World
-
-LOADERS = ("synthetic", "resident", "dali", "torchvision")
-PRECISIONS = ("fp32", "bf16", "fp16")
 
 _WARM_UP = 3
 _DISCARDED = 4
@@ -53,7 +50,7 @@ class Variant:
     @property
     def source(self) -> str:
         """Kind of images."""
-        return "files" if self.loader in ("dali", "torchvision") else self.loader
+        return "files" if self.loader in FILE_LOADERS else self.loader
 
     @property
     def name(self) -> str:
@@ -184,12 +181,7 @@ def _median_ratio(numerators: list[float], denominators: list[float]) -> float:
 
 
 def _config(options: TrainOptions, variant: Variant) -> Config:
-    if variant.loader == "resident" and not BACKBONES[variant.model].small:
-        remedy = "Use synthetic, dali or torchvision."
-        raise UserError("--loaders", variant.loader, f"does not support {variant.model}", remedy)
-    if variant.source == "files" and options.root is None:
-        message = f"is required for {variant.loader}"
-        raise UserError("--data", None, message, "Give a folder with train/ and val/.")
+    check_loader(variant.loader, variant.model, options.root)
     data: dict[str, Any] = {}
     if variant.source == "files":
         source = {"dataset": IMAGE_FOLDER, "root": str(options.root)}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from dl2pa.bench import LOADERS, PACKED, PRECISIONS, TRAIN_LOADERS, check_folder, check_loader
 from dl2pa.commands.options import add_json, nonempty_path
 from dl2pa.commands.output import say
 from dl2pa.errors import UserError
@@ -18,6 +20,8 @@ log = logging.getLogger(__name__)
 Rows = list[dict[str, Any]]
 Measured = tuple[dict[str, float], Rows, dict[str, Rows]]
 """Result of a benchmark: ratios by name, a table as rows, and further tables by name."""
+Benchmark = Callable[[argparse.Namespace], Callable[[Any], Measured]]
+"""Checks the options, without torch, and returns the measurement, which takes the ``World``."""
 COMPILE: dict[str, Any] = {"off": False, "on": True, "graphs": "graphs"}
 """Maps a value of `--compile` to the value of `train.compile`."""
 
@@ -38,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
 
 def measure(
     args: argparse.Namespace,
-    benchmark: Callable[[argparse.Namespace, Any], Measured],
+    benchmark: Benchmark,
     threads: int | None = None,
 ) -> int:
     """Run one benchmark and print its result.
@@ -49,17 +53,19 @@ def measure(
     Raises:
         UserError: an option is invalid.
     """
+    for name, value in vars(args).items():
+        if isinstance(value, int) and not isinstance(value, bool) and value < 1:
+            raise UserError(f"--{name.replace('_', '-')}", value, "must be positive", "Give 1 or more.")
+    measurement = benchmark(args)
+
     from dl2pa.config import Config
     from dl2pa.config.schema import LaunchConfig
     from dl2pa.training.distributed import join_world
     from dl2pa.training.environment import describe_environment
 
-    for name, value in vars(args).items():
-        if isinstance(value, int) and not isinstance(value, bool) and value < 1:
-            raise UserError(f"--{name.replace('_', '-')}", value, "must be positive", "Give 1 or more.")
     world = join_world(Config(launch=LaunchConfig(threads=threads)))
     environment = describe_environment(world)
-    ratios, rows, groups = benchmark(args, world)
+    ratios, rows, groups = measurement(world)
     hardware, versions = _machine(args, environment)
     if args.json:
         result = {"bench": args.name, "ratios": ratios, "rows": rows, **groups, "n": args.rounds}
@@ -153,26 +159,38 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _train(args: argparse.Namespace, world: Any) -> Measured:
-    from dl2pa.bench.train import LOADERS, PRECISIONS, TrainOptions, bench_train
-
-    gpu = world.device.type == "cuda"
-    # Smaller defaults, so that ResNet-50 on a CPU takes less than 10 minutes.
-    slow = args.models is None and not gpu
+def _train(args: argparse.Namespace) -> Callable[[Any], Measured]:
     switch = ("off", "on")
-    options = TrainOptions(
-        models=words("--models", args.models or DEFAULT_BACKBONE, tuple(BACKBONES)),
-        loaders=words("--loaders", args.loaders, LOADERS),
-        precisions=words("--precision", args.precision or ("bf16" if gpu else "fp32"), PRECISIONS),
-        channels_last=[word == "on" for word in words("--channels-last", args.channels_last, switch)],
-        compile=[COMPILE[word] for word in words("--compile", args.compile, tuple(COMPILE))],
-        batch_size=args.batch_size or (8 if slow else 128),
-        steps=args.steps or (1 if slow else 20),
-        root=args.data,
-        image_size=args.image_size,
-    )
-    ratios, rows, ceilings = bench_train(options, args.rounds, world)
-    return ratios, rows, {"ceilings": ceilings}
+    models = words("--models", args.models or DEFAULT_BACKBONE, tuple(BACKBONES))
+    loaders = words("--loaders", args.loaders, TRAIN_LOADERS)
+    precisions = args.precision and words("--precision", args.precision, PRECISIONS)
+    channels_last = [word == "on" for word in words("--channels-last", args.channels_last, switch)]
+    compile = [COMPILE[word] for word in words("--compile", args.compile, tuple(COMPILE))]
+    check_folder(args.data)
+    for model, loader in itertools.product(models, loaders):
+        check_loader(loader, model, args.data)
+
+    def measurement(world: Any) -> Measured:
+        from dl2pa.bench.train import TrainOptions, bench_train
+
+        gpu = world.device.type == "cuda"
+        # Smaller defaults, so that ResNet-50 on a CPU takes less than 10 minutes.
+        slow = args.models is None and not gpu
+        options = TrainOptions(
+            models=models,
+            loaders=loaders,
+            precisions=precisions or ["bf16" if gpu else "fp32"],
+            channels_last=channels_last,
+            compile=compile,
+            batch_size=args.batch_size or (8 if slow else 128),
+            steps=args.steps or (1 if slow else 20),
+            root=args.data,
+            image_size=args.image_size,
+        )
+        ratios, rows, ceilings = bench_train(options, args.rounds, world)
+        return ratios, rows, {"ceilings": ceilings}
+
+    return measurement
 
 
 def _add_pipeline(parser: argparse.ArgumentParser) -> None:
@@ -186,14 +204,18 @@ def _add_pipeline(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=20, metavar="N", help="batches per repetition (20)")
 
 
-def _pipeline(args: argparse.Namespace, world: Any) -> Measured:
-    from dl2pa.bench.loaders import LOADERS, PACKED
-    from dl2pa.bench.pipeline import bench_pipeline
-
+def _pipeline(args: argparse.Namespace) -> Callable[[Any], Measured]:
     loaders = [*LOADERS] if args.loaders is None else words("--loaders", args.loaders, (*LOADERS, PACKED))
-    if args.data is None and set(loaders) != {"synthetic"}:
-        log.info("no --data: generating JPEGs of 500 x 375 pixels in a temporary folder")
-    return *bench_pipeline(loaders, args.data, args.batch_size, args.steps, args.rounds), {}
+    check_folder(args.data)
+
+    def measurement(_world: Any) -> Measured:
+        from dl2pa.bench.pipeline import bench_pipeline
+
+        if args.data is None and set(loaders) != {"synthetic"}:
+            log.info("no --data: generating JPEGs of 500 x 375 pixels in a temporary folder")
+        return *bench_pipeline(loaders, args.data, args.batch_size, args.steps, args.rounds), {}
+
+    return measurement
 
 
 def _add_matching(parser: argparse.ArgumentParser) -> None:
@@ -202,17 +224,22 @@ def _add_matching(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--nproc", type=int, default=2, metavar="N", help="number of processes (2)")
 
 
-def _matching(args: argparse.Namespace, world: Any) -> Measured:
-    from dl2pa.bench.matching import bench_matching
+def _matching(args: argparse.Namespace) -> Callable[[Any], Measured]:
+    counts = numbers("--classes", args.classes, 2)
 
-    rows = bench_matching(numbers("--classes", args.classes, 2), args.dim, args.rounds, args.nproc)
-    ratios = {
-        f"update/{name} ({row['classes']} {row['state']})": row["update_s"] / row[f"{name}_s"]
-        for row in rows
-        for name in ("scipy", "lapx")
-        if row[f"{name}_s"]
-    }
-    return ratios, rows, {}
+    def measurement(_world: Any) -> Measured:
+        from dl2pa.bench.matching import bench_matching
+
+        rows = bench_matching(counts, args.dim, args.rounds, args.nproc)
+        ratios = {
+            f"update/{name} ({row['classes']} {row['state']})": row["update_s"] / row[f"{name}_s"]
+            for row in rows
+            for name in ("scipy", "lapx")
+            if row[f"{name}_s"]
+        }
+        return ratios, rows, {}
+
+    return measurement
 
 
 def _add_scaling(parser: argparse.ArgumentParser) -> None:
@@ -226,15 +253,19 @@ def _add_scaling(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _scaling(args: argparse.Namespace, world: Any) -> Measured:
-    from dl2pa.bench.scaling import bench_scaling
-
-    counts = numbers("--processes", args.processes, 1)
+def _scaling(args: argparse.Namespace) -> Callable[[Any], Measured]:
+    model, counts = one_model(args), numbers("--processes", args.processes, 1)
     if args.step_ms is not None and args.step_ms <= 0:
         raise UserError("--step-ms", args.step_ms, "must be positive", "Give the step time of one GPU.")
-    measured = args.batch_size, args.steps, args.rounds, args.step_ms
-    ratios, rows, model_rows = bench_scaling(one_model(args), counts, *measured)
-    return ratios, rows, {"model": model_rows}
+
+    def measurement(_world: Any) -> Measured:
+        from dl2pa.bench.scaling import bench_scaling
+
+        measured = args.batch_size, args.steps, args.rounds, args.step_ms
+        ratios, rows, model_rows = bench_scaling(model, counts, *measured)
+        return ratios, rows, {"model": model_rows}
+
+    return measurement
 
 
 def _add_classes(parser: argparse.ArgumentParser) -> None:
@@ -243,14 +274,19 @@ def _add_classes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dim", type=int, default=512, metavar="D", help="embedding dimension (512)")
 
 
-def _classes(args: argparse.Namespace, world: Any) -> Measured:
-    from dl2pa.bench.classes import bench_classes
+def _classes(args: argparse.Namespace) -> Callable[[Any], Measured]:
+    model, counts = one_model(args), numbers("--classes", args.classes, 2)
 
-    counts, steps = numbers("--classes", args.classes, 2), (args.batch_size, args.steps, args.rounds)
-    return *bench_classes(one_model(args), counts, args.dim, *steps, world), {}
+    def measurement(world: Any) -> Measured:
+        from dl2pa.bench.classes import bench_classes
+
+        steps = args.batch_size, args.steps, args.rounds
+        return *bench_classes(model, counts, args.dim, *steps, world), {}
+
+    return measurement
 
 
-BENCHMARKS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callable[..., Measured]]] = {
+BENCHMARKS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Benchmark]] = {
     "train": (
         "Speed of a training step for given backbones, loaders, precisions and compilation modes.",
         _add_train,

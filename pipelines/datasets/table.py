@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from pipelines.datasets.arrays import subset_fingerprint
 from pipelines.datasets.skipped import SkippedFiles
-from pipelines.images import read_image_file
+from pipelines.images import fill, read_image_file
 
 _MAX_OPEN = 512
 _BLOCK = 512
@@ -90,14 +90,15 @@ class _OpenFiles:
     def __reduce__(self) -> tuple[type[_OpenFiles], tuple[()]]:
         return _OpenFiles, ()  # another process opens the files itself
 
-    def read(self, shard: int, path: Callable[[int], Path], offset: int, length: int) -> bytes:
+    def descriptor(self, shard: int, path: Callable[[int], Path]) -> int:
+        """File descriptor of a shard."""
         file = self._files.get(shard)
         if file is None:
             file = FileIO(path(shard))
             with self._lock:
                 if len(self._files) < _MAX_OPEN:
                     file = self._files.setdefault(shard, file)
-        return os.pread(file.fileno(), length, offset)
+        return file.fileno()
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,16 +177,24 @@ class ImageTable:
         return self._shard_path(self.members.shards.item(i)) / self._member_name(i)
 
     def read(self, i: int) -> bytes:
-        """The encoded bytes of image ``i``.
+        """The encoded bytes of image ``i``; see ``read_into``."""
+        return bytes(self.read_into(i, None))
+
+    def read_into(self, i: int, buffer: memoryview | None) -> bytes | memoryview:
+        """The encoded bytes of image ``i``, in `buffer` if it has as many bytes as the image.
 
         Raises:
             OSError: the file cannot be read.
             BadImage: it is not a regular file, or has more than 256 MiB.
         """
         if self.members is None:
-            return read_image_file(os.path.join(self._root, self.files[i]))  # noqa: PTH118  # a Path costs more
-        shard, offset = self.members.shards.item(i), self.members.offsets.item(i)
-        return self._open.read(shard, self._shard_path, offset, self.lengths.item(i))
+            path = os.path.join(self._root, self.files[i])  # noqa: PTH118  # a Path costs more
+            return read_image_file(path, buffer)
+        offset, length = self.members.offsets.item(i), self.lengths.item(i)
+        descriptor = self._open.descriptor(self.members.shards.item(i), self._shard_path)
+        if buffer is None or len(buffer) != length:
+            return os.pread(descriptor, length, offset)
+        return fill(buffer, lambda rest, done: os.preadv(descriptor, [rest], offset + done))
 
     @cached_property
     def _root(self) -> str:
@@ -199,7 +208,7 @@ class ImageTable:
         assert self.members is not None
         shard, offset = self.members.shards.item(i), self.members.offsets.item(i)
         try:
-            header = self._open.read(shard, self._shard_path, offset - _BLOCK, _BLOCK)
+            header = os.pread(self._open.descriptor(shard, self._shard_path), _BLOCK, offset - _BLOCK)
             return tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape").name
         except (OSError, tarfile.TarError):
             return f"byte {offset}"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from typing import Any
 
+from dl2pa.bench import PRECISIONS
 from dl2pa.commands.bench import COMPILE, Measured, add_steps, measure, numbers, one_model, words
 from dl2pa.commands.options import Parser, add_json
 from dl2pa.errors import EXIT_USER_ERROR, UserError
@@ -13,39 +15,59 @@ from dl2pa.osutil import usable_cores
 from dl2pa.specs import BACKBONES, SMALL_BACKBONE
 
 
-def _precision(args: argparse.Namespace, world: Any) -> str:
-    default = "bf16" if world.device.type == "cuda" else "fp32"
-    return words("--precision", args.precision or default, ("fp32", "bf16", "fp16"), limit=1)[0]
+def _precision(args: argparse.Namespace) -> str | None:
+    return args.precision and words("--precision", args.precision, PRECISIONS, limit=1)[0]
 
 
-def _concurrent(args: argparse.Namespace, world: Any) -> Measured:
-    from benchmarks.concurrent import bench_concurrent
+def _default_precision(world: Any) -> str:
+    return "bf16" if world.device.type == "cuda" else "fp32"
 
+
+def _concurrent(args: argparse.Namespace) -> Callable[[Any], Measured]:
     model = one_model(args, [name for name, spec in BACKBONES.items() if spec.small])
     counts = numbers("--processes", args.processes, 1)
     compile = COMPILE[words("--compile", args.compile, tuple(COMPILE), limit=1)[0]]
-    steps = args.batch_size, args.steps, args.rounds
-    return *bench_concurrent(model, counts, *steps, _precision(args, world), compile), {}
+    precision = _precision(args)
+
+    def measurement(world: Any) -> Measured:
+        from benchmarks.concurrent import bench_concurrent
+
+        steps = args.batch_size, args.steps, args.rounds
+        return *bench_concurrent(model, counts, *steps, precision or _default_precision(world), compile), {}
+
+    return measurement
 
 
-def _checkpoint(args: argparse.Namespace, world: Any) -> Measured:
-    from benchmarks.checkpoint import bench_checkpoint
+def _checkpoint(args: argparse.Namespace) -> Callable[[Any], Measured]:
+    models, precision = words("--models", args.models, tuple(BACKBONES)), _precision(args)
 
-    models = words("--models", args.models, tuple(BACKBONES))
-    steps = args.batch_size, args.steps, args.rounds
-    return *bench_checkpoint(models, *steps, _precision(args, world), world), {}
+    def measurement(world: Any) -> Measured:
+        from benchmarks.checkpoint import bench_checkpoint
 
+        steps = args.batch_size, args.steps, args.rounds
+        return *bench_checkpoint(models, *steps, precision or _default_precision(world), world), {}
 
-def _index(args: argparse.Namespace, world: Any) -> Measured:
-    from benchmarks.index import bench_index
-
-    return {}, bench_index(numbers("--entries", args.entries, 64), args.rounds), {}
+    return measurement
 
 
-def _tracking(args: argparse.Namespace, world: Any) -> Measured:
-    from benchmarks.tracking import bench_tracking
+def _index(args: argparse.Namespace) -> Callable[[Any], Measured]:
+    entries = numbers("--entries", args.entries, 64)
 
-    return *bench_tracking(args.points, args.runs, args.rounds, world), {}
+    def measurement(_world: Any) -> Measured:
+        from benchmarks.index import bench_index
+
+        return {}, bench_index(entries, args.rounds), {}
+
+    return measurement
+
+
+def _tracking(args: argparse.Namespace) -> Callable[[Any], Measured]:
+    def measurement(world: Any) -> Measured:
+        from benchmarks.tracking import bench_tracking
+
+        return *bench_tracking(args.points, args.runs, args.rounds, world), {}
+
+    return measurement
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -1,4 +1,4 @@
-"""Hashes of all batches of an epoch, to compare two versions: `python tests/benchmarks/batch_hashes.py ROOT`.
+"""Hashes of all batches of an epoch, to compare two versions: `python -P tests/benchmarks/batch_hashes.py ROOT`.
 
 ROOT has train/ and val/ with class folders. One line per loader, augmentation and world size; the ranks of a world are
 joined to global batches, so a hash of training must be the same for every world size, and all must be the same in both

@@ -12,7 +12,7 @@ from torch import distributed as dist
 from dl2pa.bench.group import run_in_group
 from dl2pa.bench.runners import Compile, TrainStateRunner, resident_config, synchronize
 from dl2pa.osutil import usable_cores
-from dl2pa.training.distributed import World
+from dl2pa.training.distributed import World, set_numerics
 
 _WARM_UP = 5
 _DISCARDED = 2
@@ -46,9 +46,9 @@ def _measure(
     rank, runs = dist.get_rank(), dist.get_world_size()
     gpu = torch.cuda.is_available()
     device = torch.device("cuda", 0) if gpu else torch.device("cpu")
-    torch.backends.cudnn.benchmark = gpu
     cores = usable_cores()
     config = resident_config(model, batch_size, {"precision": precision, "compile": compile, "seed": rank})
+    set_numerics(config.train, device, 1)
     # The runs are independent; the group only synchronizes them.
     runner = TrainStateRunner(config, World(0, 1, 0, 1, device, 1))
     runner.run(_WARM_UP)

@@ -1,7 +1,8 @@
-"""CPU microseconds per image, user and system, of reading images and of passing them to DALI; without torch.
+"""CPU microseconds per image, user and system, of reading images and of passing them to DALI.
 
-`PYTHONPATH=TREE python tests/benchmarks/input_path.py ROOT [--copy]`, ROOT with class folders. To compare two versions,
-alternate their trees; `--copy` is for versions whose inputs DALI copies.
+`PYTHONPATH=TREE python -P tests/benchmarks/input_path.py ROOT [--copy] [--reading]`, ROOT with class folders; the
+threads that read are those of dl2pa. To compare two versions, alternate their trees; `--copy` is for versions whose
+inputs DALI copies, `--reading` leaves out DALI.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import resource
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -18,9 +20,10 @@ import numpy as np
 
 from pipelines.datasets.folder import index_folder
 from pipelines.datasets.table import ImageTable
-from pipelines.header import image_size, is_cut_png
+from pipelines.encoded import EncodedStream, FaultLimits, ImageReader
+from pipelines.transforms import Transforms
 
-BATCH, EPOCHS, RUNS = 128, 10, 25
+BATCH, STEPS, WARM_UP, THREADS, RUNS = 128, 400, 20, 2, 25
 
 
 def cpu_us(work: Callable[[], object], images: int) -> list[float]:
@@ -33,25 +36,28 @@ def cpu_us(work: Callable[[], object], images: int) -> list[float]:
     return [round(1e6 * each / images, 1) for each in seconds]
 
 
-def read_all(table: ImageTable, header_of: Callable[[bytes], Any]) -> None:
-    """Read all images and their headers, and keep as many as three batches."""
-    kept: deque[Any] = deque(maxlen=3 * BATCH)
-    for _ in range(EPOCHS):
-        for i in range(len(table)):
-            data = table.read(i)
-            header = header_of(data)
-            image_size(header)
-            is_cut_png(header)
-            kept.append(np.frombuffer(data, dtype=np.uint8))
+def reader_seconds() -> Any:
+    """User and system time of the threads that read, in steps of 10 ms."""
+    threads = [thread for thread in threading.enumerate() if thread.name.startswith("dl2pa-read")]
+    lines = [Path(f"/proc/self/task/{thread.native_id}/stat").read_text() for thread in threads]
+    return (
+        np.sum([[int(ticks) for ticks in line.rpartition(")")[2].split()[11:13]] for line in lines], 0) / 100
+    )
 
 
-def header_argument(data: bytes) -> Callable[[bytes], Any]:
-    """Conversion of bytes to what `image_size` of this version takes."""
-    try:
-        image_size(data)
-    except AttributeError:
-        return lambda data: np.frombuffer(data, dtype=np.uint8)
-    return lambda data: data
+def reading(table: ImageTable) -> list[float]:
+    """User and system time of reading images and their headers, while as many as three batches are kept."""
+    order = np.random.default_rng(0).integers(0, len(table), (STEPS, BATCH))
+    reader = ImageReader(table, Transforms(224, train=True), 0, FaultLimits())
+    stream = EncodedStream(reader, lambda _epoch, step: order[step], STEPS, THREADS)
+    kept: deque[Any] = deque(maxlen=3)
+    before = reader_seconds()
+    for step in stream.steps(0, 0):
+        if step.step == WARM_UP:
+            before = reader_seconds()
+        kept.append(step)
+    images = (STEPS - WARM_UP) * BATCH
+    return [round(1e6 * each / images, 1) for each in (reader_seconds() - before).tolist()]
 
 
 def feeding(data: list[Any], copy: bool) -> Callable[[], None]:
@@ -82,14 +88,15 @@ def feeding(data: list[Any], copy: bool) -> Callable[[], None]:
     return run
 
 
-def main(root: Path, copy: bool) -> None:
-    """Print both measurements as JSON."""
+def main(root: Path, options: list[str]) -> None:
+    """Print the measurements as JSON."""
     table = index_folder(root, None, "ROOT")
-    header_of = header_argument(table.read(0))
-    reading = cpu_us(lambda: read_all(table, header_of), EPOCHS * len(table))
-    data = [np.frombuffer(table.read(i), dtype=np.uint8) for i in range(min(BATCH, len(table)))]
-    print(json.dumps({"reading": reading, "feeding": cpu_us(feeding(data, copy), RUNS * len(data))}))
+    result = {"reading": reading(table)}
+    if "--reading" not in options:
+        data = [np.frombuffer(table.read(i), dtype=np.uint8) for i in range(min(BATCH, len(table)))]
+        result["feeding"] = cpu_us(feeding(data, "--copy" in options), RUNS * len(data))
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), "--copy" in sys.argv)
+    main(Path(sys.argv[1]), sys.argv[2:])

@@ -9,6 +9,7 @@ import os
 import pickle
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -32,6 +33,7 @@ from dl2pa.training.run import _RankLog  # pyright: ignore[reportPrivateUsage]
 from support.disks import full, small_disk
 
 SIZE = 8 << 20
+OpenStore = Callable[..., CheckpointStore]
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +56,19 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "picture.png": lambda path: Image.effect_noise((2500, 2500), 100).save(path),
     "bytes.onnx": lambda path: path.write_bytes(bytes(SIZE)),
 }
+
+
+@pytest.fixture
+def open_store() -> Iterator[OpenStore]:
+    """Opens checkpoint stores, which are closed after the test."""
+    with ExitStack() as stack:
+
+        def open_one(folder: Path, keep: int = 1, keep_best: bool = False) -> CheckpointStore:
+            store = CheckpointStore(folder, keep=keep, keep_best=keep_best)
+            stack.callback(store.close)
+            return store
+
+        yield open_one
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -106,8 +121,10 @@ def test_other_errors_are_not_changed(error: Exception, tmp_path: Path) -> None:
     assert caught.value is error
 
 
-def test_a_checkpoint_on_a_full_disk_is_one_message_and_the_next_save_succeeds(folder: Path) -> None:
-    store = CheckpointStore(folder / "checkpoints", keep=2, keep_best=True)
+def test_a_checkpoint_on_a_full_disk_is_one_message_and_the_next_save_succeeds(
+    folder: Path, open_store: OpenStore
+) -> None:
+    store = open_store(folder / "checkpoints", keep=2, keep_best=True)
     store.save(1, {"weight": torch.zeros(10)}, wait=True)
     store.save(2, {"weight": torch.zeros(SIZE, dtype=torch.uint8)})
     with pytest.raises(DiskFull) as caught:
@@ -121,9 +138,9 @@ def test_a_checkpoint_on_a_full_disk_is_one_message_and_the_next_save_succeeds(f
 
 
 def test_a_best_checkpoint_whose_record_did_not_fit_is_recorded_later(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, open_store: OpenStore
 ) -> None:
-    store = CheckpointStore(tmp_path / "checkpoints", keep=1, keep_best=True)
+    store = open_store(tmp_path / "checkpoints", keep_best=True)
     store.save(1, {"step": 1}, best=True, wait=True)
 
     def fail(step: int) -> NoReturn:
@@ -213,8 +230,10 @@ def test_a_thread_that_cannot_be_started_names_the_limits(monkeypatch: pytest.Mo
         start_thread(lambda: None, "name")
 
 
-def test_the_end_of_the_writing_thread_ends_the_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = CheckpointStore(tmp_path / "checkpoints", keep=1, keep_best=False)
+def test_the_end_of_the_writing_thread_ends_the_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, open_store: OpenStore
+) -> None:
+    store = open_store(tmp_path / "checkpoints")
     monkeypatch.setattr(store, "_work", lambda: None)
     monkeypatch.setattr("dl2pa.training.checkpoint._POLL_S", 0.01)
     store.save(1, {"step": 1})
@@ -222,9 +241,11 @@ def test_the_end_of_the_writing_thread_ends_the_wait(tmp_path: Path, monkeypatch
         store.wait()
 
 
-def test_a_write_without_progress_ends_the_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_without_progress_ends_the_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, open_store: OpenStore
+) -> None:
     released = threading.Event()
-    store = CheckpointStore(tmp_path / "checkpoints", keep=1, keep_best=False)
+    store = open_store(tmp_path / "checkpoints")
 
     def hang(*_: Any) -> None:
         released.wait()
@@ -241,9 +262,9 @@ def test_a_write_without_progress_ends_the_wait(tmp_path: Path, monkeypatch: pyt
 
 
 def test_running_out_of_memory_in_the_writing_thread_is_raised(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, open_store: OpenStore
 ) -> None:
-    store = CheckpointStore(tmp_path / "checkpoints", keep=1, keep_best=False)
+    store = open_store(tmp_path / "checkpoints")
 
     def exhaust(*_: Any) -> NoReturn:
         raise MemoryError

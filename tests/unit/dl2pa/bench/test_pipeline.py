@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from dl2pa.bench.loaders import LOADERS, RepeatedSampler, Source, open_loader
+from dl2pa.bench import LOADERS
+from dl2pa.bench.loaders import RepeatedSampler, Source, open_loader
 from dl2pa.bench.pipeline import Turn, _row, _thread_seconds, generate_images
 from dl2pa.cli import main
 

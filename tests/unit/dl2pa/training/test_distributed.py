@@ -16,6 +16,7 @@ from dl2pa.config.schema import TrainConfig
 from dl2pa.errors import UserError
 from dl2pa.osutil import private_temporary_folder
 from dl2pa.training.distributed import choose_device, set_numerics, warn_of_few_cores
+from dl2pa.training.run import _cache_compiled_code  # pyright: ignore[reportPrivateUsage]
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -129,3 +130,13 @@ def test_cache_folder_made_by_another_user_is_not_used(
     folder = private_temporary_folder("compiled")
     assert place not in folder.parents and place.resolve() not in folder.resolve().parents
     assert stat.S_IMODE(folder.parent.stat().st_mode) == 0o700
+
+
+def test_compiled_code_is_cached_on_the_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("TRITON_CACHE_DIR", "/chosen/by/the/user")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    _cache_compiled_code()
+    assert tmp_path in Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]).parents
+    assert os.environ["TRITON_CACHE_DIR"] == "/chosen/by/the/user"

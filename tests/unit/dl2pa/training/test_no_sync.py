@@ -219,6 +219,31 @@ def test_a_step_on_fake_cuda_waits_for_nothing(
     assert transfers.seen == {}
 
 
+class Operators(TorchDispatchMode):
+    """Counts operators of ATen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "aten":
+            self.seen[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_augmentation_dispatches_few_operators(fake_cuda: FakeTensorMode) -> None:
+    """The step loop dispatches each of them in one Python thread."""
+    transforms = Transforms(image_size=64, train=True, trivial_augment=True, erasing=0.9)
+    samples = np.arange(128)
+    with fake_cuda, Operators() as operators:
+        pixels = torch.empty(128, 64, 64, 3, dtype=torch.uint8, device=CUDA)
+        finish(transforms, pixels, 0, 0, samples)  # constants are in place
+        operators.seen.clear()
+        finish(transforms, pixels, 0, 1, samples)
+    assert operators.seen.total() < 190, operators.seen
+
+
 @pytest.mark.parametrize("augmented", [False, True], ids=["plain", "augmented"])
 def test_augmentation_on_fake_cuda_waits_for_nothing(augmented: bool, fake_cuda: FakeTensorMode) -> None:
     transforms = Transforms(

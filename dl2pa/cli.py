@@ -18,6 +18,7 @@ from dl2pa.console import safe_output
 from dl2pa.errors import EXIT_DONE, EXIT_FAILURE, EXIT_USER_ERROR, TrainingFailure, UserError
 
 COMMANDS = {
+    "init": "Write a commented configuration for a folder of images.",
     "train": "Train a configuration; the same command on the same run directory resumes.",
     "submit": "Queue a training on SLURM; the job requeues itself until the run is finished.",
     "resume": "Submit a run again, on the same or other resources.",

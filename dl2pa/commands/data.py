@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dl2pa.commands.options import Parser, add_json, nonempty_path, nonempty_text
-from dl2pa.commands.output import note, say
+from dl2pa.commands.output import note, progress_bar, say
 from dl2pa.errors import UserError
 from dl2pa.osutil import usable_cores
 
@@ -79,7 +76,7 @@ def _index(args: argparse.Namespace, workers: int) -> int:
     out: Path = args.out or default_out(root)
     start = time.monotonic()
     check_verified(root, "ROOT")
-    with _progress_bar("indexing") as progress:
+    with progress_bar("indexing") as progress:
         index = build_index(root, out, workers, progress, args.decode)
     result = {
         "index": str(out),
@@ -102,7 +99,7 @@ def _pack(args: argparse.Namespace, workers: int) -> int:
     root: Path = args.root
     start = time.monotonic()
     source = list_source(root)
-    with _progress_bar("packing") as progress:
+    with progress_bar("packing") as progress:
         packed = pack(source, args.out, options, workers, progress)
     result: dict[str, Any] = {
         "out": str(args.out),
@@ -171,20 +168,6 @@ def _print(result: dict[str, Any], as_json: bool, title: str) -> None:
 def _inline(values: dict[str, Any]) -> str:
     texts = {key: f"{value:,}" if isinstance(value, int) else str(value) for key, value in values.items()}
     return ", ".join(f"{key} {value}" for key, value in texts.items())
-
-
-@contextmanager
-def _progress_bar(title: str) -> Generator[Callable[[int, int], None]]:
-    """Show a progress bar if standard error is a terminal; yields the function that updates it."""
-    from tqdm import tqdm
-
-    with tqdm(desc=title, leave=False, file=sys.stderr, disable=not sys.stderr.isatty()) as bar:
-
-        def update(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        yield update
 
 
 def _bytes(option: str, text: str) -> int:

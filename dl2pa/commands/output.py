@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -39,3 +40,17 @@ def short(value: Any) -> str:
     if isinstance(value, list) and len(value) > 12:
         return f"{', '.join(str(v) for v in value[:12])}, … ({len(value)} in all)"
     return ", ".join(str(v) for v in value) if isinstance(value, list) else str(value)
+
+
+@contextmanager
+def progress_bar(title: str) -> Generator[Callable[[int, int], None]]:
+    """Show a progress bar if standard error is a terminal; yields the function that updates it."""
+    from tqdm import tqdm
+
+    with tqdm(desc=title, leave=False, file=sys.stderr, disable=not sys.stderr.isatty()) as bar:
+
+        def update(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield update

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dl2pa.config.gather import Problems, gathered
 from dl2pa.config.schema import Config
 from dl2pa.errors import UserError
-from dl2pa.specs import DATASETS, METHODS, SYNTHETIC, backbone_spec
+from dl2pa.specs import DATASETS, IMAGE_FOLDER, METHODS, SYNTHETIC, backbone_spec
 
 MAX_REFIT_CLASSES = 4096
 """Largest number of classes with refit prototypes: each of the 400 steps of an update costs C² d."""
@@ -50,6 +50,21 @@ def check_launch(config: Config, world_size: int) -> Iterator[UserError]:
         yield UserError("launch.backend", "nccl", "needs GPUs", remedy)
     if config.train.sync_bn:
         yield UserError("train.sync_bn", True, "needs GPUs", "Set train.sync_bn=false or launch.device=cuda.")
+
+
+@gathered
+def check_val_fraction(config: Config) -> Iterator[UserError]:
+    """Check that the data set has class folders without a validation split."""
+    data = config.data
+    if data.val_fraction is None:
+        return
+    if data.dataset != IMAGE_FOLDER:
+        message = f"is not used by data.dataset={data.dataset}, which includes its validation split"
+        yield UserError("data.val_fraction", data.val_fraction, message, "Leave it out.")
+    if data.val_root is not None:
+        remedy = "Remove one of the two; on the command line, set data.val_fraction=null."
+        message = f"conflicts with data.val_root = {data.val_root}"
+        yield UserError("data.val_fraction", data.val_fraction, message, remedy)
 
 
 @gathered

@@ -28,6 +28,10 @@ class DataConfig(Section):
     folders are listed."""
     val_root: str | None = None
     """Validation folder (imagefolder only). Default: `root`/val."""
+    val_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """Fraction of the images of each class that are the validation split, for class folders without one (imagefolder
+    only). The same images in every run: the selection depends on their paths, not on `train.seed`. Default: the
+    validation folder is used."""
     num_classes: Annotated[int, Field(ge=2)] | None = None
     """Expected number of classes, checked against the data. Required for `synthetic`. Default: not checked."""
     imbalance: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None

@@ -45,6 +45,7 @@ LOCAL_KEYS = (
 
 ADDED_KEYS: dict[str, Any] = {
     "data.interpolation": "bilinear",
+    "data.val_fraction": None,
     "model.init": None,
     "model.freeze_epochs": 0,
     "optim.layer_decay": 1.0,

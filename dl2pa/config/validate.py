@@ -12,6 +12,7 @@ from dl2pa.config.checks import (
     check_lengths,
     check_loader,
     check_num_classes,
+    check_val_fraction,
 )
 from dl2pa.config.gather import Problems, gathered
 from dl2pa.config.schema import Config
@@ -47,6 +48,8 @@ def validate(config: Config, world_size: int, data: DataSizes | None = None) -> 
     problems = Problems()
     with problems:
         check_loader(config)
+    with problems:
+        check_val_fraction(config)
     with problems:
         check_launch(config, world_size)
     with problems:

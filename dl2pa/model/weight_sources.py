@@ -157,18 +157,32 @@ def preprocessing_of(init: str, backbone: str) -> Preprocessing:
     return known
 
 
+def recorded_model(path: Path) -> dict[str, Any]:
+    """Section `model` recorded in a model file of dl2pa, as far as it describes the network; empty for other files."""
+    recorded = _description(_existing_file(path)).get("model")
+    return recorded if isinstance(recorded, dict) else {}
+
+
 def _preprocessing_of_file(path: Path) -> Preprocessing:
     """Preprocessing recorded in a model file of dl2pa; empty for other files."""
+    recorded = _description(path).get("preprocessing")
+    if not isinstance(recorded, dict):
+        return {}
+    return {"eval_resize" if key == "resize_shorter_side" else key: value for key, value in recorded.items()}
+
+
+def _description(path: Path) -> dict[str, Any]:
+    """Description in a model file of dl2pa; empty for other files."""
     if path.suffix != ".safetensors":
         return {}
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="np") as stored:  # "pt" would import torch
-            recorded = json.loads((stored.metadata() or {})["dl2pa"])["preprocessing"]
+            description = json.loads((stored.metadata() or {})["dl2pa"])
     except (SafetensorError, OSError, LookupError, ValueError, TypeError):
         return {}
-    return {"eval_resize" if key == "resize_shorter_side" else key: value for key, value in recorded.items()}
+    return description if isinstance(description, dict) else {}
 
 
 def _existing_file(path: Path) -> Path:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dl2pa.config import Config
+from dl2pa.config.checks import check_val_fraction
 from dl2pa.config.gather import Problems
 from dl2pa.config.prototypes import check_source_exists
 from dl2pa.config.schema import DataConfig
@@ -65,6 +66,7 @@ def open_split(config: Config, split: Literal["train", "val"]) -> Dataset:
     Raises:
         UserError: the data is missing or damaged, or the class count differs from the configured one.
     """
+    check_val_fraction(config)  # `evaluate` opens a split without `validate`
     data = config.data
     spec = DATASETS[data.dataset]
     if spec.layout == "generated":
@@ -76,7 +78,9 @@ def open_split(config: Config, split: Literal["train", "val"]) -> Dataset:
     if in_container() and spec.needs_root and root is not None and _is_empty(root):
         raise UserError("data.root", str(root), "is empty", "Mount the data set: docker run -v DIR:/data:ro.")
     index = Path(data.index) if data.index else None
-    dataset = open_dataset(data.dataset, root, val_root, data.classes, split, data.imbalance, index)
+    dataset = open_dataset(
+        data.dataset, root, val_root, data.classes, split, data.imbalance, index, data.val_fraction
+    )
     check_num_classes(dataset, data.num_classes)
     return dataset
 

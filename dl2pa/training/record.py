@@ -23,6 +23,7 @@ from dl2pa.training.data import DataSplits, class_counts
 from dl2pa.training.distributed import World, from_rank_zero, gather_objects
 from dl2pa.training.environment import bitwise_differences, describe_environment, write_code
 from pipelines.dataset import Dataset, num_samples
+from pipelines.datasets.holdout import SPLIT_SEED
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +60,9 @@ def start_tracker(
         log.warning("results may differ in the last bits from the previous attempt's: %s", "; ".join(changes))
     identity = data_identity(data.fingerprint, data.classes)
     entry = {"data_fingerprint": data.fingerprint, "data_classes": identity["data.classes"], **environment}
+    if config.data.val_fraction is not None:
+        entry["val_split"] = {"val_fraction": config.data.val_fraction, "seed": SPLIT_SEED}
+        entry["val_split"] |= {"num_train": num_samples(data.train), "num_val": num_samples(data.val)}
     if init is not None:
         entry["init"] = init
     attempts = [*earlier, {"attempt": attempt, **entry}]

@@ -11,7 +11,15 @@ from dl2pa.errors import UserError
 from pipelines.datasets.arrays import ArrayDataset, Split
 from pipelines.datasets.classes import ClassList, check_num_classes, load_classes, nearest
 from pipelines.datasets.digits import has_digits, write_digits
-from pipelines.datasets.folder import class_folders, index_folder, open_folders, split_root
+from pipelines.datasets.folder import (
+    class_folders,
+    index_folder,
+    is_split_folder,
+    open_folders,
+    split_root,
+)
+from pipelines.datasets.holdout import FIELD as VAL_FRACTION
+from pipelines.datasets.holdout import draw_split
 from pipelines.datasets.index import INDEX_NAME, Index, SplitIndex, open_index, with_classes
 from pipelines.datasets.shards import check_verified, find_shards
 from pipelines.datasets.table import ImageTable, PathTable
@@ -40,6 +48,7 @@ def open_dataset(
     split: Split,
     imbalance: float | None = None,
     index: Path | None = None,
+    val_fraction: float | None = None,
 ) -> ArrayDataset | ImageTable:
     """Open one split of a data set; both splits have the same classes in the same order.
 
@@ -54,6 +63,8 @@ def open_dataset(
         split: ``train`` or ``val``.
         imbalance: ``data.imbalance``: makes the training split long-tailed (see ``long_tail``).
         index: ``data.index``: the index of `root`, for ``imagefolder``. Default: the index in `root`, if any.
+        val_fraction: ``data.val_fraction``: draws the validation split from the class folders, for ``imagefolder``
+            without `val_root` (see ``holdout``).
 
     Raises:
         UserError: a config value is invalid, or the data set cannot be read.
@@ -81,6 +92,11 @@ def open_dataset(
         raise UserError("data.imbalance", None, f"is not set, but {name} is a long-tailed data set", remedy)
     class_list = None if classes is None else ClassList.load(classes)
     try:
+        if val_fraction is not None:
+            part = _open_part(root, class_list, split, index, val_fraction)
+            if split == "val" or imbalance is None:
+                return part
+            return part.subset(long_tail(part.labels, part.classes, imbalance))
         if split == "val" or imbalance is None:
             return _open(name, root, val_root, class_list, split, index)
         if long_tailed:
@@ -149,6 +165,19 @@ def _open_imagefolder(
     return with_classes(table, classes or train_classes, indexed[1])
 
 
+def _open_part(
+    root: Path, class_list: ClassList | None, split: Split, index: Path | None, val_fraction: float
+) -> ImageTable:
+    """Draw a split from the class folders in `root`, or in its folder ``train``."""
+    indexed = _open_index(root, index)
+    if is_split_folder(root / "val") if indexed is None else "val" in indexed[0].splits:
+        remedy = "Remove data.val_fraction, or set data.root to the training folder."
+        raise UserError(VAL_FRACTION, val_fraction, f"{root} already has a validation folder", remedy)
+    # With a val_root, data.root may contain the class folders itself.
+    whole = _open_imagefolder(root, root, class_list, "train", index)
+    return draw_split(whole, val_fraction, split)
+
+
 def _classes_in_data(root: Path, val_root: Path | None, index: Path | None) -> set[str]:
     """Class names of both splits, as far as they can be listed."""
     names: set[str] = set()
@@ -172,6 +201,9 @@ def _split_of(index: Index, file: Path, split: Split, separate: bool) -> SplitIn
     content = index.splits.get(split) or (index.splits.get("all") if separate else None)
     if content is None:
         names = " and ".join(repr(name) for name in index.splits)
-        remedy = "Index a folder with train/ and val/, or set data.val_root to a folder for validation."
+        remedy = (
+            "Index a folder with train/ and val/, set data.val_root to a folder for validation, "
+            "or set data.val_fraction=0.1."
+        )
         raise UserError("data.index", str(file), f"has no split {split!r}, only {names}", remedy)
     return content

@@ -244,13 +244,14 @@ def _inspect(work: Callable[[_Piece], int], pieces: list[_Piece], workers: int, 
 def _inspect_images(piece: _Piece) -> int:
     assert piece.lengths is not None
     pairs = zip(piece.names, piece.lengths.tolist(), strict=True)
-    probes = [_inspect_image(piece.root / name, length, piece.decode) for name, length in pairs]
+    probes = [inspect_image(piece.root / name, length, piece.decode) for name, length in pairs]
     sizes = np.array([(one.height, one.width) for one in probes], dtype=np.int32).reshape(-1, 2)
     _store(piece, {"sizes": sizes, "flags": np.array([one.flags for one in probes], dtype=np.uint8)})
     return len(probes)
 
 
-def _inspect_image(path: Path, length: int, decode: bool) -> Probe:
+def inspect_image(path: Path, length: int, decode: bool) -> Probe:
+    """Inspect an image file of `length` bytes; see `probe.probe`."""
     try:
         # Without O_NONBLOCK, opening a pipe would wait for a writer.
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)

@@ -253,8 +253,8 @@ def split_root(root: Path, val_root: Path | None, split: Split) -> tuple[Path, s
         return (inner if is_split_folder(inner) else folder), field
     if root.is_dir() and not (root / split).is_dir():
         remedy = (
-            "Put the class folders in train/ and val/ of data.root, "
-            "or set data.root to the training folder and data.val_root to the validation folder."
+            "Put the class folders in train/ and val/ of data.root, or set data.root to the training folder and "
+            "data.val_root to the validation folder. data.val_fraction=0.1 draws a validation set from class folders."
         )
         raise UserError("data.root", str(root), f"contains no folder {split!r}", remedy)
     # A missing root is reported as root, not as root/train.

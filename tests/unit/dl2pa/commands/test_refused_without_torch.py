@@ -103,6 +103,9 @@ ROWS: list[tuple[str, list[str]]] = [
     ("model.init", ["config", "c.yaml", "model.init=gone"]),
     ("model.backbone", ["weights", "list", "resnet19"]),
     ("weights", ["weights", "fetch", "torchvision:resnet19"]),
+    ("DIR", ["init", "gone"]),
+    ("--out", ["init", "images", "--out", "c.yaml"]),
+    ("--init", ["init", "images", "--init", "gone"]),
 ]
 """Field of the error and command, in a folder made by ``folder``."""
 

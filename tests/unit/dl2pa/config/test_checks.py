@@ -10,6 +10,7 @@ from dl2pa.config.checks import (
     check_lengths,
     check_loader,
     check_method,
+    check_val_fraction,
     warnings,
 )
 from dl2pa.errors import UserError
@@ -22,6 +23,22 @@ def config(*trees: dict[str, Any]) -> Config:
     for tree in trees:
         whole = merge(whole, tree)
     return parse_config(whole)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"val_root": "/val"},
+        {"dataset": "cifar100", "crop": "pad"},
+        {"dataset": "tiny_imagenet"},
+        {"dataset": "synthetic", "num_classes": 2},
+    ],
+)
+def test_val_fraction_is_refused_with_another_validation_split(data: dict[str, Any]) -> None:
+    check_val_fraction(config({"data": {"val_fraction": 0.1}}))
+    with pytest.raises(UserError) as caught:
+        check_val_fraction(config({"data": {"val_fraction": 0.1, **data}}))
+    assert (caught.value.field, caught.value.value) == ("data.val_fraction", 0.1)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4, 6, 12])

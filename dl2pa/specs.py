@@ -11,7 +11,16 @@ from typing import Literal
 
 from dl2pa import zoo
 from dl2pa.errors import UserError
-from pipelines.names import CIFAR100, DATASETS, IMAGE_FOLDER, SYNTHETIC, DatasetSpec
+from pipelines.names import (
+    CIFAR100,
+    DATASETS,
+    IMAGE_FOLDER,
+    OWN_PATTERN,
+    SYNTHETIC,
+    DatasetSpec,
+    dataset_spec,
+    is_own,
+)
 
 __all__ = [
     "BACKBONES",
@@ -21,12 +30,15 @@ __all__ = [
     "IMAGE_FOLDER",
     "MAX_LOGITS",
     "METHODS",
+    "OWN_PATTERN",
     "SMALL_BACKBONE",
     "SYNTHETIC",
     "BackboneSpec",
     "DatasetSpec",
     "MethodSpec",
     "backbone_spec",
+    "dataset_spec",
+    "is_own",
 ]
 
 _TEMPERATURE = 0.07

@@ -18,10 +18,14 @@ from typing import TYPE_CHECKING
 from dl2pa.errors import UserError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from PIL import Image
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+_SUFFIX_OF = {b"\xff\xd8": "jpg", b"\x89PNG": "png", b"RIFF": "webp", b"BM": "bmp"}
 MAX_BYTES = 2**28
+_BMP_HEADERS = 54
 _FREE_PIXELS = 2**24
 """Number of pixels that any file may claim: 48 MiB in RGB."""
 _PIXELS_PER_BYTE = 1024
@@ -131,6 +135,13 @@ def unsupported_format(data: bytes) -> str | None:
     return next((name for magic, name in _UNSUPPORTED if data.startswith(magic)), None)
 
 
+def image_suffix(data: bytes) -> str | None:
+    """File suffix of the format of an image, by its first bytes; None for an unsupported one."""
+    if data.startswith(b"RIFF") and data[8:12] != b"WEBP":
+        return None
+    return next((suffix for magic, suffix in _SUFFIX_OF.items() if data.startswith(magic)), None)
+
+
 def why_not_an_image(data: bytes) -> str:
     """Reason why a file is not a supported image, such as ``is a GIF file``."""
     name = unsupported_format(data)
@@ -178,6 +189,20 @@ def open_image(data: bytes, length: int | None = None) -> Generator[Image.Image]
         Image.DecompressionBombError,
     ) as error:
         raise BadImage(f"cannot be decoded ({error})") from None
+
+
+def size_of_bmp(height: int, width: int) -> int:
+    """Bytes of ``encode_bmp``: two headers, and rows of a multiple of four bytes."""
+    return _BMP_HEADERS + (3 * width + 3) // 4 * 4 * height
+
+
+def encode_bmp(pixels: NDArray[np.uint8]) -> bytes:
+    """Encode an array [H, W, 3] without compression, which every decoder reads at the cost of a copy."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "BMP")
+    return file.getvalue()
 
 
 def convert_to_png(data: bytes) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,6 +27,11 @@ class DatasetSpec:
     needs_root: bool = True
 
 
+_OWN = DatasetSpec("files", "dali", needs_root=False)
+_OWN_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", re.ASCII)
+OWN_PATTERN = f"^{_OWN_NAME.pattern}$"
+"""Regular expression of `package.module:function`."""
+
 IMAGE_FOLDER = "imagefolder"
 CIFAR100 = "cifar100"
 SYNTHETIC = "synthetic"
@@ -47,3 +53,13 @@ DATASETS = {
     "digits": DatasetSpec("files", "dali", "pipelines.datasets.digits:index_digits", needs_root=False),
     SYNTHETIC: DatasetSpec("generated", "synthetic", needs_root=False),
 }
+
+
+def is_own(name: str) -> bool:
+    """Whether a value of `data.dataset` names a user's function, `package.module:function`."""
+    return _OWN_NAME.fullmatch(name) is not None
+
+
+def dataset_spec(name: str) -> DatasetSpec:
+    """The row of a data set; a user's function has one, too."""
+    return _OWN if is_own(name) else DATASETS[name]

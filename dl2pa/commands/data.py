@@ -15,8 +15,13 @@ from dl2pa.osutil import usable_cores
 
 if TYPE_CHECKING:
     from pipelines.datasets.index import Index
+    from pipelines.datasets.lists import ListOptions
+    from pipelines.datasets.parquet import ParquetOptions
+    from pipelines.datasets.table import ImageTable
 
 _MAX_SHOWN = 50
+_MAX_RATIO = 8.0
+"""Bytes of a compressed span per byte of an image from which on shuffled reading is much slower than shards."""
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 
 
@@ -39,7 +44,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     index.add_argument(
         "--decode", action="store_true", help="decode every image: also finds damage inside its data"
     )
+    _add_sources(index)
     pack = add("pack", "Copy an image folder into tar shards in WebDataset format, with an index.")
+    pack.add_argument(
+        "--index",
+        type=nonempty_path,
+        metavar="FILE",
+        help="index of ROOT (default: ROOT/dl2pa.index, if any)",
+    )
     pack.add_argument("out", type=nonempty_path, metavar="OUT", help="folder for the shards, new or empty")
     pack.add_argument(
         "--short-side",
@@ -54,6 +66,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="1GiB",
         metavar="SIZE",
         help="approximate shard size (default: 1GiB)",
+    )
+
+
+def _add_sources(index: argparse.ArgumentParser) -> None:
+    lists = index.add_argument_group("lists of images")
+    lists.add_argument(
+        "--list",
+        type=nonempty_path,
+        metavar="FILE",
+        help="training images: lines of a path relative to ROOT and a label, or CSV",
+    )
+    lists.add_argument("--val-list", type=nonempty_path, metavar="FILE", help="validation images")
+    lists.add_argument(
+        "--classes", type=nonempty_path, metavar="FILE", help="class names in label order; also for Parquet"
+    )
+    lists.add_argument(
+        "--columns", type=nonempty_text, metavar="PATHS,LABELS", help="names of the columns of a CSV file"
+    )
+    lists.add_argument("--skip-missing", action="store_true", help="skip listed files that do not exist")
+    parquet = index.add_argument_group("Parquet files")
+    parquet.add_argument(
+        "--image-column", type=nonempty_text, metavar="NAME", help="column of the image bytes"
+    )
+    parquet.add_argument(
+        "--label-column", type=nonempty_text, metavar="NAME", help="column of the labels (default: label)"
     )
 
 
@@ -75,9 +112,10 @@ def _index(args: argparse.Namespace, workers: int) -> int:
     root: Path = args.root
     out: Path = args.out or default_out(root)
     start = time.monotonic()
+    options = _source_options(args)
     check_verified(root, "ROOT")
     with progress_bar("indexing") as progress:
-        index = build_index(root, out, workers, progress, args.decode)
+        index = build_index(root, out, workers, progress, args.decode, options)
     result = {
         "index": str(out),
         **_describe(index, index, root),
@@ -85,6 +123,40 @@ def _index(args: argparse.Namespace, workers: int) -> int:
     }
     _print(result, args.json, f"Indexed {root}:")
     return 0
+
+
+def _source_options(args: argparse.Namespace) -> ListOptions | ParquetOptions | None:
+    """Options of lists or Parquet files; None without any.
+
+    Raises:
+        UserError: an option without the one that it belongs to.
+    """
+    from pipelines.datasets.lists import ListOptions
+    from pipelines.datasets.parquet import ParquetOptions
+
+    columns = _columns(args.columns)
+    if args.list is None:
+        needs_list = {"--val-list": args.val_list, "--columns": columns, "--skip-missing": args.skip_missing}
+        option = next((option for option, value in needs_list.items() if value), None)
+        if option is not None:
+            message = "is an option of lists, but --list is not given"
+            raise UserError(option, str(needs_list[option]), message, "Add --list FILE, or leave it out.")
+        parquet = ParquetOptions(args.image_column, args.label_column, args.classes)
+        return None if parquet == ParquetOptions() else parquet
+    option = "--image-column" if args.image_column else "--label-column"
+    if value := args.image_column or args.label_column:
+        raise UserError(option, value, "is an option of Parquet files", "Leave it out with --list.")
+    return ListOptions(args.list, args.val_list, args.classes, columns, args.skip_missing)
+
+
+def _columns(text: str | None) -> tuple[str, str] | None:
+    if text is None:
+        return None
+    paths, comma, labels = (part.strip() for part in text.partition(","))
+    if not (paths and comma and labels) or "," in labels:
+        remedy = "Write for example --columns image,label."
+        raise UserError("--columns", text, "is not two names separated by a comma", remedy)
+    return paths, labels
 
 
 def _pack(args: argparse.Namespace, workers: int) -> int:
@@ -98,7 +170,7 @@ def _pack(args: argparse.Namespace, workers: int) -> int:
     options = PackOptions(args.short_side, args.quality, _bytes("--shard-size", args.shard_size))
     root: Path = args.root
     start = time.monotonic()
-    source = list_source(root)
+    source = list_source(root, args.index)
     with progress_bar("packing") as progress:
         packed = pack(source, args.out, options, workers, progress)
     result: dict[str, Any] = {
@@ -147,7 +219,18 @@ def _warnings(index: Index, source: Index) -> list[str]:
         texts += [f"{name}: {empty}"] if empty else []
         skipped = source.splits[name].table.skipped
         texts += [f"{name}: skipped {skipped}"] if skipped.total else []
+        texts += _slow_to_shuffle(name, split.table)
     return texts
+
+
+def _slow_to_shuffle(name: str, table: ImageTable) -> list[str]:
+    """Warning about Parquet files of which every image needs many times its own bytes."""
+    spans = None if table.members is None else table.members.spans
+    ratio = 0.0 if spans is None else float(spans.sizes.sum()) / max(1, int(table.lengths.sum()))
+    if ratio <= _MAX_RATIO:
+        return []
+    remedy = "`dl2pa data pack` writes shards, of which each image is read alone"
+    return [f"{name}: shuffled reading takes {ratio:.0f} times the bytes of the images; {remedy}"]
 
 
 def _print(result: dict[str, Any], as_json: bool, title: str) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dl2pa.config.gather import Problems, gathered
 from dl2pa.config.schema import Config
 from dl2pa.errors import UserError
-from dl2pa.specs import DATASETS, IMAGE_FOLDER, METHODS, SYNTHETIC, backbone_spec
+from dl2pa.specs import DATASETS, IMAGE_FOLDER, METHODS, SYNTHETIC, backbone_spec, dataset_spec
 
 MAX_REFIT_CLASSES = 4096
 """Largest number of classes with refit prototypes: each of the 400 steps of an update costs C² d."""
@@ -225,7 +225,7 @@ def check_loader(config: Config) -> None:
 
 @gathered
 def _check_layout(config: Config) -> Iterator[UserError]:
-    layout = DATASETS[config.data.dataset].layout
+    layout = dataset_spec(config.data.dataset).layout
     loader = config.loader
     if layout == "arrays" and loader in ("dali", "torchvision"):
         yield UserError(
@@ -272,7 +272,7 @@ def _check_eval_resize(config: Config) -> Iterator[UserError]:
 
 @gathered
 def _check_generated(config: Config) -> Iterator[UserError]:
-    if DATASETS[config.data.dataset].layout != "generated":
+    if dataset_spec(config.data.dataset).layout != "generated":
         return
     if config.data.num_classes is None:
         yield UserError(
@@ -330,7 +330,7 @@ def _ignored(config: Config) -> list[tuple[str, str]]:
     learned, softmax = config.method_defaults.learned, config.loss == "cross_entropy"
     factors = ("method.scale", "method.learn_scale", "method.margin")
     spec, backbone = config.method_defaults, config.model.backbone
-    generated = DATASETS[data.dataset].layout == "generated"
+    generated = dataset_spec(data.dataset).layout == "generated"
     table: list[tuple[bool, tuple[str, ...], str]] = [
         (config.assignment == "static", ("method.match",), "method.assignment is static"),
         (

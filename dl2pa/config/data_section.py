@@ -12,15 +12,20 @@ from pydantic import Field, field_validator, model_validator
 
 from dl2pa import envvars
 from dl2pa.config.section import Fraction, NonNegativeInt, Positive, PositiveInt, Section, Triple
-from dl2pa.specs import DATASETS, IMAGE_FOLDER
+from dl2pa.errors import UserError
+from dl2pa.specs import DATASETS, IMAGE_FOLDER, OWN_PATTERN, is_own
 
 
 class DataConfig(Section):
     """Data set, image loading, cropping and augmentation."""
 
-    dataset: Literal[tuple(DATASETS)] = IMAGE_FOLDER  # pyright: ignore[reportInvalidTypeForm]
-    """Data set, or layout of its files. `synthetic` needs no files. `svhn_lt_legacy` is the long-tailed SVHN of the
-    DL2PA authors' code, in which a third of the training labels are wrong."""
+    dataset: (
+        Literal[tuple(DATASETS)]  # pyright: ignore[reportInvalidTypeForm]
+        | Annotated[str, Field(pattern=OWN_PATTERN)]
+    ) = IMAGE_FOLDER
+    """Data set, or layout of its files, or `package.module:function`, your own table of images (docs/data.md).
+    `synthetic` needs no files. `svhn_lt_legacy` is the long-tailed SVHN of the DL2PA authors' code, in which a third of
+    the training labels are wrong."""
     root: str | None = None
     """Folder of the data set. Default: the environment variable DL2PA_DATA."""
     index: str | None = None
@@ -93,6 +98,14 @@ class DataConfig(Section):
     @classmethod
     def _empty_is_unset(cls, value: str | None) -> str | None:
         return value or None
+
+    @field_validator("dataset", mode="before")
+    @classmethod
+    def _named_function(cls, value: object) -> object:
+        if isinstance(value, str) and ":" in value and not is_own(value):
+            message = "is not the name of a function"
+            raise UserError("data.dataset", value, message, "Write package.module:function.")
+        return value
 
     @model_validator(mode="before")
     @classmethod

@@ -11,7 +11,7 @@ from pydantic import Field, field_validator
 
 from dl2pa.config.data_section import DataConfig
 from dl2pa.config.section import Fraction, NonNegative, NonNegativeInt, Positive, PositiveInt, Section
-from dl2pa.specs import DATASETS, DEFAULT_BACKBONE, MAX_LOGITS, METHODS, MethodSpec, backbone_spec
+from dl2pa.specs import DEFAULT_BACKBONE, MAX_LOGITS, METHODS, MethodSpec, backbone_spec, dataset_spec
 
 METHOD_NAMES = tuple(METHODS)
 
@@ -303,7 +303,7 @@ class Config(Section):
     @property
     def loader(self) -> str:
         """Effective loader."""
-        spec = DATASETS[self.data.dataset]
+        spec = dataset_spec(self.data.dataset)
         return spec.loader if self.data.loader == "auto" or spec.layout == "generated" else self.data.loader
 
     @property

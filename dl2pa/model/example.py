@@ -9,6 +9,8 @@ from dl2pa.osutil import replacing
 from dl2pa.rundir import RunDirectory
 from pipelines.dataset import Dataset, num_samples
 from pipelines.datasets import ArrayDataset, ImageTable
+from pipelines.datasets.folder import IMAGE_SUFFIXES
+from pipelines.images import image_suffix
 
 _MAX_BYTES = 1 << 20
 _MAX_TRIES = 16
@@ -29,7 +31,9 @@ def write_example(run: RunDirectory, val: Dataset) -> Path | None:
 def encoded_image(dataset: Dataset, sample: int) -> tuple[bytes, str] | None:
     """Encoded bytes and file suffix of one image; None for a synthetic data set."""
     if isinstance(dataset, ImageTable):
-        return dataset.read(sample), dataset.path(sample).suffix.lstrip(".").lower()
+        data = dataset.read(sample)
+        suffix = dataset.path(sample).suffix.lstrip(".").lower()
+        return data, suffix if suffix in IMAGE_SUFFIXES else image_suffix(data) or "jpg"
     if isinstance(dataset, ArrayDataset):
         from PIL import Image
 

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from dl2pa.errors import UserError
 from dl2pa.specs import IMAGE_FOLDER
 from pipelines.datasets import ImageTable, Split, open_dataset
-from pipelines.datasets.build_index import inspect_image
 from pipelines.datasets.folder import class_folders, is_split_folder
 from pipelines.datasets.index import INDEX_NAME, open_index
+from pipelines.datasets.pieces import inspect_image
 from pipelines.datasets.probe import UNUSABLE, Flag, Probe, describe
 from pipelines.datasets.shards import find_shards
 

@@ -20,7 +20,7 @@ from dl2pa.config.schema import DataConfig
 from dl2pa.config.validate import DataSizes, validate
 from dl2pa.container import in_container
 from dl2pa.errors import UserError
-from dl2pa.specs import DATASETS
+from dl2pa.specs import dataset_spec, is_own
 from pipelines.dataset import Dataset, SyntheticDataset, num_samples
 from pipelines.datasets import ArrayDataset, ImageTable, check_num_classes, has_digits, open_dataset
 from pipelines.datasets.classes import empty_classes
@@ -68,12 +68,13 @@ def open_split(config: Config, split: Literal["train", "val"]) -> Dataset:
     """
     check_val_fraction(config)  # `evaluate` opens a split without `validate`
     data = config.data
-    spec = DATASETS[data.dataset]
+    spec = dataset_spec(data.dataset)
     if spec.layout == "generated":
         assert data.num_classes is not None, "checked with the loader"
         count = data.synthetic_samples[0 if split == "train" else 1]
         return SyntheticDataset(count, tuple(str(c) for c in range(data.num_classes)))
-    root = Path(data.root) if data.root else None if spec.needs_root else _digits_root()
+    default = None if spec.needs_root or is_own(data.dataset) else _digits_root()
+    root = Path(data.root) if data.root else default
     val_root = Path(data.val_root) if data.val_root else None
     if in_container() and spec.needs_root and root is not None and _is_empty(root):
         raise UserError("data.root", str(root), "is empty", "Mount the data set: docker run -v DIR:/data:ro.")
@@ -117,6 +118,9 @@ def open_data(config: Config, world_size: int) -> DataSplits:
             check_files(config)
         problems.raise_any()
     train, val = open_split(config, "train"), open_split(config, "val")
+    if tuple(train.classes) != tuple(val.classes):  # possible only with a user's function
+        message = "the splits have different class names"
+        raise UserError("data.dataset", config.data.dataset, message, "Return the same classes for both.")
     splits = DataSplits(train, val, tuple(train.classes), groups_of(config, train))
     validate(config, world_size, sizes_of(splits))
     return splits
@@ -146,7 +150,7 @@ def _check_folder(config: Config, split: Literal["train", "val"]) -> None:
     """Open a split only if that fails at once, because its folder is missing."""
     data = config.data
     folder = data.root if split == "train" else data.val_root or data.root
-    if DATASETS[data.dataset].needs_root and (folder is None or not Path(folder).is_dir()):
+    if dataset_spec(data.dataset).needs_root and (folder is None or not Path(folder).is_dir()):
         open_split(config, split)
 
 

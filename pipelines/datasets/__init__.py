@@ -21,10 +21,12 @@ from pipelines.datasets.folder import (
 from pipelines.datasets.holdout import FIELD as VAL_FRACTION
 from pipelines.datasets.holdout import draw_split
 from pipelines.datasets.index import INDEX_NAME, Index, SplitIndex, open_index, with_classes
+from pipelines.datasets.own import open_own
+from pipelines.datasets.parquet import find_parquet
 from pipelines.datasets.shards import check_verified, find_shards
 from pipelines.datasets.table import ImageTable, PathTable
 from pipelines.longtail import long_tail
-from pipelines.names import DATASETS, IMAGE_FOLDER
+from pipelines.names import DATASETS, IMAGE_FOLDER, is_own
 
 __all__ = [
     "ArrayDataset",
@@ -70,6 +72,8 @@ def open_dataset(
         UserError: a config value is invalid, or the data set cannot be read.
     """
     known = [key for key, row in DATASETS.items() if row.layout != "generated"]
+    if is_own(name):
+        return _open_own(name, root, val_root, index, classes, split, imbalance)
     if name not in known:
         message = f"is not a known data set{nearest(name, known)}"
         raise UserError("data.dataset", name, message, f"Use {', '.join(known)}.")
@@ -109,6 +113,26 @@ def open_dataset(
         raise UserError("data.root", path, problem, remedy) from error
 
 
+def _open_own(
+    name: str,
+    root: Path | None,
+    val_root: Path | None,
+    index: Path | None,
+    classes: str | Path | Sequence[str] | None,
+    split: Split,
+    imbalance: float | None,
+) -> ImageTable:
+    """Open a split of a user's function; keys that it replaces are refused."""
+    for field, value in (("data.val_root", val_root), ("data.index", index), ("data.classes", classes)):
+        if value is not None:
+            remedy = "Leave it out: the function returns the samples of each split and the class names."
+            raise UserError(field, str(value), f"is not used by data.dataset={name}", remedy)
+    table = open_own(name, root, split)
+    if split == "val" or imbalance is None:
+        return table
+    return table.subset(long_tail(table.labels, table.classes, imbalance))
+
+
 def _open(
     name: str,
     root: Path,
@@ -144,9 +168,8 @@ def _open_imagefolder(
     separate = field == "data.val_root"
     check_verified(base, field)
     indexed = _open_index(base, None if separate else index)
-    if indexed is None and find_shards(base):
-        remedy = f"Create their index with `dl2pa data index {base}`."
-        raise UserError(field, str(base), "contains tar shards without an index", remedy)
+    if indexed is None:
+        _refuse_without_index(base, field)
     classes = None
     if class_list is not None:
         classes = class_list.names(lambda: _classes_in_data(root, val_root, index))
@@ -178,6 +201,13 @@ def _open_part(
     return draw_split(whole, val_fraction, split)
 
 
+def _refuse_without_index(base: Path, field: str) -> None:
+    kind = "tar shards" if find_shards(base) else "Parquet files" if find_parquet(base).splits else None
+    if kind is not None:
+        remedy = f"Create their index with `dl2pa data index {base}`."
+        raise UserError(field, str(base), f"contains {kind} without an index", remedy)
+
+
 def _classes_in_data(root: Path, val_root: Path | None, index: Path | None) -> set[str]:
     """Class names of both splits, as far as they can be listed."""
     names: set[str] = set()
@@ -205,5 +235,7 @@ def _split_of(index: Index, file: Path, split: Split, separate: bool) -> SplitIn
             "Index a folder with train/ and val/, set data.val_root to a folder for validation, "
             "or set data.val_fraction=0.1."
         )
+        if index.source is not None and "--list" in index.source.options:
+            remedy = "Index the lists of both splits: `dl2pa data index ROOT --list FILE --val-list FILE`."
         raise UserError("data.index", str(file), f"has no split {split!r}, only {names}", remedy)
     return content

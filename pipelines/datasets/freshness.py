@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from dl2pa.errors import UserError
 from pipelines.datasets.folder import class_folders, list_images
+from pipelines.datasets.lists import file_lengths
 from pipelines.datasets.table import ImageTable, PathTable
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,21 @@ def shard_states(shards: Iterable[Path]) -> FileStates:
     return FileStates(PathTable.of(names), np.array(times, np.int64), np.array(sizes, np.int64))
 
 
+def file_states(root: Path, names: Sequence[str]) -> FileStates:
+    """States of files, before they are read.
+
+    Args:
+        names: paths relative to `root`.
+    """
+    paths = PathTable.of(names)
+    return FileStates(paths, *_now(root, paths))
+
+
+def listed_states(table: ImageTable, listed_ns: int) -> FileStates:
+    """States of the folders that contain the images of a list; see ``folder_states``."""
+    return _states_of(table, {name.rpartition("/")[0] for name in table.files}, listed_ns)
+
+
 def folder_states(table: ImageTable, listed_ns: int) -> FileStates:
     """States of the folders of a table's images and of their parents.
 
@@ -65,6 +81,10 @@ def folder_states(table: ImageTable, listed_ns: int) -> FileStates:
     for folder in {name.rpartition("/")[0] for name in table.files}:
         parts = folder.split("/")
         folders.update("/".join(parts[: k + 1]) for k in range(len(parts)))
+    return _states_of(table, folders, listed_ns)
+
+
+def _states_of(table: ImageTable, folders: set[str], listed_ns: int) -> FileStates:
     paths = PathTable.of(sorted(folders))
     times = _now(table.root, paths)[0]
     return FileStates(
@@ -73,13 +93,13 @@ def folder_states(table: ImageTable, listed_ns: int) -> FileStates:
 
 
 def check_shards(
-    file: Path, table: ImageTable, states: FileStates, present: Iterable[Path], command: str
+    file: Path, table: ImageTable, states: FileStates, present: Iterable[str], command: str
 ) -> None:
     """Refuse an index whose shards have changed.
 
     Args:
         file: the index.
-        present: the shards that the split has now.
+        present: the shards or Parquet files that the split has now, relative to the folder of the split.
         command: the command that builds the index again.
 
     Raises:
@@ -88,7 +108,8 @@ def check_shards(
     times, sizes = _now(table.root, states.paths)
     changed = ~_same_time(states.times, times)
     resized = states.sizes != sizes
-    new = sorted({path.name for path in present} - set(states.paths))
+    new = sorted(set(present) - set(states.paths))
+    kind = "shard" if table.members is None or table.members.spans is None else "Parquet file"
     remedy = f"Run `{command}` again."
     if (gone := np.flatnonzero(times == _GONE)).size:
         raise stale(
@@ -101,7 +122,7 @@ def check_shards(
         raise stale(file, f"{_named(states, where)} was modified after it was indexed, or copied", remedy)
     if new:
         more = f" (and {len(new) - 1:,} more)" if len(new) > 1 else ""
-        raise stale(file, f"it does not contain the shard {new[0]!r}{more}", remedy)
+        raise stale(file, f"it does not contain the {kind} {new[0]!r}{more}", remedy)
 
 
 def check_folders(file: Path, table: ImageTable, states: FileStates, command: str) -> None:
@@ -132,6 +153,25 @@ def check_folders(file: Path, table: ImageTable, states: FileStates, command: st
     if folders:
         message = "%s folders of %s have other times than in the index, but the same files; `%s` saves the comparison"
         log.info(message, f"{len(folders):,}", table.root, command)
+
+
+def check_listed(file: Path, table: ImageTable, states: FileStates, command: str) -> None:
+    """Refuse an index of a list whose images are gone or have another length; other files may come and go.
+
+    Raises:
+        UserError: images were removed, renamed or changed in length (``data.index``).
+    """
+    times = _now(table.root, states.paths)[0]
+    changed = {states.paths[i] for i in np.flatnonzero(~_same_time(states.times, times)).tolist()}
+    if not changed:
+        return
+    images = {i: name for i, name in enumerate(table.files) if name.rpartition("/")[0] in changed}
+    lengths = file_lengths(str(table.root), list(images.values()))
+    differ = np.flatnonzero(lengths != table.lengths[np.array(list(images), np.int64)]).tolist()
+    if differ:
+        first = list(images.values())[differ[0]]
+        problem = f"{len(differ):,} listed images are gone or have another length, the first is {first!r}"
+        raise stale(file, problem, f"Restore them, or correct the list and run `{command}` again.")
 
 
 def _images_of(table: ImageTable, folders: set[str]) -> dict[str, set[tuple[str, int]]]:

@@ -3,10 +3,11 @@
 An index is a safetensors file. For each split (``train`` and ``val``, or ``all`` for bare class folders) it has the
 columns ``names`` (uint8, concatenated UTF-8 paths), ``ends`` (int64, end of each path in ``names``), ``lengths`` and
 ``labels`` (int64 [N]), ``sizes`` (int32 [N, 2], height and width), ``flags`` (uint8 [N], see ``probe.Flag``), and for
-tar shards ``shards`` (int32 [N]) and ``offsets`` (int64 [N]). The columns ``state_names``, ``state_ends``,
+tar shards ``shards`` (int32 [N]) and ``offsets`` (int64 [N]). Parquet files have ``files_of`` instead of ``shards``,
+and the columns of ``spans.Spans`` with ``span_`` before their names. The columns ``state_names``, ``state_ends``,
 ``state_times`` and ``state_sizes`` are those of ``freshness.FileStates``; indexes of older versions lack them. The
 metadata is one JSON text: format name, classes, readable class names, digests of the files with the class names, and
-per split (key ``halves``) its folder, fingerprint and skipped files.
+per split (key ``halves``) its folder, fingerprint and skipped files; for lists and Parquet files also ``source``.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import json
 import logging
 import os
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,9 +27,18 @@ from numpy.typing import NDArray
 from dl2pa.errors import UserError
 from dl2pa.osutil import replacing
 from pipelines.datasets.classes import CLASSES_NAME, check_known
-from pipelines.datasets.freshness import FileStates, check_folders, check_shards, stale, text_digests
+from pipelines.datasets.freshness import (
+    FileStates,
+    check_folders,
+    check_listed,
+    check_shards,
+    stale,
+    text_digests,
+)
+from pipelines.datasets.parquet import find_parquet
 from pipelines.datasets.shards import find_shards
 from pipelines.datasets.skipped import SkippedFiles
+from pipelines.datasets.spans import CODECS, Spans
 from pipelines.datasets.table import ImageTable, Members, PathTable
 
 log = logging.getLogger(__name__)
@@ -58,6 +69,36 @@ class SplitIndex:
 
 
 @dataclass(frozen=True)
+class Source:
+    """Options of `dl2pa data index` that an index was built with.
+
+    Attributes:
+        options: values by option; empty for an option without a value.
+        digests: of the files among the values, by option.
+    """
+
+    options: dict[str, str]
+    digests: dict[str, str]
+
+    @classmethod
+    def of(cls, options: Mapping[str, str], files: Mapping[str, Path | None]) -> Source:
+        """Record options and files, which are read again."""
+        paths = {option: file.absolute() for option, file in files.items() if file is not None}
+        digests = {
+            option: text_digests(file.parent, [file.name])[file.name] for option, file in paths.items()
+        }
+        return cls({**{option: str(file) for option, file in paths.items()}, **options}, digests)
+
+    def changed(self) -> str | None:
+        """The first of the files that has changed; a file that no longer exists is not noticed."""
+        for option, digest in self.digests.items():
+            file = Path(self.options[option])
+            if text_digests(file.parent, [file.name]).get(file.name, digest) != digest:
+                return str(file)
+        return None
+
+
+@dataclass(frozen=True)
 class Index:
     """The content of an index.
 
@@ -66,12 +107,14 @@ class Index:
         classes: the class names (ImageNet: wnids) in label order.
         words: readable names of the classes that have one.
         texts: digests of the ``CLASS_FILES`` by name; None if they are not known.
+        source: options of an index of lists or Parquet files; None for folders and tar shards.
     """
 
     splits: dict[str, SplitIndex]
     classes: tuple[str, ...]
     words: dict[str, str]
     texts: dict[str, str] | None = None
+    source: Source | None = None
 
 
 def write_index(file: Path, root: Path, index: Index) -> None:
@@ -99,15 +142,24 @@ def write_index(file: Path, root: Path, index: Index) -> None:
             "flags": split.flags,
         }
         if table.members is not None:
-            parts |= {"shards": table.members.shards, "offsets": table.members.offsets}
+            parts |= _member_columns(table.members)
         if split.states is not None:
             parts |= _state_columns(split.states)
         columns |= {f"{name}/{key}": np.ascontiguousarray(value) for key, value in parts.items()}
     # One text: safetensors writes several entries in no fixed order, and index files are reproducible.
     content = {"format": _FORMAT, "classes": index.classes, "words": index.words, "halves": folders}
     content |= {} if index.texts is None else {"texts": index.texts}
+    content |= {} if index.source is None else {"source": vars(index.source)}
     with replacing(file) as temporary:
         save_file(columns, temporary, {"dl2pa": json.dumps(content)})
+
+
+def _member_columns(members: Members) -> dict[str, NDArray[Any]]:
+    if members.spans is None:
+        return {"shards": members.shards, "offsets": members.offsets}
+    # Another name than that of shards: older versions refuse the index instead of reading compressed bytes.
+    spans = {f"span_{name}": column for name, column in vars(members.spans).items()}
+    return {"files_of": members.shards, "offsets": members.offsets, **spans}
 
 
 def _state_columns(states: FileStates) -> dict[str, NDArray[Any]]:
@@ -135,6 +187,11 @@ def open_index(file: Path, root: Path) -> Index:
         texts = metadata.get("texts")
         if texts is not None:
             texts = {_text(key): _text(value) for key, value in texts.items()}
+        source = metadata.get("source")
+        if source is not None:
+            source = Source(*({_text(k): _text(v) for k, v in source[key].items()} for key in _SOURCE))
+            if not source.digests.keys() <= source.options.keys():
+                raise ValueError("its options differ from the digests of their files")
         splits = {
             name: _read_split(name, about, columns, root, classes)
             for name, about in metadata["halves"].items()
@@ -143,7 +200,7 @@ def open_index(file: Path, root: Path) -> Index:
         raise _damaged(file, f"{type(error).__name__}: {error}") from None
     for split in splits.values():
         _check_files_exist(file, split.table)
-    index = Index(splits, classes, words, texts)
+    index = Index(splits, classes, words, texts, source)
     try:
         _check_current(file, root, index)
     except UserError:
@@ -161,7 +218,7 @@ def _read_split(
 ) -> SplitIndex:
     """One split from its columns; errors of damaged columns are converted by `open_index`."""
     part = {key.partition("/")[2]: column for key, column in columns.items() if key.startswith(f"{name}/")}
-    members = Members(part["shards"], part["offsets"]) if "shards" in part else None
+    members = _read_members(part)
     count = len(part["labels"])
     files = PathTable(part["names"], part["ends"])
     table = ImageTable(
@@ -175,8 +232,9 @@ def _read_split(
         part["sizes"],
         SkippedFiles.of(about.get("skipped", {})),
     )
-    per_image = ("lengths", "labels", "sizes", "flags") + (("shards", "offsets") if members else ())
-    if any(len(part[key]) != count for key in per_image) or part["sizes"].shape != (count, 2):
+    per_image = [part[key] for key in ("lengths", "labels", "sizes", "flags")]
+    per_image += [] if members is None else [members.shards, members.offsets]
+    if any(len(column) != count for column in per_image) or part["sizes"].shape != (count, 2):
         raise ValueError("its columns differ in length")
     if members is None and len(files) != count:
         raise ValueError("the number of names is not the number of images")
@@ -185,6 +243,8 @@ def _read_split(
     if members is not None:
         _check_range(members.shards, len(files), "shard")
         _check_range(members.offsets, 1 << 62, "offset")
+        if members.spans is not None:
+            _check_spans(members.spans, count)
     states = None
     if "state_times" in part:
         paths = PathTable(part["state_names"], part["state_ends"])
@@ -193,6 +253,23 @@ def _read_split(
             if column.dtype != np.int64 or column.shape != (len(paths),):
                 raise ValueError("its states differ in length")
     return SplitIndex(table, part["flags"], states)
+
+
+def _read_members(part: Mapping[str, NDArray[Any]]) -> Members | None:
+    if "shards" in part:
+        return Members(part["shards"], part["offsets"])
+    if "files_of" not in part:
+        return None
+    spans = Spans(*(part[f"span_{name}"] for name in ("starts", "sizes", "raw_sizes", "codecs", "rows")))
+    return Members(part["files_of"], part["offsets"], spans)
+
+
+def _check_spans(spans: Spans, count: int) -> None:
+    if any(len(column) != count for column in vars(spans).values()):
+        raise ValueError("its spans differ in length")
+    for column in (spans.starts, spans.sizes, spans.raw_sizes, spans.rows):
+        _check_range(column, 1 << 62, "span")
+    _check_range(spans.codecs, len(CODECS), "codec")
 
 
 def _check_range(column: NDArray[Any], end: int, what: str) -> None:
@@ -276,11 +353,15 @@ def _check_files_exist(file: Path, table: ImageTable) -> None:
         raise UserError("data.index", str(file), message, remedy)
 
 
-def rebuild_command(file: Path, root: Path) -> str:
+def rebuild_command(file: Path, root: Path, source: Source | None = None) -> str:
     """The command that builds the index `file` of `root` again."""
+    words = [] if source is None else [word for pair in source.options.items() for word in pair if word]
+    options = "".join(f" {shlex.quote(word)}" for word in words)
     out = "" if file == root / INDEX_NAME else f" --out {shlex.quote(str(file))}"
-    return f"dl2pa data index {shlex.quote(str(root))}{out}"
+    return f"dl2pa data index {shlex.quote(str(root))}{options}{out}"
 
+
+_SOURCE = ("options", "digests")
 
 _warned: set[Path] = set()
 """Indexes without recorded states that this process has warned about."""
@@ -288,22 +369,30 @@ _warned: set[Path] = set()
 
 def _check_current(file: Path, root: Path, index: Index) -> None:
     """Refuse an index that is older than its data."""
-    command = rebuild_command(file, root)
+    command = rebuild_command(file, root, index.source)
+    if index.source is not None and (changed := index.source.changed()) is not None:
+        raise stale(file, f"{changed} has changed since it was indexed", f"Run `{command}` again.")
     if any(split.states is None for split in index.splits.values()) and file not in _warned:
         _warned.add(file)
         problem = "was written by an older version, which did not record the state of the data"
         log.warning(
             "%s %s: later changes of the data are not noticed. Run `%s` again.", file, problem, command
         )
-    shards = None
+    shards = parquet = None
     for name, split in index.splits.items():
         if split.states is None:
             continue
-        if split.table.members is None:
-            check_folders(file, split.table, split.states, command)
+        members = split.table.members
+        if members is None:
+            check = check_folders if index.source is None else check_listed
+            check(file, split.table, split.states, command)
+            continue
+        if members.spans is not None:
+            parquet = parquet or find_parquet(root)
+            check_shards(file, split.table, split.states, parquet.splits.get(name, []), command)
             continue
         shards = find_shards(root) if shards is None else shards
-        check_shards(file, split.table, split.states, shards.get(name, []), command)
+        check_shards(file, split.table, split.states, [p.name for p in shards.get(name, [])], command)
     if shards is not None and index.texts is not None:
         present = text_digests(root, CLASS_FILES)
         for name in sorted({key for key, _ in present.items() ^ index.texts.items()}):

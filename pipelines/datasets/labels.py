@@ -77,6 +77,39 @@ def number_labels(
     return result
 
 
+def number_known(
+    train: Collection[Label], others: Collection[Label], classes: tuple[str, ...] | None, root: Path
+) -> tuple[Mapping[Label, int], tuple[str, ...]]:
+    """Position of each distinct label that has a class, and the class names; labels that are missing have none.
+
+    Without a class list, the classes are those of the training split: 0, 1, 2, … if most of its labels are numbers,
+    else its labels, sorted as text.
+
+    Args:
+        train, others: the distinct labels of the training split and of the others.
+
+    Raises:
+        UserError: the labels have two meanings, or a number is too large (``ROOT``).
+    """
+    if classes is None:
+        numbers = [number for label in train if (number := _number(label)) is not None and number >= 0]
+        if 2 * len(numbers) < len(train):
+            classes = tuple(sorted({str(label) for label in train}))
+            return {label: k for k, label in enumerate(classes)}, classes
+        end = 1 + max(numbers, default=0)
+        if end > _MAX_CLASSES:
+            raise _unknown(max(numbers), None, 0, root)
+        classes = tuple(str(k) for k in range(end))
+    known = set(classes)
+    labels = {*train, *others}
+    with_class = {
+        label
+        for label in labels
+        if label in known or ((number := _number(label)) is not None and 0 <= number < len(classes))
+    }
+    return number_labels(with_class, classes, root), classes
+
+
 def _are_names(numbers: dict[Label, int], position_of: dict[str, int], end: int, root: Path) -> bool:
     """Whether the texts of digits among the labels are names of classes.
 

@@ -13,12 +13,11 @@ import json
 import os
 import tarfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dl2pa.errors import UserError
 from dl2pa.osutil import describing_full_disk, write_atomically
@@ -27,9 +26,10 @@ from pipelines.datasets.classes import CLASSES_NAME
 from pipelines.datasets.index import INDEX_NAME, Index
 from pipelines.datasets.probe import UNUSABLE
 from pipelines.datasets.shards import PACK_OPTIONS_NAME, UNVERIFIED_NAME
-from pipelines.datasets.table import ImageTable, PathTable
+from pipelines.datasets.skipped import SkippedFiles
+from pipelines.datasets.table import ImageTable
 from pipelines.header import image_size
-from pipelines.images import BadImage, open_image
+from pipelines.images import BadImage, image_suffix, open_image
 from pipelines.parallel import in_parallel
 
 _NUM_SAMPLED = 64
@@ -65,11 +65,9 @@ class PackResult:
 
 @dataclass(frozen=True)
 class _Shard:
-    """A shard to write, and its images in the source."""
+    """A shard to write, and its images."""
 
-    source: Path
-    names: PathTable
-    labels: NDArray[np.int64]
+    images: ImageTable
     target: Path
     options: PackOptions
 
@@ -92,9 +90,9 @@ def pack(
         for name, split in source.splits.items()
         for shard in _plan_shards(name, split.table, out, options)
     ]
-    total = sum(len(shard.names) for shard in shards)
+    total = sum(len(shard.images) for shard in shards)
     missing = [shard for shard in shards if not shard.target.exists()]
-    done = total - sum(len(shard.names) for shard in missing)
+    done = total - sum(len(shard.images) for shard in missing)
     progress(done, total)
     with describing_full_disk(out, 0):
         for count in in_parallel(_write_shard, missing, min(workers, len(missing))):
@@ -144,9 +142,7 @@ def _plan_shards(split: str, table: ImageTable, out: Path, options: PackOptions)
     cuts = [0, *(np.flatnonzero(np.diff(number)) + 1).tolist(), len(table)]
     return [
         _Shard(
-            table.root,
-            table.files.part(low, high),
-            np.array(table.labels[low:high]),
+            replace(table.subset(np.arange(low, high)), classes=(), skipped=SkippedFiles()),
             out / f"{split}-{k:06d}.tar",
             options,
         )
@@ -171,8 +167,9 @@ def _write_shard(shard: _Shard) -> int:
     keys: set[str] = set()
     with temporary.open("wb") as file:
         with tarfile.open(fileobj=file, mode="w") as archive:
-            for name, label in zip(shard.names, shard.labels.tolist(), strict=True):
-                data, suffix = _resized(_read(shard.source / name), shard.options)
+            for i, label in enumerate(shard.images.labels.tolist()):
+                name, original = _read(shard.images, i)
+                data, suffix = _resized(original, shard.options)
                 key = _unique_key(name, keys)
                 digests.append(hashlib.sha256(data).digest())
                 _add(archive, f"{key}.{suffix or name.rpartition('.')[2].lower()}", data)
@@ -181,9 +178,9 @@ def _write_shard(shard: _Shard) -> int:
         os.fsync(file.fileno())
         # Drop the page cache, so that the check reads from the disk.
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    _check_written(temporary, digests, shard.labels.tolist())
+    _check_written(temporary, digests, shard.images.labels.tolist())
     temporary.replace(shard.target)
-    return len(shard.names)
+    return len(shard.images)
 
 
 def _check_written(file: Path, digests: list[bytes], labels: list[int]) -> None:
@@ -200,12 +197,18 @@ def _check_written(file: Path, digests: list[bytes], labels: list[int]) -> None:
         raise OSError(f"{file} does not contain the data written to it: check the disk")
 
 
-def _read(path: Path) -> bytes:
+def _read(images: ImageTable, i: int) -> tuple[str, bytes]:
+    """Name with suffix, and bytes of an image."""
+    path = images.path(i)
     try:
-        return path.read_bytes()
-    except OSError as error:
+        if images.members is None:
+            return images.files[i], path.read_bytes()
+        data = images.read(i)
+        return f"{path.relative_to(images.root)}.{image_suffix(data) or 'jpg'}", data
+    except (OSError, ValueError) as error:
         remedy = "Restore or remove the file; then index the folder again if it has an index."
-        raise UserError("ROOT", str(path), f"cannot be read: {error.strerror}", remedy) from None
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise UserError("ROOT", str(path), f"cannot be read: {reason}", remedy) from None
 
 
 def _resized(data: bytes, options: PackOptions) -> tuple[bytes, str | None]:

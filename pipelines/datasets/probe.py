@@ -102,6 +102,19 @@ def probe(handle: int, offset: int, length: int, name: str, decode: bool = False
         return Probe(0, 0, Flag.UNREADABLE)
 
 
+def probe_data(data: bytes, decode: bool = False) -> Probe:
+    """Inspect the bytes of an image without a file name; see ``probe``."""
+    if not data:
+        return Probe(0, 0, Flag.EMPTY)
+    if len(data) > MAX_BYTES:
+        return Probe(0, 0, Flag.UNREADABLE)
+    head, tail = data[:_HEAD], data[-_TAIL:]
+    header = None if decode else _read_header(head, len(data))
+    if header is not None and _is_complete(header.format, head, tail, len(data)):
+        return Probe(header.height, header.width, _format_flags(header, ""))
+    return _probe_by_decoding(data, len(data), "")
+
+
 def describe(table: ImageTable, i: int, flags: Flag, *, read: bool) -> str:
     """Properties and damage of image `i` as text, such as ``is a GIF file``.
 

@@ -11,14 +11,18 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from io import FileIO
 from pathlib import Path
-from typing import overload
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pipelines.datasets.arrays import subset_fingerprint
 from pipelines.datasets.skipped import SkippedFiles
+from pipelines.datasets.spans import NONE, SpanCache, Spans, decompress
 from pipelines.images import fill, read_image_file
+
+if TYPE_CHECKING:
+    from pipelines.datasets.own import OwnImages
 
 _MAX_OPEN = 512
 _BLOCK = 512
@@ -69,15 +73,22 @@ class PathTable(Sequence[str]):
 
 @dataclass(frozen=True, eq=False)
 class Members:
-    """Location of images in tar shards.
+    """Location of images in tar shards or Parquet files.
 
     Attributes:
         shards: int32 [N], file number of each image.
-        offsets: int64 [N], offset of its bytes in that file.
+        offsets: int64 [N], offset of its bytes in that file, or in the decompressed bytes of its span.
+        spans: compressed spans of Parquet files; None for tar shards.
     """
 
     shards: NDArray[np.int32]
     offsets: NDArray[np.int64]
+    spans: Spans | None = None
+
+    def take(self, samples: NDArray[np.int64]) -> Members:
+        """The locations of ``samples`` [M] in that order."""
+        spans = None if self.spans is None else self.spans.take(samples)
+        return Members(self.shards[samples], self.offsets[samples], spans)
 
 
 class _OpenFiles:
@@ -112,9 +123,10 @@ class ImageTable:
         labels: int64 [N], indices into ``classes``.
         classes: the class names in label order; some may have no images.
         fingerprint: 16 hexadecimal digits that change with any path, offset, length or label, not with ``root``.
-        members: location of the images in shards; None if image i is file i.
+        members: location of the images in shards or Parquet files; None if image i is file i.
         sizes: int32 [N, 2], (height, width), zeros if the header could not be read; None if not inspected.
         skipped: the files next to the images that are not read.
+        own: images of a user's function; None if they are read from ``files``.
     """
 
     root: Path
@@ -126,7 +138,9 @@ class ImageTable:
     members: Members | None = None
     sizes: NDArray[np.int32] | None = None
     skipped: SkippedFiles = field(default_factory=SkippedFiles, repr=False)
+    own: OwnImages | None = None
     _open: _OpenFiles = field(default_factory=_OpenFiles, repr=False)
+    _spans: SpanCache = field(default_factory=SpanCache, repr=False)
 
     @classmethod
     def of(
@@ -137,11 +151,12 @@ class ImageTable:
         labels: ArrayLike,
         classes: tuple[str, ...],
         members: Members | None = None,
+        own: OwnImages | None = None,
     ) -> ImageTable:
         """Build a table and compute its fingerprint."""
         label_array, length_array = np.asarray(labels, dtype=np.int64), np.asarray(lengths, dtype=np.int64)
-        fingerprint = _fingerprint(files, length_array, label_array, members)
-        return cls(root, files, length_array, label_array, classes, fingerprint, members)
+        fingerprint = _fingerprint(files, length_array, label_array, members, own)
+        return cls(root, files, length_array, label_array, classes, fingerprint, members, own=own)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -152,7 +167,7 @@ class ImageTable:
         if members is None:
             files = PathTable.of(self.files[i] for i in samples.tolist())
         else:
-            members = Members(members.shards[samples], members.offsets[samples])
+            members = members.take(samples)
         labels = self.labels[samples]
         return replace(
             self,
@@ -161,13 +176,14 @@ class ImageTable:
             labels=labels,
             fingerprint=subset_fingerprint(self.fingerprint, samples, labels),
             members=members,
+            own=None if self.own is None else self.own.subset(samples),
             sizes=None if self.sizes is None else self.sizes[samples],
         )
 
     def relabeled(self, classes: tuple[str, ...], label_of: NDArray[np.int64]) -> ImageTable:
         """The same images with label l replaced by ``label_of[l]``, and other class names."""
         labels = label_of[self.labels]
-        fingerprint = _fingerprint(self.files, self.lengths, labels, self.members)
+        fingerprint = _fingerprint(self.files, self.lengths, labels, self.members, self.own)
         return replace(self, labels=labels, classes=classes, fingerprint=fingerprint)
 
     def path(self, i: int) -> Path:
@@ -187,14 +203,28 @@ class ImageTable:
             OSError: the file cannot be read.
             BadImage: it is not a regular file, or has more than 256 MiB.
         """
+        if self.own is not None:
+            return self.own.read(i)
         if self.members is None:
             path = os.path.join(self._root, self.files[i])  # noqa: PTH118  # a Path costs more
             return read_image_file(path, buffer)
-        offset, length = self.members.offsets.item(i), self.lengths.item(i)
-        descriptor = self._open.descriptor(self.members.shards.item(i), self._shard_path)
+        shard, offset = self.members.shards.item(i), self.members.offsets.item(i)
+        length = self.lengths.item(i)
+        if self.members.spans is not None:
+            return self._read_span(self.members.spans, i, shard)[offset : offset + length]
+        descriptor = self._open.descriptor(shard, self._shard_path)
         if buffer is None or len(buffer) != length:
             return os.pread(descriptor, length, offset)
         return fill(buffer, lambda rest, done: os.preadv(descriptor, [rest], offset + done))
+
+    def _read_span(self, spans: Spans, i: int, shard: int) -> bytes:
+        start, size, codec = spans.starts.item(i), spans.sizes.item(i), spans.codecs.item(i)
+
+        def make() -> bytes:
+            data = os.pread(self._open.descriptor(shard, self._shard_path), size, start)
+            return decompress(data, codec, spans.raw_sizes.item(i))
+
+        return make() if codec == NONE else self._spans.get((shard, start, size), make)
 
     @cached_property
     def _root(self) -> str:
@@ -206,6 +236,8 @@ class ImageTable:
     def _member_name(self, i: int) -> str:
         """Member name from the tar header before the image, which may store only its first 100 to 255 bytes."""
         assert self.members is not None
+        if self.members.spans is not None:
+            return f"row {self.members.spans.rows.item(i)}"
         shard, offset = self.members.shards.item(i), self.members.offsets.item(i)
         try:
             header = os.pread(self._open.descriptor(shard, self._shard_path), _BLOCK, offset - _BLOCK)
@@ -215,10 +247,17 @@ class ImageTable:
 
 
 def _fingerprint(
-    files: PathTable, lengths: NDArray[np.int64], labels: NDArray[np.int64], members: Members | None
+    files: PathTable,
+    lengths: NDArray[np.int64],
+    labels: NDArray[np.int64],
+    members: Members | None,
+    own: OwnImages | None,
 ) -> str:
     digest = hashlib.sha256(memoryview(files.blob))  # pyright: ignore[reportArgumentType]
     location = () if members is None else (members.shards, members.offsets)
+    if members is not None and members.spans is not None:
+        location = (*location, members.spans.starts)
     for column in (files.ends, lengths, labels, *location):
         digest.update(np.ascontiguousarray(column, dtype="<i8").data)
+    digest.update(b"" if own is None else own.digest.encode())
     return digest.hexdigest()[:16]

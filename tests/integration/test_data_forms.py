@@ -8,8 +8,11 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
+from pipelines.datasets.folder import index_folder
 from support.commands import run_here
 from support.runs import Training, assert_identical
 
@@ -58,6 +61,28 @@ def test_killed_and_resumed_run_from_shards_is_identical(
     started.signal_group(signal.SIGKILL)
     started.wait()
     finished = training.finish(*layouts["shards"])
+    assert "resuming at epoch 0" in finished.error
+    assert_identical(training.run, undisturbed_run.run)
+
+
+def test_killed_and_resumed_run_from_parquet_is_identical(
+    train: Callable[..., Training], digits: Path, tmp_path: Path, undisturbed_run: Training
+) -> None:
+    """Rows in the order of the folder; the images are in Snappy blocks of one row group."""
+    for split in ("train", "val"):
+        table = index_folder(digits / split, None, "data.root")
+        images = [{"bytes": table.read(i), "path": name} for i, name in enumerate(table.files)]
+        names = [table.classes[label] for label in table.labels.tolist()]
+        parquet.write_table(pyarrow.table({"image": images, "label": names}), tmp_path / f"{split}-0.parquet")
+    result = run_here("data", "index", tmp_path, "--workers", "1", "--json")
+    assert result.code == 0, result.error
+    assert result.result["images"] == {"train": 1438, "val": 359}
+    training = train(1, "parquet", SHORT)
+    started = training.start(f"data.root={tmp_path}")
+    training.wait_for(started, lambda: (training.run / "latest").exists(), "a checkpoint")
+    started.signal_group(signal.SIGKILL)
+    started.wait()
+    finished = training.finish(f"data.root={tmp_path}")
     assert "resuming at epoch 0" in finished.error
     assert_identical(training.run, undisturbed_run.run)
 

@@ -112,9 +112,9 @@ def load(
         raise UserError("checkpoint", checkpoint, "is unknown", f"Use one of {', '.join(_CHECKPOINTS)}.")
     if checkpoint == "final":
         find_model_file(path)
-        from dl2pa.model.inference import load_classifier
+        from dl2pa.model.compose import load_image_classifier
 
-        return load_classifier(path).to(_device(device))
+        return load_image_classifier(path).to(_device(device))
     config = load_run_config(path, ())
     check_weights(path, checkpoint)
     import torch
@@ -122,7 +122,12 @@ def load(
     from dl2pa.training.weights import load_weights
 
     with torch.random.fork_rng(devices=[]):
-        return load_weights(path, config, checkpoint).to(_device(device))
+        classifier = load_weights(path, config, checkpoint)
+    if classifier.takes_features:
+        from dl2pa.model.compose import join_frozen
+
+        classifier = join_frozen(classifier, config)
+    return classifier.to(_device(device))
 
 
 def _device(name: str | torch.device) -> torch.device:

@@ -28,6 +28,7 @@ COMMANDS = {
     "sweep": "Train many configurations, here or on SLURM; the same command resumes.",
     "report": "Show finished runs as tables: mean and spread over seeds, last and best epoch.",
     "data": "Index a data set, or pack it into shards.",
+    "features": "Compute the features of a frozen network once, to train on them in seconds.",
     "weights": "Fetch pretrained weights for `model.init`, or list those of a backbone.",
     "evaluate": "Evaluate a run's model on the validation split: top-1, top-5, calibration.",
     "sync": "Send a run's spooled tracking events to MLflow, each exactly once.",

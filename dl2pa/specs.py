@@ -14,6 +14,7 @@ from dl2pa.errors import UserError
 from pipelines.names import (
     CIFAR100,
     DATASETS,
+    FEATURES,
     IMAGE_FOLDER,
     OWN_PATTERN,
     SYNTHETIC,
@@ -27,12 +28,16 @@ __all__ = [
     "CIFAR100",
     "DATASETS",
     "DEFAULT_BACKBONE",
+    "FEATURES",
+    "IDENTITY",
     "IMAGE_FOLDER",
     "MAX_LOGITS",
     "METHODS",
+    "MLP",
     "OWN_PATTERN",
     "SMALL_BACKBONE",
     "SYNTHETIC",
+    "VECTOR_BACKBONES",
     "BackboneSpec",
     "DatasetSpec",
     "MethodSpec",
@@ -173,7 +178,8 @@ class BackboneSpec:
     """A backbone.
 
     Attributes:
-        family: `cifar` for ResNets on images of about 32 pixels, `torchvision` or `timm` for models of a library.
+        family: `cifar` for ResNets on images of about 32 pixels, `torchvision` or `timm` for models of a library,
+            `vector` for networks on feature vectors.
         builder: class or function, `module:name`; of timm, the name of the model.
         depth: of a CIFAR ResNet, 6n + 2; None for the others.
         features: width of the features; None: the last of `model.widths`, or found by a forward pass.
@@ -183,7 +189,7 @@ class BackboneSpec:
         min_image_size: smallest `data.image_size`, pixels.
     """
 
-    family: Literal["cifar", "torchvision", "timm"]
+    family: Literal["cifar", "torchvision", "timm", "vector"]
     builder: str
     depth: int | None = None
     features: int | None = None
@@ -195,6 +201,11 @@ class BackboneSpec:
     def small(self) -> bool:
         """Whether the backbone takes images of CIFAR's size."""
         return self.family == "cifar"
+
+    @property
+    def takes_features(self) -> bool:
+        """Whether the input is a feature vector, of `data.dataset=features`, instead of an image."""
+        return self.family == "vector"
 
     @property
     def bench_image_size(self) -> int:
@@ -234,6 +245,13 @@ BACKBONES = {
     ),
 }
 
+IDENTITY, MLP = "identity", "mlp"
+VECTOR_BACKBONES = {
+    name: BackboneSpec("vector", "dl2pa.backbones.vectors:build_mlp", classifier=None, channels_last=False)
+    for name in (IDENTITY, MLP)
+}
+"""Networks on the cached features of a frozen backbone."""
+
 
 def backbone_spec(name: str) -> BackboneSpec:
     """Return the row of a backbone; any classification model of torchvision, and `timm:NAME`, has one.
@@ -241,13 +259,18 @@ def backbone_spec(name: str) -> BackboneSpec:
     Raises:
         UserError: unknown name, with the nearest ones, or timm is not installed.
     """
-    if name in BACKBONES:
-        return BACKBONES[name]
+    if name in BACKBONES or name in VECTOR_BACKBONES:
+        return BACKBONES.get(name) or VECTOR_BACKBONES[name]
     if name.startswith(zoo.TIMM):
         return _timm_spec(name)
     if name in zoo.torchvision_models():
         return BackboneSpec("torchvision", f"torchvision.models:{name}", classifier=None, channels_last=None)
-    known = (*BACKBONES, *zoo.torchvision_models(), *(f"{zoo.TIMM}{model}" for model in zoo.timm_models()))
+    known = (
+        *BACKBONES,
+        *VECTOR_BACKBONES,
+        *zoo.torchvision_models(),
+        *(f"{zoo.TIMM}{model}" for model in zoo.timm_models()),
+    )
     raise _unknown_backbone(name, known)
 
 

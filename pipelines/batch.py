@@ -18,7 +18,7 @@ class Batch:
     """One rank's part of a global batch of B images per rank, on the device.
 
     Attributes:
-        images: float32 [B, 3, H, W], normalized, channels_last.
+        images: float32 [B, 3, H, W], normalized, channels_last; of a feature data set float32 [B, D].
         targets: int64 [B].
         indices: int64 [B], sample numbers in the data set.
         valid: number of real samples; the rest, at the end, are padding (validation only).

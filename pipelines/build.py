@@ -8,6 +8,7 @@ from dl2pa.errors import UserError
 from pipelines.batch import Pipeline
 from pipelines.dataset import Dataset, SyntheticDataset
 from pipelines.datasets.arrays import ArrayDataset
+from pipelines.datasets.features import FeatureDataset
 from pipelines.datasets.table import ImageTable
 from pipelines.encoded import FaultLimits, ImageReader
 from pipelines.hints import DecoderHints
@@ -36,6 +37,10 @@ def build_pipeline(
         from pipelines.synthetic import SyntheticPipeline
 
         return SyntheticPipeline(len(dataset.classes), transforms.image_size, sampler, seed, device)
+    if isinstance(dataset, FeatureDataset):
+        from pipelines.features import FeaturePipeline
+
+        return FeaturePipeline(dataset, sampler, device)
     if loader == "resident":
         from pipelines.decoded import decode_folder
         from pipelines.resident import ResidentPipeline

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipelines.datasets.arrays import ArrayDataset
+from pipelines.datasets.features import FeatureDataset
 from pipelines.datasets.table import ImageTable
 
 
@@ -17,9 +18,9 @@ class SyntheticDataset:
     fingerprint: str = "synthetic"
 
 
-Dataset = ArrayDataset | ImageTable | SyntheticDataset
+Dataset = ArrayDataset | ImageTable | FeatureDataset | SyntheticDataset
 
 
 def num_samples(dataset: Dataset) -> int:
-    """Number of images in the data set."""
+    """Number of images, or of feature vectors, in the data set."""
     return dataset.num_samples if isinstance(dataset, SyntheticDataset) else len(dataset.labels)

@@ -102,7 +102,7 @@ def apply_mix(images: Tensor, targets: Tensor, params: MixParams) -> Mixed:
     """Mix a batch into new images, in the memory format of ``images``, without synchronizing.
 
     Args:
-        images: [b, 3, H, W] normalized floats.
+        images: [b, 3, H, W] normalized floats; for mixup also feature vectors [b, D].
         targets: [b] int64.
         params: from ``draw_mix``, for these b samples.
 
@@ -122,7 +122,7 @@ def apply_mix(images: Tensor, targets: Tensor, params: MixParams) -> Mixed:
     else:
         # Products and sum are rounded separately: torch.lerp rounds differently in incomplete SIMD vectors, so its
         # result would depend on the number of samples per rank.
-        weight = lam.view(-1, 1, 1, 1)
+        weight = lam.view(-1, *[1] * (images.ndim - 1))
         mixed = (images * weight).add_(partners * (1.0 - weight)).to(images.dtype)
     return Mixed(mixed, targets, targets.index_select(0, partner), lam)
 
@@ -162,6 +162,6 @@ def _cutmix_boxes(
 
 def _select(images: Tensor, index: Tensor) -> Tensor:
     """``images.index_select(0, index)`` that keeps channels_last."""
-    if images.is_contiguous(memory_format=torch.channels_last):
+    if images.ndim == 4 and images.is_contiguous(memory_format=torch.channels_last):
         return images.permute(0, 2, 3, 1).index_select(0, index).permute(0, 3, 1, 2)
     return images.index_select(0, index)

@@ -12,15 +12,15 @@ class DatasetSpec:
     """Properties of one value of `data.dataset`.
 
     Attributes:
-        layout: `arrays` in memory, image `files` on disk, or `generated` batches.
+        layout: `arrays` in memory, image `files` on disk, `features` of a frozen network, or `generated` batches.
         loader: `data.loader` chosen by `auto`.
-        opener: `module:function`; arrays: (root, split); files: (root, split, classes); None: an image folder or no
-            files at all.
+        opener: `module:function`; arrays and features: (root, split); files: (root, split, classes); None: an image
+            folder or no files at all.
         long_tail: `module:function` of a published long-tailed training split, (root, imbalance).
         needs_root: whether the user must set `data.root`.
     """
 
-    layout: Literal["arrays", "files", "generated"]
+    layout: Literal["arrays", "files", "features", "generated"]
     loader: Literal["dali", "resident", "synthetic"]
     opener: str | None = None
     long_tail: str | None = None
@@ -34,6 +34,7 @@ OWN_PATTERN = f"^{_OWN_NAME.pattern}$"
 
 IMAGE_FOLDER = "imagefolder"
 CIFAR100 = "cifar100"
+FEATURES = "features"
 SYNTHETIC = "synthetic"
 
 DATASETS = {
@@ -51,6 +52,7 @@ DATASETS = {
     ),
     "stl10": DatasetSpec("arrays", "resident", "pipelines.datasets.stl10:load_stl10"),
     "digits": DatasetSpec("files", "dali", "pipelines.datasets.digits:index_digits", needs_root=False),
+    FEATURES: DatasetSpec("features", "resident", "pipelines.datasets.features:load_features"),
     SYNTHETIC: DatasetSpec("generated", "synthetic", needs_root=False),
 }
 

@@ -1,4 +1,5 @@
-"""Backbones that map images to embeddings: CIFAR ResNets, and the models of torchvision and timm."""
+"""Backbones that map images to embeddings: CIFAR ResNets, and the models of torchvision and timm; and small networks on
+feature vectors."""
 
 from dl2pa.backbones.build import Embedder, build_embedder
 from dl2pa.backbones.probe import prefers_channels_last, probe_forward

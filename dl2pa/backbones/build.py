@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pkgutil import resolve_name
 from typing import Self
 
 from torch import Tensor, nn
 
 from dl2pa.backbones.libraries import build_library_backbone
+from dl2pa.backbones.vectors import build_mlp
 from dl2pa.errors import UserError
-from dl2pa.specs import backbone_spec
+from dl2pa.specs import MLP, backbone_spec
 
 
 class Embedder(nn.Module):
-    """Backbone and projection head: maps images [B, 3, H, W] to embeddings [B, d], which are not normalized."""
+    """Backbone and projection head: maps images [B, 3, H, W] to embeddings [B, d], which are not normalized.
 
-    def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
+    Args:
+        input_shape: shape of one input: (3, S, S), or (D,) for a backbone on feature vectors [B, D].
+    """
+
+    def __init__(self, backbone: nn.Module, head: nn.Module, input_shape: tuple[int, ...]) -> None:
         super().__init__()
+        self.input_shape = input_shape
         self.backbone = backbone
         self.head = head
         self.frozen = False
@@ -40,6 +47,10 @@ def build_embedder(
     shortcut: str = "conv",
     widths: tuple[int, int, int] = (16, 32, 64),
     image_size: int = 224,
+    hidden: Sequence[int] = (512,),
+    hidden_norm: str = "none",
+    dropout: float = 0.0,
+    feature_dim: int = 0,
 ) -> Embedder:
     """Build a backbone with random weights from torch's global generator.
 
@@ -49,13 +60,20 @@ def build_embedder(
         head: `linear`, a projection to d with bias, or `batchnorm`, a BatchNorm of the d features of the backbone.
         shortcut, widths: arguments of `CifarResNet`; other backbones ignore them.
         image_size: side of the images, for networks of a fixed size such as vision transformers.
+        hidden, hidden_norm, dropout: arguments of `build_mlp` for the backbone `mlp`.
+        feature_dim: D of the feature vectors, for `mlp` and `identity`.
 
     Raises:
         UserError: unknown backbone, or one that does not accept this image size.
     """
     spec = backbone_spec(backbone)
-    if spec.family == "cifar":
-        body: nn.Module = resolve_name(spec.builder)(spec.depth, widths, shortcut)
+    input_shape: tuple[int, ...] = (3, image_size, image_size)
+    if spec.takes_features:
+        layers = hidden if backbone == MLP else ()
+        body: nn.Module = build_mlp(feature_dim, layers, hidden_norm, dropout)
+        features, input_shape = (feature_dim, *layers)[-1], (feature_dim,)
+    elif spec.family == "cifar":
+        body = resolve_name(spec.builder)(spec.depth, widths, shortcut)
         features = widths[-1]
     else:
         body, features = build_library_backbone(backbone, spec, image_size)
@@ -64,5 +82,5 @@ def build_embedder(
             message = f"must be {features}, the dimension of the features, with model.head=batchnorm"
             remedy = f"Set model.embedding_dim={features}, or model.head=linear."
             raise UserError("model.embedding_dim", embedding_dim, message, remedy)
-        return Embedder(body, nn.BatchNorm1d(embedding_dim))
-    return Embedder(body, nn.Linear(features, embedding_dim))
+        return Embedder(body, nn.BatchNorm1d(embedding_dim), input_shape)
+    return Embedder(body, nn.Linear(features, embedding_dim), input_shape)

@@ -42,28 +42,32 @@ class _RandomOperators(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def probe_forward(network: nn.Module, image_size: int) -> ForwardTraits:
-    """Run a network in training mode on two images of shapes only; weights, statistics and generators are unchanged.
+def probe_forward(network: nn.Module, shape: int | tuple[int, ...]) -> ForwardTraits:
+    """Run a network in training mode on two inputs of shapes only; weights, statistics and generators are unchanged.
 
-    A network that needs values, for example for control flow, computes two images on its device.
+    A network that needs values, for example for control flow, computes two inputs on its device.
+
+    Args:
+        shape: shape of one input, or the side of an image.
 
     Raises:
-        Exception: the network does not accept images of this size.
+        Exception: the network does not accept inputs of this shape.
     """
+    shape = (3, shape, shape) if isinstance(shape, int) else shape
     modes = {module: module.training for module in network.modules()}
     try:
         network.train()
         try:
-            return _forward(network, image_size, torch.device("meta"))
+            return _forward(network, shape, torch.device("meta"))
         except Exception:
-            return _forward(network, image_size, next(network.parameters()).device)
+            return _forward(network, shape, next(network.parameters()).device)
     finally:
         for module, mode in modes.items():
             module.training = mode
 
 
 @torch.no_grad()
-def _forward(network: nn.Module, image_size: int, device: torch.device) -> ForwardTraits:
+def _forward(network: nn.Module, shape: tuple[int, ...], device: torch.device) -> ForwardTraits:
     tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
     if device.type == "meta":
         replaced: Mapping[str, Tensor] = {
@@ -71,7 +75,7 @@ def _forward(network: nn.Module, image_size: int, device: torch.device) -> Forwa
         }
     else:
         replaced = {name: tensor.clone() for name, tensor in network.named_buffers()}
-    images = torch.zeros(2, 3, image_size, image_size, device=device)
+    images = torch.zeros(2, *shape, device=device)
     with (
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
         _RandomOperators() as operators,

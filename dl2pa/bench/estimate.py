@@ -204,11 +204,11 @@ class _Probe:
 
     def _find_largest_batch(self) -> int:
         """Double the batch until it does not fit."""
-        side, fits = self._config.data.image_size, self._config.train.batch_size
+        shape, fits = self._train_state.model.embedder.input_shape, self._config.train.batch_size
         batch = fits
         while (batch := batch * 2) <= _LARGEST_BATCH:
             try:
-                images = torch.zeros(batch, 3, side, side, device=self._world.device)
+                images = torch.zeros(batch, *shape, device=self._world.device)
                 labels = torch.zeros(batch, dtype=torch.int64, device=self._world.device)
                 self._train_state.model.train()
                 self._train_state.step(Batch(images, labels, labels, batch), 0)

@@ -33,11 +33,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from dl2pa.config.checks import check_input
     from dl2pa.recorded_run import check_weights, load_run_config
     from dl2pa.training.data import build_eval_pipeline, open_split
 
     _check_overrides(args.overrides)
     config = load_run_config(args.run, args.overrides)
+    check_input(config)
     check_weights(args.run, args.checkpoint)
     dataset = open_split(config, "val")
 

@@ -50,15 +50,22 @@ def run(args: argparse.Namespace) -> int:
     check_output_folder("--out", out)
 
     # These import torch, so they come after the checks.
+    from dl2pa.model.compose import join_frozen
     from dl2pa.model.inference import load_classifier
+    from dl2pa.model.saved import write_classifier
     from dl2pa.training.weights import model_file
 
     source = model_file(args.run, config, args.checkpoint)
     classifier = load_classifier(source)
+    joined = classifier.takes_features
+    if joined:
+        classifier = join_frozen(classifier, config)
     target = out / MODEL
     try:
         out.mkdir(parents=True, exist_ok=True)
-        if target.resolve() != source.resolve():
+        if joined:
+            write_classifier(target, classifier)
+        elif target.resolve() != source.resolve():
             with replacing(target, source.stat().st_size) as temporary:
                 shutil.copyfile(source, temporary)
         description = json.dumps(classifier.description, indent=1) + "\n"
@@ -67,7 +74,8 @@ def run(args: argparse.Namespace) -> int:
         if args.onnx:
             result |= _onnx(out / "model.onnx", classifier, config)
         if args.mlflow:
-            result |= _mlflow(out / "mlflow", target, args.run, config)
+            backbone = classifier.description.get("frozen", {}).get("model", {}).get("backbone")
+            result |= _mlflow(out / "mlflow", target, args.run, backbone or config.model.backbone)
     except OSError as error:
         message = f"cannot be written ({error.strerror})"
         raise UserError("--out", str(out), message, "Choose another folder.") from None
@@ -114,7 +122,7 @@ def _images(classifier: Classifier, config: Config) -> tuple[Tensor, str]:
     return torch.randn(_CHECKED, 3, side, side, generator=torch.Generator().manual_seed(0)), "noise"
 
 
-def _mlflow(folder: Path, weights: Path, run: Path, config: Config) -> dict[str, Any]:
+def _mlflow(folder: Path, weights: Path, run: Path, backbone: str) -> dict[str, Any]:
     """Write the MLflow model folder, with a copy of the weights; replace that of an earlier export."""
     from dl2pa.tracking.model import write_model
     from dl2pa.tracking.payloads import serving_requirements
@@ -124,6 +132,6 @@ def _mlflow(folder: Path, weights: Path, run: Path, config: Config) -> dict[str,
     example = RunDirectory(run).find_example()
     data = None if example is None else example.read_bytes()
     with replacing(folder) as temporary:
-        write_model(temporary, weights, serving_requirements(config.model.backbone), data)
+        write_model(temporary, weights, serving_requirements(backbone), data)
         shutil.rmtree(folder, ignore_errors=True)
     return {"mlflow": str(folder)}

@@ -25,9 +25,9 @@ def run(args: argparse.Namespace) -> int:
     for path in args.images:
         check_image_file(path)
 
-    from dl2pa.model.inference import load_classifier  # imports torch, so it comes after the checks
+    from dl2pa.model.compose import load_image_classifier  # imports torch, so it comes after the checks
 
-    classifier = load_classifier(args.model)
+    classifier = load_image_classifier(args.model)
     predictions: list[dict[str, object]] = []
     for path in args.images:
         top = classifier.predict(path).top(args.top)[0]

@@ -27,6 +27,7 @@ def run(args: argparse.Namespace) -> int:
     from dl2pa.config.tracking import check_uri
     from dl2pa.recorded_run import check_weights, load_run_config
     from dl2pa.rundir import RunDirectory
+    from dl2pa.specs import FEATURES
     from dl2pa.tracking import choose_uri, sync
     from dl2pa.tracking.payloads import model_payload
     from dl2pa.tracking.spool import load_identity
@@ -35,6 +36,11 @@ def run(args: argparse.Namespace) -> int:
     if args.uri is not None:
         check_uri("--uri", args.uri)
     config = load_run_config(args.run, ())
+    if config.data.dataset == FEATURES:
+        remedy = f"Run `dl2pa export {args.run} --mlflow`, and register the folder that it writes."
+        raise UserError(
+            "run", str(args.run), "has a model of features; MLflow serves models of images", remedy
+        )
     check_weights(args.run, "final")
     directory = RunDirectory(args.run)
     identity = load_identity(args.run)

@@ -43,7 +43,7 @@ def _list(backbone: str, as_json: bool) -> None:
     from dl2pa.specs import backbone_spec
 
     library = backbone_spec(backbone).family
-    if library == "cifar":
+    if library in ("cifar", "vector"):
         remedy = "Name a model of torchvision, or timm:MODEL."
         raise UserError("BACKBONE", backbone, "has no pretrained weights", remedy)
     names = [

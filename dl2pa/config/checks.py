@@ -7,7 +7,17 @@ from collections.abc import Iterator
 from dl2pa.config.gather import Problems, gathered
 from dl2pa.config.schema import Config
 from dl2pa.errors import UserError
-from dl2pa.specs import DATASETS, IMAGE_FOLDER, METHODS, SYNTHETIC, backbone_spec, dataset_spec
+from dl2pa.specs import (
+    DATASETS,
+    FEATURES,
+    IDENTITY,
+    IMAGE_FOLDER,
+    METHODS,
+    MLP,
+    SYNTHETIC,
+    backbone_spec,
+    dataset_spec,
+)
 
 MAX_REFIT_CLASSES = 4096
 """Largest number of classes with refit prototypes: each of the 400 steps of an update costs C² d."""
@@ -100,7 +110,7 @@ def check_combination(config: Config) -> None:
         UserError: the invalid fields.
     """
     problems = Problems()
-    for check in (_check_learned, _check_class_vectors, _check_margin, _check_head, _check_image_size):
+    for check in (_check_learned, _check_class_vectors, _check_margin, _check_head, check_image_size):
         with problems:
             check(config)
     problems.raise_any()
@@ -119,8 +129,8 @@ def _check_margin(config: Config) -> Iterator[UserError]:
 
 @gathered
 def _check_head(config: Config) -> Iterator[UserError]:
-    if config.model.head == "batchnorm":
-        backbone = backbone_spec(config.model.backbone)
+    backbone = backbone_spec(config.model.backbone)
+    if config.model.head == "batchnorm" and not backbone.takes_features:
         width = config.model.widths[-1]
         if not backbone.small or width != config.model.embedding_dim:
             yield UserError(
@@ -133,7 +143,8 @@ def _check_head(config: Config) -> Iterator[UserError]:
 
 
 @gathered
-def _check_image_size(config: Config) -> Iterator[UserError]:
+def check_image_size(config: Config) -> Iterator[UserError]:
+    """Check that the images are large enough for the backbone."""
     backbone = backbone_spec(config.model.backbone)
     if config.data.image_size < backbone.min_image_size:
         message = f"too small for {config.model.backbone}"
@@ -234,6 +245,8 @@ def _check_layout(config: Config) -> Iterator[UserError]:
             f"{config.data.dataset} consists of arrays, not image files",
             "Use resident.",
         )
+    if layout == "features":
+        _check_features(config)
         return
     if layout != "generated" and loader == DATASETS[SYNTHETIC].loader:
         yield UserError(
@@ -301,6 +314,30 @@ def _check_crop_ratio(config: Config) -> Iterator[UserError]:
         yield UserError("data.crop_ratio", [low, high], "not a range", "Write [low, high].")
 
 
+def _check_features(config: Config) -> None:
+    if config.loader != "resident":
+        message = "features are not images"
+        raise UserError("data.loader", config.loader, message, "Use resident.")
+    if config.train.cutmix:
+        message = "cuts boxes out of images, which features are not"
+        raise UserError(
+            "train.cutmix", config.train.cutmix, message, "Set train.cutmix=0; train.mixup works."
+        )
+
+
+def check_input(config: Config) -> None:
+    """Check that the backbone takes what the data set contains: images or feature vectors."""
+    name = config.model.backbone
+    is_features = dataset_spec(config.data.dataset).layout == "features"
+    if is_features and not backbone_spec(name).takes_features:
+        remedy = f"Set model.backbone={IDENTITY} or {MLP}."
+        raise UserError("model.backbone", name, f"takes images, and data.dataset = {FEATURES}", remedy)
+    if not is_features and backbone_spec(name).takes_features:
+        message = f"takes features, and data.dataset = {config.data.dataset}"
+        remedy = f"Set data.dataset={FEATURES} (see `dl2pa features`), or choose another backbone."
+        raise UserError("model.backbone", name, message, remedy)
+
+
 def warnings(config: Config, num_classes: int) -> list[str]:
     """Warnings about settings that are valid but probably not intended."""
     result: list[str] = []
@@ -358,6 +395,16 @@ def _ignored(config: Config) -> list[tuple[str, str]]:
         (spec.fixed_form, ("method.normalize",), f"{name} defines the normalization"),
         (spec.sub_prototypes == 1, ("method.sub_prototypes",), f"{name} has one vector per class"),
         (not spec.centroid_momentum, ("method.centroid_momentum",), f"{name} has no centroids"),
+        (
+            backbone != MLP,
+            ("model.hidden", "model.hidden_norm", "model.dropout"),
+            f"model.backbone is {backbone}",
+        ),
+        (
+            data.dataset == FEATURES,
+            ("data.trivial_augment", "data.erasing", "train.channels_last"),
+            f"data.dataset is {FEATURES}",
+        ),
         (not backbone_spec(backbone).small, ("model.shortcut", "model.widths"), f"{backbone} defines them"),
         (data.crop != "random_resized", ("data.crop_scale", "data.crop_ratio"), f"data.crop is {data.crop}"),
         (data.crop != "pad", ("data.pad",), f"data.crop is {data.crop}"),

@@ -24,8 +24,8 @@ class DataConfig(Section):
         | Annotated[str, Field(pattern=OWN_PATTERN)]
     ) = IMAGE_FOLDER
     """Data set, or layout of its files, or `package.module:function`, your own table of images (docs/data.md).
-    `synthetic` needs no files. `svhn_lt_legacy` is the long-tailed SVHN of the DL2PA authors' code, in which a third of
-    the training labels are wrong."""
+    `features`: written by `dl2pa features`. `synthetic` needs no files. `svhn_lt_legacy` is the long-tailed SVHN of the
+    DL2PA authors' code, in which a third of the training labels are wrong."""
     root: str | None = None
     """Folder of the data set. Default: the environment variable DL2PA_DATA."""
     index: str | None = None

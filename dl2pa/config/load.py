@@ -48,6 +48,9 @@ ADDED_KEYS: dict[str, Any] = {
     "data.val_fraction": None,
     "model.init": None,
     "model.freeze_epochs": 0,
+    "model.hidden": [512],
+    "model.hidden_norm": "none",
+    "model.dropout": 0.0,
     "optim.layer_decay": 1.0,
     "optim.head_lr_scale": 1.0,
 }

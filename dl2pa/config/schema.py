@@ -22,7 +22,8 @@ class ModelConfig(Section):
     backbone: str = DEFAULT_BACKBONE
     """Network that computes the features: resnet8, resnet14, resnet20, resnet32, resnet44 and resnet56 are CIFAR
     ResNets for images of 32 pixels; any classification model of torchvision by its name (resnet18, convnext_tiny,
-    vit_b_16, …); any model of timm as timm:NAME."""
+    vit_b_16, …); any model of timm as timm:NAME. On `data.dataset=features`: `identity` (only the projection to
+    `embedding_dim` is trained) or `mlp`."""
     embedding_dim: PositiveInt = 512
     """Dimension d of the embedding and of the prototypes."""
     head: Literal["linear", "batchnorm"] = "linear"
@@ -33,6 +34,13 @@ class ModelConfig(Section):
     channels, option A of the ResNet paper)."""
     widths: tuple[PositiveInt, PositiveInt, PositiveInt] = (16, 32, 64)
     """Channels of the three stages of CIFAR ResNets."""
+    hidden: tuple[PositiveInt, ...] = (512,)
+    """Widths of the hidden layers of `mlp`, each followed by ReLU; the projection to `embedding_dim` comes after
+    them."""
+    hidden_norm: Literal["none", "batchnorm"] = "none"
+    """Normalization between each hidden layer of `mlp` and its ReLU."""
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Dropout after each hidden layer of `mlp`."""
 
     init: str | None = None
     """Initial weights: a safetensors file or a state dict, a finished run or an export, `torchvision:WEIGHTS` or

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from dl2pa.config.checks import (
     check_batches,
     check_combination,
+    check_input,
     check_launch,
     check_lengths,
     check_loader,
@@ -50,6 +51,8 @@ def validate(config: Config, world_size: int, data: DataSizes | None = None) -> 
         check_loader(config)
     with problems:
         check_val_fraction(config)
+    with problems:
+        check_input(config)
     with problems:
         check_launch(config, world_size)
     with problems:

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dl2pa.backbones import Embedder, build_embedder
+from dl2pa.backbones import Embedder
 from dl2pa.errors import UserError
+from dl2pa.model.frozen import MAX_DIM, build_described, build_frozen, put_before
 from dl2pa.model.head import ClassifierHead, Norm
 from dl2pa.rundir import find_model_file
 from dl2pa.specs import backbone_spec
@@ -101,6 +102,11 @@ class Classifier:
     @property
     def classes(self) -> list[str]:
         return self.description["classes"]
+
+    @property
+    def takes_features(self) -> bool:
+        """Whether the input is a feature vector of a frozen network, instead of an image."""
+        return "features" in self.description
 
     @property
     def groups(self) -> list[Group] | None:
@@ -230,7 +236,11 @@ def _load_embedder(description: dict[str, Any], weights: dict[str, Tensor]) -> E
             embedder = None
         if embedder is not None:
             embedder.load_state_dict(weights, assign=True)
-        if embedder is None or backbone_spec(description["model"]["backbone"]).family == "timm":
+        networks = [
+            description["model"],
+            *([description["frozen"]["model"]] if "frozen" in description else []),
+        ]
+        if embedder is None or any(backbone_spec(n["backbone"]).family == "timm" for n in networks):
             if len(weights.get("head.weight", ())) != description["model"]["embedding_dim"]:
                 raise ValueError("the size of its head differs from its description")
             embedder = _build_described(description)
@@ -239,15 +249,10 @@ def _load_embedder(description: dict[str, Any], weights: dict[str, Tensor]) -> E
 
 
 def _build_described(description: dict[str, Any]) -> Embedder:
-    model = description["model"]
-    return build_embedder(
-        model["backbone"],
-        model["embedding_dim"],
-        head=model["head"],
-        shortcut=model["shortcut"],
-        widths=tuple(model["widths"]),
-        image_size=description["preprocessing"]["image_size"],
-    )
+    side, frozen = description["preprocessing"]["image_size"], description.get("frozen")
+    dim = (frozen or description.get("features", {})).get("dim", 0)
+    embedder = build_described(description["model"], side, dim)
+    return embedder if frozen is None else put_before(build_frozen(frozen, side), embedder, side)
 
 
 def _check_description(description: dict[str, Any]) -> dict[str, Any]:
@@ -265,6 +270,9 @@ def _check_description(description: dict[str, Any]) -> dict[str, Any]:
     for key in ("mean", "std"):
         if len(prepared[key]) != 3 or not all(map(_is_number, prepared[key])):
             raise ValueError(f"its {key} is {prepared[key]!r}")
+    for part in ("features", "frozen"):
+        if part in description and not 0 < description[part]["dim"] <= MAX_DIM:
+            raise ValueError(f"its features have {description[part]['dim']!r} dimensions")
     return description
 
 

@@ -32,7 +32,9 @@ from dl2pa.geometry import (
 )
 from dl2pa.geometry.prototypes import check_construction
 from dl2pa.methods import METHODS, LearnedEntry, Method, MethodOptions, Targets, assignment_from_vectors
+from dl2pa.specs import FEATURES
 from dl2pa.step_parts import part
+from pipelines.datasets.features import feature_dim
 
 
 class Model(nn.Module):
@@ -133,7 +135,16 @@ def build_configured_embedder(config: Config) -> Embedder:
         shortcut=model.shortcut,
         widths=model.widths,
         image_size=config.data.image_size,
+        hidden=model.hidden,
+        hidden_norm=model.hidden_norm,
+        dropout=model.dropout,
+        feature_dim=_feature_dim(config),
     )
+
+
+def _feature_dim(config: Config) -> int:
+    """Dimension of the features of `data.dataset=features`; 0 for images."""
+    return feature_dim(Path(config.data.root or "")) if config.data.dataset == FEATURES else 0
 
 
 def build_method(config: Config, num_classes: int, prototype_init: PrototypeInit | None) -> Method:

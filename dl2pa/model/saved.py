@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dl2pa.config import Config
 from dl2pa.methods import PrototypeMethod
-from dl2pa.model.inference import tensors_of
+from dl2pa.model.frozen import model_description
+from dl2pa.model.inference import Classifier, tensors_of
 from dl2pa.model.model import Model
 from dl2pa.osutil import replacing
+from dl2pa.specs import FEATURES
+from pipelines.datasets.features import FeatureFolder
 from pipelines.longtail import Group
 
 _FORMAT = "dl2pa-model-1"
@@ -30,8 +34,6 @@ def save_classifier(
 
     The file contains no time and no path: equal models give equal bytes.
     """
-    from safetensors.torch import save_file
-
     method = model.method
     tensors = {f"embedder.{k}": v for k, v in model.embedder.state_dict().items()}
     head = method.head()
@@ -45,10 +47,33 @@ def save_classifier(
         "normalize": head.normalize,
         "vectors_per_class": head.per_class,
         "method": config.method.name,
-        "model": config.model.model_dump(mode="json", exclude={"init", "freeze_epochs"}),
+        "model": model_description(config.model),
         "preprocessing": preprocessing_of(config),
         "groups": None if groups is None else list(groups),
     }
+    if config.data.dataset == FEATURES:
+        network = _network_of(config)
+        description |= {
+            "preprocessing": network["preprocessing"],
+            "features": {k: network[k] for k in ("dim", "digest")},
+        }
+    _write(path, tensors, description)
+
+
+def write_classifier(path: Path, classifier: Classifier) -> None:
+    """Write a loaded classifier to one safetensors file, atomically; without the prototypes and their assignment."""
+    tensors = {f"embedder.{k}": v for k, v in classifier.embedder.state_dict().items()}
+    _write(path, tensors | tensors_of(classifier.head), classifier.description)
+
+
+def _network_of(config: Config) -> dict[str, Any]:
+    """Record of the frozen network whose features `data.dataset=features` contains."""
+    return FeatureFolder(Path(config.data.root or "")).read_complete()["network"]
+
+
+def _write(path: Path, tensors: dict[str, Tensor], description: dict[str, Any]) -> None:
+    from safetensors.torch import save_file
+
     contiguous = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     with replacing(path, sum(t.nbytes for t in contiguous.values())) as temporary:
         save_file(contiguous, temporary, metadata={"dl2pa": json.dumps(description, sort_keys=True)})

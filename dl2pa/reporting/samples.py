@@ -14,7 +14,7 @@ from dl2pa.config import Config
 from dl2pa.training.data import build_transforms
 from dl2pa.training.evaluate import Predictions
 from pipelines.build import Dataset, build_pipeline
-from pipelines.datasets import ImageTable
+from pipelines.datasets import FeatureDataset, ImageTable
 from pipelines.encoded import FaultLimits
 from pipelines.sampler import SubsetSampler
 
@@ -78,8 +78,11 @@ def _diversify(samples: list[int], kinds: Sequence[object], most: int, limit: in
 
 
 def make_thumbnails(config: Config, dataset: Dataset, samples: Sequence[int]) -> dict[int, bytes]:
-    """Encode samples, as validation preprocesses them, as JPEG (PNG if small); returns images by sample."""
-    if not samples:
+    """Encode samples, as validation preprocesses them, as JPEG (PNG if small); returns images by sample.
+
+    Feature vectors have no picture.
+    """
+    if not samples or isinstance(dataset, FeatureDataset):
         return {}
     transforms = build_transforms(config, train=False)
     loader = config.loader

@@ -116,9 +116,10 @@ def model_payload(run: RunDirectory, config: Config, result: Mapping[str, Any]) 
 def serving_requirements(backbone: str) -> list[str]:
     """Packages that inference needs, pinned to the installed versions; dl2pa's own code is in the logged model."""
     family = backbone_spec(backbone).family
-    libraries = (
-        () if family == "cifar" else ("torchvision",) if family == "torchvision" else (family, "torchvision")
-    )
+    if family in ("cifar", "vector"):
+        libraries: tuple[str, ...] = ()
+    else:
+        libraries = tuple(dict.fromkeys((family, "torchvision")))
     pinned: list[str] = []
     for package in sorted((*_SERVING_PACKAGES, *libraries)):
         try:

@@ -25,7 +25,7 @@ from pipelines.dataset import Dataset, SyntheticDataset, num_samples
 from pipelines.datasets import ArrayDataset, ImageTable, check_num_classes, has_digits, open_dataset
 from pipelines.datasets.classes import empty_classes
 from pipelines.longtail import Group, class_groups
-from pipelines.sampler import EvalSampler, TrainSampler
+from pipelines.sampler import EvalSampler, Sampler, SubsetSampler, TrainSampler
 
 if TYPE_CHECKING:
     import torch
@@ -214,10 +214,17 @@ def build_eval_pipeline(config: Config, dataset: Dataset, world: World) -> Pipel
     return _build(config, dataset, sampler, False, world.device, world.threads)
 
 
+def build_subset_pipeline(
+    config: Config, dataset: Dataset, samples: tuple[int, ...], batch: int, device: torch.device, threads: int
+) -> Pipeline:
+    """Pipeline of given samples, preprocessed as in validation, in batches of `batch`."""
+    return _build(config, dataset, SubsetSampler(samples, batch), False, device, threads)
+
+
 def _build(
     config: Config,
     dataset: Dataset,
-    sampler: TrainSampler | EvalSampler,
+    sampler: Sampler,
     train: bool,
     device: torch.device,
     threads: int,

@@ -16,6 +16,7 @@ from dl2pa.config.identity import data_identity, run_title
 from dl2pa.model.example import write_example
 from dl2pa.osutil import write_atomically, write_json
 from dl2pa.rundir import RunDirectory
+from dl2pa.specs import FEATURES
 from dl2pa.tracking import Tracker, choose_uri
 from dl2pa.tracking.nodes import NodeFile, NodeWatch, OtherNodes
 from dl2pa.tracking.payloads import dataset_payload, model_payload, run_tags
@@ -114,6 +115,11 @@ def record_model(
         result: result of the run; its accuracies become tags of the model.
     """
     if not tracker.enabled:
+        return
+    if config.data.dataset == FEATURES:
+        log.info(
+            "a model of features is not logged to MLflow; `dl2pa export RUN` joins it with the frozen network"
+        )
         return
     try:
         example = write_example(run, val)

@@ -42,13 +42,8 @@ class TrainState:
         self._config = config
         self._world = world
         self._steps_per_epoch = steps_per_epoch
-        channels_last = config.train.channels_last
-        if channels_last is None:
-            channels_last = backbone_spec(config.model.backbone).channels_last
-        if channels_last is None:
-            channels_last = prefers_channels_last(model.embedder.backbone)
-        self._stochastic = _draws_random_numbers(model, config.data.image_size)
-        self._format = torch.channels_last if channels_last else torch.contiguous_format
+        self._stochastic = _draws_random_numbers(model)
+        self._format = memory_format(config, model.embedder.backbone)
         self.model = model.to(world.device)
         self.model.embedder.to(memory_format=self._format)
         if config.train.sync_bn and world.size > 1:
@@ -225,8 +220,7 @@ class TrainState:
             train.batch_size // self._config.virtual_shards,
             train.mixup,
             train.cutmix,
-            images.shape[2],
-            images.shape[3],
+            *(images.shape[2:] or (1, 1)),  # mixup of feature vectors needs no size
         )
         if draw is None:
             return images, Targets(batch.targets)
@@ -256,9 +250,8 @@ class TrainState:
         # Methods change their buffers in `observe` only.
         saved = [(b, b.clone()) for b in self.model.embedder.buffers()]
         local = self._config.train.batch_size // self._world.size
-        side = self._config.data.image_size
         torch.manual_seed(self._config.train.seed)
-        images = torch.randn(local, 3, side, side, device=self._world.device)
+        images = torch.randn(local, *self.model.embedder.input_shape, device=self._world.device)
         labels = torch.arange(local, device=self._world.device) % self.model.method.num_classes
         mixes = self._config.train.mixup or self._config.train.cutmix
         second = (labels, torch.full((local,), 0.5, device=self._world.device)) if mixes else (None, None)
@@ -272,6 +265,16 @@ class TrainState:
                 buffer.copy_(value)
 
 
+def memory_format(config: Config, backbone: nn.Module) -> torch.memory_format:
+    """Memory format of the backbone and its images; feature vectors have none."""
+    spec, channels_last = backbone_spec(config.model.backbone), config.train.channels_last
+    if channels_last is None:
+        channels_last = spec.channels_last
+    if channels_last is None:
+        channels_last = prefers_channels_last(backbone)
+    return torch.channels_last if channels_last and not spec.takes_features else torch.contiguous_format
+
+
 def compile_mode(choice: bool | str) -> str | None:
     """torch.compile mode for `train.compile`; `graphs` replays the kernels of a pass as one CUDA graph."""
     return "reduce-overhead" if choice == "graphs" else None
@@ -283,9 +286,9 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
-def _draws_random_numbers(model: Model, image_size: int) -> bool:
+def _draws_random_numbers(model: Model) -> bool:
     """Whether a training step draws from torch's generator; if in doubt true, because seeding a step is harmless."""
     try:
-        return probe_forward(model.embedder, image_size).draws_random_numbers
+        return probe_forward(model.embedder, model.embedder.input_shape).draws_random_numbers
     except Exception:
         return True

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from pkgutil import resolve_name
+from typing import TypeVar
 
 from dl2pa.errors import UserError
 from pipelines.datasets.arrays import ArrayDataset, Split
 from pipelines.datasets.classes import ClassList, check_num_classes, load_classes, nearest
 from pipelines.datasets.digits import has_digits, write_digits
+from pipelines.datasets.features import FeatureDataset
 from pipelines.datasets.folder import (
     class_folders,
     index_folder,
@@ -30,6 +32,7 @@ from pipelines.names import DATASETS, IMAGE_FOLDER, is_own
 
 __all__ = [
     "ArrayDataset",
+    "FeatureDataset",
     "ImageTable",
     "PathTable",
     "Split",
@@ -41,6 +44,8 @@ __all__ = [
     "write_digits",
 ]
 
+T = TypeVar("T", ArrayDataset, FeatureDataset)
+
 
 def open_dataset(
     name: str,
@@ -51,7 +56,7 @@ def open_dataset(
     imbalance: float | None = None,
     index: Path | None = None,
     val_fraction: float | None = None,
-) -> ArrayDataset | ImageTable:
+) -> ArrayDataset | ImageTable | FeatureDataset:
     """Open one split of a data set; both splits have the same classes in the same order.
 
     Args:
@@ -140,17 +145,17 @@ def _open(
     classes: ClassList | None,
     split: Split,
     index: Path | None,
-) -> ArrayDataset | ImageTable:
+) -> ArrayDataset | ImageTable | FeatureDataset:
     spec = DATASETS[name]
     if spec.opener is None:
         return _open_imagefolder(root, val_root, classes, split, index)
     opener = resolve_name(spec.opener)
-    if spec.layout == "arrays":
+    if spec.layout in ("arrays", "features"):
         return _check_classes(opener(root, split), name, classes)
     return opener(root, split, None if classes is None else classes.names())
 
 
-def _check_classes(dataset: ArrayDataset, name: str, classes: ClassList | None) -> ArrayDataset:
+def _check_classes(dataset: T, name: str, classes: ClassList | None) -> T:
     names = None if classes is None else classes.names(lambda: dataset.classes)
     if names is not None and names != dataset.classes:
         remedy = "Leave it out: the classes and their order are fixed."

@@ -22,6 +22,7 @@ launch: {device: cpu}
 tracking: {uri: none}
 """
 FOLDER = "data.dataset=imagefolder"
+FEATURES = ("data.dataset=features", "data.num_classes=")
 ROWS: list[tuple[str, list[str]]] = [
     ("data.root", ["train", "c.yaml", FOLDER, "data.root=gone"]),
     ("data.root", ["train", "c.yaml", FOLDER, "data.root=broken"]),
@@ -50,6 +51,12 @@ ROWS: list[tuple[str, list[str]]] = [
     ("method.class_vectors", ["train", "c.yaml", "method.class_vectors=small.npy"]),
     ("method.class_vectors", ["train", "c.yaml", "method.class_vectors=texts.npy"]),
     ("run-dir", ["train", "c.yaml", "--run-dir", "c.yaml"]),
+    ("data.root", ["train", "c.yaml", *FEATURES, "data.root=gone", "model.backbone=mlp"]),
+    ("model.backbone", ["train", "c.yaml", *FEATURES, "data.root=gone"]),
+    ("model.backbone", ["train", "c.yaml", "model.backbone=identity"]),
+    ("data.root", ["features", "c.yaml", FOLDER, "data.root=gone", "--out", "f"]),
+    ("data.dataset", ["features", "c.yaml", *FEATURES, "--out", "f"]),
+    ("--out", ["features", "c.yaml", "--out", "c.yaml"]),
     ("data.root", ["submit", "c.yaml", FOLDER, "data.root=gone"]),
     ("method.prototypes", ["submit", "c.yaml", "method.prototypes=gone.npy"]),
     ("model.init", ["submit", "c.yaml", "model.init=gone"]),

@@ -1,0 +1,1 @@
+"""Feature data sets: one pass of a frozen network over all images, for training on its features."""

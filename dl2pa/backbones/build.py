@@ -21,13 +21,20 @@ class Embedder(nn.Module):
         input_shape: shape of one input: (3, S, S), or (D,) for a backbone on feature vectors [B, D].
     """
 
-    def __init__(self, backbone: nn.Module, head: nn.Module, input_shape: tuple[int, ...]) -> None:
+    def __init__(
+        self, backbone: nn.Module, head: nn.Linear | nn.BatchNorm1d, input_shape: tuple[int, ...]
+    ) -> None:
         super().__init__()
         self.input_shape = input_shape
         self.backbone = backbone
-        self.head = head
+        self.head: nn.Linear | nn.BatchNorm1d = head
         self.frozen = False
         """Whether the backbone stays in evaluation mode: fixed BatchNorm statistics, no dropout."""
+
+    @property
+    def pooled_dim(self) -> int:
+        """Dimension of the features of the backbone."""
+        return self.head.in_features if isinstance(self.head, nn.Linear) else self.head.num_features
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)

@@ -72,7 +72,7 @@ def estimate(config: Config, data: DataSplits, world: World, target: Target, ste
             "train.batch_size",
             batch,
             f"{share.batch_size} images per device do not fit in its memory",
-            "Use a smaller batch or more --devices.",
+            "Use train.accumulate=auto, a smaller batch or more --devices.",
         ) from None
     finally:
         probe.close()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from dl2pa import zoo
 from dl2pa.config.gather import Problems, gathered
-from dl2pa.config.schema import Config
+from dl2pa.config.schema import MOMENTUM_OPTIMIZERS, TIMM_OPTIMIZERS, Config, MatchConfig
 from dl2pa.errors import UserError
 from dl2pa.specs import (
     DATASETS,
@@ -48,6 +49,43 @@ def check_batches(config: Config, world_size: int) -> Iterator[UserError]:
             f"{auto}does not divide the batch's {shards} virtual shards (train.batch_size = {batch})",
             f"Use a number of processes among {fitting}, or set train.batch_size or train.virtual_shards.",
         )
+        return
+    count = config.train.accumulate
+    per_process = shards // world_size
+    if count != "auto" and per_process % count:
+        fitting = [n for n in range(1, per_process + 1) if per_process % n == 0]
+        yield UserError(
+            "train.accumulate",
+            count,
+            f"does not divide the {per_process} virtual shards of each process (train.batch_size = {batch})",
+            f"Use a number among {fitting}, or set train.batch_size or train.virtual_shards.",
+        )
+
+
+@gathered
+def check_memory(config: Config, world_size: int) -> Iterator[UserError]:
+    """Check what micro-batches and activation checkpointing cannot be combined with.
+
+    Raises:
+        UserError: for train.accumulate or train.checkpoint_activations.
+    """
+    train = config.train
+    if train.accumulate != 1 and train.compile == "graphs":
+        message = "not possible with train.compile=graphs, which overwrites the gradients of the pass before"
+        yield UserError("train.accumulate", train.accumulate, message, "Set train.compile=true.")
+    if train.accumulate == "auto" and train.sync_bn and world_size > 1:
+        message = (
+            "cannot be tried with train.sync_bn, in which processes wait for one that runs out of memory"
+        )
+        yield UserError("train.accumulate", "auto", message, "Set a number, or train.sync_bn=false.")
+    if train.checkpoint_activations and train.compile:
+        message = "not possible with train.compile, which chooses itself what to compute again"
+        remedy = "Set train.checkpoint_activations=false or train.compile=false."
+        yield UserError("train.checkpoint_activations", True, message, remedy)
+    if train.checkpoint_activations and train.sync_bn and world_size > 1:
+        message = "not possible with train.sync_bn, whose statistics would be exchanged a second time"
+        remedy = "Set train.checkpoint_activations=false or train.sync_bn=false."
+        yield UserError("train.checkpoint_activations", True, message, remedy)
 
 
 @gathered
@@ -60,6 +98,15 @@ def check_launch(config: Config, world_size: int) -> Iterator[UserError]:
         yield UserError("launch.backend", "nccl", "needs GPUs", remedy)
     if config.train.sync_bn:
         yield UserError("train.sync_bn", True, "needs GPUs", "Set train.sync_bn=false or launch.device=cuda.")
+
+
+@gathered
+def check_optimizer(config: Config) -> Iterator[UserError]:
+    """Check that the library of the optimizer is installed."""
+    name = config.optim.name
+    if name in TIMM_OPTIMIZERS and not zoo.is_installed("timm"):
+        message = "needs the package timm, which is not installed"
+        yield UserError("optim.name", name, message, "Run `pip install timm`, or set optim.name=sgd.")
 
 
 @gathered
@@ -110,7 +157,8 @@ def check_combination(config: Config) -> None:
         UserError: the invalid fields.
     """
     problems = Problems()
-    for check in (_check_learned, _check_class_vectors, _check_margin, _check_head, check_image_size):
+    checks = _check_learned, _check_class_vectors, _check_margin, _check_rotate, _check_head, check_image_size
+    for check in checks:
         with problems:
             check(config)
     problems.raise_any()
@@ -125,6 +173,16 @@ def _check_margin(config: Config) -> Iterator[UserError]:
             "a margin is subtracted from a cosine, and method.normalize = false uses none",
             "Set method.normalize=true or method.margin=0.",
         )
+
+
+@gathered
+def _check_rotate(config: Config) -> Iterator[UserError]:
+    match = config.method.match
+    if match.rotate and match.refit_cosine is not None and config.assignment == "dynamic":
+        message = (
+            "cannot be combined with method.match.refit_cosine, which moves the prototypes to the class means"
+        )
+        yield UserError("method.match.rotate", True, message, "Remove one of the two.")
 
 
 @gathered
@@ -360,6 +418,13 @@ def warnings(config: Config, num_classes: int) -> list[str]:
     return result
 
 
+def _match_keys(config: Config) -> tuple[str, ...]:
+    """Keys of assignment updates; class vectors use the solver without updates, too."""
+    if config.method.class_vectors is None:
+        return ("method.match",)
+    return tuple(f"method.match.{key}" for key in MatchConfig.model_fields if key != "solver")
+
+
 def _ignored(config: Config) -> list[tuple[str, str]]:
     """Keys that other settings make ineffective, each with the reason."""
     data, method, optim = config.data, config.method, config.optim
@@ -368,8 +433,9 @@ def _ignored(config: Config) -> list[tuple[str, str]]:
     factors = ("method.scale", "method.learn_scale", "method.margin")
     spec, backbone = config.method_defaults, config.model.backbone
     generated = dataset_spec(data.dataset).layout == "generated"
+    momentum = optim.name in MOMENTUM_OPTIMIZERS
     table: list[tuple[bool, tuple[str, ...], str]] = [
-        (config.assignment == "static", ("method.match",), "method.assignment is static"),
+        (config.assignment == "static", _match_keys(config), "method.assignment is static"),
         (
             learned,
             ("method.prototypes", "method.prototype_seed", "method.class_vectors"),
@@ -409,11 +475,15 @@ def _ignored(config: Config) -> list[tuple[str, str]]:
         (data.crop != "random_resized", ("data.crop_scale", "data.crop_ratio"), f"data.crop is {data.crop}"),
         (data.crop != "pad", ("data.pad",), f"data.crop is {data.crop}"),
         (config.loader == "resident", ("data.eval_resize",), "resident arrays are not resized"),
-        (config.model.freeze_epochs == "all", ("optim.layer_decay",), "the backbone is frozen"),
+        (
+            config.model.freeze_epochs == "all",
+            ("optim.layer_decay", "train.checkpoint_activations"),
+            "the backbone is frozen",
+        ),
         (optim.schedule != "step", ("optim.milestones", "optim.gamma"), schedule),
         (optim.schedule != "cosine", ("optim.min_lr",), schedule),
-        (optim.name == "adamw", ("optim.momentum", "optim.nesterov"), "adamw uses optim.betas"),
-        (optim.name == "sgd", ("optim.betas",), "sgd uses optim.momentum"),
+        (not momentum, ("optim.momentum", "optim.nesterov"), f"{optim.name} uses optim.betas"),
+        (momentum, ("optim.betas",), f"{optim.name} uses optim.momentum"),
         (
             not config.tracking.enabled,
             ("tracking.uri", "tracking.experiment", "tracking.run_name"),

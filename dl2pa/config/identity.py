@@ -21,6 +21,7 @@ NEUTRAL = (
     "train.compile",
     "train.deterministic",
     "train.channels_last",
+    "train.checkpoint_activations",
 )
 """Keys that do not affect the result."""
 _LENGTH = ("train.epochs", "train.max_steps")
@@ -32,6 +33,8 @@ _CHANGEABLE = (
     "train.log_every_steps",
     "train.eval_every_epochs",
     "train.eval_batch_size",
+    "train.accumulate",
+    "train.checkpoint_activations",
     "train.precision",
     "train.compile",
     "train.deterministic",

@@ -51,8 +51,13 @@ ADDED_KEYS: dict[str, Any] = {
     "model.hidden": [512],
     "model.hidden_norm": "none",
     "model.dropout": 0.0,
+    "method.match.statistic": "embedding",
+    "method.match.solver": "linear",
+    "method.match.rotate": False,
     "optim.layer_decay": 1.0,
     "optim.head_lr_scale": 1.0,
+    "train.accumulate": 1,
+    "train.checkpoint_activations": False,
 }
 """Keys that older versions lack, with the value that has their behavior, which changes no name or hash of a run."""
 

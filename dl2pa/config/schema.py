@@ -14,6 +14,10 @@ from dl2pa.config.section import Fraction, NonNegative, NonNegativeInt, Positive
 from dl2pa.specs import DEFAULT_BACKBONE, MAX_LOGITS, METHODS, MethodSpec, backbone_spec, dataset_spec
 
 METHOD_NAMES = tuple(METHODS)
+MOMENTUM_OPTIMIZERS = ("sgd", "lars")
+"""Optimizers with `optim.momentum`; the others use `optim.betas`."""
+TIMM_OPTIMIZERS = ("lars", "lamb")
+"""Optimizers of the optional package timm."""
 
 
 class ModelConfig(Section):
@@ -82,6 +86,15 @@ class MatchConfig(Section):
     """Number of epochs after which the assignment is fixed. Default: update until the end."""
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Weight of the previous class statistics in an assignment update."""
+    statistic: Literal["embedding", "pooled"] = "embedding"
+    """Class means that decide the assignment: of the embedding, or of the features of the backbone, which the
+    prototypes have influenced less."""
+    solver: Literal["linear", "quadratic"] = "linear"
+    """`linear`: the assignment with the largest sum of cosines between class means and prototypes; `pooled` means are
+    reduced to d dimensions by PCA. `quadratic`: similar classes get similar prototypes, whatever their rotation. It
+    applies to `class_vectors` as well."""
+    rotate: bool = False
+    """Rotate the prototypes to the class means of the embedding at each assignment update, which keeps all angles."""
     refit_cosine: Annotated[float, Field(gt=-1.0, le=1.0)] | None = None
     """Move the prototypes toward their class means at each assignment update, keeping the cosine between any two
     prototypes at or below this value. Default: fixed prototypes."""
@@ -135,16 +148,16 @@ class MethodConfig(Section):
 class OptimConfig(Section):
     """Optimizer and learning rate schedule."""
 
-    name: Literal["sgd", "adamw"] = "sgd"
-    """Optimizer."""
+    name: Literal["sgd", "adamw", "lars", "lamb"] = "sgd"
+    """Optimizer. `lars` and `lamb`, for very large batches, are those of timm and need that package."""
     lr: Positive = 0.5
     """Peak learning rate, for the global batch."""
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
-    """Momentum of sgd."""
+    """Momentum of sgd and lars."""
     nesterov: bool = False
-    """Use Nesterov momentum (sgd)."""
+    """Use Nesterov momentum (sgd and lars)."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
-    """Decay rates of the moment estimates of adamw."""
+    """Decay rates of the moment estimates of adamw and lamb."""
     weight_decay: NonNegative = 2e-5
     """Weight decay. Not applied to normalization layers, biases and other one-dimensional parameters unless
     `decay_all`."""
@@ -186,6 +199,13 @@ class TrainConfig(Section):
     virtual_shards: PositiveInt | None = None
     """Number of equal parts of the global batch. The number of processes must divide it. Default: the largest number
     with at least 4 samples per part."""
+    accumulate: PositiveInt | Literal["auto"] = 1
+    """Number of micro-batches into which each process splits its part of the batch, to save memory. Batches and mixing
+    stay the same; batch normalization uses the statistics of a micro-batch. `auto`: the fewest that fit in GPU memory;
+    1 on a CPU."""
+    checkpoint_activations: bool = False
+    """Compute the activations of the backbone's blocks again in the backward pass instead of keeping them. The result
+    stays the same."""
     eval_batch_size: PositiveInt | None = None
     """Global batch size of validation. Default: `batch_size`."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"

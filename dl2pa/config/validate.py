@@ -12,7 +12,9 @@ from dl2pa.config.checks import (
     check_launch,
     check_lengths,
     check_loader,
+    check_memory,
     check_num_classes,
+    check_optimizer,
     check_val_fraction,
 )
 from dl2pa.config.gather import Problems, gathered
@@ -57,6 +59,10 @@ def validate(config: Config, world_size: int, data: DataSizes | None = None) -> 
         check_launch(config, world_size)
     with problems:
         check_batches(config, world_size)
+    with problems:
+        check_memory(config, world_size)
+    with problems:
+        check_optimizer(config)
     with problems:
         check_tracking(config.tracking)
     with problems:

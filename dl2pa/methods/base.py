@@ -63,6 +63,11 @@ class Method(nn.Module, ABC):
         """Prepare for an epoch. Called before its first step, after resuming within it, and before the validation
         that precedes it."""
 
+    def count_batch(self, targets: Targets) -> Targets:
+        """Add the counts of the global batch that the loss uses, before the batch is split into micro-batches. May be a
+        collective."""
+        return targets
+
     @property
     def uses_pooled(self) -> bool:
         """Whether ``observe`` needs the features of the backbone."""

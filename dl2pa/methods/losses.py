@@ -115,13 +115,15 @@ def dot_regression(features: Tensor, weights: Tensor, targets: Targets) -> Tenso
 
     n_k counts class k in the global batch and γ = batch size / classes present, so that all classes present have equal
     weight. |f| is not differentiated: the gradient is along w_y only and the loss grows with |f|, so the paper's head
-    normalizes f to length 1, as does `PrototypeMethod`. A collective if there is a process group.
+    normalizes f to length 1, as does `PrototypeMethod`. A collective if there is a process group, unless the targets
+    have counts.
     """
     features = features.float()
     norm = features.detach().norm(dim=1).clamp(min=1e-12)
 
     def per_sample(labels: Tensor) -> Tensor:
-        counts = _global_counts(labels, len(weights))
+        known = targets.first_counts if labels is targets.first else targets.second_counts
+        counts = (global_counts(labels, len(weights)) if known is None else known).float()
         gamma = counts.sum() / (counts > 0).sum()
         size = torch.sqrt(gamma / counts[labels])
         dot = (features * weights[labels]).sum(dim=1)
@@ -130,9 +132,10 @@ def dot_regression(features: Tensor, weights: Tensor, targets: Targets) -> Tenso
     return targets.mean(per_sample)
 
 
-def _global_counts(labels: Tensor, num_classes: int) -> Tensor:
+def global_counts(labels: Tensor, num_classes: int) -> Tensor:
+    """Labels of each class over all processes, int64 [C]; a collective if there is a process group."""
     counts = torch.zeros(num_classes, dtype=torch.int64, device=labels.device)
     counts.index_add_(0, labels, torch.ones_like(labels))
     if dist.is_initialized():
         dist.all_reduce(counts)
-    return counts.float()
+    return counts

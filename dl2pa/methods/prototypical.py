@@ -23,7 +23,7 @@ from dl2pa.assignment import (
 )
 from dl2pa.geometry import principal_directions
 from dl2pa.methods.base import Method
-from dl2pa.methods.losses import dot_regression, head_cross_entropy, squared_cosine
+from dl2pa.methods.losses import dot_regression, global_counts, head_cross_entropy, squared_cosine
 from dl2pa.methods.options import MethodOptions
 from dl2pa.methods.scale import Scale
 from dl2pa.methods.targets import Targets
@@ -99,6 +99,15 @@ class PrototypeMethod(Method):
 
     def begin_epoch(self, epoch: int) -> None:
         self._warming = self.warmup is not None and epoch < self.options.schedule.warmup_epochs
+
+    def count_batch(self, targets: Targets) -> Targets:
+        if self.options.loss != "dot_regression":
+            return targets
+        second = targets.second
+        return targets._replace(
+            first_counts=global_counts(targets.first, self.num_classes),
+            second_counts=None if second is None else global_counts(second, self.num_classes),
+        )
 
     @property
     def uses_pooled(self) -> bool:

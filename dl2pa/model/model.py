@@ -46,13 +46,22 @@ class Model(nn.Module):
         self.method = method
 
     def forward(
-        self, images: Tensor, first: Tensor, second: Tensor | None, share: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        features = self.embedder(images)
+        self,
+        images: Tensor,
+        first: Tensor,
+        second: Tensor | None,
+        share: Tensor | None,
+        first_counts: Tensor | None = None,
+        second_counts: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
+        """Return the loss and what `Method.observe` gets: embeddings and, if it uses them, features of the backbone."""
+        pooled = self.embedder.backbone(images)
+        features = self.embedder.head(pooled)
         # In a compiled pass the range would be a graph break.
         with nullcontext() if torch.compiler.is_compiling() else part("dl2pa.loss"):
-            loss = self.method.loss(features, Targets(first, second, share))
-        return loss, features
+            targets = Targets(first, second, share, first_counts, second_counts)
+            loss = self.method.loss(features, targets)
+        return (loss, features, pooled) if self.method.uses_pooled else (loss, features)
 
     @torch.no_grad()
     def score(self, images: Tensor) -> Tensor:
@@ -91,7 +100,10 @@ def init_prototypes(config: Config, num_classes: int) -> PrototypeInit | None:
     if method.match.refit_cosine is not None:
         largest = float(nearest_cosines(points).max())
         _check_room(config, largest, f"the prototypes are already closer, at a cosine of {largest:.4f}")
-    return PrototypeInit(points, None if vectors is None else assignment_from_vectors(points, vectors))
+    quadratic = method.match.solver == "quadratic"
+    return PrototypeInit(
+        points, None if vectors is None else assignment_from_vectors(points, vectors, quadratic)
+    )
 
 
 def _check_room(config: Config, largest: float, why: str) -> None:
@@ -118,7 +130,8 @@ def build_model(config: Config, num_classes: int, prototype_init: PrototypeInit 
     """
     prototype_init = prototype_init or init_prototypes(config, num_classes)
     torch.manual_seed(config.train.seed)
-    return Model(build_configured_embedder(config), build_method(config, num_classes, prototype_init))
+    embedder = build_configured_embedder(config)
+    return Model(embedder, build_method(config, num_classes, prototype_init, embedder.pooled_dim))
 
 
 def build_configured_embedder(config: Config) -> Embedder:
@@ -147,16 +160,22 @@ def _feature_dim(config: Config) -> int:
     return feature_dim(Path(config.data.root or "")) if config.data.dataset == FEATURES else 0
 
 
-def build_method(config: Config, num_classes: int, prototype_init: PrototypeInit | None) -> Method:
-    """Build the configured method."""
-    entry, options = METHODS[config.method.name], method_options(config)
+def build_method(
+    config: Config, num_classes: int, prototype_init: PrototypeInit | None, pooled_dim: int = 0
+) -> Method:
+    """Build the configured method.
+
+    Args:
+        pooled_dim: dimension of the features of the backbone.
+    """
+    entry, options = METHODS[config.method.name], method_options(config, pooled_dim)
     if isinstance(entry, LearnedEntry):
         return entry.build(num_classes, config.model.embedding_dim, options)
     assert prototype_init is not None, "a prototype method needs prototypes"
     return entry.build(prototype_init.prototypes, options, prototype_init.assignment)
 
 
-def method_options(config: Config) -> MethodOptions:
+def method_options(config: Config, pooled_dim: int = 0) -> MethodOptions:
     """Options of the configured method; values that are not configured are the method's defaults."""
     method, match = config.method, config.method.match
     return METHODS[method.name].options(
@@ -174,6 +193,9 @@ def method_options(config: Config) -> MethodOptions:
         warmup_scale=match.warmup_scale,
         momentum=match.momentum,
         refit_cosine=match.refit_cosine,
+        pooled_dim=pooled_dim if match.statistic == "pooled" else None,
+        quadratic=match.solver == "quadratic",
+        rotate=match.rotate,
         schedule=MatchSchedule(
             every_epochs=match.every_epochs,
             every_steps=match.every_steps,

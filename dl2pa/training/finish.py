@@ -108,6 +108,7 @@ def summarize(trainer: Trainer, num_classes: int) -> dict[str, Any]:
         "epochs": progress.epoch,
         "steps": progress.global_step,
         "world_size": trainer.world.size,
+        "accumulate": trainer.train_state.accumulate,
         "labels_moved": progress.labels_moved,
         "images_per_second": trainer.images_seen / max(trainer.train_seconds, 1e-9)
         if trainer.images_seen

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from dl2pa.config.schema import OptimConfig
+from dl2pa.config.schema import MOMENTUM_OPTIMIZERS, TIMM_OPTIMIZERS, OptimConfig
 from dl2pa.training.param_groups import param_groups
 
 
 def build_optimizer(module: nn.Module, config: OptimConfig, fused: bool) -> torch.optim.Optimizer:
-    """SGD or AdamW over the trainable parameters, in the groups of `param_groups`."""
+    """Build the optimizer over the trainable parameters, in the groups of `param_groups`; lars and lamb are timm's."""
     parameters = dict(module.named_parameters())
     groups: list[dict[str, Any]] = [
         {
@@ -30,6 +30,13 @@ def build_optimizer(module: nn.Module, config: OptimConfig, fused: bool) -> torc
         if fused and config.momentum:
             _init_momentum(optimizer)
         return optimizer
+    if config.name in TIMM_OPTIMIZERS:
+        from timm.optim import create_optimizer_v2
+
+        # LAMB would clip the gradients a second time.
+        options: dict[str, Any] = {"max_grad_norm": None} if config.name == "lamb" else {}
+        groups = [{**group, "always_adapt": group["decays"]} for group in groups]  # also without weight decay
+        return create_optimizer_v2(groups, config.name, config.lr, **options)
     return torch.optim.AdamW(groups, lr=config.lr, fused=fused or None)
 
 
@@ -68,7 +75,7 @@ def group_settings(config: OptimConfig, decays: bool) -> dict[str, object]:
     """Hyperparameters of a parameter group with or without weight decay."""
     common: dict[str, object] = (
         {"momentum": config.momentum, "nesterov": config.nesterov and config.momentum > 0}
-        if config.name == "sgd"
+        if config.name in MOMENTUM_OPTIMIZERS
         else {"betas": config.betas}
     )
     return {**common, "weight_decay": config.weight_decay if decays else 0.0}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import logging
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -13,19 +15,23 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from dl2pa.assignment import Matching
-from dl2pa.backbones import prefers_channels_last, probe_forward
+from dl2pa.backbones import checkpoint_activations, prefers_channels_last, probe_forward
 from dl2pa.config import Config
 from dl2pa.methods import Targets
 from dl2pa.model.model import Model, embedder_buffers
 from dl2pa.specs import backbone_spec
 from dl2pa.step_parts import part
+from dl2pa.training.accumulate import count_for_size, fewest_that_fit
 from dl2pa.training.distributed import World
 from dl2pa.training.ema import ModelEma
 from dl2pa.training.meter import TrainMeter
 from dl2pa.training.optim import build_optimizer, learning_rate, load_optimizer
+from dl2pa.training.rehearsal import discarded, later_memory, noise_images, noise_targets
 from pipelines.batch import Batch
 from pipelines.mixing import apply_mix, draw_mix
 from pipelines.rng import Stream, random_bits
+
+log = logging.getLogger(__name__)
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -36,6 +42,9 @@ class TrainState:
     Args:
         model: the model on the host; it is moved to the world's device.
         steps_per_epoch: steps per epoch of the training pipeline.
+
+    Attributes:
+        accumulate: micro-batches per step and process; `train.accumulate=auto` is decided by ``wrap``.
     """
 
     def __init__(self, config: Config, model: Model, world: World, steps_per_epoch: int) -> None:
@@ -43,6 +52,8 @@ class TrainState:
         self._world = world
         self._steps_per_epoch = steps_per_epoch
         self._stochastic = _draws_random_numbers(model)
+        if config.train.checkpoint_activations:
+            checkpoint_activations(model.embedder.backbone, config.model.backbone, config.data.image_size)
         self._format = memory_format(config, model.embedder.backbone)
         self.model = model.to(world.device)
         self.model.embedder.to(memory_format=self._format)
@@ -57,6 +68,8 @@ class TrainState:
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.train.precision == "fp16")
         self.average = ModelEma(self.model, config.train.ema) if config.train.ema else None
         self.meter = TrainMeter(world)
+        self.accumulate = 1 if config.train.accumulate == "auto" else config.train.accumulate
+        self._recorded_size: int | None = None
         self._wrapped: nn.Module = self.model
 
     @property
@@ -65,11 +78,13 @@ class TrainState:
         return self.average.module if self.average is not None else self.model
 
     def wrap(self) -> None:
-        """Compile the model and wrap it with DDP; call once, after the state was loaded.
+        """Decide `train.accumulate=auto`, compile the model, wrap it with DDP; call once, after the state was loaded.
 
         DDP rebuilds its buckets after the first backward pass, and the bucket layout determines the order of sums
         over ranks. A discarded backward pass before the first step makes the layout equal in every attempt.
         """
+        if self._config.train.accumulate == "auto":
+            self._decide_accumulate()
         if self._config.train.compile:
             self.model.compile(mode=compile_mode(self._config.train.compile))
         self._wrap_with_ddp()
@@ -116,26 +131,52 @@ class TrainState:
         """Train on one batch without a host sync; returns the gradient norm (a scalar tensor) if computed."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate(global_step) * group["lr_scale"]
-        if self._stochastic:
-            torch.manual_seed(self._step_seed(global_step))
         with part("dl2pa.mix"):
             images, targets = self._mix(batch, global_step)
-        with part("dl2pa.forward"), self._autocast():
-            loss, features = self._wrapped(images, *targets)
-        with part("dl2pa.backward"):
-            self.scaler.scale(loss).backward()
+        loss, observed = self._compute_gradients(images, targets, global_step)
         with part("dl2pa.optimizer"):
             norm = self._clip(want_norm)
             self.scaler.step(self.optimizer)
             self.scaler.update()
             self.optimizer.zero_grad(set_to_none=True)
         with part("dl2pa.statistic"):
-            self.model.method.observe(features.detach(), targets)
+            self.model.method.observe(observed[0], targets, *observed[1:])
         if self.average is not None:
             with part("dl2pa.average"):
                 self.average.update(self.model)
-        self.meter.add(loss.detach(), global_step)
+        self.meter.add(loss, global_step)
         return norm
+
+    def _compute_gradients(
+        self, images: Tensor, targets: Targets, global_step: int
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Add up the gradients of all micro-batches; returns the mean loss and what `Method.observe` gets.
+
+        Processes exchange the gradients in the backward pass of the last micro-batch.
+        """
+        count = self.accumulate
+        if count > 1:
+            targets = self.model.method.count_batch(targets)
+        losses: list[Tensor] = []
+        observed: list[list[Tensor]] = []
+        for number, (images_part, targets_part) in enumerate(_micro_batches(images, targets, count)):
+            if self._stochastic:
+                torch.manual_seed(self._step_seed(global_step, number))
+            with nullcontext() if number == count - 1 else self._no_sync():
+                with part("dl2pa.forward"), self._autocast():
+                    loss, *outputs = self._wrapped(images_part, *targets_part)
+                with part("dl2pa.backward"):
+                    self.scaler.scale(loss if count == 1 else loss / count).backward()
+            losses.append(loss.detach())
+            observed.append([output.detach() for output in outputs])
+        if count == 1:
+            return losses[0], observed[0]
+        return torch.stack(losses).mean(), [torch.cat(parts) for parts in zip(*observed, strict=True)]
+
+    def _no_sync(self) -> AbstractContextManager[None]:
+        """Context in which a backward pass does not exchange gradients."""
+        wrapped = self._wrapped
+        return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) else nullcontext()
 
     def score(self, images: Tensor) -> Tensor:
         """Logits [B, C] of the evaluated model; the caller sets evaluation mode."""
@@ -180,6 +221,7 @@ class TrainState:
             "scaler": self.scaler.state_dict(),
             "average": self.average.state_dict() if self.average is not None else None,
             "meter": self.meter.state(),
+            "micro_batch": self._micro_batch if self._config.train.accumulate == "auto" else None,
         }
 
     def release_gathered(self) -> None:
@@ -197,7 +239,13 @@ class TrainState:
         if self.average is not None:
             self.average.load(state["average"], self.model)
         self.meter.load(state["meter"])
+        self._recorded_size = state.get("micro_batch")  # None: not decided before
         self.release_gathered()
+
+    @property
+    def _micro_batch(self) -> int:
+        """Images of a micro-batch."""
+        return self._config.train.batch_size // self._world.size // self.accumulate
 
     def _is_frozen_in(self, epoch: int) -> bool:
         return isinstance(self._freeze_epochs, str) or epoch < self._freeze_epochs
@@ -241,28 +289,58 @@ class TrainState:
     def _autocast(self) -> torch.autocast:
         return autocast(self._config.train.precision, self._world.device)
 
-    def _step_seed(self, global_step: int) -> int:
-        key = random_bits(self._config.train.seed, Stream.STEP_SEED, global_step, self._world.rank)
-        return int(key) >> 1
+    def _step_seed(self, global_step: int, number: int) -> int:
+        """Seed of a micro-batch, which has the same number among those of all processes for every world size."""
+        place = self._world.rank * self.accumulate + number
+        return int(random_bits(self._config.train.seed, Stream.STEP_SEED, global_step, place)) >> 1
+
+    def _decide_accumulate(self) -> None:
+        """Decide `train.accumulate=auto`: as recorded, else 1 on a CPU, else by rehearsal; a collective."""
+        if self._recorded_size is not None:
+            self.accumulate = count_for_size(self._config, self._world, self._recorded_size)
+        elif self._world.device.type == "cuda":
+            self.accumulate = fewest_that_fit(self._config, self._world, self.rehearse)
+        values = self.accumulate, self._micro_batch
+        log.info("train.accumulate=auto: %d micro-batch(es) of %d images per process", *values)
+
+    def rehearse(self, count: int) -> None:
+        """Run forward and backward passes on noise in the memory of a step with `count` micro-batches.
+
+        Weights, gradients and statistics do not change. No collective follows the first large allocation. Call it
+        before ``wrap``.
+        """
+        frozen = self.model.embedder.frozen
+        self._set_frozen(isinstance(self._freeze_epochs, str))
+        try:
+            local = self._config.train.batch_size // self._world.size
+            targets = noise_targets(self._config, self._world, self.model.method, local)
+            targets = self.model.method.count_batch(targets)
+            images = noise_images(self.model, self._world, local).contiguous(memory_format=self._format)
+            held = later_memory(self.optimizer, self._world, images, targets)
+            with discarded(self.model, self.optimizer):
+                # The second micro-batch has the gradients of the first in memory.
+                for images_part, targets_part in _micro_batches(images, targets, count)[:2]:
+                    with self._autocast():
+                        loss, *_ = self.model(images_part, *targets_part)
+                    loss.backward()
+            del held
+        finally:
+            self._set_frozen(frozen)
 
     def _build_buckets(self) -> None:
         """Run a forward and backward pass on noise and discard the gradients and buffer updates."""
-        # Methods change their buffers in `observe` only.
-        saved = [(b, b.clone()) for b in self.model.embedder.buffers()]
-        local = self._config.train.batch_size // self._world.size
         torch.manual_seed(self._config.train.seed)
-        images = torch.randn(local, *self.model.embedder.input_shape, device=self._world.device)
-        labels = torch.arange(local, device=self._world.device) % self.model.method.num_classes
-        mixes = self._config.train.mixup or self._config.train.cutmix
-        second = (labels, torch.full((local,), 0.5, device=self._world.device)) if mixes else (None, None)
-        self._wrapped.train()
-        with self._autocast():
-            loss, _ = self._wrapped(images.contiguous(memory_format=self._format), labels, *second)
-        loss.backward()
-        self.optimizer.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            for buffer, value in saved:
-                buffer.copy_(value)
+        images = noise_images(self.model, self._world, self._micro_batch)
+        images = images.contiguous(memory_format=self._format)
+        targets = noise_targets(self._config, self._world, self.model.method, self._micro_batch)
+        with discarded(self.model, self.optimizer):
+            with self._autocast():
+                loss, *_ = self._wrapped(images, *targets)
+            loss.backward()
+
+
+def _micro_batches(images: Tensor, targets: Targets, count: int) -> list[tuple[Tensor, Targets]]:
+    return list(zip(images.chunk(count), targets.split(count), strict=True))
 
 
 def memory_format(config: Config, backbone: nn.Module) -> torch.memory_format:

@@ -80,7 +80,10 @@ RICH = {
         "match": {"every_steps": 4, "momentum": 0.5, "refit_cosine": 0.5},
     },
     "optim": {"name": "adamw", "lr": 0.003, "clip_norm": 1.0},
-    "train": {"mixup": 0.4, "cutmix": 1.0, "ema": 0.9, "log_every_steps": 5},
+    "train": {
+        **{"mixup": 0.4, "cutmix": 1.0, "ema": 0.9, "log_every_steps": 5},
+        **{"accumulate": 2, "checkpoint_activations": True},
+    },
     "checkpoint": {"every_steps": 6},
     "data": {"trivial_augment": True, "erasing": 0.3, "flip": 0.5},
 }

@@ -44,6 +44,8 @@ def test_paths_and_launch_options_may_change_without_a_warning(
         ({"train": {"max_steps": 5}}, "train.max_steps"),
         ({"train": {"log_every_steps": 5}}, "train.log_every_steps"),
         ({"train": {"precision": "bf16"}}, "train.precision"),
+        ({"train": {"accumulate": 4}}, "train.accumulate"),
+        ({"train": {"checkpoint_activations": True}}, "train.checkpoint_activations"),
         ({"method": {"match": {"every_steps": 9}}}, "method.match.every_steps"),
     ],
 )

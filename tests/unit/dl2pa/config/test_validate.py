@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from dl2pa.config import parse_config
+from dl2pa.config import Config, parse_config
 from dl2pa.config.validate import DataSizes, validate
 from dl2pa.errors import UserError
 
@@ -27,6 +29,45 @@ def test_cuda_graphs_are_refused_for_several_processes() -> None:
     validate(graphs, 1)
     with pytest.raises(UserError, match=r"train\.compile"):
         validate(graphs, 2)
+
+
+def with_train(**values: Any) -> Config:
+    return CONFIG.model_copy(update={"train": CONFIG.train.model_copy(update=values)})
+
+
+def test_micro_batches_consist_of_complete_virtual_shards() -> None:
+    """12 virtual shards of 4 images."""
+    validate(with_train(accumulate=6), 2)
+    validate(with_train(accumulate="auto"), 4)
+    with pytest.raises(UserError, match=r"train\.accumulate=4.*among \[1, 2, 3, 6\]"):
+        validate(with_train(accumulate=4), 2)
+    validate(with_train(accumulate=4, virtual_shards=24), 2)
+
+
+@pytest.mark.parametrize(
+    ("values", "field"),
+    [
+        ({"accumulate": 2, "compile": "graphs"}, "train.accumulate"),
+        ({"accumulate": "auto", "compile": "graphs"}, "train.accumulate"),
+        ({"accumulate": "auto", "sync_bn": True}, "train.accumulate"),
+        ({"checkpoint_activations": True, "compile": True}, "train.checkpoint_activations"),
+        ({"checkpoint_activations": True, "sync_bn": True}, "train.checkpoint_activations"),
+    ],
+)
+def test_combinations_that_cannot_save_memory_are_refused(values: dict[str, Any], field: str) -> None:
+    world_size = 1 if "compile" in values else 2
+    with pytest.raises(UserError) as caught:
+        validate(with_train(**values), world_size)
+    assert caught.value.field == field
+
+
+def test_optimizers_of_timm_need_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = CONFIG.model_copy(update={"optim": CONFIG.optim.model_copy(update={"name": "lars"})})
+    monkeypatch.setattr("dl2pa.zoo.is_installed", lambda _library: True)
+    validate(config, 1)
+    monkeypatch.setattr("dl2pa.zoo.is_installed", lambda _library: False)
+    with pytest.raises(UserError, match=r"optim\.name"):
+        validate(config, 1)
 
 
 @pytest.mark.parametrize(

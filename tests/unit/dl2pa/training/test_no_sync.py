@@ -198,7 +198,10 @@ def test_a_step_on_fake_cuda_waits_for_nothing(
             "method": method,
             "data": {"dataset": "cifar10", "image_size": 32, "crop": "pad"},
             "model": {"backbone": "resnet8", "embedding_dim": 5},
-            "train": {"batch_size": 16, "mixup": 0.2, "cutmix": 1.0, "ema": 0.9, "precision": precision},
+            "train": {
+                **{"batch_size": 16, "mixup": 0.2, "cutmix": 1.0, "ema": 0.9, "precision": precision},
+                "accumulate": 2 if precision == "fp16" else 1,
+            },
             "optim": {"name": name, "lr": 0.1, "clip_norm": 1.0},
         }
     )

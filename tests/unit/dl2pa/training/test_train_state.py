@@ -173,3 +173,22 @@ def test_stochastic_depth_depends_on_seed_and_step_only(alone: World) -> None:
         again.step(batches()[0], 0)
         outcomes.append(weights(again))
     assert torch.equal(outcomes[0], outcomes[1])
+
+
+@pytest.mark.parametrize("name", ["lars", "lamb"])
+def test_the_optimizers_of_timm_learn_and_resume_exactly(name: str, alone: World) -> None:
+    pytest.importorskip("timm")
+    optim = {"name": name, "lr": 0.1 if name == "lamb" else 2.0, "weight_decay": 1e-4, "clip_norm": 1.0}
+    settings = config(optim=optim, train={"accumulate": 2})
+    whole, cut = build(settings, alone), build(settings, alone)
+    start = weights(whole).clone()
+    for step, batch in enumerate(batches()):
+        whole.step(batch, step)
+        if step < 2:
+            cut.step(batch, step)
+    resumed = build(settings, alone)
+    resumed.load(copy.deepcopy(cut.state()))
+    for step, batch in list(enumerate(batches()))[2:]:
+        resumed.step(batch, step)
+    assert torch.equal(weights(whole), weights(resumed))
+    assert not torch.allclose(weights(whole), start, atol=1e-3)

@@ -56,7 +56,7 @@ def test_json_result(capfd: pytest.CaptureFixture[str]) -> None:
         (["--image-size", "0"], "--image-size"),
         (["--models", "resnet50", "--loaders", "resident"], "--loaders"),
         (["--models", "resnet50", "--loaders", "dali"], "--data"),
-        (["--models", "resnet50", "--loaders", "dali", "--data", "/nowhere"], "data.root"),
+        (["--models", "resnet50", "--loaders", "dali", "--data", "/nowhere"], "--data"),
         (["--precision", "int8"], "--precision"),
         (["--compile", "maybe"], "--compile"),
         (["--steps", "0"], "--steps"),

@@ -156,7 +156,8 @@ def _rows(
             images = F.interpolate(images, (side, side), mode=mode, align_corners=False, antialias=True)
         with autocast(config.train.precision, device):
             features = network(images.contiguous(memory_format=layout))
-        yield tuple(t[: batch.valid].cpu() for t in (features.float(), batch.targets, batch.indices))
+        count = batch.valid
+        yield features[:count].float().cpu(), batch.targets[:count].cpu(), batch.indices[:count].cpu()
 
 
 def _write(path: Path, rows: list[tuple[Tensor, Tensor, Tensor]]) -> None:

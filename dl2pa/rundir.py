@@ -52,6 +52,7 @@ _RESULT: Fields = {
     **dict.fromkeys(("world_size", "dim"), int),
     **dict.fromkeys(("run_dir", "mlflow_run_id", "method", "loss", "assignment"), str),
     **dict.fromkeys(("labels_moved", "bad_images"), list),
+    "stopped_early": bool,
 }
 _REQUIRED_RESULT = ("top1_last", "top1_best", "num_validated", "num_classes", "epochs", "steps")
 _ERROR: Fields = {

@@ -32,6 +32,8 @@ class Stream(IntEnum):
     SUBSTITUTE = 10
     SYNTHETIC = 11
     STEP_SEED = 12
+    RAND_AUGMENT = 20
+    COLOR_JITTER = 21
 
 
 def _mix(words: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -38,6 +38,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _resolved(args: argparse.Namespace) -> str:
     from dl2pa.config import dump_config, load_config
+    from dl2pa.config.rate import describe_rate
     from dl2pa.runplan import follow_weights
 
     if args.config is None:
@@ -45,7 +46,9 @@ def _resolved(args: argparse.Namespace) -> str:
     config = follow_weights(load_config(args.config, args.overrides))
     if args.groups:
         return _groups(config, args.json)
-    return json.dumps(config.model_dump(mode="json")) if args.json else dump_config(config).rstrip()
+    if args.json:
+        return json.dumps(config.model_dump(mode="json"))
+    return f"{dump_config(config).rstrip()}\n# Learning rate: {describe_rate(config)}"
 
 
 def _groups(config: Config, as_json: bool) -> str:
@@ -53,7 +56,7 @@ def _groups(config: Config, as_json: bool) -> str:
     from dl2pa.model.model import build_embedder_shapes
     from dl2pa.training.param_groups import param_groups
 
-    optim = config.optim
+    optim = config.scaled_optim
     embedder = build_embedder_shapes(config)
     if config.model.freeze_epochs == "all":
         embedder.backbone.requires_grad_(False)

@@ -34,9 +34,10 @@ def run(args: argparse.Namespace) -> int:
     (plan,) = plan_runs([spec], last.run_dir, gpus=request.gpus_per_node)
     plan = replace(plan, label=last.name)
     if FinishedRuns().contains(plan):
-        raise UserError(
-            "run", str(last.run_dir), "is finished", "Train longer, for example train.epochs=200."
-        )
+        remedy = "Train longer, for example train.epochs=200."
+        if plan.directory.read_result().get("stopped_early"):
+            remedy = f"Train longer with a train.patience of more than {plan.config.train.patience}."
+        raise UserError("run", str(last.run_dir), "is finished", remedy)
     slurm.check_request(request)
     check_runs([plan], request)
     (submission,) = queue([plan], request, plan.label)

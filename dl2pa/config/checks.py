@@ -396,6 +396,30 @@ def check_input(config: Config) -> None:
         raise UserError("model.backbone", name, message, remedy)
 
 
+@gathered
+def check_recipe(config: Config) -> Iterator[UserError]:
+    """Check that the recipe's settings do not contradict each other.
+
+    Raises:
+        UserError: for data.rand_augment or train.patience.
+    """
+    data, train = config.data, config.train
+    if data.trivial_augment and data.rand_augment:
+        yield UserError(
+            "data.rand_augment",
+            data.rand_augment,
+            "data.trivial_augment is on, too; both choose the operations of an image",
+            "Set data.trivial_augment=false or data.rand_augment=0.",
+        )
+    if train.patience is not None and train.patience < train.eval_every_epochs:
+        yield UserError(
+            "train.patience",
+            train.patience,
+            f"shorter than the {train.eval_every_epochs} epochs between two validations (train.eval_every_epochs)",
+            f"Set train.patience={train.eval_every_epochs} or more, or validate more often.",
+        )
+
+
 def warnings(config: Config, num_classes: int) -> list[str]:
     """Warnings about settings that are valid but probably not intended."""
     result: list[str] = []
@@ -404,6 +428,11 @@ def warnings(config: Config, num_classes: int) -> list[str]:
             f"model.embedding_dim = {config.model.embedding_dim} >= C - 1 = {num_classes - 1}: the prototypes are a "
             "regular simplex, every permutation of which is an isometry, so a dynamic assignment has no effect; "
             "method.assignment=static costs less."
+        )
+    if config.train.patience is not None and not config.checkpoint.keep_best:
+        result.append(
+            "train.patience ends the run after its best epoch, whose weights are not kept; set "
+            "checkpoint.keep_best=true."
         )
     if config.model.freeze_epochs and config.model.init is None:
         result.append("model.freeze_epochs freezes a backbone with random weights; set model.init.")
@@ -474,6 +503,7 @@ def _ignored(config: Config) -> list[tuple[str, str]]:
         (not backbone_spec(backbone).small, ("model.shortcut", "model.widths"), f"{backbone} defines them"),
         (data.crop != "random_resized", ("data.crop_scale", "data.crop_ratio"), f"data.crop is {data.crop}"),
         (data.crop != "pad", ("data.pad",), f"data.crop is {data.crop}"),
+        (not data.rand_augment, ("data.rand_magnitude",), "data.rand_augment is 0"),
         (config.loader == "resident", ("data.eval_resize",), "resident arrays are not resized"),
         (
             config.model.freeze_epochs == "all",

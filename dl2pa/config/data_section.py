@@ -11,9 +11,11 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from dl2pa import envvars
-from dl2pa.config.section import Fraction, NonNegativeInt, Positive, PositiveInt, Section, Triple
+from dl2pa.config.section import Fraction, NonNegative, NonNegativeInt, Positive, PositiveInt, Section, Triple
 from dl2pa.errors import UserError
 from dl2pa.specs import DATASETS, IMAGE_FOLDER, OWN_PATTERN, is_own
+
+HueShift = Annotated[float, Field(ge=0.0, le=0.5)]
 
 
 class DataConfig(Section):
@@ -68,6 +70,14 @@ class DataConfig(Section):
     """Probability of a horizontal flip in training."""
     trivial_augment: bool = False
     """Apply TrivialAugment Wide to training images."""
+    rand_augment: Annotated[int, Field(ge=0, le=14)] = 0
+    """Number of RandAugment operations per training image; instead of `trivial_augment`. 0: off."""
+    rand_magnitude: Annotated[int, Field(ge=0, le=30)] = 9
+    """Magnitude of the RandAugment operations."""
+    color_jitter: tuple[NonNegative, NonNegative, NonNegative, HueShift] = (0.0, 0.0, 0.0, 0.0)
+    """Largest random changes of brightness, contrast, saturation and hue of training images, for example [0.4, 0.4,
+    0.4, 0.1]. The first three change by a factor between 1 - s and 1 + s, the hue by at most s of the color circle.
+    Follows TrivialAugment or RandAugment. 0: unchanged."""
     erasing: Fraction = 0.0
     """Probability of RandomErasing in training."""
     mean: Triple = (0.485, 0.456, 0.406)

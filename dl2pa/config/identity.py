@@ -30,6 +30,7 @@ _CHANGEABLE = (
     "optim.",
     "train.epochs",
     "train.max_steps",
+    "train.patience",
     "train.log_every_steps",
     "train.eval_every_epochs",
     "train.eval_batch_size",
@@ -177,7 +178,11 @@ def describe(recipe: Identity, *, among: Sequence[Identity] = ()) -> str:
         parts.append(f"prototypes {recipe['method.prototypes']}")
     if recipe["method.class_vectors"] is not None:
         parts.append(f"class vectors {recipe['method.class_vectors']}")
-    rates = f"{recipe['optim.name']} {recipe['optim.lr']:g}, decay {recipe['optim.weight_decay']:.3g}"
+    scaling = recipe["optim.lr_scaling"]
+    per_batch = "" if scaling == "none" else f" per 256 images ({scaling})"
+    rates = (
+        f"{recipe['optim.name']} {recipe['optim.lr']:g}{per_batch}, decay {recipe['optim.weight_decay']:.3g}"
+    )
     parts.append(f"{rates}, {_schedule(recipe)}")
     parts.append(f"{recipe['train.epochs']} epochs, batch {recipe['train.batch_size']}")
     extras = [f"{k} {recipe[f'train.{k}']:g}" for k in ("mixup", "cutmix", "ema") if recipe[f"train.{k}"]]
@@ -191,7 +196,8 @@ def describe(recipe: Identity, *, among: Sequence[Identity] = ()) -> str:
 _DESCRIBED = (
     *("data.dataset", "data.imbalance", "model.backbone", "model.embedding_dim", "method.name"),
     *("method.loss", "method.normalize", "method.scale", "method.label_smoothing", "method.assignment"),
-    *("method.prototypes", "method.class_vectors", "optim.name", "optim.lr", "optim.weight_decay"),
+    *("method.prototypes", "method.class_vectors", "optim.name", "optim.lr", "optim.lr_scaling"),
+    "optim.weight_decay",
     *("optim.schedule", "optim.warmup_epochs", "optim.gamma", "optim.milestones", "train.epochs"),
     *("train.max_steps", "train.batch_size", "train.mixup", "train.cutmix", "train.ema", "train.precision"),
 )

@@ -58,6 +58,11 @@ ADDED_KEYS: dict[str, Any] = {
     "optim.head_lr_scale": 1.0,
     "train.accumulate": 1,
     "train.checkpoint_activations": False,
+    "data.rand_augment": 0,
+    "data.rand_magnitude": 9,
+    "data.color_jitter": [0.0, 0.0, 0.0, 0.0],
+    "optim.lr_scaling": "none",
+    "train.patience": None,
 }
 """Keys that older versions lack, with the value that has their behavior, which changes no name or hash of a run."""
 

@@ -5,6 +5,7 @@ The docstrings of the fields are the reference that `dl2pa config --explain` and
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
@@ -14,6 +15,8 @@ from dl2pa.config.section import Fraction, NonNegative, NonNegativeInt, Positive
 from dl2pa.specs import DEFAULT_BACKBONE, MAX_LOGITS, METHODS, MethodSpec, backbone_spec, dataset_spec
 
 METHOD_NAMES = tuple(METHODS)
+LR_BATCH = 256
+"""Global batch to which `optim.lr` refers under a scaling rule."""
 MOMENTUM_OPTIMIZERS = ("sgd", "lars")
 """Optimizers with `optim.momentum`; the others use `optim.betas`."""
 TIMM_OPTIMIZERS = ("lars", "lamb")
@@ -151,7 +154,11 @@ class OptimConfig(Section):
     name: Literal["sgd", "adamw", "lars", "lamb"] = "sgd"
     """Optimizer. `lars` and `lamb`, for very large batches, are those of timm and need that package."""
     lr: Positive = 0.5
-    """Peak learning rate, for the global batch."""
+    """Peak learning rate, for the global batch; with `lr_scaling`, for a global batch of 256 images."""
+    lr_scaling: Literal["none", "linear", "sqrt"] = "none"
+    """Rule that scales `lr` with the batch: `linear` multiplies it by `train.batch_size` / 256 (Goyal et al., 2017),
+    `sqrt` by the square root of that (Krizhevsky, 2014). `none`: the rate is `lr`. `dl2pa config` and the log of a run
+    print the resulting rate. Has no effect on `min_lr`."""
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
     """Momentum of sgd and lars."""
     nesterov: bool = False
@@ -194,6 +201,10 @@ class TrainConfig(Section):
     max_steps: PositiveInt | None = None
     """Stop after this many steps in total, with a final validation (and a final assignment update if one is made at
     the end of an epoch). The learning rate schedule is still that of `epochs`. Default: no limit."""
+    patience: PositiveInt | None = None
+    """End the run after this many epochs without a better top-1 accuracy in validation. The epochs of
+    `model.freeze_epochs` and `method.match.warmup_epochs` do not count. The schedule of the learning rate is still that
+    of `epochs`. Default: train all epochs."""
     batch_size: PositiveInt = 1024
     """Global batch size, over all processes."""
     virtual_shards: PositiveInt | None = None
@@ -333,6 +344,13 @@ class Config(Section):
         """Effective loader."""
         spec = dataset_spec(self.data.dataset)
         return spec.loader if self.data.loader == "auto" or spec.layout == "generated" else self.data.loader
+
+    @property
+    def scaled_optim(self) -> OptimConfig:
+        """Optimizer section with the peak learning rate that `optim.lr_scaling` gives."""
+        ratio = self.train.batch_size / LR_BATCH
+        factor = {"none": 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}[self.optim.lr_scaling]
+        return self.optim.model_copy(update={"lr": self.optim.lr * factor})
 
     @property
     def virtual_shards(self) -> int:

@@ -15,6 +15,7 @@ from dl2pa.config.checks import (
     check_memory,
     check_num_classes,
     check_optimizer,
+    check_recipe,
     check_val_fraction,
 )
 from dl2pa.config.gather import Problems, gathered
@@ -51,6 +52,8 @@ def validate(config: Config, world_size: int, data: DataSizes | None = None) -> 
     problems = Problems()
     with problems:
         check_loader(config)
+    with problems:
+        check_recipe(config)
     with problems:
         check_val_fraction(config)
     with problems:

@@ -189,8 +189,10 @@ def _sortable(value: float | str) -> tuple[float, str]:
 
 
 def _completed(group: Group) -> str:
-    total = group.identity["train.epochs"]
-    return f"CUT after {group.epochs} of {total} epochs" if group.is_cut else "complete"
+    if group.is_cut:
+        return f"CUT after {group.epochs} of {group.identity['train.epochs']} epochs"
+    early = group.num_stopped_early
+    return f"complete; {early} of {group.n} stopped early" if early else "complete"
 
 
 def _length(entry: Entry) -> str:

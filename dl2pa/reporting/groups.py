@@ -38,7 +38,7 @@ class Group:
         runs: ordered by seed.
         repeats: further runs of a seed. Only the first finished run of a seed counts: repeats would reduce the
             standard deviation.
-        epochs: epochs trained.
+        steps, epochs: length of training; of the longest run if `train.patience` ended some.
         is_cut: whether `train.max_steps` ended the runs before their last epoch.
         changed: configuration keys that changed between attempts.
     """
@@ -71,6 +71,11 @@ class Group:
         return len(self.runs)
 
     @property
+    def num_stopped_early(self) -> int:
+        """Number of the runs that `train.patience` ended."""
+        return sum(run.result.stopped_early for run in self.runs)
+
+    @property
     def change_remark(self) -> str | None:
         return f"{', '.join(self.changed)} changed between attempts" if self.changed else None
 
@@ -101,7 +106,9 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
     for run in runs:
         identity = run_identity(run.config, run.result.epochs)
         result = run.result
-        size = (result.num_validated, result.num_classes, result.steps, run.changed)
+        ends_early = run.config.train.patience is not None and not run.is_cut
+        steps = None if ends_early else result.steps
+        size = (result.num_validated, result.num_classes, steps, run.changed)
         key = json.dumps([identity, size], sort_keys=True)
         _, seeds = by_recipe.setdefault(key, (identity, {}))
         seeds.setdefault(run.seed, []).append(run)
@@ -110,7 +117,7 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
         ordered = [sorted(seeds[seed], key=lambda r: (r.finished, str(r.path))) for seed in sorted(seeds)]
         counted = tuple(same[0] for same in ordered)
         repeats = tuple(run for same in ordered for run in same[1:])
-        first, result = counted[0], counted[0].result
-        size = (result.steps, result.epochs, result.num_validated)
+        first, longest = counted[0], max((run.result for run in counted), key=lambda r: r.steps)
+        size = (longest.steps, longest.epochs, longest.num_validated)
         groups.append(Group(identity, counted, repeats, *size, first.is_cut, first.changed))
     return sorted(groups, key=lambda g: (g.method, g.dim, g.is_cut, -g.epochs, str(g.runs[0].path)))

@@ -38,6 +38,7 @@ class Result(BaseModel):
     num_classes: int
     epochs: int
     steps: int
+    stopped_early: bool = False
     world_size: int = 1
 
 
@@ -65,7 +66,7 @@ class Run:
     @property
     def is_cut(self) -> bool:
         """Whether `train.max_steps` ended the run before its last epoch."""
-        return self.result.epochs < self.config.train.epochs
+        return self.result.epochs < self.config.train.epochs and not self.result.stopped_early
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,7 @@ def _cards(run_data: RunData, published: Sequence[PublishedMatch]) -> list[tuple
         world = result["world_size"]
         cards.append(("images per second", f"{speed:,.0f}", f"{world} process{'es' * (world != 1)}"))
     length = f"{result['epochs']} epochs, {result['steps']:,} steps"
+    length += ", stopped early" if result.get("stopped_early") else ""
     return [*cards, ("elapsed time", _duration(run_data.ended - run_data.started), length)]
 
 

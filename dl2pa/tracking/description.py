@@ -14,6 +14,8 @@ from dl2pa.tracking.sanitize import markdown_text
 from dl2pa.tracking.server import EXPERIMENT_ID
 
 NOTE_TAG = "mlflow.note.content"
+STOPPED_EARLY_TAG = "dl2pa.stopped_early"
+"""Tag of a run that `train.patience` ended, with its last epoch."""
 _COLUMNS = {
     "top1_last": "top-1, last",
     "top1_best": "top-1, best",
@@ -54,6 +56,7 @@ def _results_table(result: Mapping[str, Any]) -> str:
     rows = [shown.keys(), ["--:"] * len(shown), [f"{value:.2f}" for value in shown.values()]]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     length = f"{result['epochs']} epochs, {result['steps']:,} steps"
+    length += " (stopped early)" if result.get("stopped_early") else ""
     images = f"{result['num_validated']:,} validation images"
     return f"{table}\n\nPercentages. {length}, {images}, {result['world_size']} processes."
 

@@ -56,6 +56,13 @@ class Display:
             )
         )
 
+    def stopped_early(self, history: list[dict[str, Any]], best: dict[str, float]) -> None:
+        epoch = next(entry["epoch"] for entry in history if entry["step"] == best["step"])
+        self._info(
+            f"stopped early after epoch {history[-1]['epoch']} (train.patience): the best top-1 is "
+            f"{best['top1']:.2f} %, of epoch {epoch}"
+        )
+
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()

@@ -13,7 +13,7 @@ from dl2pa.methods import Method
 from dl2pa.model.saved import save_classifier
 from dl2pa.osutil import write_json
 from dl2pa.rundir import RunDirectory
-from dl2pa.tracking.description import NOTE_TAG, describe_run
+from dl2pa.tracking.description import NOTE_TAG, STOPPED_EARLY_TAG, describe_run
 from dl2pa.training.data import DataSplits
 from dl2pa.training.record import record_model
 from dl2pa.training.trainer import Trainer
@@ -59,6 +59,8 @@ def finish_run(trainer: Trainer, data: DataSplits, name: str, report: Report | N
         tracker.artifact(path)
     if run.matchings.exists():
         tracker.artifact(run.matchings)
+    if trainer.stopped_early:
+        tracker.tags({STOPPED_EARLY_TAG: f"epoch {result['epochs']}"})
     if config.tracking.enabled:
         if config.tracking.figures and report is not None:
             _report(trainer, data, name, result, report)
@@ -107,6 +109,7 @@ def summarize(trainer: Trainer, num_classes: int) -> dict[str, Any]:
         "epoch_best": progress.accuracies()["epoch_best"],
         "epochs": progress.epoch,
         "steps": progress.global_step,
+        "stopped_early": trainer.stopped_early,
         "world_size": trainer.world.size,
         "accumulate": trainer.train_state.accumulate,
         "labels_moved": progress.labels_moved,

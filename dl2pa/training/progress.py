@@ -60,6 +60,19 @@ class Progress:
         """Whether a validation at the current step is recorded."""
         return bool(self.history) and self.history[-1]["step"] == self.global_step
 
+    def is_exhausted(self, patience: int | None, first_epoch: int) -> bool:
+        """Whether the validation at the current step shows `patience` epochs without a better top-1 accuracy.
+
+        Args:
+            patience: `train.patience`; None never ends a run.
+            first_epoch: number of epochs after which the validations count.
+        """
+        counted = [entry for entry in self.history if entry["epoch"] >= first_epoch]
+        if patience is None or not counted or not self.validated:
+            return False
+        best = max(counted, key=lambda entry: entry["top1"])  # the first of equal ones
+        return counted[-1]["epoch"] - best["epoch"] >= patience
+
     def check_end(self, epochs: int, max_steps: int | None) -> None:
         """Check that the run is not beyond the configured end of training.
 

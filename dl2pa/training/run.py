@@ -18,6 +18,7 @@ from dl2pa import envvars, fence
 from dl2pa.config import Config
 from dl2pa.config.checks import warnings
 from dl2pa.config.identity import check_resumable, checkpoint_identity, data_identity
+from dl2pa.config.rate import describe_rate
 from dl2pa.console import SafeFormatter
 from dl2pa.errors import (
     EXIT_DONE,
@@ -225,6 +226,7 @@ def _build(
     if world.is_main:
         for message in warnings(config, len(data.classes)):
             log.warning(message)
+        log.info("learning rate: %s", describe_rate(config))
         log_skipped(data)
     train_pipeline = build_train_pipeline(config, data.train, world)
     eval_pipeline = build_eval_pipeline(config, data.val, world)

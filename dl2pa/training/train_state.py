@@ -63,7 +63,8 @@ class TrainState:
         self._freeze_epochs = config.model.freeze_epochs
         self._backbone_parameters = [p for p in self.model.embedder.backbone.parameters() if p.requires_grad]
         self._set_frozen(isinstance(self._freeze_epochs, str))
-        self.optimizer = build_optimizer(self.model, config.optim, fused=gpu)
+        self._optim = config.scaled_optim
+        self.optimizer = build_optimizer(self.model, self._optim, fused=gpu)
         self._set_frozen(self._is_frozen_in(0))
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.train.precision == "fp16")
         self.average = ModelEma(self.model, config.train.ema) if config.train.ema else None
@@ -124,8 +125,7 @@ class TrainState:
 
     def rate(self, global_step: int) -> float:
         """Learning rate of a step."""
-        optim, epochs = self._config.optim, self._config.train.epochs
-        return learning_rate(optim, global_step, self._steps_per_epoch, epochs)
+        return learning_rate(self._optim, global_step, self._steps_per_epoch, self._config.train.epochs)
 
     def step(self, batch: Batch, global_step: int, want_norm: bool = False) -> Tensor | None:
         """Train on one batch without a host sync; returns the gradient norm (a scalar tensor) if computed."""
@@ -232,7 +232,7 @@ class TrainState:
     def load(self, state: dict[str, Any]) -> None:
         """Restore a state dict; hyperparameters are taken from the configuration."""
         self.model.load_state_dict(state["model"])
-        load_optimizer(self.optimizer, state["optimizer"], self._config.optim)
+        load_optimizer(self.optimizer, state["optimizer"], self._optim)
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.model.method.refresh()

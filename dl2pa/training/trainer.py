@@ -93,7 +93,7 @@ class Trainer:
 
     def _run(self) -> bool:
         progress = self.progress
-        while not progress.over(self.config.train.epochs, self.config.train.max_steps):
+        while not (self._is_at_end() or self._is_exhausted()):
             if progress.phase == "train":
                 if not self._train_epoch():
                     return self._stop()
@@ -102,7 +102,24 @@ class Trainer:
                 progress.phase = "evaluate"
             if not self._finish_epoch():
                 return self._stop()
+        if self.stopped_early:
+            self.display.stopped_early(progress.history, progress.best)
         return True
+
+    def _is_at_end(self) -> bool:
+        return self.progress.over(self.config.train.epochs, self.config.train.max_steps)
+
+    def _is_exhausted(self) -> bool:
+        """Whether `train.patience` ends the run; equal on all ranks, which have the same validation results."""
+        frozen = self.config.model.freeze_epochs
+        warmup = self.config.method.match.warmup_epochs if self.config.assignment == "dynamic" else 0
+        first_epoch = max(warmup, frozen if isinstance(frozen, int) else 0)
+        return self.progress.is_exhausted(self.config.train.patience, first_epoch)
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether `train.patience` ended the run before its last epoch."""
+        return self._is_exhausted() and not self._is_at_end()
 
     def _train_epoch(self) -> bool:
         """Train the rest of the epoch; False if all ranks agreed to stop."""
@@ -180,6 +197,7 @@ class Trainer:
             if result is None:
                 return False
             best = self._record_evaluation(result)
+            last = last or self._is_exhausted()
         if not truncated:
             progress.epoch, progress.step = progress.epoch + 1, 0
         progress.phase = "train"
@@ -326,6 +344,8 @@ class Trainer:
             return
         train, progress = self.config.train, self.progress
         total_steps = train.epochs * self.train_pipeline.steps_per_epoch
+        if self.stopped_early:
+            total_steps = progress.global_step
         try:
             self.run_dir.write_status(
                 epoch=progress.epoch,

@@ -32,6 +32,7 @@ AUGMENTATIONS = {
     "trivial": {"trivial_augment": True},
     "erasing": {"erasing": 0.25},
     "both": {"trivial_augment": True, "erasing": 0.25},
+    "rand": {"rand_augment": 2, "color_jitter": (0.4, 0.4, 0.4, 0.1)},
 }
 Make = Callable[[int, int], TrainSampler | EvalSampler]
 

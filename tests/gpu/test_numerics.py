@@ -50,3 +50,22 @@ def test_trivial_augment_pixels_equal_the_cpu_pixels(device: torch.device) -> No
     draw = draw_trivial(0, 0, np.arange(128))
     there = apply_trivial(images.to(device), draw).cpu()
     assert (apply_trivial(images, draw) != there).float().mean() < 1e-3
+
+
+@pytest.mark.parametrize("kind", ["rand augment", "color jitter"])
+def test_augmented_pixels_equal_the_cpu_pixels(kind: str, device: torch.device) -> None:
+    from pipelines.color_jitter import draw_jitter
+    from pipelines.rand_augment import draw_rand
+    from pipelines.trivial_augment import apply_trivial
+
+    images = torch.randint(0, 256, (128, 3, 64, 64), dtype=torch.uint8)
+    samples = np.arange(128)
+    if kind == "rand augment":
+        draws = draw_rand(0, 0, samples, 2, 9, (64, 64))
+    else:
+        draws = draw_jitter(0, 0, samples, (0.4, 0.4, 0.4, 0.1))
+    for draw in draws:
+        here, there = apply_trivial(images, draw), apply_trivial(images.to(device), draw).cpu()
+        # A product that rounds differently changes a level by one, and a translation by a pixel.
+        assert (here != there).float().mean() < 1e-3
+        images = here

@@ -33,7 +33,10 @@ def resident(device: torch.device, batch_size: int, side: int = 32) -> Any:
     count = 10 * batch_size
     images = generator.integers(0, 256, (count, side, side, 3), dtype=np.uint8)
     dataset = ArrayDataset(images, generator.integers(0, 10, count), tuple("0123456789"), "test")
-    recipe = Transforms(image_size=side, train=True, crop="pad", trivial_augment=True, erasing=0.5)
+    jitter = (0.4, 0.4, 0.4, 0.1)
+    recipe = Transforms(
+        side, train=True, crop="pad", trivial_augment=True, rand_augment=2, color_jitter=jitter, erasing=0.5
+    )
     order = TrainSampler(count, batch_size, 0)
     return build_pipeline(dataset, recipe, order, loader="resident", seed=0, device=device, threads=1)
 

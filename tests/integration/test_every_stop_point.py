@@ -34,6 +34,15 @@ WARM_UP_THEN_FIXED = {
         "match": {"warmup_epochs": 1, "last_epoch": 1, "refit_cosine": 0.5, "early_epochs": 0},
     },
 }
+WITHOUT_PROGRESS = {
+    "data": {**IN_MEMORY, "rand_augment": 2, "color_jitter": [0.4, 0.4, 0.4, 0.1]},
+    "model": {"freeze_epochs": "all"},
+    "method": {"name": "psc"},
+    "optim": {"lr": 1e-12},
+    "train": {**TINY["train"], "epochs": 9, "patience": 1},
+    "checkpoint": {"every_steps": 2, "keep": 1},
+}
+"""Every validation has the same accuracy, so that patience ends the run after two epochs."""
 TRAIN_STEPS, EVAL_STEPS, EPOCHS = 3, 3, 2
 # The trainer polls before every step, after the last one, and before every validation batch.
 STOP_POINTS = EPOCHS * (TRAIN_STEPS + 1 + EVAL_STEPS)
@@ -137,6 +146,27 @@ def test_killed_at_any_stop_point_resumes_identically(
         assert_identical(cut.run, whole.run)
         history = outcome_of(cut.run).points
         assert [s for n, s in sorted(history) if n == "val/top1"] == [3, 6], f"point {point}"
+
+
+def test_an_early_stop_is_finished_and_resumes_identically(
+    attempts: Callable[..., Attempts], caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = attempts("whole", WITHOUT_PROGRESS)
+    finish(whole)
+    assert "stopped early after epoch 2" in caplog.text
+    result, status = outcome_of(whole.run).result, read_status(whole.run)
+    assert (result["epochs"], result["stopped_early"]) == (2, True)
+    assert (status["state"], status["step"], status["total_steps"]) == ("finished", 6, 6)
+    assert "dl2pa.stopped_early" in (whole.run / "events/events.jsonl").read_text()
+    assert [step.name for step in _checkpoints(whole.run)] == ["step-000000003", "step-000000006"]
+    for point in (TRAIN_STEPS + 1 + EVAL_STEPS + 2, STOP_POINTS - 1):  # in training and in validation
+        cut = attempts(f"cut-{point}", WITHOUT_PROGRESS)
+        with pytest.raises(Crash):
+            cut.go(crash_at=point)
+        finish(cut)
+        assert_identical(cut.run, whole.run)
+    assert whole.go(overrides=("train.patience=3",)) == DONE
+    assert outcome_of(whole.run).result["epochs"] == 4
 
 
 def test_many_short_attempts_give_the_same_result(attempts: Callable[..., Attempts]) -> None:

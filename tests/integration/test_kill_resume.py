@@ -85,7 +85,7 @@ RICH = {
         **{"accumulate": 2, "checkpoint_activations": True},
     },
     "checkpoint": {"every_steps": 6},
-    "data": {"trivial_augment": True, "erasing": 0.3, "flip": 0.5},
+    "data": {"rand_augment": 2, "color_jitter": [0.4, 0.4, 0.4, 0.1], "erasing": 0.3, "flip": 0.5},
 }
 CHAINS = [
     pytest.param(

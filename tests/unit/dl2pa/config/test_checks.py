@@ -10,6 +10,7 @@ from dl2pa.config.checks import (
     check_lengths,
     check_loader,
     check_method,
+    check_recipe,
     check_val_fraction,
     warnings,
 )
@@ -228,6 +229,7 @@ SMALL = {"model": {"embedding_dim": 10}, "method": {"assignment": "dynamic"}}
         ({"optim": {"name": "adamw", "momentum": 0.5}}, "optim.momentum"),
         ({"optim": {"betas": [0.8, 0.9]}}, "optim.betas"),
         ({"data": {"dataset": "cifar10", "crop": "pad", "eval_resize": 40}}, "data.eval_resize"),
+        ({"data": {"rand_magnitude": 5}}, "data.rand_magnitude"),
         ({"tracking": {"enabled": False, "uri": "http://x"}}, "tracking.uri"),
     ],
 )
@@ -235,6 +237,25 @@ def test_an_ignored_setting_gives_a_warning(tree: dict[str, Any], key: str) -> N
     sentences = warnings(config(SMALL, tree), 100)
     assert len(sentences) == 1
     assert sentences[0].startswith(f"{key} is ignored: ")
+
+
+@pytest.mark.parametrize(
+    ("tree", "field"),
+    [
+        ({"data": {"trivial_augment": True, "rand_augment": 2}}, "data.rand_augment"),
+        ({"train": {"patience": 4, "eval_every_epochs": 5}}, "train.patience"),
+    ],
+)
+def test_a_contradictory_recipe_is_refused(tree: dict[str, Any], field: str) -> None:
+    with pytest.raises(UserError) as caught:
+        check_recipe(config(tree))
+    assert caught.value.field == field
+    assert caught.value.remedy
+
+
+def test_patience_without_the_best_checkpoint_gives_a_warning() -> None:
+    (sentence,) = warnings(config(SMALL, {"train": {"patience": 3}, "checkpoint": {"keep_best": False}}), 100)
+    assert "checkpoint.keep_best=true" in sentence
 
 
 def test_a_small_validation_crop_gives_a_warning() -> None:

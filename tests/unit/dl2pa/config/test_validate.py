@@ -24,6 +24,19 @@ def test_a_valid_configuration_is_accepted() -> None:
     validate(CONFIG, 4, DataSizes(100, 10, 10))
 
 
+def test_patience_without_validation_images_is_refused() -> None:
+    patient = CONFIG.model_copy(update={"train": CONFIG.train.model_copy(update={"patience": 3})})
+    validate(patient, 4, DATA)
+    with pytest.raises(UserError, match=r"data\.val_root"):
+        validate(patient, 4, DataSizes(100, 0, 10, 32))
+
+
+def test_a_contradictory_recipe_is_refused_before_the_data_is_opened() -> None:
+    train = CONFIG.train.model_copy(update={"patience": 3, "eval_every_epochs": 4})
+    with pytest.raises(UserError, match=r"train\.patience"):
+        validate(CONFIG.model_copy(update={"train": train}), 4)
+
+
 def test_cuda_graphs_are_refused_for_several_processes() -> None:
     graphs = CONFIG.model_copy(update={"train": CONFIG.train.model_copy(update={"compile": "graphs"})})
     validate(graphs, 1)

@@ -54,6 +54,17 @@ def test_seeds_of_a_recipe_are_one_group(make_run: MakeRun) -> None:
     assert group.summary("ece_last") == Summary(3.0, 0.0, 3)
 
 
+def test_seeds_that_stopped_early_are_one_group(make_run: MakeRun) -> None:
+    lengths = [(700, 7, True), (1200, 12, True), (2000, 20, False)]
+    paths = [
+        make_run({"train.seed": s, "train.patience": 3}, steps=steps, epochs=epochs, stopped_early=early)
+        for s, (steps, epochs, early) in enumerate(lengths)
+    ]
+    (group,) = groups_of(*paths)
+    assert (group.n, group.num_stopped_early, group.is_cut) == (3, 2, False)
+    assert (group.steps, group.epochs) == (2000, 20)
+
+
 def test_recipe_dimension_and_method_separate_groups(make_run: MakeRun) -> None:
     changes: list[dict[str, Any]] = [
         {},

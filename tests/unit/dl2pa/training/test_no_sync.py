@@ -22,6 +22,7 @@ from dl2pa.model.model import build_model
 from dl2pa.training.distributed import World
 from dl2pa.training.train_state import TrainState
 from pipelines.batch import Batch
+from pipelines.rand_augment import draw_rand
 from pipelines.transforms import Transforms, finish
 
 WORLD = World(0, 1, 0, 1, torch.device("cpu"), 1)
@@ -250,9 +251,16 @@ def test_augmentation_dispatches_few_operators(fake_cuda: FakeTensorMode) -> Non
 @pytest.mark.parametrize("augmented", [False, True], ids=["plain", "augmented"])
 def test_augmentation_on_fake_cuda_waits_for_nothing(augmented: bool, fake_cuda: FakeTensorMode) -> None:
     transforms = Transforms(
-        image_size=32, train=True, crop="pad", trivial_augment=augmented, erasing=0.9 * augmented
+        image_size=32,
+        train=True,
+        crop="pad",
+        trivial_augment=augmented,
+        rand_augment=2 * augmented,
+        color_jitter=(0.4 * augmented, 0.4 * augmented, 0.4 * augmented, 0.1 * augmented),
+        erasing=0.9 * augmented,
     )
     samples = np.arange(128)
+    draw_rand(0, 0, samples, 1, 9, (32, 32))  # its table of magnitudes is on the host
     with fake_cuda, Transfers() as transfers:
         pixels = torch.empty(128, 32, 32, 3, dtype=torch.uint8, device=CUDA)
         finish(transforms, pixels, 0, 0, samples)  # constants are in place

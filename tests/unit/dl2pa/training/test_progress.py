@@ -29,6 +29,36 @@ def test_a_repeated_validation_replaces_the_first() -> None:
     assert [h["step"] for h in progress.history] == [1, 2]
 
 
+@pytest.mark.parametrize(
+    ("accuracies", "patience", "first_epoch", "exhausted"),
+    [
+        ([5.0, 4.0, 4.5], 2, 0, True),
+        ([5.0, 4.0, 4.5], 3, 0, False),
+        ([5.0, 4.0, 4.5], None, 0, False),
+        ([5.0, 4.0, 5.0], 2, 0, True),
+        ([5.0, 4.0, 5.1], 2, 0, False),
+        ([5.0, 4.0, 4.5, 4.2], 2, 2, False),
+        ([5.0, 4.0, 4.5, 4.2, 4.4], 2, 2, True),
+        ([], 1, 0, False),
+    ],
+)
+def test_patience_counts_the_epochs_after_the_best_validation(
+    accuracies: list[float], patience: int | None, first_epoch: int, exhausted: bool
+) -> None:
+    progress = Progress(global_step=len(accuracies))
+    for number, top1 in enumerate(accuracies, 1):
+        progress.record(entry(number, top1))
+    assert Progress(**progress.as_dict()).is_exhausted(patience, first_epoch) == exhausted
+
+
+def test_patience_ends_a_run_at_a_validation_only() -> None:
+    """A run that is resumed with less patience first finishes its epoch."""
+    progress = Progress(global_step=9, history=[entry(1, 5.0), entry(8, 4.0)])
+    assert not progress.is_exhausted(2, 0)
+    progress.global_step = 8
+    assert progress.is_exhausted(2, 0)
+
+
 def test_progress_survives_a_round_trip() -> None:
     progress = Progress(epoch=2, step=3, global_step=23, phase="evaluate", labels_moved=[9, 0])
     progress.record(entry(20, 5.0))

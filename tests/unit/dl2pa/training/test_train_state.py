@@ -110,6 +110,16 @@ def test_a_restored_state_continues_bit_identically(
     assert whole.meter.read() == resumed.meter.read()
 
 
+@pytest.mark.parametrize(("rule", "power"), [("none", 0), ("linear", 1), ("sqrt", 0.5)])
+def test_the_rate_is_scaled_with_the_global_batch(alone: World, rule: str, power: float) -> None:
+    settings = config(optim={"lr": 0.1, "lr_scaling": rule, "schedule": "constant"})
+    expected = pytest.approx(0.1 * (settings.train.batch_size / 256) ** power)
+    train_state = build(settings, alone)
+    train_state.step(batches()[0], 0)
+    assert train_state.rate(0) == expected
+    assert [group["lr"] for group in train_state.optimizer.param_groups] == [expected] * 2
+
+
 def test_hyperparameters_after_a_load_are_the_configured(alone: World) -> None:
     old = build(config(optim={"momentum": 0.9, "weight_decay": 1e-4}), alone)
     old.step(batches()[0], 0)

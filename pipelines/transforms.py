@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines.batch import host_to_device
+from pipelines.color_jitter import draw_jitter
 from pipelines.crop import center_crop
 from pipelines.erasing import apply_erasing, draw_erasing
+from pipelines.rand_augment import draw_rand
 from pipelines.rng import Stream, randint, uniform
-from pipelines.trivial_augment import TrivialParams, apply_trivial, draw_trivial
+from pipelines.trivial_augment import OpParams, TrivialParams, apply_trivial, draw_trivial
 
 _TRIES = 10
 _CHUNK = 2**18
@@ -38,6 +40,9 @@ class Transforms:
     pad: int = 4
     flip: float = 0.5
     trivial_augment: bool = False
+    rand_augment: int = 0
+    rand_magnitude: int = 9
+    color_jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
     erasing: float = 0.0
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
@@ -45,7 +50,7 @@ class Transforms:
     @property
     def works_on_pixels(self) -> bool:
         """Whether a transform between cropping and normalization needs uint8 pixels."""
-        return self.train and self.trivial_augment
+        return self.train and (self.trivial_augment or self.rand_augment > 0 or any(self.color_jitter))
 
     def scaled_statistics(self) -> tuple[list[float], list[float]]:
         """Mean and standard deviation per channel, in gray levels (0 to 255)."""
@@ -140,28 +145,45 @@ def _eval_crop_params(transforms: Transforms, sizes: NDArray[np.int64]) -> CropP
 
 @dataclass(frozen=True)
 class Draws:
-    """Random augmentation of B samples on the host; None for a transform that is not used."""
+    """Random augmentation of B samples on the host.
 
-    trivial: TrivialParams | None
+    Attributes:
+        ops: operations on the pixels, in the order in which they are applied.
+        boxes: int64 [B, 4], erased boxes; None without erasing.
+    """
+
+    ops: tuple[TrivialParams | OpParams, ...]
     boxes: NDArray[np.int64] | None
 
     def take(self, part: slice) -> Draws:
         """Augmentation of some of the samples."""
         return Draws(
-            None if self.trivial is None else self.trivial.take(part),
+            tuple(params.take(part) for params in self.ops),
             None if self.boxes is None else self.boxes[part],
         )
 
 
 def draw_augmentation(transforms: Transforms, seed: int, epoch: int, samples: NDArray[np.int64]) -> Draws:
     """Draw the augmentation of samples [B]; those of many steps cost little more than those of one."""
-    trivial, boxes = None, None
-    if transforms.works_on_pixels:
-        trivial = draw_trivial(seed, epoch, samples)
+    boxes, side = None, transforms.image_size
     if transforms.train and transforms.erasing > 0:
-        side = transforms.image_size
         boxes = draw_erasing(seed, epoch, samples, side, side, transforms.erasing)
-    return Draws(trivial, boxes)
+    return Draws(tuple(_draw_ops(transforms, seed, epoch, samples)), boxes)
+
+
+def _draw_ops(
+    transforms: Transforms, seed: int, epoch: int, samples: NDArray[np.int64]
+) -> list[TrivialParams | OpParams]:
+    draws: list[TrivialParams | OpParams] = []
+    if not transforms.works_on_pixels:
+        return draws
+    if transforms.trivial_augment:
+        draws.append(draw_trivial(seed, epoch, samples))
+    count, level, side = transforms.rand_augment, transforms.rand_magnitude, transforms.image_size
+    draws += draw_rand(seed, epoch, samples, count, level, (side, side))
+    if any(transforms.color_jitter):
+        draws += draw_jitter(seed, epoch, samples, transforms.color_jitter)
+    return draws
 
 
 def finish(
@@ -183,8 +205,8 @@ def finish(
         float32 [B, 3, H, W], channels_last.
     """
     draws = draws or draw_augmentation(transforms, seed, epoch, samples)
-    if draws.trivial is not None:
-        images_bhwc = apply_trivial(images_bhwc.permute(0, 3, 1, 2), draws.trivial).permute(0, 2, 3, 1)
+    for params in draws.ops:
+        images_bhwc = apply_trivial(images_bhwc.permute(0, 3, 1, 2), params).permute(0, 2, 3, 1)
     if images_bhwc.dtype == torch.uint8:
         images_bhwc = _normalize(images_bhwc, transforms)
     normalized = images_bhwc.permute(0, 3, 1, 2)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from pipelines import rng
 from pipelines.batch import host_to_device
+from pipelines.hue import shift_hue
 from pipelines.rng import Stream
 
 NUM_LEVELS = 31
@@ -44,6 +45,28 @@ class Op(IntEnum):
     SOLARIZE = 11
     AUTOCONTRAST = 12
     EQUALIZE = 13
+
+
+HUE = 14
+"""Shift of the hue, an operation of color jitter; TrivialAugment and RandAugment do not draw it."""
+
+
+@dataclass(frozen=True)
+class OpParams:
+    """Operation per sample of a batch with its magnitude, on the host."""
+
+    op: NDArray[np.int64]
+    """[B] operation, an ``Op`` or ``HUE``."""
+    magnitude: NDArray[np.float64]
+    """[B] signed magnitude, in torchvision's units."""
+
+    def take(self, index: NDArray[np.int64] | slice) -> OpParams:
+        """Parameters of some of the samples."""
+        return OpParams(self.op[index], self.magnitude[index])
+
+    def magnitudes(self) -> NDArray[np.float64]:
+        """[B] signed magnitudes, in torchvision's units."""
+        return self.magnitude
 
 
 @dataclass(frozen=True)
@@ -77,12 +100,12 @@ def draw_trivial(seed: int, epoch: int, indices: NDArray[np.int64]) -> TrivialPa
     )
 
 
-def apply_trivial(images: Tensor, params: TrivialParams) -> Tensor:
-    """Augment a batch.
+def apply_trivial(images: Tensor, params: TrivialParams | OpParams) -> Tensor:
+    """Augment a batch by one operation per sample.
 
     Args:
         images: uint8 [B, 3, H, W] in any memory format, not modified.
-        params: B operations from ``draw_trivial``.
+        params: B operations from ``draw_trivial``, ``draw_rand`` or ``draw_jitter``.
 
     Returns:
         A new uint8 [B, 3, H, W] on the same device; channels_last if ``images`` was, else contiguous.
@@ -92,7 +115,7 @@ def apply_trivial(images: Tensor, params: TrivialParams) -> Tensor:
     """
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(
-            f"TrivialAugment needs uint8 images [B, 3, H, W], got {images.dtype} {tuple(images.shape)}; "
+            f"augmentation needs uint8 images [B, 3, H, W], got {images.dtype} {tuple(images.shape)}; "
             "apply it before the images are normalized"
         )
     if len(params.op) != len(images):
@@ -128,21 +151,23 @@ class _Plan:
     inverse: Tensor
     """int64 [B], sorted position of each image of the batch."""
     weights: Tensor
-    """float64 [B, 2, 1, 1, 1], weights of an image and of its degenerate version, rounded to float32."""
+    """float64 [B, 2, 1, 1, 1], weights of an image and of its degenerate version, rounded to float32. For ``HUE`` the
+    first is the shift."""
     theta: Tensor
     """float32 [B, 2, 3, 1], see ``_inverse_affine``."""
     curves: Tensor
     """uint8 [B, 256], see ``_fixed_curves``."""
 
     @classmethod
-    def of(cls, params: TrivialParams, height: int, width: int, device: torch.device) -> _Plan:
+    def of(cls, params: TrivialParams | OpParams, height: int, width: int, device: torch.device) -> _Plan:
         order = np.argsort(params.op, kind="stable")
         params = params.take(order)
         count, op, magnitudes = len(order), params.op, params.magnitudes()
         table = np.zeros((count, 2 + 2 + 3 + 32), dtype=np.int64)
         table[:, 0], table[:, 1] = order, np.argsort(order)
         weight = 1.0 + magnitudes
-        table.view(np.float64)[:, 2:4] = np.stack([weight, 1.0 - weight], axis=1).astype(np.float32)
+        weight_pairs = np.stack([np.where(op == HUE, magnitudes, weight), 1.0 - weight], axis=1)
+        table.view(np.float64)[:, 2:4] = weight_pairs.astype(np.float32)
         low, high = np.searchsorted(op, (Op.SHEAR_X, Op.COLOR))
         theta = table.view(np.float32)[low:high, 8:14]
         theta[:] = _inverse_affine(op[low:high], magnitudes[low:high], height, width).reshape(-1, 6)
@@ -421,9 +446,14 @@ def _constants(device: torch.device) -> _Constants:
     return _Constants(*(host_to_device(tensor, device) for tensor in on_host))
 
 
-_FAMILIES: tuple[tuple[Op, Op, Callable[[Tensor, _Plan, slice], None]], ...] = (
+def _hue(pixels: Tensor, plan: _Plan, part: slice) -> None:
+    pixels.copy_(shift_hue(pixels, plan.weights[part].select(1, 0).view(-1).float()))
+
+
+_FAMILIES: tuple[tuple[int, int, Callable[[Tensor, _Plan, slice], None]], ...] = (
     (Op.SHEAR_X, Op.ROTATE, _warp),
     (Op.COLOR, Op.CONTRAST, _blend),
     (Op.SHARPNESS, Op.SHARPNESS, _sharpness),
     (Op.BRIGHTNESS, Op.EQUALIZE, _tone),
+    (HUE, HUE, _hue),
 )

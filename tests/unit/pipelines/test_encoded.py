@@ -205,16 +205,17 @@ def test_steps_before_an_unreadable_image_are_yielded(folder: Folder) -> None:
 
 def test_random_numbers_do_not_depend_on_the_steps_drawn_together(folder: Folder) -> None:
     sampler = TrainSampler(20, 4, 0)
-    transforms = Transforms(16, train=True, trivial_augment=True, erasing=0.5)
+    jitter = 0.4, 0.4, 0.4, 0.1
+    transforms = Transforms(16, train=True, rand_augment=2, color_jitter=jitter, erasing=0.5)
     reader = ImageReader(folder(20), transforms, 0, FaultLimits(0.5))
     stream = EncodedStream(reader, sampler.indices, sampler.steps_per_epoch, 1)
     for step in stream.steps(0, 0):
         sizes = np.full((4, 2), (60, 80))
         alone = draw_crop_params(transforms, 0, 0, sampler.indices(0, step.step), sizes)
         draws = draw_augmentation(transforms, 0, 0, sampler.indices(0, step.step))
-        assert step.draws is not None and step.draws.trivial is not None and draws.trivial is not None
+        assert step.draws is not None
         assert np.array_equal(step.draws.boxes, draws.boxes)
-        for together, expected in ((step.crop, alone), (step.draws.trivial, draws.trivial)):
+        for together, expected in ((step.crop, alone), *zip(step.draws.ops, draws.ops, strict=True)):
             for name, values in vars(expected).items():
                 assert np.array_equal(getattr(together, name), values)
     stream.close()

@@ -274,13 +274,20 @@ def backbone_spec(name: str) -> BackboneSpec:
     raise _unknown_backbone(name, known)
 
 
-def _timm_spec(name: str) -> BackboneSpec:
-    model, _, tag = name.removeprefix(zoo.TIMM).partition(".")
+def check_timm(field: str, value: str, alternative: str) -> None:
+    """Check that the optional package timm is installed; `alternative` completes the remedy.
+
+    Raises:
+        UserError: it is not.
+    """
     if not zoo.is_installed("timm"):
         message = "needs the package timm, which is not installed"
-        raise UserError(
-            "model.backbone", name, message, "Run `pip install timm`, or choose another backbone."
-        )
+        raise UserError(field, value, message, f"Run `pip install timm`, or {alternative}.")
+
+
+def _timm_spec(name: str) -> BackboneSpec:
+    model, _, tag = name.removeprefix(zoo.TIMM).partition(".")
+    check_timm("model.backbone", name, "choose another backbone")
     if model not in zoo.timm_models():
         raise _unknown_backbone(name, tuple(f"{zoo.TIMM}{known}" for known in zoo.timm_models()))
     if tag:

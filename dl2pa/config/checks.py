@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from dl2pa import zoo
 from dl2pa.config.gather import Problems, gathered
 from dl2pa.config.schema import MOMENTUM_OPTIMIZERS, TIMM_OPTIMIZERS, Config, MatchConfig
 from dl2pa.errors import UserError
@@ -17,6 +16,7 @@ from dl2pa.specs import (
     MLP,
     SYNTHETIC,
     backbone_spec,
+    check_timm,
     dataset_spec,
 )
 
@@ -100,13 +100,10 @@ def check_launch(config: Config, world_size: int) -> Iterator[UserError]:
         yield UserError("train.sync_bn", True, "needs GPUs", "Set train.sync_bn=false or launch.device=cuda.")
 
 
-@gathered
-def check_optimizer(config: Config) -> Iterator[UserError]:
+def check_optimizer(config: Config) -> None:
     """Check that the library of the optimizer is installed."""
-    name = config.optim.name
-    if name in TIMM_OPTIMIZERS and not zoo.is_installed("timm"):
-        message = "needs the package timm, which is not installed"
-        yield UserError("optim.name", name, message, "Run `pip install timm`, or set optim.name=sgd.")
+    if config.optim.name in TIMM_OPTIMIZERS:
+        check_timm("optim.name", config.optim.name, "set optim.name=sgd")
 
 
 @gathered

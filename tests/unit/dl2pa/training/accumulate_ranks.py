@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # the optimizers import it; here once, before the forks
 from torch import Tensor, nn
 from torch import distributed as dist
 

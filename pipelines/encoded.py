@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dl2pa.errors import UserError
-from pipelines.buffers import ReadBuffers
 from pipelines.datasets.table import ImageTable
 from pipelines.header import image_size, is_cut_png
 from pipelines.images import BadImage, check_bytes, convert_to_png
@@ -92,19 +91,10 @@ class ImageReader:
         self.pending = PendingReads()
         self.allowed = limits.allowed(len(dataset), transforms.train)
         self._num_requested = 0
-        self._buffers = ReadBuffers()
         self._lock = threading.Lock()
 
-    def fetch_all(self, epoch: int, samples: list[int]) -> list[Fetched | None]:
-        """Read samples into one buffer that is used again when they are freed; see ``fetch``."""
-        buffers = self._buffers.take(self.dataset.lengths[samples].tolist())
-        return [self.fetch(epoch, sample, buffer) for sample, buffer in zip(samples, buffers, strict=True)]
-
-    def fetch(self, epoch: int, sample: int, buffer: memoryview | None = None) -> Fetched | None:
+    def fetch(self, epoch: int, sample: int) -> Fetched | None:
         """Read a sample; if it is unreadable, read a substitute (training) or return None (validation).
-
-        Args:
-            buffer: memory of the size of the sample, which the result may refer to.
 
         Raises:
             UserError: more unreadable images than allowed.
@@ -116,10 +106,10 @@ class ImageReader:
             try:
                 if (epoch, candidate) in self.rejected:
                     raise BadImage("is rejected by the decoder")
-                data = self._read(candidate, buffer if candidate == sample else None)
+                data = self._read(candidate)
                 size = image_size(data)
                 if (epoch, candidate) in self.converted or is_cut_png(data):
-                    data = convert_to_png(bytes(data))
+                    data = convert_to_png(data)
                 return candidate, np.frombuffer(data, dtype=np.uint8), size
             except BadImage as error:
                 self.mark_bad(candidate, str(error))
@@ -138,7 +128,7 @@ class ImageReader:
         if (epoch, sample) in self.converted:
             return False
         try:
-            convert_to_png(bytes(self._read(sample)))
+            convert_to_png(self._read(sample))
         except BadImage:
             return False
         self.converted.add((epoch, sample))
@@ -185,12 +175,12 @@ class ImageReader:
             return
         raise too_many(train, count, problem, f", the latest {path} ({reason})")
 
-    def _read(self, sample: int, buffer: memoryview | None = None) -> bytes | memoryview:
+    def _read(self, sample: int) -> bytes:
         expected = self.dataset.lengths.item(sample)
         check_bytes(expected)
         self.pending.begin(sample)
         try:
-            data = self.dataset.read_into(sample, buffer)
+            data = self.dataset.read(sample)
         except (OSError, ValueError) as error:  # ValueError: not a valid file name
             reason = error.strerror if isinstance(error, OSError) else error
             raise BadImage(f"cannot be read ({reason})") from None
@@ -238,7 +228,7 @@ class EncodedStream:
                 # Several images per job keep the queue overhead small; a few jobs per thread balance the load.
                 each = max(1, len(samples) // (_JOBS_PER_THREAD * self._threads))
                 runs = [samples[i : i + each] for i in range(0, len(samples), each)]
-                jobs = [self._pool.submit(partial(self._reader.fetch_all, epoch, run)) for run in runs]
+                jobs = [self._pool.submit(partial(self._fetch, epoch, run)) for run in runs]
                 ahead.append((upcoming, jobs))
                 upcoming += 1
             if not ready:
@@ -250,6 +240,9 @@ class EncodedStream:
                     read.append(self._collect(*ahead.popleft()))
                 ready.extend(self._assemble(epoch, read))
             yield ready.popleft()
+
+    def _fetch(self, epoch: int, samples: list[int]) -> list[Fetched | None]:
+        return [self._reader.fetch(epoch, sample) for sample in samples]
 
     def _collect(self, step: int, jobs: list[_Job]) -> tuple[int, list[Fetched | None]]:
         """Number and images of a step, in the order of its samples."""

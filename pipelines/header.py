@@ -15,16 +15,16 @@ _END_OF_PNG = 8
 """Bytes of the type and the checksum of the last chunk."""
 
 
-def image_size(data: bytes | memoryview) -> tuple[int, int]:
+def image_size(data: bytes) -> tuple[int, int]:
     """(height, width) from the header of an encoded image.
 
     Raises:
         BadImage: not an image, a truncated JPEG, or too many pixels.
     """
-    jpeg = data[:2] == b"\xff\xd8"
-    size = _jpeg_size(data) if jpeg and b"\xff\xd9" in bytes(data[-64:]) else None
+    jpeg = data.startswith(b"\xff\xd8")
+    size = _jpeg_size(data) if jpeg and b"\xff\xd9" in data[-64:] else None
     if size is None:
-        return _size_by_pillow(bytes(data), full=jpeg)
+        return _size_by_pillow(data, full=jpeg)
     check_pixels(*size, len(data))
     return size
 
@@ -44,15 +44,15 @@ def has_jpeg_structure(head: bytes) -> bool:
     return False
 
 
-def is_cut_png(data: bytes | memoryview) -> bool:
+def is_cut_png(data: bytes) -> bool:
     """Whether a PNG lacks part of its last chunk. Pillow can decode it if no pixel is missing; DALI cannot."""
-    if data[:4] != b"\x89PNG":
+    if not data.startswith(b"\x89PNG"):
         return False
-    end = bytes(data).rfind(b"IEND")
+    end = data.rfind(b"IEND")
     return end < 0 or end + _END_OF_PNG > len(data)
 
 
-def _jpeg_size(data: bytes | memoryview) -> tuple[int, int] | None:
+def _jpeg_size(data: bytes) -> tuple[int, int] | None:
     """(height, width) from the JPEG frame header; None if it is not found."""
     offset, last = 2, len(data) - 9
     while offset < last:

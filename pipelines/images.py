@@ -10,7 +10,7 @@ import io
 import os
 import stat
 import struct
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -76,8 +76,8 @@ def check_bytes(length: int) -> None:
         raise BadImage(f"has {length} bytes, more than the maximum of {MAX_BYTES >> 20} MiB")
 
 
-def read_image_file(path: Path | str, buffer: memoryview | None = None) -> bytes | memoryview:
-    """Read an image file, into `buffer` if the file has its size.
+def read_image_file(path: Path | str) -> bytes:
+    """Read an image file.
 
     Raises:
         BadImage: not a regular file, or more than 256 MiB.
@@ -91,22 +91,12 @@ def read_image_file(path: Path | str, buffer: memoryview | None = None) -> bytes
         if not stat.S_ISREG(state.st_mode):
             raise BadImage("is not a regular file")
         check_bytes(state.st_size)
-        if buffer is not None and len(buffer) == state.st_size:
-            return fill(buffer, lambda rest, _: os.readv(descriptor, [rest]))
         data = os.read(descriptor, state.st_size)
         while len(data) < state.st_size and (more := os.read(descriptor, state.st_size - len(data))):
             data += more
         return data
     finally:
         os.close(descriptor)
-
-
-def fill(buffer: memoryview, read: Callable[[memoryview, int], int]) -> memoryview:
-    """Fill a buffer by calls of `read(rest, offset)`; the part that was filled is shorter at the end of a file."""
-    done = read(buffer, 0)
-    while done < len(buffer) and (more := read(buffer[done:], done)):
-        done += more
-    return buffer[:done]
 
 
 def check_image_file(path: Path) -> None:
@@ -116,7 +106,7 @@ def check_image_file(path: Path) -> None:
         UserError: the file cannot be read or is not an image.
     """
     try:
-        with open_image(bytes(read_image_file(path))):
+        with open_image(read_image_file(path)):
             pass
     except (BadImage, OSError) as error:
         raise unreadable_image(path, error) from None

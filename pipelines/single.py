@@ -35,7 +35,7 @@ def load_image(
     """
     try:
         return prepare_image(
-            bytes(read_image_file(path)),
+            read_image_file(path),
             resize_shorter_side=resize_shorter_side,
             image_size=image_size,
             mean=mean,

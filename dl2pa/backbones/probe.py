@@ -81,8 +81,8 @@ def _forward(network: nn.Module, shape: tuple[int, ...], device: torch.device) -
         _RandomOperators() as operators,
     ):
         output: object = functional_call(network, dict(replaced), (images,))
-    shape = tuple(output.shape) if isinstance(output, Tensor) else None
-    return ForwardTraits(shape, operators.called)
+    output_shape = tuple(output.shape) if isinstance(output, Tensor) else None
+    return ForwardTraits(output_shape, operators.called)
 
 
 def prefers_channels_last(network: nn.Module) -> bool:

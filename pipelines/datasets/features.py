@@ -128,7 +128,11 @@ def load_features(root: Path, split: Split) -> FeatureDataset:
     labels = integers(
         folder.labels(split), "its labels", _load(folder.labels(split), known.get("labels_sha256"))
     )
-    if features.ndim != 2 or features.dtype.name not in ("float16", "float32") or len(features) != len(labels):
+    if (
+        features.ndim != 2
+        or features.dtype.name not in ("float16", "float32")
+        or len(features) != len(labels)
+    ):
         raise damaged_features(folder.features(split), f"its shape is {features.shape}")
     digest = hashlib.sha256(repr((known["features_sha256"], known["labels_sha256"], classes)).encode())
     return FeatureDataset(features, labels, classes, digest.hexdigest()[:16], root)

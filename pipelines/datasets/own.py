@@ -71,7 +71,7 @@ class OwnImages:
         """
         image = self.samples[i if self.selection is None else self.selection.item(i)][0]
         if isinstance(image, str | Path):
-            return bytes(read_image_file(os.path.join(self.root, image)))  # noqa: PTH118
+            return read_image_file(os.path.join(self.root, image))  # noqa: PTH118
         return encode_bmp(_pixels(image)) if _is_array(image) else bytes(image)
 
 

@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from pipelines.datasets.arrays import subset_fingerprint
 from pipelines.datasets.skipped import SkippedFiles
 from pipelines.datasets.spans import NONE, SpanCache, Spans, decompress
-from pipelines.images import fill, read_image_file
+from pipelines.images import read_image_file
 
 if TYPE_CHECKING:
     from pipelines.datasets.own import OwnImages
@@ -101,15 +101,14 @@ class _OpenFiles:
     def __reduce__(self) -> tuple[type[_OpenFiles], tuple[()]]:
         return _OpenFiles, ()  # another process opens the files itself
 
-    def descriptor(self, shard: int, path: Callable[[int], Path]) -> int:
-        """File descriptor of a shard."""
+    def read(self, shard: int, path: Callable[[int], Path], offset: int, length: int) -> bytes:
         file = self._files.get(shard)
         if file is None:
             file = FileIO(path(shard))
             with self._lock:
                 if len(self._files) < _MAX_OPEN:
                     file = self._files.setdefault(shard, file)
-        return file.fileno()
+        return os.pread(file.fileno(), length, offset)
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,11 +192,7 @@ class ImageTable:
         return self._shard_path(self.members.shards.item(i)) / self._member_name(i)
 
     def read(self, i: int) -> bytes:
-        """The encoded bytes of image ``i``; see ``read_into``."""
-        return bytes(self.read_into(i, None))
-
-    def read_into(self, i: int, buffer: memoryview | None) -> bytes | memoryview:
-        """The encoded bytes of image ``i``, in `buffer` if it has as many bytes as the image.
+        """The encoded bytes of image ``i``.
 
         Raises:
             OSError: the file cannot be read.
@@ -206,22 +201,18 @@ class ImageTable:
         if self.own is not None:
             return self.own.read(i)
         if self.members is None:
-            path = os.path.join(self._root, self.files[i])  # noqa: PTH118  # a Path costs more
-            return read_image_file(path, buffer)
+            return read_image_file(os.path.join(self._root, self.files[i]))  # noqa: PTH118  # a Path costs more
         shard, offset = self.members.shards.item(i), self.members.offsets.item(i)
         length = self.lengths.item(i)
-        if self.members.spans is not None:
-            return self._read_span(self.members.spans, i, shard)[offset : offset + length]
-        descriptor = self._open.descriptor(shard, self._shard_path)
-        if buffer is None or len(buffer) != length:
-            return os.pread(descriptor, length, offset)
-        return fill(buffer, lambda rest, done: os.preadv(descriptor, [rest], offset + done))
+        if self.members.spans is None:
+            return self._open.read(shard, self._shard_path, offset, length)
+        return self._read_span(self.members.spans, i, shard)[offset : offset + length]
 
     def _read_span(self, spans: Spans, i: int, shard: int) -> bytes:
         start, size, codec = spans.starts.item(i), spans.sizes.item(i), spans.codecs.item(i)
 
         def make() -> bytes:
-            data = os.pread(self._open.descriptor(shard, self._shard_path), size, start)
+            data = self._open.read(shard, self._shard_path, start, size)
             return decompress(data, codec, spans.raw_sizes.item(i))
 
         return make() if codec == NONE else self._spans.get((shard, start, size), make)
@@ -240,7 +231,7 @@ class ImageTable:
             return f"row {self.members.spans.rows.item(i)}"
         shard, offset = self.members.shards.item(i), self.members.offsets.item(i)
         try:
-            header = os.pread(self._open.descriptor(shard, self._shard_path), _BLOCK, offset - _BLOCK)
+            header = self._open.read(shard, self._shard_path, offset - _BLOCK, _BLOCK)
             return tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape").name
         except (OSError, tarfile.TarError):
             return f"byte {offset}"

@@ -188,7 +188,7 @@ def test_stalled_read_is_logged_and_raises_an_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A blocking read of a pipe without a writer simulates a file system that does not respond."""
-    monkeypatch.setattr("pipelines.datasets.table.read_image_file", lambda path, _: Path(path).read_bytes())
+    monkeypatch.setattr("pipelines.datasets.table.read_image_file", lambda path: Path(path).read_bytes())
     table = folder(12)
     pipe = table.path(int(TrainSampler(12, 4, 0).indices(0, 1)[2]))
     pipe.unlink()
@@ -227,7 +227,7 @@ from pipelines.encoded import FaultLimits
 from pipelines.sampler import TrainSampler
 from pipelines.transforms import Transforms
 import pipelines.datasets.table
-pipelines.datasets.table.read_image_file = lambda path, _: Path(path).read_bytes()
+pipelines.datasets.table.read_image_file = lambda path: Path(path).read_bytes()
 table = index_folder(Path(sys.argv[1]), None, "data.root")
 pipeline = build_pipeline(table, Transforms(16, train=True), TrainSampler(4, 4, 0), loader="torchvision", seed=0,
     device=torch.device("cpu"), threads=1, limits=FaultLimits(read_warn_s=0.1, read_timeout_s=0.2))

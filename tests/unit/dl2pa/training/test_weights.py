@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dl2pa.config import Config, dump_config, parse_config
+from dl2pa.model.model import build_model
+from dl2pa.rundir import RunDirectory
+from dl2pa.training.checkpoint import CheckpointStore
+from dl2pa.training.distributed import World
+from dl2pa.training.progress import Progress
+from dl2pa.training.train_state import TrainState
+from dl2pa.training.weights import model_file
+from pipelines.sampler import TrainSampler
+from pipelines.synthetic import SyntheticPipeline
+from support.commands import process_state_restored
+
+
+def config(ema: float) -> Config:
+    return parse_config(
+        {
+            "data": {"dataset": "synthetic", "num_classes": 5, "image_size": 8},
+            "model": {"backbone": "resnet8", "embedding_dim": 3, "widths": [4, 4, 4]},
+            "optim": {"lr": 0.1, "schedule": "constant"},
+            "train": {"batch_size": 8, "ema": ema},
+            "launch": {"device": "cpu", "threads": 1},
+        }
+    )
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_a_checkpoint_gives_the_averaged_weights(ema: float, alone: World, tmp_path: Path) -> None:
+    settings = config(ema)
+    train_state = TrainState(settings, build_model(settings, 5), alone, 4)
+    train_state.wrap()
+    train_state.begin_epoch(0)
+    train_state.model.train()
+    for step, batch in enumerate(SyntheticPipeline(5, 8, TrainSampler(32, 8, 0), 0, torch.device("cpu"))):
+        train_state.step(batch, step)
+    run = RunDirectory(tmp_path / "run")
+    run.create()
+    run.config.write_text(dump_config(settings))
+    store = CheckpointStore(run.checkpoints, 1, True)
+    store.start()
+    progress = Progress(epoch=1, global_step=4)
+    store.save(4, {**train_state.state(), "progress": progress.as_dict()}, best=True, wait=True)
+    store.close()
+    with process_state_restored():
+        written = load_file(model_file(run.root, settings, "best"))
+    trained = dict(train_state.model.named_parameters())
+    for name, parameter in train_state.evaluated.named_parameters():
+        assert torch.equal(written[name], parameter), name
+        assert torch.equal(written[name], trained[name]) == (not ema), name

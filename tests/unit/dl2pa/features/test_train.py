@@ -144,12 +144,12 @@ def probe(tmp_path_factory: pytest.TempPathFactory, on_features: Make) -> Path:
     config = on_features(model={"backbone": "mlp", "hidden": [8]}, method={"name": "psc"})
     file = place / "probe.yaml"
     file.write_text(yaml.safe_dump(config.model_dump(mode="json", exclude_unset=True)))
-    first = run_here("train", file, "--run-dir", place / "run", "train.max_steps=8")
+    first = run_here("train", file, "--run-dir", place / "run", "train.max_steps=8", "tracking.figures=false")
     assert first.code == 0, first.error
     done = run_here("train", file, "--run-dir", place / "run", "--json")
     assert done.code == 0, done.error
     assert done.result["num_validated"] == 12
-    again = run_here("train", file, "--run-dir", place / "whole")
+    again = run_here("train", file, "--run-dir", place / "whole", "tracking.figures=false")
     assert again.code == 0, again.error
     return place / "run"
 

@@ -16,9 +16,9 @@ import torch
 
 from dl2pa import envvars, fence
 from dl2pa.config import Config
-from dl2pa.config.checks import warnings
 from dl2pa.config.identity import check_resumable, checkpoint_identity, data_identity
 from dl2pa.config.rate import describe_rate
+from dl2pa.config.warnings import warnings
 from dl2pa.console import SafeFormatter
 from dl2pa.errors import (
     EXIT_DONE,

@@ -12,8 +12,8 @@ from dl2pa.config.checks import (
     check_method,
     check_recipe,
     check_val_fraction,
-    warnings,
 )
+from dl2pa.config.warnings import warnings
 from dl2pa.errors import UserError
 
 CIFAR = {"data": {"dataset": "cifar100", "root": "/data", "crop": "pad"}, "model": {"backbone": "resnet32"}}
@@ -230,6 +230,10 @@ SMALL = {"model": {"embedding_dim": 10}, "method": {"assignment": "dynamic"}}
         ({"optim": {"betas": [0.8, 0.9]}}, "optim.betas"),
         ({"data": {"dataset": "cifar10", "crop": "pad", "eval_resize": 40}}, "data.eval_resize"),
         ({"data": {"rand_magnitude": 5}}, "data.rand_magnitude"),
+        (
+            {"method": {"assignment": "static", "class_vectors": "x.npy", "match": {"rotate": True}}},
+            "method.match.rotate",
+        ),
         ({"tracking": {"enabled": False, "uri": "http://x"}}, "tracking.uri"),
     ],
 )

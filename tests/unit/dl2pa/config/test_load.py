@@ -20,9 +20,10 @@ from dl2pa.config import (
     merge,
     parse_config,
 )
-from dl2pa.config.checks import check_loader, check_method, warnings
+from dl2pa.config.checks import check_loader, check_method
 from dl2pa.config.load import RENAMED_KEYS
 from dl2pa.config.sweep import load_sweep
+from dl2pa.config.warnings import warnings
 from dl2pa.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[4]

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from dl2pa.config import Config, parse_config
-from dl2pa.config.checks import warnings
 from dl2pa.config.paths import expand_paths
 from dl2pa.config.validate import DataSizes, validate
+from dl2pa.config.warnings import warnings
 from dl2pa.config.yaml_core import parse_yaml
 from dl2pa.starter.network import Network
 from dl2pa.starter.recipe import Machine, Recipe, choose_recipe, embedding_dim

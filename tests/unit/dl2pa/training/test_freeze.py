@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dl2pa.config import Config, merge, parse_config
-from dl2pa.config.checks import warnings
+from dl2pa.config.warnings import warnings
 from dl2pa.model.model import build_model
 from dl2pa.training.distributed import World
 from dl2pa.training.train_state import TrainState

@@ -1,0 +1,124 @@
+"""Warnings about settings that are valid but probably not intended."""
+
+from __future__ import annotations
+
+from functools import reduce
+
+from dl2pa.config.schema import MOMENTUM_OPTIMIZERS, Config, MatchConfig
+from dl2pa.specs import FEATURES, MLP, backbone_spec, dataset_spec
+
+
+def warnings(config: Config, num_classes: int) -> list[str]:
+    """Sentences about settings that have no effect, or an effect that is probably not intended."""
+    result: list[str] = []
+    if config.assignment == "dynamic" and config.model.embedding_dim >= num_classes - 1:
+        result.append(
+            f"model.embedding_dim = {config.model.embedding_dim} >= C - 1 = {num_classes - 1}: the prototypes are a "
+            "regular simplex, every permutation of which is an isometry, so a dynamic assignment has no effect; "
+            "method.assignment=static costs less."
+        )
+    if config.train.patience is not None and not config.checkpoint.keep_best:
+        result.append(
+            "train.patience ends the run after its best epoch, whose weights are not kept; set "
+            "checkpoint.keep_best=true."
+        )
+    if config.model.freeze_epochs and config.model.init is None:
+        result.append("model.freeze_epochs freezes a backbone with random weights; set model.init.")
+    side, data = config.data.image_size / config.data.eval_resize, config.data
+    if config.loader in ("dali", "torchvision") and side < 0.5:
+        result.append(
+            f"data.eval_resize = {data.eval_resize} with data.image_size = {data.image_size}: validation uses the "
+            f"middle {100 * side**2:.0f} % of a square image; data.eval_resize="
+            f"{round(data.image_size / 0.875)} uses seven eighths of each side."
+        )
+    result.extend(f"{key} is ignored: {why}." for key, why in _ignored(config) if _was_set(config, key))
+    return result
+
+
+def _match_keys(config: Config) -> tuple[str, ...]:
+    """Keys of assignment updates; class vectors use the solver without updates, too."""
+    if config.method.class_vectors is None:
+        return ("method.match",)
+    return tuple(f"method.match.{key}" for key in MatchConfig.model_fields if key != "solver")
+
+
+def _ignored(config: Config) -> list[tuple[str, str]]:
+    """Keys that other settings make ineffective, each with the reason."""
+    data, method, optim = config.data, config.method, config.optim
+    name, schedule = method.name, f"optim.schedule is {optim.schedule}"
+    learned, softmax = config.method_defaults.learned, config.loss == "cross_entropy"
+    factors = ("method.scale", "method.learn_scale", "method.margin")
+    spec, backbone = config.method_defaults, config.model.backbone
+    generated = dataset_spec(data.dataset).layout == "generated"
+    momentum = optim.name in MOMENTUM_OPTIMIZERS
+    table: list[tuple[bool, tuple[str, ...], str]] = [
+        (config.assignment == "static", _match_keys(config), "method.assignment is static"),
+        (
+            learned,
+            ("method.prototypes", "method.prototype_seed", "method.class_vectors"),
+            f"{name} learns its class vectors",
+        ),
+        (
+            spec.construction == "class_vectors",
+            ("method.prototypes", "method.prototype_seed"),
+            f"the prototypes of {name} are its class vectors",
+        ),
+        (
+            not softmax,
+            (*factors, "method.logit_adjustment", "method.label_smoothing", "method.normalize"),
+            f"the loss is {config.loss}",
+        ),
+        (
+            learned and not spec.fixed_form and not config.normalize,
+            factors,
+            "the linear classifier has no scale",
+        ),
+        (not spec.scaled, factors, f"{name} normalizes its scores over the classes"),
+        (generated, ("method.logit_adjustment",), "synthetic classes are balanced"),
+        (spec.fixed_form, ("method.normalize",), f"{name} defines the normalization"),
+        (spec.sub_prototypes == 1, ("method.sub_prototypes",), f"{name} has one vector per class"),
+        (not spec.centroid_momentum, ("method.centroid_momentum",), f"{name} has no centroids"),
+        (
+            backbone != MLP,
+            ("model.hidden", "model.hidden_norm", "model.dropout"),
+            f"model.backbone is {backbone}",
+        ),
+        (
+            data.dataset == FEATURES,
+            (
+                "data.trivial_augment",
+                "data.rand_augment",
+                "data.color_jitter",
+                "data.erasing",
+                "train.channels_last",
+            ),
+            f"data.dataset is {FEATURES}",
+        ),
+        (not backbone_spec(backbone).small, ("model.shortcut", "model.widths"), f"{backbone} defines them"),
+        (data.crop != "random_resized", ("data.crop_scale", "data.crop_ratio"), f"data.crop is {data.crop}"),
+        (data.crop != "pad", ("data.pad",), f"data.crop is {data.crop}"),
+        (not data.rand_augment, ("data.rand_magnitude",), "data.rand_augment is 0"),
+        (config.loader == "resident", ("data.eval_resize",), "resident arrays are not resized"),
+        (
+            config.model.freeze_epochs == "all",
+            ("optim.layer_decay", "train.checkpoint_activations"),
+            "the backbone is frozen",
+        ),
+        (optim.schedule != "step", ("optim.milestones", "optim.gamma"), schedule),
+        (optim.schedule != "cosine", ("optim.min_lr",), schedule),
+        (not momentum, ("optim.momentum", "optim.nesterov"), f"{optim.name} uses optim.betas"),
+        (momentum, ("optim.betas",), f"{optim.name} uses optim.momentum"),
+        (
+            not config.tracking.enabled,
+            ("tracking.uri", "tracking.experiment", "tracking.run_name"),
+            "tracking.enabled is false",
+        ),
+    ]
+    return [(key, why) for applies, keys, why in table if applies for key in keys]
+
+
+def _was_set(config: Config, key: str) -> bool:
+    """Whether the key was set to a value other than its default (a resolved file contains every default)."""
+    *sections, name = key.split(".")
+    part = reduce(getattr, sections, config)
+    return name in part.model_fields_set and getattr(part, name) != type(part).model_fields[name].default

@@ -77,7 +77,10 @@ RICH = {
     "method": {
         "loss": "cross_entropy",
         "label_smoothing": 0.1,
-        "match": {"every_steps": 4, "momentum": 0.5, "refit_cosine": 0.5},
+        "match": {
+            **{"every_steps": 4, "momentum": 0.5, "refit_cosine": 0.5},
+            **{"statistic": "pooled", "solver": "quadratic"},
+        },
     },
     "optim": {"name": "adamw", "lr": 0.003, "clip_norm": 1.0},
     "train": {

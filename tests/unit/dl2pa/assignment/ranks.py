@@ -14,7 +14,15 @@ import torch
 from torch import distributed as dist
 from torch.nn import functional as F
 
-from dl2pa.assignment import AssignmentSolver, ClassStatistic, match, refit, verify_same
+from dl2pa.assignment import (
+    AssignmentSolver,
+    ClassStatistic,
+    QuadraticSolver,
+    match,
+    refit,
+    rotate,
+    verify_same,
+)
 from dl2pa.assignment.solve import ALL_PAIRS
 from dl2pa.config import parse_config
 from dl2pa.errors import TrainingFailure
@@ -49,7 +57,27 @@ def updates(rank: int, size: int) -> dict[str, Any]:
         diagnostics.append(result.diagnostics and result.diagnostics.metrics())
     stayed = refit(points, sigma, statistic.rows + rank, 0.9)  # rank 0's directions are used
     moved = {"stayed": stayed, "points": points.tolist()}
-    return {"updates": results, "rows": statistic.rows.tolist(), "diagnostics": diagnostics, "refit": moved}
+    return {
+        "pooled": pooled_update(rank, size),
+        "updates": results,
+        "rows": statistic.rows.tolist(),
+        "diagnostics": diagnostics,
+        "refit": moved,
+    }
+
+
+def pooled_update(rank: int, size: int) -> dict[str, Any]:
+    """A quadratic update by features of another dimension, and a rotation."""
+    generator = torch.Generator().manual_seed(1)
+    points = F.normalize(torch.randn(CLASSES, DIM, generator=generator), dim=1)
+    sigma, statistic, pooled = torch.arange(CLASSES), ClassStatistic(CLASSES, DIM), ClassStatistic(CLASSES, 7)
+    features, wide = (torch.randn(SAMPLES, dim, generator=generator) for dim in (DIM, 7))
+    labels, part = torch.arange(SAMPLES) % CLASSES, slice(rank, None, size)
+    statistic.add(features[part], labels[part])
+    pooled.add(wide[part], labels[part])
+    result = match(statistic, points, sigma, solver=QuadraticSolver(), pooled=pooled)
+    stayed = rotate(points, sigma, statistic.rows + rank)  # rank 0's directions are used
+    return {"sigma": sigma.tolist(), "moved": result.moved, "points": points.tolist(), "stayed": stayed}
 
 
 def many_classes(rank: int, size: int) -> list[list[int]]:

@@ -37,7 +37,9 @@ def test_every_rank_has_the_assignment_of_one_process(reports: Reports, size: in
         assert report["updates"] == expected["updates"]
         assert report["rows"] == expected["rows"]
         assert report["refit"] == expected["refit"]
+        assert report["pooled"] == expected["pooled"]
     assert expected["refit"]["stayed"] < 0.999, "without moves the comparison proves nothing"
+    assert expected["pooled"]["moved"] > 0 and expected["pooled"]["stayed"] < 0.999
 
 
 @pytest.mark.parametrize("size", [2, 3, 4])

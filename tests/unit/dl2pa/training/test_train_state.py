@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dl2pa.assignment import ClassStatistic
 from dl2pa.config import Config, merge, parse_config
+from dl2pa.methods.prototypical import PrototypeMethod
 from dl2pa.model.model import build_model
 from dl2pa.training.distributed import World
 from dl2pa.training.train_state import TrainState
@@ -61,6 +63,33 @@ def test_a_step_equals_sgd_at_the_rate_of_the_step(alone: World) -> None:
         train_state.step(batch, step)
     expected = torch.cat([p.detach().flatten() for p in reference.parameters()])
     assert torch.allclose(weights(train_state), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_pooled_statistic_sums_the_features_of_the_backbone(accumulate: int, alone: World) -> None:
+    """In evaluation mode, so that micro-batches do not change the features."""
+    match = {"statistic": "pooled", "solver": "quadratic", "rotate": True}
+    settings = config(method={"match": match}, train={"accumulate": accumulate})
+    train_state = build(settings, alone)
+    reference = copy.deepcopy(train_state.model)
+    for module in (train_state.model, reference):
+        module.eval()
+    batch = batches()[0]
+    pooled = reference.embedder.backbone(batch.images)
+    expected = ClassStatistic(CLASSES, pooled.shape[1])
+    expected.add(pooled, batch.targets)
+    train_state.step(batch, 0)
+    method = train_state.model.method
+    assert isinstance(method, PrototypeMethod) and method.pooled is not None and method.statistic is not None
+    assert torch.equal(method.pooled.sums, expected.sums) and torch.equal(
+        method.pooled.counts, expected.counts
+    )
+    before = method.prototypes.clone()
+    result = train_state.rematch()
+    assert result is not None and result.prototypes_stayed is not None
+    assert torch.allclose(method.prototypes @ method.prototypes.T, before @ before.T, atol=1e-5)
+    assert not torch.allclose(method.prototypes, before, atol=1e-3)
+    assert torch.equal(method.weights, method.prototypes[method.assignment])
 
 
 def test_mixing_affects_loss_and_statistics_by_both_labels(alone: World) -> None:

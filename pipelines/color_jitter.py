@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines import rng
+from pipelines.augment_ops import HUE, Op, OpParams
 from pipelines.rng import Stream
-from pipelines.trivial_augment import HUE, Op, OpParams
 
 Strengths = tuple[float, float, float, float]
 """Largest changes of brightness, contrast, saturation and hue."""

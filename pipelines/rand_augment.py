@@ -13,8 +13,9 @@ import torch
 from numpy.typing import NDArray
 
 from pipelines import rng
+from pipelines.augment_ops import Op, OpParams
 from pipelines.rng import Stream
-from pipelines.trivial_augment import NUM_LEVELS, Op, OpParams
+from pipelines.trivial_augment import NUM_LEVELS
 
 
 def draw_rand(

@@ -13,13 +13,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipelines.augment_ops import OpParams, apply_ops
 from pipelines.batch import host_to_device
 from pipelines.color_jitter import draw_jitter
 from pipelines.crop import center_crop
 from pipelines.erasing import apply_erasing, draw_erasing
 from pipelines.rand_augment import draw_rand
 from pipelines.rng import Stream, randint, uniform
-from pipelines.trivial_augment import OpParams, TrivialParams, apply_trivial, draw_trivial
+from pipelines.trivial_augment import draw_trivial
 
 _TRIES = 10
 _CHUNK = 2**18
@@ -152,7 +153,7 @@ class Draws:
         boxes: int64 [B, 4], erased boxes; None without erasing.
     """
 
-    ops: tuple[TrivialParams | OpParams, ...]
+    ops: tuple[OpParams, ...]
     boxes: NDArray[np.int64] | None
 
     def take(self, part: slice) -> Draws:
@@ -171,10 +172,8 @@ def draw_augmentation(transforms: Transforms, seed: int, epoch: int, samples: ND
     return Draws(tuple(_draw_ops(transforms, seed, epoch, samples)), boxes)
 
 
-def _draw_ops(
-    transforms: Transforms, seed: int, epoch: int, samples: NDArray[np.int64]
-) -> list[TrivialParams | OpParams]:
-    draws: list[TrivialParams | OpParams] = []
+def _draw_ops(transforms: Transforms, seed: int, epoch: int, samples: NDArray[np.int64]) -> list[OpParams]:
+    draws: list[OpParams] = []
     if not transforms.works_on_pixels:
         return draws
     if transforms.trivial_augment:
@@ -206,7 +205,7 @@ def finish(
     """
     draws = draws or draw_augmentation(transforms, seed, epoch, samples)
     for params in draws.ops:
-        images_bhwc = apply_trivial(images_bhwc.permute(0, 3, 1, 2), params).permute(0, 2, 3, 1)
+        images_bhwc = apply_ops(images_bhwc.permute(0, 3, 1, 2), params).permute(0, 2, 3, 1)
     if images_bhwc.dtype == torch.uint8:
         images_bhwc = _normalize(images_bhwc, transforms)
     normalized = images_bhwc.permute(0, 3, 1, 2)

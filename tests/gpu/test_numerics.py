@@ -44,19 +44,20 @@ def test_assignment_equals_the_cpu_assignment(
 
 
 def test_trivial_augment_pixels_equal_the_cpu_pixels(device: torch.device) -> None:
-    from pipelines.trivial_augment import apply_trivial, draw_trivial
+    from pipelines.augment_ops import apply_ops
+    from pipelines.trivial_augment import draw_trivial
 
     images = torch.randint(0, 256, (128, 3, 64, 64), dtype=torch.uint8)
     draw = draw_trivial(0, 0, np.arange(128))
-    there = apply_trivial(images.to(device), draw).cpu()
-    assert (apply_trivial(images, draw) != there).float().mean() < 1e-3
+    there = apply_ops(images.to(device), draw).cpu()
+    assert (apply_ops(images, draw) != there).float().mean() < 1e-3
 
 
 @pytest.mark.parametrize("kind", ["rand augment", "color jitter"])
 def test_augmented_pixels_equal_the_cpu_pixels(kind: str, device: torch.device) -> None:
+    from pipelines.augment_ops import apply_ops
     from pipelines.color_jitter import draw_jitter
     from pipelines.rand_augment import draw_rand
-    from pipelines.trivial_augment import apply_trivial
 
     images = torch.randint(0, 256, (128, 3, 64, 64), dtype=torch.uint8)
     samples = np.arange(128)
@@ -65,7 +66,7 @@ def test_augmented_pixels_equal_the_cpu_pixels(kind: str, device: torch.device) 
     else:
         draws = draw_jitter(0, 0, samples, (0.4, 0.4, 0.4, 0.1))
     for draw in draws:
-        here, there = apply_trivial(images, draw), apply_trivial(images.to(device), draw).cpu()
+        here, there = apply_ops(images, draw), apply_ops(images.to(device), draw).cpu()
         # A product that rounds differently changes a level by one, and a translation by a pixel.
         assert (here != there).float().mean() < 1e-3
         images = here

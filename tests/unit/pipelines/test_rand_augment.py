@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
+from pipelines.augment_ops import HUE, Op, OpParams, apply_ops
 from pipelines.color_jitter import Strengths, draw_jitter
 from pipelines.rand_augment import draw_rand
 from pipelines.transforms import Transforms, finish
-from pipelines.trivial_augment import HUE, Op, OpParams, apply_trivial
 
 GEOMETRIC = (Op.SHEAR_X, Op.SHEAR_Y, Op.TRANSLATE_X, Op.TRANSLATE_Y, Op.ROTATE)
 MAX_TIES = 2e-4  # as in test_trivial_augment.py
@@ -40,7 +40,7 @@ def test_operations_match_torchvision(level: int, size: tuple[int, int]) -> None
     assert set(draw.op.tolist()) == set(Op)
     differing = 0.0
     for image, result, op, magnitude in zip(
-        images, apply_trivial(images, draw), draw.op, draw.magnitude, strict=True
+        images, apply_ops(images, draw), draw.op, draw.magnitude, strict=True
     ):
         title = titles[Op(op).name.replace("_", "").lower()]
         values, signed = reference._AUGMENTATION_SPACE[title]
@@ -91,7 +91,7 @@ def test_color_jitter_matches_torchvision(size: tuple[int, int]) -> None:
     draws = draw_jitter(3, 2, np.arange(96), STRONG)
     augmented = images
     for draw in draws:
-        augmented = apply_trivial(augmented, draw)
+        augmented = apply_ops(augmented, draw)
     for number, image in enumerate(images):
         operations = [(int(draw.op[number]), float(draw.magnitude[number])) for draw in draws]
         assert torch.equal(jittered_by_torchvision(image, operations), augmented[number]), operations
@@ -102,9 +102,7 @@ def test_every_hue_matches_torchvision() -> None:
     colors = torch.cartesian_prod(levels, levels, levels).T.reshape(3, len(levels), -1)
     for shift in (-0.5, -0.1, 1e-8, 0.25, 0.5):
         draw = OpParams(np.array([HUE]), np.array([shift]))
-        assert torch.equal(apply_trivial(colors[None], draw)[0], v2.functional.adjust_hue(colors, shift)), (
-            shift
-        )
+        assert torch.equal(apply_ops(colors[None], draw)[0], v2.functional.adjust_hue(colors, shift)), shift
 
 
 def test_color_changes_are_uniform_and_in_random_order() -> None:

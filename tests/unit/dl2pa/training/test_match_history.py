@@ -42,6 +42,7 @@ def test_a_record_contains_everything_but_times(log: MatchHistory) -> None:
         "mean_cosine": 0.1,
         "largest_cosine": None,
         "closest_classes": None,
+        "alignment": None,
         "moves": [[0, 0, 1], [1, 1, 0]],
     }
 

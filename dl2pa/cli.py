@@ -30,7 +30,7 @@ COMMANDS = {
     "data": "Index a data set, or pack it into shards.",
     "features": "Compute the features of a frozen network once, to train on them in seconds.",
     "weights": "Fetch pretrained weights for `model.init`, or list those of a backbone.",
-    "evaluate": "Evaluate a run's model on the validation split: top-1, top-5, calibration.",
+    "evaluate": "Evaluate a run's model: accuracy on any images, retrieval, out-of-distribution detection.",
     "sync": "Send a run's spooled tracking events to MLflow, each exactly once.",
     "ui": "Start an MLflow server on the local store, until Ctrl-C.",
     "register": "Register a finished run's model in MLflow; repeating it changes nothing.",

@@ -144,6 +144,7 @@ class RunDirectory:
         self.result = root / "result.json"
         self.validation = root / "validation.json"
         self.predictions = root / "predictions.npz"
+        self.evaluations = root / "evaluations"
         self.code = root / "code"
         self.export = root / "export"
         self.stop_file = root / "stop"
@@ -297,6 +298,10 @@ class RunDirectory:
     def checkpoint_model(self, which: str) -> Path:
         """Model file written from the `latest` or `best` checkpoint."""
         return self.root / f"model-{which}.safetensors"
+
+    def evaluation_file(self, name: str) -> Path:
+        """Record of an evaluation; `name` may contain a folder, as in `ood/svhn`."""
+        return self.evaluations / f"{name}.json"
 
     def node_metrics(self, node: int | str) -> Path:
         """System metrics of a node other than the first; `*` gives the pattern of all of them."""

@@ -41,6 +41,7 @@ __all__ = [
     "index_folder",
     "load_classes",
     "open_dataset",
+    "refuse_without_index",
     "write_digits",
 ]
 
@@ -174,7 +175,7 @@ def _open_imagefolder(
     check_verified(base, field)
     indexed = _open_index(base, None if separate else index)
     if indexed is None:
-        _refuse_without_index(base, field)
+        refuse_without_index(base, field)
     classes = None
     if class_list is not None:
         classes = class_list.names(lambda: _classes_in_data(root, val_root, index))
@@ -206,7 +207,8 @@ def _open_part(
     return draw_split(whole, val_fraction, split)
 
 
-def _refuse_without_index(base: Path, field: str) -> None:
+def refuse_without_index(base: Path, field: str) -> None:
+    """Refuse a folder of tar shards or Parquet files, which are read through an index."""
     kind = "tar shards" if find_shards(base) else "Parquet files" if find_parquet(base).splits else None
     if kind is not None:
         remedy = f"Create their index with `dl2pa data index {base}`."

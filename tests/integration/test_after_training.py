@@ -21,11 +21,14 @@ def test_evaluate_gives_the_accuracy_of_the_run(trained: Path) -> None:
     result = json.loads((trained / "result.json").read_text())
     evaluated = run_here("evaluate", trained, "--json")
     assert evaluated.code == 0, evaluated.error
-    assert evaluated.result == {
+    values = evaluated.result
+    assert values.pop("top1_low") < result["top1_last"] < values.pop("top1_high")
+    assert values == {
         "top1": result["top1_last"],
         "top5": result["top5_last"],
         "ece": result["ece_last"],
         "num_validated": 359,
+        "num_correct": round(359 * result["top1_last"] / 100),
     }
     best = run_here("evaluate", trained, "--checkpoint", "best", "--json")
     assert best.result["top1"] == result["top1_best"]
@@ -51,6 +54,33 @@ def test_evaluate_the_embedding_on_two_data_sets(trained: Path, digits: Path, tm
 def test_evaluate_another_folder(trained: Path, digits: Path) -> None:
     evaluated = run_here("evaluate", trained, f"data.val_root={digits / 'train'}", "--json")
     assert evaluated.result["num_validated"] == 1438
+
+
+def test_evaluations_are_added_to_the_run_on_the_server_once(
+    trained: Path, digits: Path, mlflow_server: MlflowServer, tmp_path: Path
+) -> None:
+    import mlflow
+
+    run = copy_as_another_run(trained, tmp_path / "copy", "evaluated")
+    sent = run_here("sync", run, "--uri", mlflow_server.uri, "--json").result
+    for name in "147":
+        shutil.copytree(digits / "val" / name, tmp_path / "three" / name)
+    command = ("evaluate", run, "--set", f"three={tmp_path / 'three'}", "--only-present-classes", "--json")
+    evaluated = [run_here(*command) for _ in range(2)]
+    assert [each.code for each in evaluated] == [0, 0], evaluated[0].error
+    synced = [run_here("sync", run, "--uri", mlflow_server.uri, "--json").result for _ in range(2)]
+    assert [(each["left"], each["run_id"]) for each in synced] == [(0, sent["run_id"])] * 2
+    assert [each["events_sent"] for each in synced] == [5, 0]
+    result = evaluated[0].result["sets"]["three"]
+    client = mlflow.MlflowClient(mlflow_server.uri)
+    record = client.get_run(sent["run_id"])
+    assert record.info.status == "FINISHED"
+    points = client.get_metric_history(sent["run_id"], "eval/three/num_correct")
+    assert [point.value for point in points] == [result["num_correct"]]
+    assert record.inputs is not None
+    assert result["data_fingerprint"] in [each.dataset.digest for each in record.inputs.dataset_inputs]
+    artifacts = {each.path for each in client.list_artifacts(sent["run_id"], "evaluations")}
+    assert artifacts == {"evaluations/three.json", "evaluations/three"}
 
 
 def test_export_predicts_elsewhere(trained: Path, digits: Path, tmp_path: Path) -> None:

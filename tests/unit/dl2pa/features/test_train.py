@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,17 @@ def test_a_probe_classifies_images_with_its_frozen_network(probe: Path, images: 
     again = run_here("predict", tmp_path / "export", *files, "--top", "1", "--json")
     assert again.result == done.result
     assert load_image_classifier(tmp_path / "export").description["frozen"]["dim"] == 8
+
+
+def test_a_probe_is_evaluated_on_images_through_its_frozen_network(
+    probe: Path, images: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(probe, tmp_path / "run"))
+    on_features = run_here("evaluate", run, "--json").result
+    done = run_here("evaluate", run, "--set", f"val={images}", "--ood", f"same={images}", "--json")
+    assert done.code == 0, done.error
+    assert done.result["sets"]["val"]["num_correct"] == on_features["num_correct"]
+    assert done.result["ood"]["same"]["embedding_knn_auroc"] == pytest.approx(50, abs=2)
 
 
 def test_a_probe_without_its_run_directory_and_its_registration_are_refused(

@@ -1,0 +1,157 @@
+"""Out-of-distribution detection by the embedding and by the layer before it, the features of the backbone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from dl2pa.config import Config
+from dl2pa.errors import UserError
+from dl2pa.evaluation.detection import Scores, detect
+from dl2pa.model.inference import Classifier
+from dl2pa.specs import MAX_LOGITS
+from dl2pa.training.data import build_eval_pipeline, build_subset_pipeline
+from dl2pa.training.distributed import World
+from dl2pa.training.train_state import autocast
+from pipelines.dataset import Dataset, num_samples
+
+NEIGHBORS = 50
+"""The k-NN score is the distance to the 50th nearest training image, as in Sun et al. (ICML 2022) for CIFAR-10."""
+MAX_REFERENCE = 50_000
+"""Maximum number of training images among which neighbors are searched; see `reference_samples`."""
+_BLOCK = 512
+
+
+@dataclass(frozen=True, eq=False)
+class Layers:
+    """Activations for N images, float32, in the data set's order.
+
+    Attributes:
+        embedding: embeddings [N, d], not normalized.
+        backbone: features of the backbone [N, p], the input of the projection head.
+        labels: int64 [N].
+    """
+
+    embedding: Tensor
+    backbone: Tensor
+    labels: Tensor
+
+
+def reference_samples(count: int, limit: int = MAX_REFERENCE) -> NDArray[np.int64]:
+    """Choose training images: all of them, or `limit` of them at equal distances in the data set's order.
+
+    In the order of an image folder, which is sorted by class, every class keeps its share.
+    """
+    kept = min(count, limit)
+    return np.arange(kept, dtype=np.int64) * count // max(1, kept)
+
+
+@torch.inference_mode()
+def compute_layers(
+    config: Config,
+    classifier: Classifier,
+    dataset: Dataset,
+    world: World,
+    samples: NDArray[np.int64] | None = None,
+) -> Layers:
+    """Compute both layers for every image, or for `samples`; unreadable images are left out if allowed.
+
+    Raises:
+        UserError: no image could be read, or more are unreadable than allowed.
+    """
+    if samples is None or len(samples) == num_samples(dataset):
+        pipeline = build_eval_pipeline(config, dataset, world)
+    else:
+        batch = config.train.eval_batch_size or config.train.batch_size
+        chosen = tuple(samples.tolist())
+        pipeline = build_subset_pipeline(config, dataset, chosen, batch, world.device, world.threads)
+    embedding: list[Tensor] = []
+    backbone: list[Tensor] = []
+    labels: list[Tensor] = []
+    pipeline.start(0)
+    try:
+        with autocast(config.train.precision, world.device):
+            for batch in pipeline:
+                features = classifier.embedder.backbone(batch.images)
+                embedding.append(classifier.embedder.head(features)[: batch.valid].float())
+                backbone.append(features[: batch.valid].float())
+                labels.append(batch.targets[: batch.valid].clone())
+    finally:
+        pipeline.close()
+    if not sum(map(len, labels)):
+        root = str(getattr(dataset, "root", "data"))
+        raise UserError("data", root, "contains no image that can be read", "Check the files.")
+    return Layers(torch.cat(embedding), torch.cat(backbone), torch.cat(labels))
+
+
+class Detector:
+    """Scores that are high for in-distribution images.
+
+    Args:
+        reference: layers of training images.
+    """
+
+    def __init__(self, classifier: Classifier, reference: Layers) -> None:
+        self._head = classifier.head
+        self._embedding = F.normalize(reference.embedding, dim=1)
+        self._backbone = F.normalize(reference.backbone, dim=1)
+        self._means = _class_means(self._backbone, reference.labels)
+
+    @torch.inference_mode()
+    def score(self, layers: Layers) -> dict[str, Scores]:
+        """Scores [N] by layer and rule.
+
+        ``embedding_cosine``: largest cosine to a class vector; ``embedding_logit``, the largest logit, for a head that
+        does not normalize embeddings. ``embedding_energy``: log-sum-exp of the logits (Liu et al., NeurIPS 2020).
+        ``backbone_class_mean``: largest cosine to the mean direction of a training class. ``…_knn``: cosine of the
+        50th nearest training image, a decreasing function of its distance.
+        """
+        largest, energy = self._score_embedding(layers.embedding)
+        backbone = F.normalize(layers.backbone, dim=1)
+        means = torch.cat([(rows @ self._means.T).amax(dim=1) for rows in backbone.split(_BLOCK)])
+        scores = {
+            "embedding_cosine" if self._head.normalize else "embedding_logit": largest,
+            "embedding_energy": energy,
+            "embedding_knn": _nearest(F.normalize(layers.embedding, dim=1), self._embedding),
+            "backbone_class_mean": means,
+            "backbone_knn": _nearest(backbone, self._backbone),
+        }
+        return {name: value.double().cpu().numpy() for name, value in scores.items()}
+
+    def _score_embedding(self, embedding_nd: Tensor) -> tuple[Tensor, Tensor]:
+        """Largest cosine or logit, and energy, both [N]."""
+        head, largest, energy = self._head, list[Tensor](), list[Tensor]()
+        vectors = F.normalize(head.vectors.float(), dim=1)
+        for rows in embedding_nd.split(max(1, MAX_LOGITS // len(vectors))):
+            logits = head.logits(rows)
+            energy.append(logits.double().logsumexp(dim=1))
+            cosines = head.embed(rows) @ vectors.T if head.normalize else logits
+            largest.append(cosines.amax(dim=1))
+        return torch.cat(largest), torch.cat(energy)
+
+
+def compare_scores(inside: dict[str, Scores], outside: dict[str, Scores]) -> dict[str, float]:
+    """AUROC and FPR at 95 % TPR, in percent, of each score."""
+    return {
+        f"{name}_{key}": value
+        for name in inside
+        for key, value in detect(inside[name], outside[name]).metrics().items()
+    }
+
+
+def _class_means(unit_nd: Tensor, labels_n: Tensor) -> Tensor:
+    """Unit mean directions of the classes with images."""
+    classes, position = labels_n.unique(return_inverse=True)
+    sums = unit_nd.new_zeros(len(classes), unit_nd.shape[1]).index_add_(0, position, unit_nd)
+    return F.normalize(sums, dim=1)
+
+
+def _nearest(unit_nd: Tensor, reference_md: Tensor) -> Tensor:
+    """Cosine of the 50th nearest reference vector, or of the last one if there are fewer."""
+    k = min(NEIGHBORS, len(reference_md))
+    return torch.cat([(rows @ reference_md.T).topk(k, dim=1).values[:, -1] for rows in unit_nd.split(_BLOCK)])

@@ -1,0 +1,272 @@
+"""`dl2pa evaluate` on named sets: counts by class name, records, out-of-distribution detection and retrieval."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+from sklearn.metrics import roc_auc_score
+from sklearn.neighbors import NearestNeighbors
+
+import dl2pa
+from dl2pa.evaluation import measure
+from dl2pa.tracking.spool import read_events
+from pipelines.datasets import index_folder
+from pipelines.datasets.index import INDEX_NAME, Index, SplitIndex, write_index
+from support.commands import Completed, run_here
+from unit.dl2pa.evaluation.conftest import CLASSES, write_images
+
+SUBSET = ("fox", "bee", "ant", "elk")
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "runs" / "run"))
+
+
+@pytest.fixture(scope="session")
+def subset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 images of four classes."""
+    return write_images(tmp_path_factory.mktemp("subset") / "s", dict.fromkeys(SUBSET, 10), 5)
+
+
+def evaluate(run: Path, *arguments: object) -> Completed:
+    return run_here("evaluate", run, *arguments, "--json")
+
+
+def files_of(root: Path) -> list[Path]:
+    return sorted(root.glob("*/*.png"))
+
+
+def count_by_hand(run: Path, root: Path, names: tuple[str, ...]) -> dict[str, int]:
+    """Correct predictions per class when only `names` can be predicted."""
+    model = dl2pa.load(run, device="cpu")
+    columns = [model.classes.index(name) for name in names]
+    correct = dict.fromkeys(names, 0)
+    for file in files_of(root):
+        scores = model.predict(file).scores[0, columns]
+        correct[file.parent.name] += names[int(scores.argmax())] == file.parent.name
+    return correct
+
+
+def events(run: Path) -> list[dict[str, Any]]:
+    return [entry.event for entry in read_events(run / "events" / "events.jsonl") if entry.event]
+
+
+def test_subset_is_counted_by_class_name_and_recorded_once(run: Path, subset: Path) -> None:
+    before = events(run)
+    done = evaluate(run, "--set", f"four={subset}", "--only-present-classes")
+    assert done.code == 0, done.error
+    result = done.result["sets"]["four"]
+    expected = count_by_hand(run, subset, SUBSET)
+    assert result["num_correct"] == sum(expected.values())
+    assert 10 < result["num_correct"] < 40  # neither chance nor perfect
+    interval = binomtest(result["num_correct"], 40).proportion_ci(method="wilson")
+    assert (result["top1_low"], result["top1_high"]) == pytest.approx(
+        (100 * interval.low, 100 * interval.high)
+    )
+    file = run / "evaluations" / "four.json"
+    record = json.loads(file.read_text())
+    assert dict(zip(record["classes"], record["class_correct"], strict=True)) == expected
+    assert record["classes"] == sorted(SUBSET)
+    assert sum(record["confusion"]["count"]) == 40
+    assert sorted(path.name for path in (run / "evaluations" / "four").iterdir()) == [
+        *("confusion.html", "per_class.csv", "per_class.html"),
+    ]
+    added = events(run)[len(before) :]
+    assert [event["e"] for event in added] == ["inputs", "tags", "artifact", "artifact", "metrics"]
+    assert added[-1]["v"]["eval/four/top1"] == result["top1"]
+    assert added[0]["datasets"][0]["digest"] == record["data_fingerprint"] == result["data_fingerprint"]
+    content, size = file.read_bytes(), len(events(run))
+    again = evaluate(run, "--set", f"four={subset}", "--only-present-classes", "train.eval_batch_size=7")
+    assert again.result == done.result
+    assert (file.read_bytes(), len(events(run))) == (content, size)
+
+
+def test_order_of_the_classes_in_an_index_does_not_matter(run: Path, subset: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(subset, tmp_path / "indexed"))
+    names = ("elk", "fox", "gnu", "bee", "ant")  # no image of the class gnu
+    table = index_folder(root, names, "root")
+    flags = np.zeros(len(table), np.uint8)
+    write_index(root / INDEX_NAME, root, Index({"all": SplitIndex(table, flags)}, names, {}))
+    done = evaluate(run, "--set", f"a={subset}", "--set", f"b={root}", "--only-present-classes")
+    assert done.code == 0, done.error
+    first, second = done.result["sets"].values()
+    assert first["num_correct"] == second["num_correct"]
+    labels = [json.loads((run / "evaluations" / f"{n}.json").read_text())["class_correct"] for n in "ab"]
+    assert labels[0] == labels[1]
+
+
+def test_the_model_is_loaded_once_for_all_sets(
+    run: Path, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[Path] = []
+    load = measure.load_classifier
+    monkeypatch.setattr(measure, "load_classifier", lambda path: [loaded.append(path), load(path)][1])
+    done = evaluate(run, "--set", f"a={images / 'val'}", "--set", f"b={images}")
+    assert done.code == 0, done.error
+    assert len(loaded) == 1
+    both = done.result["sets"]
+    validation = evaluate(run).result
+    for key, value in validation.items():
+        assert both["a"][key] == both["b"][key] == value, key
+    assert validation["top1"] == json.loads((run / "result.json").read_text())["top1_last"]
+
+
+def test_several_processes_count_the_same(run: Path, subset: Path, images: Path) -> None:
+    sets = ("--set", f"four={subset}", "--only-present-classes")
+    alone = evaluate(run, *sets).result
+    shutil.rmtree(run / "evaluations")
+    both = evaluate(run, *sets, "--nproc", "2")
+    assert both.code == 0, both.error
+    assert both.result == alone
+    assert (run / "evaluations" / "four.json").is_file()
+
+
+REFUSED: dict[str, tuple[list[str], str, str]] = {
+    "unknown class": (
+        ["--set", "x=UNKNOWN"],
+        "--set",
+        "'foxx' in UNKNOWN is not among the 6 classes; the nearest is 'fox'",
+    ),
+    "missing classes": (
+        ["--set", "x=SUBSET"],
+        "--set",
+        "no images of 2 of the model's 6 classes: 'cat', 'dog'",
+    ),
+    "no folder": (["--set", "x=gone"], "--set", "does not exist"),
+    "no name": (["--set", "SUBSET"], "--set", "is not of the form NAME=DIR"),
+    "a path as name": (["--set", "../x=SUBSET"], "--set", "does not consist of letters"),
+    "the same name": (["--set", "x=SUBSET", "--set", "x=SUBSET"], "--set", "appears twice"),
+    "a reserved name": (["--set", "ood=SUBSET"], "--set", "is reserved"),
+    "nothing to choose from": (["--only-present-classes"], "--only-present-classes", "does not classify"),
+    "two kinds": (["--embedding", "--ood", "x=SUBSET"], "--ood", "cannot be combined"),
+    "processes of one process": (["--nproc", "2", "--retrieval"], "--nproc", "run in one process"),
+    "no processes": (["--nproc", "none"], "--nproc", "must be a positive number or auto"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_wrong_sets_are_refused_before_anything_is_written(
+    case: str, run: Path, subset: Path, tmp_path: Path
+) -> None:
+    unknown = write_images(tmp_path / "unknown", {"ant": 1, "foxx": 1}, 3)
+    arguments, field, message = REFUSED[case]
+
+    def placed(text: str) -> str:
+        return text.replace("UNKNOWN", str(unknown)).replace("SUBSET", str(subset))
+
+    before = sorted(run.rglob("*"))
+    done = evaluate(run, *map(placed, arguments))
+    assert done.code == 2, done.error
+    assert done.result["error"]["field"] == field
+    assert placed(message) in done.result["error"]["message"]
+    assert sorted(run.rglob("*")) == before
+
+
+def test_other_data_under_a_recorded_name_is_refused(run: Path, subset: Path, images: Path) -> None:
+    assert evaluate(run, "--set", f"x={subset}", "--only-present-classes").code == 0
+    content = (run / "evaluations" / "x.json").read_bytes()
+    other = evaluate(run, "--set", f"x={images}")
+    assert (other.code, other.result["error"]["value"]) == (2, "x")
+    assert "other images or labels" in other.result["error"]["message"]
+    option = evaluate(run, "--set", f"x={subset}", "--only-present-classes", "train.precision=bf16")
+    assert (option.code, option.result["error"]["value"]) == (2, "x")
+    assert (run / "evaluations" / "x.json").read_bytes() == content
+
+
+def test_record_that_a_kill_interrupted_is_completed(run: Path, images: Path) -> None:
+    assert evaluate(run, "--set", f"val={images}").code == 0
+    spool = run / "events" / "events.jsonl"
+    whole = spool.read_bytes().splitlines(keepends=True)
+    spool.write_bytes(b"".join(whole[:-1]))
+    assert evaluate(run, "--set", f"val={images}").code == 0
+    assert events(run)[-1]["v"] == json.loads(whole[-1])["v"]
+
+
+def test_model_that_was_trained_further_has_a_new_record(run: Path, images: Path) -> None:
+    assert evaluate(run, "--set", f"val={images}").code == 0
+    result = json.loads((run / "result.json").read_text())
+    (run / "result.json").write_text(json.dumps({**result, "steps": result["steps"] + 6}))
+    assert evaluate(run, "--set", f"val={images}").code == 0
+    assert json.loads((run / "evaluations" / "val.json").read_text())["step"] == result["steps"] + 6
+    points = [event["step"] for event in events(run) if "eval/val/top1" in event.get("v", {})]
+    assert points == [result["steps"], result["steps"] + 6]
+
+
+def test_server_outage_loses_nothing(run: Path, images: Path) -> None:
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("uri: none", "uri: http://127.0.0.1:9"))
+    done = evaluate(run, "--set", f"val={images}")
+    assert done.code == 0, done.error
+    assert f"`dl2pa sync {run}` sends it" in done.error
+    assert "eval/val/top1" in events(run)[-1]["v"]
+
+
+def test_run_without_tracking_has_the_record_as_a_file(run: Path, images: Path) -> None:
+    shutil.rmtree(run / "events")
+    done = evaluate(run, "--set", f"val={images}")
+    assert done.code == 0, done.error
+    assert (run / "evaluations" / "val.json").is_file()
+    assert not (run / "events").exists()
+
+
+def test_only_the_final_model_is_recorded(run: Path, images: Path) -> None:
+    done = evaluate(run, "--set", f"val={images}", "--checkpoint", "best")
+    assert done.code == 0, done.error
+    assert "not recorded" in done.error
+    assert done.result["sets"]["val"]["top1"] == json.loads((run / "result.json").read_text())["top1_best"]
+    assert not (run / "evaluations").exists()
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_detection_equals_scikit_learns(flat: bool, run: Path, images: Path, tmp_path: Path) -> None:
+    other = write_images(tmp_path / "other", {"sun": 30}, 8, spread=160)
+    done = evaluate(run, "--ood", f"sun={other / 'sun' if flat else other}")
+    assert done.code == 0, done.error
+    result = done.result["ood"]["sun"]
+    model = dl2pa.load(run, device="cpu")
+    train, val, outside = (model.embed(files_of(root)) for root in (images / "train", images / "val", other))
+    is_inside = [1] * len(val) + [0] * len(outside)
+    both = np.concatenate([val, outside])
+    cosine = (both @ model.class_vectors.T).max(axis=1)
+    assert result["embedding_cosine_auroc"] == pytest.approx(100 * roc_auc_score(is_inside, cosine), abs=1e-6)
+    neighbors = NearestNeighbors(n_neighbors=50, metric="euclidean").fit(train.astype(np.float64))
+    distance = neighbors.kneighbors(both.astype(np.float64))[0][:, -1]
+    assert result["embedding_knn_auroc"] == pytest.approx(100 * roc_auc_score(is_inside, -distance), abs=1e-6)
+    assert (result["num_inside"], result["num_outside"], result["num_reference"]) == (36, 30, 72)
+    scores = model.predict([*files_of(images / "val"), *files_of(other)]).scores.astype(np.float64)
+    energy = np.log(np.exp(scores).sum(axis=1))
+    assert result["embedding_energy_auroc"] == pytest.approx(100 * roc_auc_score(is_inside, energy), abs=1e-6)
+    assert result["backbone_knn_auroc"] != result["embedding_knn_auroc"]
+    assert json.loads((run / "evaluations" / "ood" / "sun.json").read_text())["metrics"] == result
+    assert events(run)[-1]["v"]["ood/sun/backbone_class_mean_fpr95"] == result["backbone_class_mean_fpr95"]
+
+
+def test_retrieval_equals_scikit_learns(run: Path, images: Path, tmp_path: Path) -> None:
+    new = write_images(
+        tmp_path / "new", {"gnu": 8, "owl": 8, "ant": 8}, 9
+    )  # classes that the model does not know
+    done = evaluate(run, "--retrieval", "--set", f"new={new}")
+    assert done.code == 0, done.error
+    validation = evaluate(run, "--retrieval").result["retrieval"]["validation"]
+    model = dl2pa.load(run, device="cpu")
+    for root, result in ((new, done.result["retrieval"]["new"]), (images / "val", validation)):
+        files = files_of(root)
+        vectors = model.embed(files).astype(np.float64)
+        labels = np.array([file.parent.name for file in files])
+        found = NearestNeighbors(n_neighbors=11).fit(vectors).kneighbors(vectors, return_distance=False)
+        same = labels[found[:, 1:]] == labels[:, None]
+        for k in (1, 5, 10):
+            assert result[f"hits_at_{k}"] == int(same[:, :k].any(axis=1).sum())
+        assert result["num_queries"] == len(files)
+    assert (run / "evaluations" / "retrieval" / "validation.json").is_file()
+
+
+def test_classes_are_those_of_the_run(finished: Path) -> None:
+    assert dl2pa.load(finished, device="cpu").classes == list(CLASSES)

@@ -60,7 +60,9 @@ def prepare_image(
     Raises:
         BadImage: not an image, or damaged.
     """
-    transforms = _transforms(resize_shorter_side, image_size, mean, std)
+    transforms = evaluation_transforms(
+        resize_shorter_side=resize_shorter_side, image_size=image_size, mean=mean, std=std
+    )
     boxes = _boxes(transforms, size_of(data))
     return _normalize(transforms, decode_image(data, *boxes, image_size, interpolation))
 
@@ -79,18 +81,27 @@ def prepare_pixels(
     Raises:
         OSError: Pillow decodes the image only now, and it is damaged.
     """
-    transforms = _transforms(resize_shorter_side, image_size, mean, std)
+    transforms = evaluation_transforms(
+        resize_shorter_side=resize_shorter_side, image_size=image_size, mean=mean, std=std
+    )
     boxes = _boxes(transforms, (image.height, image.width))
     return _normalize(transforms, crop_image(image.convert("RGB"), *boxes, image_size, interpolation))
 
 
-def _transforms(
-    resize_shorter_side: int, image_size: int, mean: Sequence[float], std: Sequence[float]
+def evaluation_transforms(
+    *,
+    resize_shorter_side: int,
+    image_size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    interpolation: str = "bilinear",
 ) -> Transforms:
+    """Transforms of the preprocessing of a model's description."""
     return Transforms(
         image_size=image_size,
         train=False,
         eval_resize=resize_shorter_side,
+        interpolation=interpolation,
         mean=(mean[0], mean[1], mean[2]),
         std=(std[0], std[1], std[2]),
     )

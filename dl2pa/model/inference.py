@@ -30,7 +30,8 @@ from pipelines.user_images import each_image, prepare
 if TYPE_CHECKING:
     from pipelines.user_images import Images
 
-_BATCH = 64
+BATCH = 64
+"""Images per batch of `predict` and `embed`."""
 _MAX_IMAGE_SIZE = 4096
 _DAMAGE_ERRORS = (
     LookupError,
@@ -166,14 +167,20 @@ class Classifier:
         """
         parts = [torch.empty(0, self.head.vectors.shape[1])]
         for batch in self._prepare(images):
-            parts.append(F.normalize(self.head.embed(self.embedder(batch)), dim=1).cpu())
+            parts.append(self.unit_vectors(batch).cpu())
         return torch.cat(parts).numpy()
+
+    @torch.inference_mode()
+    def unit_vectors(self, images: Tensor) -> Tensor:
+        """Unit embeddings [B, d] of normalized images [B, 3, H, W]."""
+        return F.normalize(self.head.embed(self.embedder(images)), dim=1)
 
     def _prepare(self, images: Images) -> Iterator[Tensor]:
         """Batches of normalized images [B, 3, S, S] on the device of the classifier."""
         prepared = (prepare(image, **self.description["preprocessing"]) for image in each_image(images))
-        while batch := list(itertools.islice(prepared, _BATCH)):
-            yield torch.stack(batch).to(self.device)
+        while batch := list(itertools.islice(prepared, BATCH)):
+            stacked = torch.stack(batch).to(self.device)
+            yield stacked.contiguous(memory_format=torch.channels_last)  # as the batches of an evaluation
 
     def __repr__(self) -> str:
         classes, dim, backbone = (

@@ -31,8 +31,8 @@ log = logging.getLogger(__name__)
 MISSING = "file that does not exist"
 _THREADS = 16
 _CHUNK = 512
-_PATH_COLUMNS = ("path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path")
-_LABEL_COLUMNS = ("label", "class", "target", "category", "class_name", "category_id", "label_name")
+PATH_COLUMNS = ("path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path")
+LABEL_COLUMNS = ("label", "class", "target", "category", "class_name", "category_id", "label_name")
 _MAX_FOLDERS = 64
 
 
@@ -314,8 +314,8 @@ def _columns_of(
             return (names.index(columns[0]), names.index(columns[1])), True
         message = f"{file} has the columns {', '.join(names)}"
         raise UserError("--columns", absent, message, "Specify two of them: --columns PATHS,LABELS.")
-    paths = [k for k, name in enumerate(lower) if name in _PATH_COLUMNS]
-    labels = [k for k, name in enumerate(lower) if name in _LABEL_COLUMNS]
+    paths = [k for k, name in enumerate(lower) if name in PATH_COLUMNS]
+    labels = [k for k, name in enumerate(lower) if name in LABEL_COLUMNS]
     if len(paths) == 1 and len(labels) == 1:
         return (paths[0], labels[0]), True
     if len(names) == 2 and is_image(names[0]):

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from support.commands import run_here
@@ -100,6 +101,23 @@ def test_export_predicts_elsewhere(trained: Path, digits: Path, tmp_path: Path) 
     accuracy = json.loads((trained / "result.json").read_text())["top1_last"]
     assert accuracy > 80
     assert right >= 75
+
+
+def test_embed_and_predict_use_a_checkpoint(trained: Path, digits: Path, tmp_path: Path) -> None:
+    best = json.loads((trained / "result.json").read_text())["top1_best"]
+    out = tmp_path / "p.jsonl"
+    done = run_here("predict", trained, digits / "val", "--out", out, "--checkpoint", "best", "--json")
+    assert done.code == 0, done.error
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    right = sum(row["top"][0]["class"] == Path(row["image"]).parent.name for row in rows)
+    assert (len(rows), 100 * right / len(rows)) == (359, pytest.approx(best, abs=1.0))  # DALI trained and evaluated
+    embedded = run_here(
+        "embed", trained, digits / "val", "--out", tmp_path / "e.npz", "--checkpoint", "latest", "--json"
+    )
+    assert embedded.code == 0, embedded.error
+    with np.load(tmp_path / "e.npz") as stored:
+        assert [Path(path).parent.name for path in stored["path"]] == stored["class"].tolist()
+        assert stored["label"].tolist() == [int(name) for name in stored["class"]]
 
 
 def test_sync_sends_a_run_to_a_server(trained: Path, mlflow_server: MlflowServer, tmp_path: Path) -> None:

@@ -170,6 +170,10 @@ def test_a_probe_classifies_images_with_its_frozen_network(probe: Path, images: 
     assert evaluated.code == 0, evaluated.error
     hits = sum(file.parent.name == name for file, name in zip(files, predicted, strict=True))
     assert 100 * hits / len(files) == pytest.approx(evaluated.result["top1"])
+    embedded = run_here("embed", probe, images / "val", "--out", tmp_path / "e.npz", "--json")
+    assert embedded.code == 0, embedded.error
+    vectors = load_image_classifier(probe).embed(files)
+    assert np.array_equal(np.load(tmp_path / "e.npz")["embedding"], vectors)
     exported = run_here("export", probe, "--out", tmp_path / "export")
     assert exported.code == 0, exported.error
     again = run_here("predict", tmp_path / "export", *files, "--top", "1", "--json")

@@ -1,0 +1,1 @@
+"""Embeddings and predictions of many image files."""

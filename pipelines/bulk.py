@@ -1,0 +1,108 @@
+"""Batches of many image files for prediction, prepared as in evaluation; unreadable files are left out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipelines.datasets.table import ImageTable
+from pipelines.decode_pillow import PillowDecoder
+from pipelines.encoded import FaultLimits, ImageReader
+from pipelines.files import ImageFilePipeline
+from pipelines.sampler import EvalSampler
+from pipelines.single import evaluation_transforms
+
+
+@dataclass(frozen=True, eq=False)
+class ImageBatch:
+    """Readable images of a step.
+
+    Attributes:
+        images: float32 [n, 3, S, S], normalized, channels_last, on the device; n may be 0.
+        samples: int64 [n], positions in the table, ascending.
+        failures: positions of the unreadable images of the step, with the reasons.
+    """
+
+    images: Tensor
+    samples: NDArray[np.int64]
+    failures: dict[int, str]
+
+
+@dataclass(frozen=True)
+class BulkOptions:
+    """Reading of many images.
+
+    Attributes:
+        batch: images per step; an unreadable image makes its step smaller and does not change the others.
+        threads: threads that read, and threads that decode.
+    """
+
+    batch: int
+    threads: int
+
+
+class _Reader(ImageReader):
+    """Reader that records every unreadable image, without limit and log."""
+
+    def mark_bad(self, sample: int, reason: str) -> None:
+        self.bad.setdefault(sample, reason)
+
+    def reject(self, epoch: int, sample: int, reason: str) -> None:
+        self.mark_bad(sample, reason)
+        super().reject(epoch, sample, reason)
+
+
+@contextmanager
+def open_batches(
+    table: ImageTable,
+    preprocessing: Mapping[str, Any],
+    options: BulkOptions,
+    device: torch.device,
+    first_step: int = 0,
+) -> Generator[Generator[ImageBatch]]:
+    """Yield an iterator over the steps of a table, in order, from `first_step` on; closes its threads at the end.
+
+    Args:
+        preprocessing: of the description of a model.
+    """
+    transforms = evaluation_transforms(**preprocessing)
+    reader = _Reader(table, transforms, 0, FaultLimits())
+    decoder = PillowDecoder(transforms.image_size, options.threads, transforms.interpolation)
+    sampler = EvalSampler(len(table), options.batch)
+    with _quiet("pipelines.files"):
+        pipeline = ImageFilePipeline(reader, transforms, sampler, decoder, device, options.threads)
+        try:
+            yield _batches(pipeline, reader, sampler, first_step)
+        finally:
+            pipeline.close()
+
+
+def _batches(
+    pipeline: ImageFilePipeline, reader: _Reader, sampler: EvalSampler, first_step: int
+) -> Generator[ImageBatch]:
+    pipeline.start(0, first_step)
+    for step, batch in enumerate(pipeline, first_step):
+        all_samples = sampler.indices(0, step)
+        samples = batch.indices[: batch.valid].cpu().numpy()
+        missing = np.setdiff1d(all_samples, samples).tolist()
+        yield ImageBatch(batch.images[: batch.valid], samples, {i: reader.bad[i] for i in missing})
+
+
+@contextmanager
+def _quiet(name: str) -> Generator[None]:
+    """Context in which a logger writes no information: every unreadable image is reported at the end."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

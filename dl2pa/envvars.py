@@ -6,6 +6,9 @@ DATA = "DL2PA_DATA"
 CACHE = "DL2PA_CACHE"
 """Folder of decoded images; empty: none. Default: `dl2pa` in the user's cache folder."""
 
+CLUSTER = "DL2PA_CLUSTER"
+"""Site file of the SLURM cluster; empty: none. Default: `dl2pa/cluster.yaml` in the user's configuration folder."""
+
 IMAGE = "DL2PA_IMAGE"
 """Set in the container image to the commit it was built from, or to `unknown`."""
 

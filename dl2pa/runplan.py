@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -73,7 +74,7 @@ class RunPlan:
         """Text that distinguishes the run from the others of the command."""
         return " ".join(self.varied) or self.label
 
-    @property
+    @cached_property
     def directory(self) -> RunDirectory:
         return RunDirectory(self.run_dir)
 

@@ -23,11 +23,14 @@ class Container:
     mounts: tuple[str, ...]
 
     @classmethod
-    def find(cls, image: str, run_dirs: Sequence[Path], more: Iterable[str] = ()) -> Container:
+    def find(
+        cls, image: str, run_dirs: Sequence[Path], more: Iterable[str] = (), engine: str | None = None
+    ) -> Container:
         """Select the engine that is available on this cluster.
 
         Args:
             more: folders to mount in addition to the working directory, the run directories and DL2PA_DATA.
+            engine: `pyxis`, `apptainer` or `singularity`; None takes the one that is available.
 
         Raises:
             UserError: no engine is available, or a folder name cannot be mounted.
@@ -45,12 +48,14 @@ class Container:
             if bad is not None:
                 message = f"contains {bad!r}, which would split it into several mounts"
                 raise UserError("--container", folder, message, "Use folders without , and : in their names.")
-        if _srun_has_pyxis():
+        if engine in (None, "pyxis") and _srun_has_pyxis():
             return cls(image, "pyxis", mounts)
         for name in ("apptainer", "singularity"):
-            if engine := shutil.which(name):
-                return cls(image, engine, mounts)
+            if engine in (None, name) and (program := shutil.which(name)):
+                return cls(image, program, mounts)
         message = "neither srun --container-image (Pyxis) nor apptainer is available"
+        if engine is not None:
+            message = f"the engine of the site file, {engine}, is not available"
         remedy = "Submit without --container, or ask your administrator."
         raise UserError("--container", image, message, remedy)
 

@@ -12,7 +12,7 @@ CPUS_PER_GPU = 8
 
 def partition_fields(name: str | None) -> dict[str, str]:
     """Fields of a partition, or of the default one; empty if unknown."""
-    for fields in _records("partition"):
+    for fields in records("partition"):
         if fields.get("PartitionName") == name or (name is None and fields.get("Default") == "YES"):
             return fields
     return {}
@@ -33,8 +33,8 @@ def default_cpus_per_process(name: str | None, gpus: int, processes: int, needed
     partition = partition_fields(name)
     names = set((name or partition.get("PartitionName", "")).split(","))
     nodes = [
-        (int(fields.get("CPUEfctv") or fields.get("CPUTot") or 0), _gpus(fields.get("Gres", "")))
-        for fields in _records("node")
+        (int(fields.get("CPUEfctv") or fields.get("CPUTot") or 0), count_gpus(fields.get("Gres", "")))
+        for fields in records("node")
         if names & set(fields.get("Partitions", "").split(","))
     ]
     limit = partition.get("MaxCPUsPerNode", "")
@@ -48,7 +48,7 @@ def default_cpus_per_process(name: str | None, gpus: int, processes: int, needed
     return max(1, min(cores, *(limit // gpus for limit in most)) if most else cores)
 
 
-def _records(kind: str) -> Iterator[dict[str, str]]:
+def records(kind: str) -> Iterator[dict[str, str]]:
     """Records of `scontrol show`, one line each; none if SLURM does not answer."""
     command = ["scontrol", "show", kind, "-o"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -56,7 +56,7 @@ def _records(kind: str) -> Iterator[dict[str, str]]:
         yield dict(word.split("=", 1) for word in line.split() if "=" in word)
 
 
-def _gpus(resources: str) -> int:
+def count_gpus(resources: str) -> int:
     """GPUs in a list of generic resources, such as `gpu:a100:8(S:0-1)` or `gpu:2`."""
     counts = re.findall(r"(?:^|,)gpu(?::[^:,()]*)??(?::(\d+))?(?=[,(]|$)", resources)
     return sum(int(count or 1) for count in counts)

@@ -15,7 +15,7 @@ from dl2pa.errors import UserError
 from dl2pa.osutil import write_json
 from dl2pa.records import DamagedFile, check_record, parse_record, read_record
 from dl2pa.rundir import RunDirectory
-from launcher.slurm import Request
+from launcher.request import Request
 
 _FIELDS = {**dict.fromkeys(("job_id", "run_dir", "log", "name", "cwd"), str), "request": dict}
 _NUMBER = re.compile(r"\d+(_\d+)?")

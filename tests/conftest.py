@@ -10,6 +10,8 @@ import pytest
 # Tests work on small tensors; a second thread per process only competes with the other worker.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+os.environ["DL2PA_CLUSTER"] = ""  # not the site file of the user who runs the tests
+
 TESTS = Path(__file__).resolve().parent
 
 

@@ -16,10 +16,11 @@ from typing import Any
 from dl2pa import envvars
 from dl2pa.commands import cluster_health, gpu_health
 from dl2pa.commands.finding import SERVER_ANSWERS, Finding, run_folder, server_health
+from dl2pa.commands.options import nonempty_path
 from dl2pa.commands.output import say
 from dl2pa.container import in_container
-from dl2pa.errors import EXIT_DONE, EXIT_FAILURE
-from dl2pa.osutil import usable_cores
+from dl2pa.errors import EXIT_DONE, EXIT_FAILURE, UserError
+from dl2pa.osutil import usable_cores, write_atomically
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,9 +28,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--cluster", action="store_true", help="also run checks on a compute node, in a short job"
     )
     parser.add_argument("--partition", metavar="P", help="partition of that job")
+    parser.add_argument(
+        "--write-profile",
+        type=nonempty_path,
+        metavar="FILE",
+        help="draft a site file from what sinfo and scontrol report, and check nothing",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.write_profile is not None:
+        return _write_profile(args.write_profile, args.json)
     checks: list[Callable[[], Finding]] = [
         _python,
         *(_package(*package) for package in _PACKAGES),
@@ -56,6 +65,22 @@ def run(args: argparse.Namespace) -> int:
             remedy = f"  ->  {f.remedy}" if not f.ok and f.remedy else ""
             print(f"{mark} {f.name:<14} {f.seen}{remedy}")  # noqa: T201
     return EXIT_FAILURE if failed else EXIT_DONE
+
+
+def _write_profile(file: Path, as_json: bool) -> int:
+    from launcher.site_draft import draft_site
+
+    if file.exists():
+        raise UserError("--write-profile", str(file), "exists", "Give a new file.")
+    text = draft_site()
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, text)
+    except OSError as error:
+        message = f"cannot be written ({error.strerror})"
+        raise UserError("--write-profile", str(file), message, "Choose another file.") from None
+    say({"site_file": str(file)}, as_json, "drafted; check it before use:")
+    return EXIT_DONE
 
 
 _DRIVER = Path("/proc/driver/nvidia/version")

@@ -146,15 +146,24 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def cores_policy(value: str) -> int | str:
+    """Argument type: a number of cores, `auto` or `site`."""
+    if value in ("auto", "site"):
+        return value
+    if not value.lstrip("-").isdecimal():
+        raise argparse.ArgumentTypeError(f"{value} is not a number, auto or site")
+    return int(value)
+
+
 def add_slurm_request(parser: argparse.ArgumentParser) -> None:
-    """Add the options of a SLURM job. They have no defaults here: `launcher.slurm.Request` has them."""
+    """Add the options of a SLURM job. They have no defaults here: `launcher.request.Request` has them."""
     add = parser.add_argument_group("SLURM job").add_argument
     add("--nodes", type=int, metavar="N", help="number of nodes (default: 1)")
     add(
         "--gpus-per-node",
-        type=int,
-        metavar="G",
-        help="GPUs and processes per node; 0 starts launch.nproc processes on CPUs",
+        type=nonempty_text,
+        metavar="[TYPE:]G",
+        help="GPUs and processes per node, for example 8 or h100:8; 0 starts launch.nproc processes on CPUs",
     )
     add(
         "--time",
@@ -167,9 +176,23 @@ def add_slurm_request(parser: argparse.ArgumentParser) -> None:
         add(f"--{name}", type=nonempty_text, metavar=name[0].upper(), help=f"passed to sbatch as --{name}")
     add(
         "--cpus-per-gpu",
-        type=int,
+        type=cores_policy,
         metavar="N",
-        help="CPU cores per process (default: the cores per GPU of the partition)",
+        help="CPU cores per process; auto: the cores per GPU of the partition (default); site: request none",
     )
-    add("--container", type=nonempty_text, metavar="IMAGE", help="image to run in, with Pyxis or Apptainer")
+    image = "image to run in, with Pyxis or Apptainer; none: no image"
+    add("--container", type=nonempty_text, metavar="IMAGE", help=image)
+    add(
+        "--sbatch",
+        action="append",
+        type=nonempty_text,
+        metavar="KEY[=VALUE]",
+        help="any other option of sbatch: gres=gpu:h100:8, reservation=NAME, exclusive; can be repeated",
+    )
+    add(
+        "--profile",
+        type=nonempty_text,
+        metavar="NAME",
+        help="profile of the site file; none: only its defaults",
+    )
     add("--after", type=nonempty_text, metavar="JOB", help="start after this job has succeeded")

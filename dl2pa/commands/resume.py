@@ -8,12 +8,13 @@ from dataclasses import replace
 
 from dl2pa.commands.options import add_overrides, add_run, add_slurm_request
 from dl2pa.commands.output import say
-from dl2pa.commands.submit import REQUEST_OPTIONS, check_runs, note_duration, queue
+from dl2pa.commands.submit import check_runs, note_duration, queue, request_of
 from dl2pa.errors import EXIT_DONE, UserError
 from dl2pa.finished import FinishedRuns
 from dl2pa.rundir import RunDirectory
 from dl2pa.runplan import RunSpec, plan_runs
-from launcher import slurm, submissions
+from launcher import submissions
+from launcher.request import Request, check_request
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,9 +28,7 @@ def run(args: argparse.Namespace) -> int:
     if last.cwd.is_dir():
         os.chdir(last.cwd)  # relative paths in the snapshot refer to this folder
     # The job that `after` names has ended.
-    request = slurm.Request.of({k: v for k, v in last.request.items() if k != "after"}).merged(
-        {key: getattr(args, key) for key in REQUEST_OPTIONS}
-    )
+    request = request_of(args, Request.of({k: v for k, v in last.request.items() if k != "after"}))
     spec = RunSpec(RunDirectory(last.run_dir).submitted_config, tuple(args.overrides))
     (plan,) = plan_runs([spec], last.run_dir, gpus=request.gpus_per_node)
     plan = replace(plan, label=last.name)
@@ -38,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
         if plan.directory.read_result().get("stopped_early"):
             remedy = f"Train longer with a train.patience of more than {plan.config.train.patience}."
         raise UserError("run", str(last.run_dir), "is finished", remedy)
-    slurm.check_request(request)
+    check_request(request)
     check_runs([plan], request)
     (submission,) = queue([plan], request, plan.label)
     result = {

@@ -32,10 +32,11 @@ from dl2pa.runplan import (
     expand,
     plan_runs,
 )
-from launcher import jobs, slurm, submissions
+from launcher import jobs, site, slurm, submissions
+from launcher.request import Request, check_request, seconds_of, with_cores
 from launcher.submissions import Submission
 
-REQUEST_OPTIONS = tuple(slurm.Request.__dataclass_fields__)
+REQUEST_OPTIONS = tuple(name for name in Request.__dataclass_fields__ if name not in ("gpu_type", "setup"))
 """Fields of a SLURM request; each is an option of `submit`, `resume` and `sweep`."""
 
 
@@ -79,14 +80,21 @@ def _with_tracking(plan: RunPlan, **changes: Any) -> RunPlan:
     return replace(plan, config=parse_config(tree))
 
 
-def submit(plans: Sequence[RunPlan], args: argparse.Namespace, name: str, sweep: str | None = None) -> None:
+def submit(
+    plans: Sequence[RunPlan],
+    args: argparse.Namespace,
+    name: str,
+    sweep: str | None = None,
+    parallel: int | None = None,
+) -> None:
     """Validate and queue runs, several as one job array, and print the jobs; with `--dry-run` print the script.
 
     Args:
         sweep: tag of all runs; by default an array gets a tag with the current time.
+        parallel: maximum number of concurrent runs of an array.
     """
     request = request_of(args)
-    slurm.check_request(request)
+    check_request(request)
     finished = FinishedRuns().among(plans)
     for plan in finished:
         note(f"{plan.run_dir} is finished. For another run, use another --run-dir or configuration.")
@@ -97,21 +105,30 @@ def submit(plans: Sequence[RunPlan], args: argparse.Namespace, name: str, sweep:
         return
     check_runs(plans, request)
     if args.dry_run:
-        print(_script(plans, request, name))  # noqa: T201
+        print(_script(plans, request, name, parallel))  # noqa: T201
         return
     if sweep is None and len(plans) > 1:
         sweep = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    submitted = queue(plans, request, name, sweep)
+    submitted = queue(plans, request, name, sweep, parallel)
     _print_jobs(submitted, plans[0], sweep, args.json)
     note_duration(plans[0].directory, request)
 
 
-def request_of(args: argparse.Namespace) -> slurm.Request:
-    """Return the SLURM request of the command line."""
-    return slurm.Request().merged({key: getattr(args, key) for key in REQUEST_OPTIONS})
+def request_of(args: argparse.Namespace, last: Request | None = None) -> Request:
+    """Return the SLURM request of the command line and the site file.
+
+    Args:
+        last: request of the last submission of the run.
+    """
+    return site.resolve(options_of(args), last)
 
 
-def check_runs(plans: Sequence[RunPlan], request: slurm.Request) -> None:
+def options_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the fields of a SLURM request that the command line gives; None if it does not."""
+    return {key: getattr(args, key) for key in REQUEST_OPTIONS}
+
+
+def check_runs(plans: Sequence[RunPlan], request: Request) -> None:
     """Check for every error that would end a job after it has queued.
 
     Raises:
@@ -133,12 +150,12 @@ def check_runs(plans: Sequence[RunPlan], request: slurm.Request) -> None:
     slurm.check_with_cluster(_script(plans, request, plans[0].label))
 
 
-def note_duration(run: RunDirectory, request: slurm.Request) -> None:
+def note_duration(run: RunDirectory, request: Request) -> None:
     """Print the number of attempts that the rest of the run takes, if an earlier attempt measured its speed."""
     from dl2pa.commands.jobs import seconds_left
 
     left = seconds_left(run.status(), run)
-    limit = slurm.seconds_of(request.time) if request.time else None
+    limit = seconds_of(request.time) if request.time else None
     if left is None or limit is None:
         return
     attempts = -(-left // (limit - request.stop_before))
@@ -179,10 +196,10 @@ def _log_folder(plans: Sequence[RunPlan], name: str) -> Path:
     return plans[0].run_dir.parent / f"{name}-array"
 
 
-def _script(plans: Sequence[RunPlan], request: slurm.Request, name: str) -> str:
+def _script(plans: Sequence[RunPlan], request: Request, name: str, parallel: int | None = None) -> str:
     run_dirs, nproc = [plan.run_dir for plan in plans], _processes(plans)
-    request = _with_cores(request, plans)
-    return slurm.script(request, run_dirs, _log_folder(plans, name), f"dl2pa-{name}", nproc=nproc)
+    request, folder = _with_cores(request, plans), _log_folder(plans, name)
+    return slurm.script(request, run_dirs, folder, f"dl2pa-{name}", nproc=nproc, parallel=parallel)
 
 
 def _processes(plans: Sequence[RunPlan]) -> int:
@@ -190,14 +207,18 @@ def _processes(plans: Sequence[RunPlan]) -> int:
     return max(plan.nproc for plan in plans)
 
 
-def _with_cores(request: slurm.Request, plans: Sequence[RunPlan]) -> slurm.Request:
+def _with_cores(request: Request, plans: Sequence[RunPlan]) -> Request:
     configs = [plan.config for plan in plans]
     threads = max(max(config.launch.threads or 1, config.data.threads or 1) for config in configs)
-    return slurm.with_cores(request, _processes(plans), threads)
+    return with_cores(request, _processes(plans), threads)
 
 
 def queue(
-    plans: Sequence[RunPlan], request: slurm.Request, name: str, sweep: str | None = None
+    plans: Sequence[RunPlan],
+    request: Request,
+    name: str,
+    sweep: str | None = None,
+    parallel: int | None = None,
 ) -> list[Submission]:
     """Write the snapshots and queue the jobs.
 
@@ -223,7 +244,8 @@ def queue(
         if len(plans) == 1:
             locks.enter_context(_new_files_removed_on_error(folder))
         run_dirs, nproc = [plan.run_dir for plan in plans], _processes(plans)
-        ids = slurm.submit(_with_cores(request, plans), run_dirs, folder, f"dl2pa-{name}", nproc=nproc)
+        cores = _with_cores(request, plans)
+        ids = slurm.submit(cores, run_dirs, folder, f"dl2pa-{name}", nproc=nproc, parallel=parallel)
         try:
             return [
                 _record(plan, job_id, request, folder, code) for plan, job_id in zip(plans, ids, strict=True)
@@ -233,9 +255,7 @@ def queue(
             raise
 
 
-def _record(
-    plan: RunPlan, job_id: str, request: slurm.Request, folder: Path, code: dict[str, Any]
-) -> Submission:
+def _record(plan: RunPlan, job_id: str, request: Request, folder: Path, code: dict[str, Any]) -> Submission:
     log = slurm.log_of(job_id, folder)
     submission = Submission(job_id, plan.run_dir, log, request.as_dict(), plan.label, Path.cwd())
     submissions.write(submission, code={k: v for k, v in code.items() if k != "diff"})

@@ -100,7 +100,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="run only this variant; can be repeated",
     )
     parser.add_argument(
-        "--parallel", type=int, metavar="K", help="concurrent runs on this machine (default: 1)"
+        "--parallel",
+        type=int,
+        metavar="K",
+        help="maximum number of concurrent runs (default: 1 here, no maximum with --slurm)",
     )
     parser.add_argument(
         "--run-dir", type=nonempty_path, metavar="DIR", help="parent folder of the runs (default: runs)"
@@ -307,9 +310,6 @@ def _submit(specs: Sequence[RunSpec], request: SweepRequest, args: argparse.Name
     """Submit the runs that are not finished as one job array."""
     from dl2pa.commands.submit import plan_jobs, submit
 
-    if request.parallel is not None:
-        remedy = "Omit it: SLURM decides how many runs are concurrent."
-        raise UserError("--parallel", request.parallel, "cannot be combined with --slurm", remedy)
     plans = plan_jobs(specs, args, in_folder=True, option="--grid")
     pending, outcomes = _sort(plans)
     tag = _tag(request.name, [plan.config for plan in plans])
@@ -318,7 +318,7 @@ def _submit(specs: Sequence[RunSpec], request: SweepRequest, args: argparse.Name
     if finished:
         note(f"{len(finished)} of {len(plans)} runs are already finished")
     if pending:
-        submit(pending, args, request.name, tag)
+        submit(pending, args, request.name, tag, request.parallel)
     elif args.json:
         say({"sweep": tag, "jobs": []}, True, "")
     for outcome in failed:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -216,7 +216,14 @@ def parse_config(tree: Mapping[str, Any]) -> Config:
 def dump_config(config: Config, *, redacted: bool = False) -> str:
     """Return the configuration with all defaults as YAML, optionally without secrets."""
     tree = config.model_dump(mode="json")
-    return dump_yaml(redact_tree(tree) if redacted else tree)
+    tree = redact_tree(tree) if redacted else tree
+    return "".join(_section_text(section, json.dumps(values)) for section, values in tree.items())
+
+
+@lru_cache(maxsize=64)
+def _section_text(section: str, values: str) -> str:
+    """YAML of one section, given as JSON. The runs of a sweep share most sections, and writing YAML is slow."""
+    return dump_yaml({section: json.loads(values)})
 
 
 def flatten(config: Config) -> dict[str, Any]:

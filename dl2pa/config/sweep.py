@@ -38,7 +38,7 @@ class Sweep(Section):
     seeds: int | str | tuple[int, ...] | None = None
     """Short for `train.seed` in `grid`: 0..4, or a list."""
     parallel: PositiveInt | None = None
-    """Concurrent runs on this machine."""
+    """Maximum number of concurrent runs, here or of the SLURM job array."""
 
     @model_validator(mode="after")
     def _refuse_seeds_twice(self) -> Sweep:

@@ -263,7 +263,7 @@ def test_doctor_checks_the_cluster_here_and_on_a_node(dl2pa: Command) -> None:
     assert done.code == 0, done.error
     checks = done.result["checks"]
     assert "preempt_send_user_signal on; grace gpu 30 s" in checks["preemption"]["seen"]
-    assert "gpu* up: 2 node(s), gpu:2" in checks["partitions"]["seen"]
+    assert "gpu* up: 2 node(s), gpu:sim:2" in checks["partitions"]["seen"]
     assert "KillWait 10 s" in checks["time to save"]["seen"]
     for name in ("node names", "accounting", "clock", "shared folder"):
         assert checks[name]["ok"], checks[name]

@@ -14,7 +14,8 @@ import pytest
 
 from dl2pa.errors import UserError
 from launcher import slurm
-from launcher.slurm import SUPERVISE, Request, check_request, script, seconds_of, with_cores
+from launcher.request import Request, check_request, seconds_of, with_cores
+from launcher.slurm import SUPERVISE, script
 
 ODD = 'it\'s; a "run" $HOME `id` #1'
 

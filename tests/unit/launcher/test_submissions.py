@@ -9,7 +9,7 @@ import pytest
 from dl2pa.errors import UserError
 from dl2pa.rundir import RunDirectory
 from launcher import submissions
-from launcher.slurm import Request
+from launcher.request import Request
 from launcher.submissions import Submission
 
 

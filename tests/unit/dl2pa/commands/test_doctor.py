@@ -30,7 +30,7 @@ def doctor_in_image(
     monkeypatch.setattr(doctor.cluster_health, "findings", lambda **_: [])
 
     def run() -> tuple[int, Checks]:
-        code = doctor.run(SimpleNamespace(json=True, cluster=False, partition=None))
+        code = doctor.run(SimpleNamespace(json=True, cluster=False, partition=None, write_profile=None))
         return code, json.loads(capsys.readouterr().out.splitlines()[-1])["checks"]
 
     return run

@@ -218,7 +218,6 @@ def test_published_results_are_run(plan: Callable[..., Planned], folder: Path) -
         (["tiny.yaml", "--grid", "data.dataset=synthetic,imagefolder"], "data.root"),
         (["tiny.yaml", "--nodes", "2"], "--nodes"),
         (["tiny.yaml", "--cpus-per-gpu", "2"], "--cpus-per-gpu"),
-        (["tiny.yaml", "--slurm", "--parallel", "2"], "--parallel"),
         (["tiny.yaml", "--run-dir", "tiny.yaml/runs"], "run-dir"),
         (["tiny.yaml", "--frobnicate"], "command line"),
     ],

@@ -23,7 +23,7 @@ from dl2pa.model.saved import save_classifier
 from dl2pa.model.weight_sources import LibraryWeights, fetch, find_weights, named_weights
 from dl2pa.rundir import RunDirectory
 from dl2pa.runplan import RunSpec, follow_weights, plan_runs
-from launcher.slurm import Request
+from launcher.request import Request
 
 
 def config(init: str, backbone: str = "resnet18", dim: int = 4, **data: Any) -> Config:

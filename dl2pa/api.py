@@ -44,8 +44,9 @@ class RunResult:
     Attributes:
         run_dir: absolute path of the run directory.
         state: `finished`, or `stopped` on request of somebody else, with a checkpoint; the same call resumes.
-        last: last validation: `epoch` (1 is the first) and `top1` in percent; of a finished run also `top5`, `ece` and,
-            with long-tailed data, `top1_head`, `top1_medium` and `top1_tail`. Empty before the first validation.
+        last: last validation: `epoch` (1 is the first) and `top1` in percent; of a finished run also `top5`, `ece`,
+            `ece_calibrated`, `nll`, `nll_calibrated` and the `temperature` that calibrates its probabilities, and, with
+            long-tailed data, `top1_head`, `top1_medium` and `top1_tail`. Empty before the first validation.
         best: `epoch` and `top1` of the validation with the highest accuracy.
         mlflow_run_id: MLflow's id of the run; None if it is not tracked or no server has answered yet.
         elapsed_s: seconds that this call took.
@@ -277,6 +278,7 @@ def _result(run: RunDirectory, finished: bool, elapsed_s: float) -> RunResult:
 
 _LAST = {
     **{f"{name}_last": name for name in ("top1", "top5", "ece")},
+    **{name: name for name in ("ece_calibrated", "nll", "nll_calibrated", "temperature")},
     **{name: name for name in ("top1_head", "top1_medium", "top1_tail")},
 }
 """Entries of `result.json` and their names in `RunResult.last`."""

@@ -48,9 +48,12 @@ _ATTEMPT: Fields = {
 }
 _RESULT: Fields = {
     **dict.fromkeys(("top1_last", "top1_best", "top5_last", "ece_last", "images_per_second"), float),
-    **dict.fromkeys(("epochs", "epoch_best", "steps", "num_validated", "num_classes"), int),
+    **dict.fromkeys(("ece_calibrated", "nll", "nll_calibrated", "temperature"), float),
+    **dict.fromkeys(
+        ("epochs", "epoch_best", "steps", "num_validated", "num_classes", "num_calibration"), int
+    ),
     **dict.fromkeys(("world_size", "dim"), int),
-    **dict.fromkeys(("run_dir", "mlflow_run_id", "method", "loss", "assignment"), str),
+    **dict.fromkeys(("run_dir", "mlflow_run_id", "method", "loss", "assignment", "calibrated_on"), str),
     **dict.fromkeys(("labels_moved", "bad_images"), list),
     "stopped_early": bool,
 }

@@ -112,6 +112,10 @@ def _open_images(config: Config) -> DataSplits:
         remedy = "Leave it out here, and set it when training on the features."
         message = "the features of all images are written"
         raise UserError("data.imbalance", config.data.imbalance, message, remedy)
+    if config.data.calibration_fraction:
+        remedy = "Leave it out here, and set it when training on the features."
+        field, message = "data.calibration_fraction", "the features of all images are written"
+        raise UserError(field, config.data.calibration_fraction, message, remedy)
     if backbone_spec(config.model.backbone).takes_features:
         remedy = "Set the network that computes the features, and its weights by model.init."
         raise UserError("model.backbone", config.model.backbone, "takes features, not images", remedy)

@@ -121,6 +121,14 @@ def check_val_fraction(config: Config) -> Iterator[UserError]:
         yield UserError("data.val_fraction", data.val_fraction, message, remedy)
 
 
+def check_calibration_fraction(config: Config) -> None:
+    """Check that the data set has images that can be held out."""
+    data = config.data
+    if data.calibration_fraction and dataset_spec(data.dataset).layout == "generated":
+        message = f"is not used by data.dataset={data.dataset}, which has no images to hold out"
+        raise UserError("data.calibration_fraction", data.calibration_fraction, message, "Leave it out.")
+
+
 @gathered
 def check_lengths(config: Config, num_train: int) -> Iterator[UserError]:
     """Check that an epoch has at least one global batch."""

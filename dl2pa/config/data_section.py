@@ -39,6 +39,10 @@ class DataConfig(Section):
     """Fraction of the images of each class that are the validation split, for class folders without one (imagefolder
     only). The same images in every run: the selection depends on their paths, not on `train.seed`. Default: the
     validation folder is used."""
+    calibration_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Fraction of the training images of each class that are not trained on, but used after training to fit the
+    temperature of the probabilities. They are drawn from the images that `val_fraction` and `imbalance` leave, the same
+    ones in every run. 0: the temperature is fitted on the validation images."""
     num_classes: Annotated[int, Field(ge=2)] | None = None
     """Expected number of classes, checked against the data. Required for `synthetic`. Default: not checked."""
     imbalance: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
@@ -125,3 +129,10 @@ class DataConfig(Section):
             if spec is None or spec.needs_root:
                 return {**values, "root": os.environ[envvars.DATA]}
         return values  # pyright: ignore[reportUnknownVariableType]
+    hidden: tuple[PositiveInt, ...] = (512,)
+    """Widths of the hidden layers of `mlp`, each followed by ReLU; the projection to `embedding_dim` comes after
+    them."""
+    hidden_norm: Literal["none", "batchnorm"] = "none"
+    """Normalization between each hidden layer of `mlp` and its ReLU."""
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Dropout after each hidden layer of `mlp`."""

@@ -46,6 +46,7 @@ LOCAL_KEYS = (
 ADDED_KEYS: dict[str, Any] = {
     "data.interpolation": "bilinear",
     "data.val_fraction": None,
+    "data.calibration_fraction": 0.0,
     "model.init": None,
     "model.freeze_epochs": 0,
     "model.hidden": [512],

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from dl2pa.config.checks import (
     check_batches,
+    check_calibration_fraction,
     check_combination,
     check_input,
     check_launch,
@@ -56,6 +57,8 @@ def validate(config: Config, world_size: int, data: DataSizes | None = None) -> 
         check_recipe(config)
     with problems:
         check_val_fraction(config)
+    with problems:
+        check_calibration_fraction(config)
     with problems:
         check_input(config)
     with problems:

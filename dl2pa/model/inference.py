@@ -61,7 +61,7 @@ class Predictions:
     Attributes:
         classes: names of the C classes.
         scores: logits, float32 [N, C].
-        probabilities: softmax of the scores, float32 [N, C].
+        probabilities: softmax of the scores divided by the temperature of the model, float32 [N, C].
     """
 
     classes: list[str]
@@ -110,6 +110,11 @@ class Classifier:
         return "features" in self.description
 
     @property
+    def temperature(self) -> float:
+        """Divides the logits to give calibrated probabilities; 1 if none was fitted, as for a checkpoint."""
+        return float(self.description.get("temperature", 1.0))
+
+    @property
     def groups(self) -> list[Group] | None:
         """Head, medium or tail per class; None if the training data was not long-tailed."""
         return self.description.get("groups")
@@ -152,7 +157,7 @@ class Classifier:
         for images in batches:
             logits = self.score(images)
             scores.append(logits.cpu())
-            probabilities.append(logits.softmax(dim=1).cpu())
+            probabilities.append(self.probabilities(logits).cpu())
         return Predictions(self.classes, torch.cat(scores).numpy(), torch.cat(probabilities).numpy())
 
     @torch.inference_mode()
@@ -194,6 +199,10 @@ class Classifier:
     def score(self, images: Tensor) -> Tensor:
         """Logits [B, C] of normalized images [B, 3, H, W]."""
         return self.head.logits(self.embedder(images))
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Calibrated probabilities [B, C] of logits [B, C]."""
+        return (logits / self.temperature).softmax(dim=1)
 
 
 def load_classifier(path: Path) -> Classifier:
@@ -269,6 +278,9 @@ def _check_description(description: dict[str, Any]) -> dict[str, Any]:
         raise ValueError("its classes are not a list of names")
     if scale is not None and not (_is_number(scale) and 0 < scale < 1e9):
         raise ValueError(f"its scale is {scale!r}")
+    temperature = description.get("temperature", 1.0)
+    if not (_is_number(temperature) and 1e-9 < temperature < 1e9):
+        raise ValueError(f"its temperature is {temperature!r}")
     sides = [prepared[key] for key in ("resize_shorter_side", "image_size")]
     if not all(type(side) is int and 0 < side <= _MAX_IMAGE_SIZE for side in sides):
         raise ValueError(f"its image sizes are {sides!r}")

@@ -1,4 +1,4 @@
-"""Export a classifier to ONNX, from normalized images to logits, and check it against the original."""
+"""Export a classifier to ONNX, from normalized images to logits and probabilities; check it against the original."""
 
 from __future__ import annotations
 
@@ -50,16 +50,19 @@ class _Scorer(nn.Module):
         super().__init__()
         self.embedder = classifier.embedder
         self.head = classifier.head
+        self.temperature = classifier.temperature
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.head.logits(self.embedder(images))
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.head.logits(self.embedder(images))
+        return logits, (logits / self.temperature).softmax(dim=1)
 
 
 def export_onnx(path: Path, classifier: Classifier, images: Tensor) -> Check:
     """Write the classifier to `path`, atomically, if its results equal the original's.
 
     The input is `images`, float32 [B, 3, S, S] with any B, resized, cropped and normalized as the metadata
-    `preprocessing` says; the output is `logits`, float32 [B, C]. Class names are in the metadata `classes`.
+    `preprocessing` says; the outputs are `logits` and `probabilities`, float32 [B, C]: the softmax of the logits
+    divided by the metadata `temperature`. Class names are in the metadata `classes`.
 
     Args:
         classifier: on the CPU.
@@ -126,7 +129,7 @@ def _convert(classifier: Classifier, side: int) -> Any:
                 opset_version=_OPSET,
                 dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
                 input_names=["images"],
-                output_names=["logits"],
+                output_names=["logits", "probabilities"],
                 verbose=False,
             )
     finally:
@@ -151,10 +154,10 @@ def _describe(model: Any, description: dict[str, Any]) -> None:
         "preprocessing": json.dumps({**description["preprocessing"], "channels": "RGB"}),
         "method": description["method"],
         "model": json.dumps(description["model"]),
+        "temperature": json.dumps(description.get("temperature", 1.0)),
     }
     for key, value in fields.items():
         model.metadata_props.add(key=key, value=value)
-    model.doc_string = (
-        "images: float32 [batch, 3, S, S], normalized as `preprocessing`; logits: [batch, classes]"
-    )
+    inputs = "images: float32 [batch, 3, S, S], normalized as `preprocessing`"
+    model.doc_string = f"{inputs}; logits and probabilities: [batch, classes]"
     model.producer_name = "dl2pa"

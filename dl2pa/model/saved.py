@@ -29,10 +29,14 @@ def save_classifier(
     config: Config,
     classes: tuple[str, ...],
     groups: tuple[Group, ...] | None = None,
+    temperature: float | None = None,
 ) -> None:
     """Write weights, class vectors, P, σ, class names and preprocessing to one safetensors file, atomically.
 
     The file contains no time and no path: equal models give equal bytes.
+
+    Args:
+        temperature: divides the logits to give calibrated probabilities; None if it was not fitted.
     """
     method = model.method
     tensors = {f"embedder.{k}": v for k, v in model.embedder.state_dict().items()}
@@ -51,6 +55,8 @@ def save_classifier(
         "preprocessing": preprocessing_of(config),
         "groups": None if groups is None else list(groups),
     }
+    if temperature is not None:
+        description["temperature"] = temperature
     if config.data.dataset == FEATURES:
         network = _network_of(config)
         description |= {

@@ -155,12 +155,19 @@ class Calibration:
     error: float
 
 
-def calibration(predictions: Predictions, bins: int) -> Calibration:
-    """Compare confidence and accuracy."""
+def calibration(
+    predictions: Predictions, bins: int, confidence: NDArray[np.float64] | None = None
+) -> Calibration:
+    """Compare confidence and accuracy.
+
+    Args:
+        confidence: [N]. Default: that of the predictions.
+    """
     hits = predictions.targets == predictions.predicted
-    index = np.minimum((predictions.confidence * bins).astype(np.int64), bins - 1)
+    confidence = predictions.confidence if confidence is None else confidence
+    index = np.minimum((confidence * bins).astype(np.int64), bins - 1)
     count = np.bincount(index, minlength=bins)
-    confidence_sums = np.bincount(index, weights=predictions.confidence, minlength=bins)
+    confidence_sums = np.bincount(index, weights=confidence, minlength=bins)
     correct = np.bincount(index, weights=hits.astype(np.float64), minlength=bins)
     error = 100.0 * float(np.abs(correct - confidence_sums).sum()) / max(1, len(index))
     with np.errstate(invalid="ignore"):

@@ -12,6 +12,7 @@ from dl2pa.reporting import pages, run_plots
 from dl2pa.reporting.artifacts import Artifacts
 from dl2pa.reporting.assignment_figures import draw_assignment_figures
 from dl2pa.reporting.class_metrics import calibration, neighbors_together
+from dl2pa.reporting.reliability import reliability_diagram
 from dl2pa.reporting.run_data import RunData, load_run_data, published_results
 from dl2pa.reporting.samples import make_thumbnails, select_samples
 from dl2pa.reporting.summary import summary_page
@@ -42,7 +43,7 @@ def _make_pages(art: Artifacts, run_data: RunData) -> None:
     figure = next((p.cell.top1 for p in published if p.length == "full"), None)
     art.picture("curves", lambda: run_plots.curves(run_data.points, run_data.steps_per_epoch, figure))
     predictions = run_data.predictions
-    art.picture("reliability", lambda: run_plots.reliability_diagram(calibration(predictions, BINS)))
+    art.picture("reliability", lambda: _reliability(run_data))
     _make_tables(art, run_data)
     selection = select_samples(predictions)
     samples = {i: int(predictions.samples[i]) for i in selection.all}
@@ -51,6 +52,16 @@ def _make_pages(art: Artifacts, run_data: RunData) -> None:
     thumbnails = {i: images[sample] for i, sample in samples.items() if sample in images}
     page = (run_data, published, art.pictures, selection, thumbnails)
     art.text(run_data.run.summary_page, lambda: summary_page(*page))
+
+
+def _reliability(run_data: RunData) -> bytes:
+    """Draw the reliability diagram, also of the calibrated confidences if the run has a temperature."""
+    predictions = run_data.predictions
+    diagrams = {"Before calibration": calibration(predictions, BINS)}
+    if predictions.calibrated is not None:
+        after = calibration(predictions, BINS, predictions.calibrated)
+        diagrams[f"After, temperature {run_data.result['temperature']:.3g}"] = after
+    return reliability_diagram(diagrams)
 
 
 def _make_tables(art: Artifacts, run_data: RunData) -> None:

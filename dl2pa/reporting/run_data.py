@@ -142,8 +142,8 @@ def _check_classes(run_data: RunData) -> Iterator[Check]:
     if never:
         text = f"{never:,} of {len(accuracies):,} classes have no correct prediction."
         yield Check("bad" if never > 0.05 * len(run_data.classes) else "note", text)
-    ece = run_data.result["ece_last"]
-    if ece > 10:
+    ece = run_data.result.get("ece_calibrated")
+    if (ece := run_data.result["ece_last"] if ece is None else ece) > 10:
         yield Check(
             "note",
             f"Confidence and accuracy differ by {ece:.0f} points on average: do not use it as a probability.",

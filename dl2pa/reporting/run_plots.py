@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dl2pa.reporting.class_metrics import Calibration, Confusion, Labels
+from dl2pa.reporting.class_metrics import Confusion, Labels
 
 Curve = Sequence[tuple[float, float]]
 INK, SOFT = "#1c1c22", "#8a8a96"
@@ -108,38 +108,6 @@ def _mark_best(axes: Any, curve: Curve, steps_per_epoch: int) -> None:
     offset, ha = (-8, "right") if step > 0.6 * max(s for s, _ in curve) else (8, "left")
     where = {"xytext": (offset, -14), "textcoords": "offset points", "ha": ha}
     axes.annotate(f"best {best:.2f}", at, fontsize=8, color=INK, **where)
-
-
-def reliability_diagram(calibration: Calibration) -> bytes:
-    """Plot accuracy and confidence per bin; below, the number of images per bin."""
-    figure = new_figure(5.6, 5.6)
-    above, below = figure.subplots(2, 1, height_ratios=[3, 1], sharex=True)
-    count = calibration.count
-    filled, width = count > 0, 1.0 / len(count)
-    left = np.arange(len(count)) / len(count)
-    accuracy, confidence = calibration.accuracy[filled], calibration.confidence[filled]
-    kwargs: dict[str, Any] = {"width": width, "align": "edge", "edgecolor": "white"}
-    both = np.minimum(accuracy, confidence)
-    above.bar(left[filled], both, color=BLUE, label="accuracy", **kwargs)
-    gap = confidence - accuracy
-    for part, color, name in ((gap, RED, "overconfident"), (-gap, GREEN, "underconfident")):
-        if (part > 0).any():
-            height, style = np.clip(part, 0, None), {"color": color, "alpha": 0.55, "label": name}
-            above.bar(left[filled], height, bottom=both, **style, **kwargs)
-    above.plot([0, 1], [0, 1], color=INK, linewidth=1, linestyle="--")
-    above.set_ylim(0, 1)
-    title = f"Reliability diagram: calibration error {calibration.error:.2f} %"
-    label_axes(above, title, "", "accuracy", legend="upper left")
-    below.bar(left, count, color=SOFT, **kwargs)
-    style = {"ha": "center", "va": "bottom", "fontsize": 6.5, "color": INK}
-    for x, n in zip(left[filled], count[filled], strict=True):
-        text = f"{n:,}" if n < 10_000 else f"{n / 1000:.0f}k"
-        below.annotate(text, (x + width / 2, n), **style)
-    below.set_yscale("symlog")
-    below.set_ylim(0, 4 * count.max())
-    below.set_xlim(0, 1)
-    label_axes(below, "", "confidence of the prediction", "images")
-    return png(figure)
 
 
 def confusion_picture(confusion: Confusion, order: Labels, names: Sequence[str]) -> bytes:

@@ -61,6 +61,7 @@ def summary_page(
         run_id=run_data.mlflow_run_id,
         command=run_data.environment.get("command", ""),
         reproduce=_reproduce(run_data),
+        calibration=_calibration(run_data.result),
         strips=_strips(run_data, both, thumbnails),
         class_strips=_strips(run_data, by_class, thumbnails),
         **_lowest_classes(run_data),
@@ -112,6 +113,25 @@ def _published(run_data: RunData, published: Sequence[PublishedMatch]) -> Grid:
         for p in published
     ]
     return Grid(["table ", "published", "best", "last", "difference", "remark "], rows)
+
+
+_FITTED_ON = {
+    "training": "{n} training images that were not trained on",
+    "validation": "{n} validation images; each half of them is calibrated with the temperature of the other half",
+}
+
+
+def _calibration(result: Mapping[str, Any]) -> str:
+    """Return calibration error, NLL and temperature as a sentence."""
+    before = f"Expected calibration error {result['ece_last']:.2f} %"
+    if result.get("temperature") is None:
+        return f"{before}. The probabilities are not calibrated."
+    source = _FITTED_ON[result["calibrated_on"]].format(n=f"{result['num_calibration']:,}")
+    return (
+        f"{before} before and {result['ece_calibrated']:.2f} % after calibration, mean negative log-likelihood "
+        f"{result['nll']:.3f} and {result['nll_calibrated']:.3f}. The probabilities of predictions and exports "
+        f"are the softmax of the logits divided by the temperature {result['temperature']:.4g}, fitted on {source}."
+    )
 
 
 def _lowest_classes(run_data: RunData) -> dict[str, Any]:

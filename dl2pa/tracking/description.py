@@ -21,6 +21,7 @@ _COLUMNS = {
     "top1_best": "top-1, best",
     "top5_last": "top-5",
     "ece_last": "ECE",
+    "ece_calibrated": "ECE, calibrated",
     "top1_head": "head",
     "top1_medium": "medium",
     "top1_tail": "tail",

@@ -102,14 +102,16 @@ def model_payload(run: RunDirectory, config: Config, result: Mapping[str, Any]) 
         "num_classes": result["num_classes"],
         "image_size": config.data.image_size,
         "seed": config.train.seed,
+        "temperature": result.get("temperature") or 1.0,
     }
+    tagged = ("top1_last", "top5_last", "ece_last", "ece_calibrated")
     return {
         "path": run.model.name,
         "sha256": digest,
         "step": result["steps"],
         "requirements": serving_requirements(config.model.backbone),
         "params": {key: str(value) for key, value in params.items()},
-        "tags": {f"dl2pa.{key}": f"{result[key]:.2f}" for key in ("top1_last", "top5_last", "ece_last")},
+        "tags": {f"dl2pa.{key}": f"{result[key]:.2f}" for key in tagged if result.get(key) is not None},
     }
 
 

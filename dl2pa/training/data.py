@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dl2pa.config import Config
-from dl2pa.config.checks import check_val_fraction
+from dl2pa.config.checks import check_calibration_fraction, check_val_fraction
 from dl2pa.config.gather import Problems
 from dl2pa.config.prototypes import check_source_exists
 from dl2pa.config.schema import DataConfig
@@ -24,6 +24,7 @@ from dl2pa.specs import dataset_spec, is_own
 from pipelines.dataset import Dataset, SyntheticDataset, num_samples
 from pipelines.datasets import ArrayDataset, ImageTable, check_num_classes, has_digits, open_dataset
 from pipelines.datasets.classes import empty_classes
+from pipelines.datasets.holdout import hold_out
 from pipelines.longtail import Group, class_groups
 from pipelines.sampler import EvalSampler, Sampler, SubsetSampler, TrainSampler
 
@@ -48,12 +49,14 @@ class DataSplits:
 
     Attributes:
         groups: head, medium or tail per class; None if the training split is not long-tailed.
+        calibration: training images that `data.calibration_fraction` holds out; None without it.
     """
 
     train: Dataset
     val: Dataset
     classes: tuple[str, ...]
     groups: tuple[Group, ...] | None = None
+    calibration: Dataset | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -61,11 +64,24 @@ class DataSplits:
 
 
 def open_split(config: Config, split: Literal["train", "val"]) -> Dataset:
-    """Open one split of the configured data set.
+    """Open one split of the configured data set, for training without the images held out for calibration.
 
     Raises:
         UserError: the data is missing or damaged, or the class count differs from the configured one.
     """
+    if split == "train" and config.data.calibration_fraction:
+        return _open_train_and_calibration(config)[0]
+    return _open_whole(config, split)
+
+
+def _open_train_and_calibration(config: Config) -> tuple[Dataset, Dataset]:
+    check_calibration_fraction(config)
+    whole = _open_whole(config, "train")
+    assert not isinstance(whole, SyntheticDataset), "checked above"
+    return hold_out(whole, config.data.calibration_fraction)
+
+
+def _open_whole(config: Config, split: Literal["train", "val"]) -> Dataset:
     check_val_fraction(config)  # `evaluate` opens a split without `validate`
     data = config.data
     spec = dataset_spec(data.dataset)
@@ -117,11 +133,15 @@ def open_data(config: Config, world_size: int) -> DataSplits:
         with problems:
             check_files(config)
         problems.raise_any()
-    train, val = open_split(config, "train"), open_split(config, "val")
+    if config.data.calibration_fraction:
+        train, calibration = _open_train_and_calibration(config)
+    else:
+        train, calibration = open_split(config, "train"), None
+    val = open_split(config, "val")
     if tuple(train.classes) != tuple(val.classes):  # possible only with a user's function
         message = "the splits have different class names"
         raise UserError("data.dataset", config.data.dataset, message, "Return the same classes for both.")
-    splits = DataSplits(train, val, tuple(train.classes), groups_of(config, train))
+    splits = DataSplits(train, val, tuple(train.classes), groups_of(config, train), calibration)
     validate(config, world_size, sizes_of(splits))
     return splits
 
@@ -212,6 +232,16 @@ def build_eval_pipeline(config: Config, dataset: Dataset, world: World) -> Pipel
     batch = config.train.eval_batch_size or config.train.batch_size
     sampler = EvalSampler(num_samples(dataset), batch, world.rank, world.size)
     return _build(config, dataset, sampler, False, world.device, world.threads)
+
+
+def build_calibration_pipeline(config: Config, dataset: Dataset, world: World) -> Pipeline:
+    """Pipeline of this rank's batches of held-out training images, preprocessed as in validation.
+
+    Unreadable ones are left out up to `data.max_bad_fraction`, as in training.
+    """
+    limit = {"max_bad_val_fraction": min(config.data.max_bad_fraction, 0.999)}
+    data = config.data.model_copy(update=limit)
+    return build_eval_pipeline(config.model_copy(update={"data": data}), dataset, world)
 
 
 def build_subset_pipeline(

@@ -40,6 +40,7 @@ class Predictions:
         targets, predicted: int64 [N], class indices.
         confidence: float64 [N], softmax probability of the predicted class.
         in_top5: bool [N], whether the target is among the first min(5, C) predictions.
+        calibrated: float64 [N], confidence after calibration, in a finished run; None before.
     """
 
     samples: NDArray[np.int64]
@@ -47,9 +48,10 @@ class Predictions:
     predicted: NDArray[np.int64]
     confidence: NDArray[np.float64]
     in_top5: NDArray[np.bool_]
+    calibrated: NDArray[np.float64] | None = None
 
     def save(self, path: Path) -> None:
-        """Write the five arrays to an ``.npz`` file, atomically.
+        """Write the arrays to an ``.npz`` file, atomically.
 
         Raises:
             OSError: the file cannot be written; an existing one is unchanged.
@@ -62,6 +64,7 @@ class Predictions:
                 predicted=self.predicted.astype(np.int32),
                 confidence=self.confidence,
                 in_top5=self.in_top5,
+                **({} if self.calibrated is None else {"calibrated": self.calibrated}),
             )
 
     @classmethod
@@ -71,7 +74,8 @@ class Predictions:
             samples, targets, predicted = (
                 stored[name].astype(np.int64) for name in ("samples", "targets", "predicted")
             )
-            return cls(samples, targets, predicted, stored["confidence"], stored["in_top5"])
+            calibrated = stored.get("calibrated", None)
+            return cls(samples, targets, predicted, stored["confidence"], stored["in_top5"], calibrated)
 
 
 @dataclass(frozen=True)
@@ -160,17 +164,12 @@ def _evaluation(
     count = len(rows_n5)
     samples, targets, predicted, confidence, in_top5 = rows_n5.T
     hits = targets == predicted
-    bins = np.minimum(confidence * BINS // _ONE, BINS - 1)
-    gap = 0
-    for part in range(BINS):
-        inside = bins == part
-        gap += abs(int(hits[inside].sum()) * _ONE - int(confidence[inside].sum()))
     total = np.bincount(targets, minlength=num_classes).tolist()
     correct = np.bincount(targets[hits], minlength=num_classes).tolist()
     return Evaluation(
         top1=100.0 * int(hits.sum()) / count,
         top5=100.0 * int(in_top5.sum()) / count,
-        ece=100.0 * gap / _ONE / count,
+        ece=calibration_error(hits, confidence),
         num_validated=count,
         class_correct=correct,
         class_total=total,
@@ -178,6 +177,26 @@ def _evaluation(
         predictions=Predictions(samples, targets, predicted, confidence / _ONE, in_top5.astype(bool)),
         num_missing=missing,
     )
+
+
+def calibration_error(hits: NDArray[np.bool_], confidence: NDArray[np.int64]) -> float:
+    """Expected calibration error in percent, from exact sums (Naeini et al., AAAI 2015).
+
+    Args:
+        hits: [N], whether the prediction is correct.
+        confidence: [N], in units of 1 / ``_ONE``.
+    """
+    bins = np.minimum(confidence * BINS // _ONE, BINS - 1)
+    gap = 0
+    for part in range(BINS):
+        inside = bins == part
+        gap += abs(int(hits[inside].sum()) * _ONE - int(confidence[inside].sum()))
+    return 100.0 * gap / _ONE / len(hits)
+
+
+def fixed_point(confidence: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Confidences for ``calibration_error``."""
+    return np.rint(confidence * _ONE).astype(np.int64)
 
 
 def _group_accuracies(

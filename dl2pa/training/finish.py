@@ -14,6 +14,7 @@ from dl2pa.model.saved import save_classifier
 from dl2pa.osutil import write_json
 from dl2pa.rundir import RunDirectory
 from dl2pa.tracking.description import NOTE_TAG, STOPPED_EARLY_TAG, describe_run
+from dl2pa.training.calibrate import Calibration, add_to_predictions, calibration_results
 from dl2pa.training.data import DataSplits
 from dl2pa.training.record import record_model
 from dl2pa.training.trainer import Trainer
@@ -49,12 +50,27 @@ Report = Callable[[FinishedRun], Sequence[tuple[Path, str]]]
 """Draw figures and pages into the run directory. Returns each file with its folder among the run's artifacts."""
 
 
-def finish_run(trainer: Trainer, data: DataSplits, name: str, report: Report | None) -> None:
-    """Write the model and the result, record both, and end the tracking; rank 0 only."""
+def finish_run(
+    trainer: Trainer,
+    data: DataSplits,
+    name: str,
+    report: Report | None,
+    calibration: Calibration | None = None,
+) -> None:
+    """Write the model and the result, record both, and end the tracking; rank 0 only.
+
+    Args:
+        calibration: None if no temperature was fitted.
+    """
     run, tracker, config = trainer.run_dir, trainer.tracker, trainer.config
-    save_classifier(run.model, trainer.train_state.evaluated, config, data.classes, data.groups)
-    result = summarize(trainer, len(data.classes))
+    temperature = None if calibration is None else calibration.temperature
+    save_classifier(run.model, trainer.train_state.evaluated, config, data.classes, data.groups, temperature)
+    result = summarize(trainer, len(data.classes)) | calibration_results(calibration)
     write_json(run.result, result)
+    if calibration is not None:
+        values = {f"val/{key}": value for key, value in calibration.metrics().items()}
+        tracker.metrics(trainer.progress.global_step, values)
+        add_to_predictions(run.predictions, calibration)
     for path in (run.validation, run.result):
         tracker.artifact(path)
     if run.matchings.exists():

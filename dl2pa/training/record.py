@@ -24,7 +24,7 @@ from dl2pa.training.data import DataSplits, class_counts
 from dl2pa.training.distributed import World, from_rank_zero, gather_objects
 from dl2pa.training.environment import bitwise_differences, describe_environment, write_code
 from pipelines.dataset import Dataset, num_samples
-from pipelines.datasets.holdout import SPLIT_SEED
+from pipelines.datasets.holdout import CALIBRATION_SEED, SPLIT_SEED
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +64,10 @@ def start_tracker(
     if config.data.val_fraction is not None:
         entry["val_split"] = {"val_fraction": config.data.val_fraction, "seed": SPLIT_SEED}
         entry["val_split"] |= {"num_train": num_samples(data.train), "num_val": num_samples(data.val)}
+    if data.calibration is not None:
+        fraction, count = config.data.calibration_fraction, num_samples(data.calibration)
+        entry["calibration_split"] = {"calibration_fraction": fraction, "seed": CALIBRATION_SEED}
+        entry["calibration_split"] |= {"num_calibration": count, "fingerprint": data.calibration.fingerprint}
     if init is not None:
         entry["init"] = init
     attempts = [*earlier, {"attempt": attempt, **entry}]
@@ -76,9 +80,8 @@ def start_tracker(
         {**flatten(config), "num_classes": num_classes},
         {**run_tags(config, name, environment, num_classes, data.fingerprint), **_init_tags(init)},
     )
-    tracker.inputs(
-        [_describe_split(config, data.train, "training"), _describe_split(config, data.val, "validation")]
-    )
+    splits = {"training": data.train, "validation": data.val, "calibration": data.calibration}
+    tracker.inputs([_describe_split(config, s, context) for context, s in splits.items() if s is not None])
     for path in (run.config, run.environment):
         tracker.artifact(path)
     if tracker.enabled:

@@ -35,6 +35,7 @@ from dl2pa.osutil import DiskFull, full_disk, open_private, private_temporary_fo
 from dl2pa.ownership import Ownership
 from dl2pa.rundir import RunDirectory
 from dl2pa.tracking import Tracker
+from dl2pa.training.calibrate import Calibration, calibrate
 from dl2pa.training.checkpoint import CheckpointStore
 from dl2pa.training.data import (
     DataSplits,
@@ -190,9 +191,11 @@ def _attempt(
         startup.reached("model")
         trainer.startup = startup
         nodes = Nodes(config, world, run, tracker, int(run.status().get("attempt", 1)))
-        finished = trainer.run()
+        finished, calibration = trainer.run(), None
+        if finished:
+            finished, calibration = calibrate(trainer, data)
         nodes.finish()
-        _close(trainer, data, name, finished, on_finished)
+        _close(trainer, data, name, finished, on_finished, calibration)
         from_rank_zero(None, world)  # all ranks wait until rank 0 has written everything
         leave_world()  # not after a failure: NCCL may wait there for ranks that hang in a collective
         return EXIT_DONE if finished else EXIT_STOPPED
@@ -304,7 +307,14 @@ def _load_checkpoint(store: CheckpointStore, world: World) -> dict[str, Any] | N
     return state
 
 
-def _close(trainer: Trainer, data: DataSplits, name: str, finished: bool, on_finished: Report | None) -> None:
+def _close(
+    trainer: Trainer,
+    data: DataSplits,
+    name: str,
+    finished: bool,
+    on_finished: Report | None,
+    calibration: Calibration | None,
+) -> None:
     """Close display and pipelines, wait for the last checkpoint, write the results of a finished run."""
     trainer.display.close()
     trainer.train_pipeline.close()
@@ -313,7 +323,7 @@ def _close(trainer: Trainer, data: DataSplits, name: str, finished: bool, on_fin
         return
     trainer.store.wait()
     if finished:
-        finish_run(trainer, data, name, on_finished)
+        finish_run(trainer, data, name, on_finished, calibration)
     else:
         trainer.tracker.finish("stopped", drain_seconds=5)
         trainer.run_dir.write_status(state="stopped")

@@ -1,27 +1,37 @@
-"""Validation split drawn from class folders that have none (``data.val_fraction``).
+"""Images of each class that are not trained on: validation split (``data.val_fraction``), calibration images
+(``data.calibration_fraction``).
 
-The images of a class are ordered by a hash of their path below the folder of the classes, and the first ones are the
-validation images. The split therefore depends on nothing but the paths, the fraction and `SPLIT_SEED`: not on
-``train.seed``, the loader, the number of processes, the location of the folder or the use of an index. An image that is
-added later moves at most one other image of its class to the other split.
+The images of a class are ordered by a hash of their path below the folder of the classes, and the first ones are held
+out. The split therefore depends on nothing but the paths, the fraction and the seed of the hash: not on ``train.seed``,
+the loader, the number of processes, the location of the folder or the use of an index. An image that is added later
+moves at most one other image of its class to the other split. Images without a path of their own (arrays, features, tar
+shards, Parquet files, the tables of a user's function) have their position in the training split in place of the path.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dl2pa.errors import UserError
-from pipelines.datasets.arrays import Split
+from pipelines.datasets.arrays import ArrayDataset, Split
+from pipelines.datasets.features import FeatureDataset
 from pipelines.datasets.skipped import SkippedFiles
-from pipelines.datasets.table import ImageTable, PathTable
+from pipelines.datasets.table import ImageTable
 
 SPLIT_SEED = 0
 """Key of the hash. Never change it: every run with ``data.val_fraction`` would have another split."""
+CALIBRATION_SEED = 1
+"""Key of the hash for ``data.calibration_fraction``, as fixed as `SPLIT_SEED`."""
 FIELD = "data.val_fraction"
+CALIBRATION_FIELD = "data.calibration_fraction"
+
+T = TypeVar("T", ArrayDataset, ImageTable, FeatureDataset)
 
 
 def draw_split(table: ImageTable, fraction: float, split: Split) -> ImageTable:
@@ -48,25 +58,55 @@ def draw_split(table: ImageTable, fraction: float, split: Split) -> ImageTable:
     return part if split == "train" else replace(part, skipped=SkippedFiles())  # they are counted once
 
 
-def draw(paths: PathTable, labels: NDArray[np.int64], fraction: float) -> NDArray[np.bool_]:
-    """Whether each image is for validation, [N].
+def hold_out(train: T, fraction: float) -> tuple[T, T]:
+    """Images to train on and images held out for calibration, both in the order of the data set.
+
+    Of n images of a class, the fraction, rounded to the nearest integer, is held out, at most n - 1; of a class with
+    few images perhaps none.
 
     Args:
-        paths: N paths relative to the folder of the classes.
+        train: training split, after ``data.val_fraction`` and ``data.imbalance``.
+        fraction: ``data.calibration_fraction``, in (0, 1).
+
+    Raises:
+        UserError: the fraction of every class is less than half an image (``data.calibration_fraction``).
+    """
+    has_paths = isinstance(train, ImageTable) and train.members is None and train.own is None
+    names = train.files if has_paths else map(str, range(len(train)))
+    is_held = draw(names, train.labels, fraction, CALIBRATION_SEED, at_least=0)
+    if not is_held.any():
+        remedy = "Set a larger fraction, or 0 to calibrate with the validation images."
+        raise UserError(CALIBRATION_FIELD, fraction, "holds out no image: the classes have too few", remedy)
+    rest, held = train.subset(np.flatnonzero(~is_held)), train.subset(np.flatnonzero(is_held))
+    return rest, replace(held, skipped=SkippedFiles()) if isinstance(held, ImageTable) else held
+
+
+def draw(
+    names: Iterable[str],
+    labels: NDArray[np.int64],
+    fraction: float,
+    seed: int = SPLIT_SEED,
+    at_least: int = 1,
+) -> NDArray[np.bool_]:
+    """Whether each image is held out, [N].
+
+    Args:
+        names: of N images: paths relative to the folder of the classes, or other unique texts.
         labels: [N].
+        at_least: smallest number of images per class, except for a class with one image.
     """
     counts = np.bincount(labels)
-    taken = np.clip(np.floor(counts * fraction + 0.5).astype(np.int64), 1, np.maximum(counts - 1, 0))
-    order = np.lexsort((_hashes(paths), labels))  # class by class, in the order of the hashes
+    taken = np.clip(np.floor(counts * fraction + 0.5).astype(np.int64), at_least, np.maximum(counts - 1, 0))
+    order = np.lexsort((_hashes(names, seed), labels))  # class by class, in the order of the hashes
     begin = np.cumsum(counts) - counts
     position = np.arange(len(labels)) - begin[labels[order]]
-    is_val = np.zeros(len(labels), dtype=np.bool_)
-    is_val[order] = position < taken[labels[order]]
-    return is_val
+    is_held = np.zeros(len(labels), dtype=np.bool_)
+    is_held[order] = position < taken[labels[order]]
+    return is_held
 
 
-def _hashes(paths: PathTable) -> NDArray[np.uint64]:
-    key = SPLIT_SEED.to_bytes(8, "little")
+def _hashes(paths: Iterable[str], seed: int) -> NDArray[np.uint64]:
+    key = seed.to_bytes(8, "little")
     names = (path.encode("utf-8", "surrogateescape") for path in paths)
     digests = b"".join(hashlib.blake2b(name, digest_size=8, key=key).digest() for name in names)
     return np.frombuffer(digests, dtype="<u8").astype(np.uint64)

@@ -40,6 +40,7 @@ def test_a_stopped_run_resumes_and_returns_its_result(digits: Path, tmp_path: Pa
     result = json.loads((run / "result.json").read_text())
     assert (finished.state, finished.mlflow_run_id, result["world_size"]) == ("finished", None, 1)
     last = {key: result[f"{key}_last"] for key in ("top1", "top5", "ece")}
+    last |= {key: result[key] for key in ("ece_calibrated", "nll", "nll_calibrated", "temperature")}
     assert finished.last == {"epoch": epochs, **last}
     assert finished.best == {"epoch": result["epoch_best"], "top1": result["top1_best"]}
     assert finished.best["top1"] >= max(stopped.best["top1"], finished.last["top1"])

@@ -44,8 +44,8 @@ WITHOUT_PROGRESS = {
 }
 """Every validation has the same accuracy, so that patience ends the run after two epochs."""
 TRAIN_STEPS, EVAL_STEPS, EPOCHS = 3, 3, 2
-# The trainer polls before every step, after the last one, and before every validation batch.
-STOP_POINTS = EPOCHS * (TRAIN_STEPS + 1 + EVAL_STEPS)
+# The trainer polls before every step, after the last one, and before every batch of a validation and the calibration.
+STOP_POINTS = EPOCHS * (TRAIN_STEPS + 1 + EVAL_STEPS) + EVAL_STEPS
 
 
 class Crash(BaseException):
@@ -159,7 +159,8 @@ def test_an_early_stop_is_finished_and_resumes_identically(
     assert (status["state"], status["step"], status["total_steps"]) == ("finished", 6, 6)
     assert "dl2pa.stopped_early" in (whole.run / "events/events.jsonl").read_text()
     assert [step.name for step in _checkpoints(whole.run)] == ["step-000000003", "step-000000006"]
-    for point in (TRAIN_STEPS + 1 + EVAL_STEPS + 2, STOP_POINTS - 1):  # in training and in validation
+    # in training, in validation and in the calibration
+    for point in (TRAIN_STEPS + 1 + EVAL_STEPS + 2, STOP_POINTS - EVAL_STEPS - 1, STOP_POINTS - 1):
         cut = attempts(f"cut-{point}", WITHOUT_PROGRESS)
         with pytest.raises(Crash):
             cut.go(crash_at=point)

@@ -168,7 +168,7 @@ def test_serving_agrees_with_evaluate_and_predict(
     for answer, predicted in zip(answers[::30], last_json(capsys)["predictions"], strict=True):
         assert [guess["class"] for guess in answer["top"]] == [guess["class"] for guess in predicted["top"]]
         expected = [guess["probability"] for guess in predicted["top"]]
-        assert [guess["probability"] for guess in answer["top"]] == pytest.approx(expected, abs=1e-5)
+        assert [guess["probability"] for guess in answer["top"]] == pytest.approx(expected, abs=1e-4)
         first = answer["top"][0]
         assert (answer["class_index"], answer["probability"]) == (first["index"], first["probability"])
 
@@ -184,7 +184,7 @@ def test_serving_a_photograph(
         (predicted,) = last_json(capsys)["predictions"]
         assert answer["class_name"] == predicted["top"][0]["class"]
         probabilities = [guess["probability"] for guess in answer["top"]]
-        assert probabilities == pytest.approx([g["probability"] for g in predicted["top"]], abs=1e-5)
+        assert probabilities == pytest.approx([g["probability"] for g in predicted["top"]], abs=1e-4)
 
 
 def test_serving_names_a_row_that_is_not_an_image(predict: Callable[..., Any], digits: Path) -> None:

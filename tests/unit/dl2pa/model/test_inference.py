@@ -155,3 +155,26 @@ def test_products_of_embeddings_and_class_vectors_give_the_predicted_class(class
 
 def test_a_classifier_is_printed_in_one_line(classifier: Classifier) -> None:
     assert repr(classifier) == "Classifier(resnet8, 4 dimensions, 5 classes, cpu)"
+
+
+def test_the_temperature_changes_probabilities_only(classifier: Classifier, tmp_path: Path) -> None:
+    settings = config("dl2pa", tmp_path)
+    file = tmp_path / "model.safetensors"
+    save_classifier(file, build_model(settings, 5), settings, CLASSES, temperature=0.1)
+    calibrated = load_classifier(file).to(torch.device("cpu"))
+    before, after = classifier.predict(PICTURES), calibrated.predict(PICTURES)
+    assert (classifier.temperature, calibrated.temperature) == (1.0, 0.1)
+    assert np.array_equal(after.scores, before.scores)
+    assert np.array_equal(after.labels, before.labels)
+    expected = torch.softmax(10 * torch.from_numpy(before.scores), dim=1).numpy()
+    assert np.allclose(after.probabilities, expected, atol=1e-5)
+    assert after.top(1)[0][0].probability > before.top(1)[0][0].probability
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), "cold"])
+def test_file_with_an_invalid_temperature_is_rejected(temperature: Any, tmp_path: Path) -> None:
+    settings = config("dl2pa", tmp_path)
+    file = tmp_path / "model.safetensors"
+    save_classifier(file, build_model(settings, 5), settings, CLASSES, temperature=temperature)
+    with pytest.raises(UserError, match="its temperature is"):
+        load_classifier(file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 from pathlib import Path
@@ -31,20 +32,25 @@ def classifier(folder: Path, method: str, seed: int) -> Classifier:
         }
     )
     file = folder / f"{method}-{seed}.safetensors"
-    save_classifier(file, build_model(config, 5), config, tuple("abcde"))
+    save_classifier(file, build_model(config, 5), config, tuple("abcde"), temperature=0.05)
     return load_classifier(file)
 
 
 @pytest.mark.parametrize("method", ["dl2pa", "goto", "dnc"])
 def test_every_classifier_head_is_exported(method: str, tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
-    file = tmp_path / "model.onnx"
-    check = onnx_export.export_onnx(file, classifier(tmp_path, method, 0), IMAGES)
+    file, original = tmp_path / "model.onnx", classifier(tmp_path, method, 0)
+    check = onnx_export.export_onnx(file, original, IMAGES)
     assert (check.images, check.top1_equal) == (7, 100.0)
     assert check.relative_difference < 1e-4
     model = onnx.load(file)
     assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
-    assert {p.key: p.value for p in model.metadata_props}["classes"] == json.dumps(list("abcde"))
+    metadata = {p.key: p.value for p in model.metadata_props}
+    assert (metadata["classes"], metadata["temperature"]) == (json.dumps(list("abcde")), "0.05")
+    session = importlib.import_module("onnxruntime").InferenceSession(str(file))
+    (probabilities,) = session.run(["probabilities"], {"images": IMAGES.numpy()})
+    expected = torch.softmax(original.score(IMAGES) / 0.05, dim=1)
+    assert torch.allclose(torch.from_numpy(probabilities), expected, atol=1e-3)
     assert str(Path(onnx_export.__file__).parent).encode() not in file.read_bytes(), "contains a local path"
 
 

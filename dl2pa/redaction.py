@@ -25,7 +25,11 @@ _WORD = (
 )
 _SECRET_NAME = re.compile(rf"(?i)(?:{_WORD}|^pwd|^pass|auth)$")
 _USER_INFO = re.compile(r"""(?<=://)(?:[^\s/@"'`<>]*:[^\s"'`<>]*|[^\s/@"'`<>]+)(?=@)""")
-_QUERY = re.compile(rf"(?i)([?&][\w.-]*(?:{_WORD}|pwd|pass|sig|signature|key|auth|code)=)[^&\s'\"]+")
+_VIEW_NAME = r"(?!(?<=viewStateShareKey=)dl2pa-[a-z]+(?![^&\s)'\"]))"
+"""Not before the name of a saved view of dl2pa, which MLflow calls a key."""
+_QUERY = re.compile(
+    rf"(?i)([?&][\w.-]*(?:{_WORD}|pwd|pass|sig|signature|key|auth|code)=){_VIEW_NAME}[^&\s'\"]+"
+)
 _ASSIGNED = re.compile(
     rf"""(?imx) (?<![\w-]) (--?)? ([\w.-]*{_WORD} | pwd | pass) ([\\]{{0,15}}["']?)
     (\s*(?::=|=>|[:=])(?![=>])\s* | (?<=\S)\s+(?!=)) (?! \w+\( | \*\*\* | [\\]{{0,15}}["']\*\*\* )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 from dl2pa.config import Config, fingerprint, load_config, load_recorded_config, merge, parse_config
 from dl2pa.config.gather import Problems
-from dl2pa.config.identity import Identity, check_resumable, checkpoint_identity, data_identity
+from dl2pa.config.identity import RECIPE_TAG, Identity, check_resumable, checkpoint_identity, data_identity
 from dl2pa.config.paths import expand_path
 from dl2pa.config.places import finder, placed
 from dl2pa.config.prototypes import check_source, needs_content_check
@@ -57,7 +57,7 @@ class RunPlan:
         config: configuration that the run uses.
         run_dir: absolute path of its run directory.
         nproc: number of processes per machine, with `launch.nproc=auto` resolved.
-        label: name of the run: the stem of its configuration file.
+        label: name of the run: the stem of its configuration file, which a submitted run has in a tag.
         varied: see `RunSpec`.
     """
 
@@ -137,8 +137,9 @@ def _plan(
         nproc = gpus or (1 if config.launch.nproc == "auto" else None)
     if nproc is not None:
         config = parse_config(merge(config.model_dump(mode="json"), {"launch": {"nproc": nproc}}))
+    label = config.tracking.tags.get(RECIPE_TAG) or stem
     processes = resolve_nproc(config.launch.nproc, config.launch.device)
-    return RunPlan(spec.config_file, spec.overrides, config, place, processes, stem, spec.varied)
+    return RunPlan(spec.config_file, spec.overrides, config, place, processes, label, spec.varied)
 
 
 def _follow_valid_weights(config: Config, run_dir: Path) -> Config:

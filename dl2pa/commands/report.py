@@ -129,10 +129,14 @@ def _check_uri(args: argparse.Namespace) -> None:
 
 def _log(comparison: Comparison, experiment: str, uri: str | None, base: Path) -> str:
     """Log the report to MLflow and return the run id."""
+    from dl2pa.reporting.compose import compose_results
+    from dl2pa.reporting.document import to_markdown
+    from dl2pa.reporting.verdict import metrics
     from dl2pa.tracking.publish import publish_folder
 
     with tempfile.TemporaryDirectory() as folder:
         write_report(comparison, Path(folder))
-        run_id = publish_folder(Path(folder), uri, base, experiment, "report")
+        content = {"description": to_markdown(compose_results(comparison)), "metrics": metrics(comparison)}
+        run_id = publish_folder(Path(folder), uri, base, experiment, "report", **content)
     note(f"logged to MLflow: experiment {experiment}, run report ({run_id})")
     return run_id

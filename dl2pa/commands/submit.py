@@ -16,7 +16,7 @@ from dl2pa import envvars
 from dl2pa.commands.options import add_config, add_grid, add_run_dir, add_slurm_request
 from dl2pa.commands.output import note, say
 from dl2pa.config import dump_config, merge, parse_config
-from dl2pa.config.identity import run_title
+from dl2pa.config.identity import RECIPE_TAG, run_title
 from dl2pa.config.places import finder, placed
 from dl2pa.errors import EXIT_DONE, UserError
 from dl2pa.finished import FinishedRuns
@@ -68,7 +68,12 @@ def plan_jobs(
     """
     gpus = request_of(args).gpus_per_node
     plans = plan_runs(specs, args.run_dir, in_folder=in_folder, gpus=gpus, option=option)
-    return [_with_tracking(plan, run_name=_run_name(plan)) for plan in plans]
+    # The job reads a snapshot with another file name: it needs the run's name and the name of the configuration.
+    tags = [{RECIPE_TAG: plan.label} | plan.config.tracking.tags for plan in plans]
+    return [
+        _with_tracking(plan, run_name=_run_name(plan), tags=tag)
+        for plan, tag in zip(plans, tags, strict=True)
+    ]
 
 
 def _run_name(plan: RunPlan) -> str:

@@ -15,9 +15,10 @@ from types import FrameType
 
 from dl2pa.commands.options import nonempty_path, nonempty_text
 from dl2pa.commands.output import note
-from dl2pa.errors import EXIT_DONE, EXIT_FAILURE, UserError
+from dl2pa.errors import EXIT_DONE, EXIT_FAILURE, UserError, printable
 from dl2pa.redaction import redact
 
+_MAX_LINKS = 10
 _NO_SIGN_IN = "everyone who can reach this machine can read and change all runs, because there is no sign-in"
 
 
@@ -65,11 +66,15 @@ def run(args: argparse.Namespace) -> int:
         try:
             note("starting MLflow …")
             server.start()
+            links = _links(server.uri)
             if args.json:
-                print(json.dumps({"url": server.uri, "store": redact(store)}), flush=True)  # noqa: T201
+                content = {"url": server.uri, "store": redact(store), "experiments": links}
+                print(json.dumps(content), flush=True)  # noqa: T201
             if names:
                 note(f"warning: {_NO_SIGN_IN}")
             note(f"MLflow serves {redact(store)} at {server.uri}   (stop it with Ctrl-C)")
+            for name, link in list(links.items())[:_MAX_LINKS]:
+                note(f"runs of {printable(name)}: {link}")
             code = server.wait()
             output = log.read_text(encoding="utf-8", errors="replace")
             note(f"MLflow exited with code {code}: {output[-500:]}")
@@ -82,6 +87,19 @@ def run(args: argparse.Namespace) -> int:
             return EXIT_DONE
         finally:
             server.stop()
+
+
+def _links(server: str) -> dict[str, str]:
+    """Addresses of the runs of each experiment; none if MLflow does not list them."""
+    from dl2pa.tracking.server import connect, set_client_defaults
+    from dl2pa.tracking.views import experiment_links
+
+    set_client_defaults()
+    try:
+        return experiment_links(connect(server)[0], server)
+    except Exception as error:  # any error of MLflow or its transport
+        note(f"the experiments could not be listed: {type(error).__name__}")
+        return {}
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:

@@ -129,10 +129,3 @@ class DataConfig(Section):
             if spec is None or spec.needs_root:
                 return {**values, "root": os.environ[envvars.DATA]}
         return values  # pyright: ignore[reportUnknownVariableType]
-    hidden: tuple[PositiveInt, ...] = (512,)
-    """Widths of the hidden layers of `mlp`, each followed by ReLU; the projection to `embedding_dim` comes after
-    them."""
-    hidden_norm: Literal["none", "batchnorm"] = "none"
-    """Normalization between each hidden layer of `mlp` and its ReLU."""
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """Dropout after each hidden layer of `mlp`."""

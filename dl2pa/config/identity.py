@@ -114,6 +114,10 @@ def check_resumable(before: Mapping[str, Any], now: Identity, *, quiet: bool = F
         raise UserError(key, new, f"this run was started with {old!r}", remedy)
 
 
+RECIPE_TAG = "recipe"
+"""Tag with the name of the configuration file."""
+
+
 def group_name(config: Config) -> str:
     """Name shared by all seeds of a recipe: method, d, data set and six hexadecimal digits."""
     digest = hashlib.sha256(

@@ -27,6 +27,8 @@ _MAX_CLASSES = 1000
 _MAX_NAMES = 60
 _MAX_TICKS = 20
 _BINS = 400
+_MAX_FLOW_LINES = 20
+"""Labels that are drawn as one line each."""
 
 
 def draw_assignment_figures(art: Artifacts, finished: FinishedRun) -> None:
@@ -120,40 +122,92 @@ def draw_matrices(method: Method, classes: Sequence[str]) -> bytes:
 def draw_flow(
     history: Labels, records: Sequence[dict[str, Any]], method: PrototypeMethod, classes: Sequence[str]
 ) -> bytes:
-    """Plot the prototype of each label over the updates that moved labels; below, labels moved and margin."""
-    order = _similarity_order(_unit_rows(method.prototypes))
-    position = np.empty_like(order)
-    position[order] = np.arange(len(order))
-    epochs = [0.0, *(record["epoch"] for record in records)]
-    moves = (history[1:] != history[:-1]).any(axis=1)
-    columns = [0, *(np.flatnonzero(moves) + 1).tolist()]
-    paths = position[history[columns]]
-    moved_ever = (paths != paths[0]).any(axis=0)
-    figure = new_figure(10, 8)
-    flow, moved = figure.subplots(2, 1, height_ratios=[4, 1])
-    for label in np.argsort(moved_ever, kind="stable"):
-        color = f"C{label % 10}" if moved_ever[label] else "0.85"
-        flow.plot(paths[:, label], color=color, linewidth=1.2 if len(classes) <= 100 else 0.4, alpha=0.8)
-    shown = range(0, len(columns), 1 + len(columns) // _MAX_TICKS)
-    flow.set_xticks(shown, [f"{epochs[columns[i]]:.4g}" for i in shown])
-    title = f"Assignment of labels to prototypes: {int(moved_ever.sum())} of {len(classes)} labels moved"
-    label_axes(flow, title, "epoch of each update that moved labels", "prototype, similar ones adjacent")
-    if len(classes) <= _MAX_NAMES:
-        by_position = np.argsort(paths[-1])
-        flow.set_yticks(range(len(classes)), [classes[int(c)] for c in by_position], fontsize=6)
-        flow.yaxis.tick_right()
-    _draw_updates(moved, epochs[1:], records)
+    """Plot the assignment over the updates, above the number of labels that each update moved and its margin.
+
+    Up to 20 classes, one line per label shows its prototype. With more, the rows of a heat map are the labels, those
+    that settled last on top, and the color is the cosine of the prototype of a label with its final one.
+    """
+    margins = [record.get("margin") or np.nan for record in records]
+    below = 2 if np.isfinite(margins).any() else 1
+    with_lines = len(classes) <= _MAX_FLOW_LINES
+    height = max(3.4, 0.24 * len(classes)) if with_lines else 4.6
+    figure = new_figure(9.5, height + 1.5 * below)
+    flow, *panels = figure.subplots(1 + below, 1, height_ratios=[height, *[1.4] * below], sharex=True)
+    if with_lines:
+        _draw_flow_lines(flow, history, method, classes)
+    else:
+        _draw_settling(figure, flow, history, method, classes)
+    changed = int(_moves(history).any(axis=0).sum())
+    title = f"Assignment of labels to prototypes: {changed} of {len(classes)} labels moved"
+    label_axes(flow, title, "", flow.get_ylabel())
+    updates = np.arange(1, len(records) + 1)
+    _draw_moved(panels[0], updates, [record["moved"] for record in records])
+    if below == 2:
+        panels[1].semilogy(updates, margins, ".-", color=ORANGE, linewidth=0.8, markersize=3)
+        label_axes(panels[1], "", "", "margin to the\nsecond best")
+    _label_updates(panels[-1], [0.0, *(record["epoch"] for record in records)])
     return png(figure)
 
 
-def _draw_updates(axes: Any, epochs: Sequence[float], records: Sequence[dict[str, Any]]) -> None:
-    axes.plot(epochs, [record["moved"] for record in records], "k.-", linewidth=0.8, markersize=3)
-    label_axes(axes, "", "epoch", "labels moved")
-    margins = [record.get("margin") or np.nan for record in records]
-    if np.isfinite(margins).any():
-        right = axes.twinx()
-        right.semilogy(epochs, margins, "C1.-", linewidth=0.8, markersize=3)
-        right.set_ylabel("margin to the second best", fontsize=9, color="C1")
+def _draw_moved(axes: Any, updates: Labels, moved: Sequence[int]) -> None:
+    axes.bar(updates, moved, width=0.9, color=BLUE)
+    if max(moved) > _MAX_FLOW_LINES:
+        axes.set_yscale("symlog", linthresh=10)
+        axes.yaxis.set_major_formatter("{x:g}")
+    else:
+        axes.yaxis.get_major_locator().set_params(integer=True)
+    label_axes(axes, "", "", "labels moved")
+
+
+def _draw_flow_lines(axes: Any, history: Labels, method: PrototypeMethod, classes: Sequence[str]) -> None:
+    """Draw the prototype of each label after each update, similar prototypes adjacent; name the labels at the end."""
+    order = _similarity_order(_unit_rows(method.prototypes))
+    position = np.empty_like(order)
+    position[order] = np.arange(len(order))
+    paths = position[history]
+    moved_ever = (paths != paths[0]).any(axis=0)
+    for label in np.argsort(moved_ever, kind="stable"):
+        style = {"color": f"C{label % 10}", "linewidth": 1.8} if moved_ever[label] else {"color": "0.75"}
+        axes.plot(paths[:, label], **style)
+    names = [classes[int(c)] for c in np.argsort(paths[-1])]
+    axes.set_yticks(range(len(classes)), [_short(name) for name in names], fontsize=8)
+    axes.yaxis.tick_right()
+    axes.set_ylabel("prototype, similar ones adjacent")
+
+
+def _draw_settling(
+    figure: Any, axes: Any, history: Labels, method: PrototypeMethod, classes: Sequence[str]
+) -> None:
+    """Draw the cosine of the prototype of each label after each update with its final prototype."""
+    vectors = _unit_rows(method.prototypes)
+    cosines = np.stack([(vectors[sigma] * vectors[history[-1]]).sum(axis=1) for sigma in history], axis=1)
+    last_moves = np.array([np.flatnonzero(row)[-1] if row.any() else -1 for row in _moves(history).T])
+    order = np.argsort(-last_moves, kind="stable")
+    extent = (-0.5, len(history) - 0.5, len(classes) - 0.5, -0.5)
+    style = {"cmap": "viridis_r", "vmin": min(0.0, float(cosines.min())), "vmax": 1.0}
+    image = axes.imshow(cosines[order], aspect="auto", extent=extent, interpolation="nearest", **style)
+    figure.colorbar(image, ax=axes, pad=0.01).set_label("cosine with the final prototype", fontsize=8)
+    if len(classes) <= _MAX_NAMES:
+        axes.set_yticks(range(len(classes)), [_short(classes[int(c)]) for c in order], fontsize=6)
+    else:
+        axes.set_ylabel("labels, last to settle on top")
+
+
+def _moves(history: Labels) -> NDArray[np.bool_]:
+    """Whether each update moved each label, [updates, C]."""
+    return history[1:] != history[:-1]
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 22 else name[:21] + "…"
+
+
+def _label_updates(axes: Any, epochs: Sequence[float]) -> None:
+    """Label the axis of the updates, the first of which is the initial assignment, with their epochs."""
+    shown = range(0, len(epochs), 1 + (len(epochs) - 1) // _MAX_TICKS)
+    axes.set_xticks(shown, [f"{epochs[i]:.0f}" if epochs[i] >= 10 else f"{epochs[i]:.2g}" for i in shown])
+    axes.set_xlim(-0.5, len(epochs) - 0.5)
+    axes.set_xlabel("epoch of each assignment update", fontsize=9)
 
 
 def _unit_rows(rows: torch.Tensor) -> NDArray[np.float64]:

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dl2pa.config.identity import Identity, describe
 from dl2pa.reporting import report_plots
 from dl2pa.reporting.compare import ComparedTable, Comparison, Entry, Line, Other
-from dl2pa.reporting.document import Block, Bullets, Grid, Heading, Paragraph, Picture, code, grid
+from dl2pa.reporting.document import Block, Bullets, Folded, Grid, Heading, Paragraph, Picture, code, grid
 from dl2pa.reporting.groups import Group, Summary
 from dl2pa.reporting.runs import Run, Unfinished
+from dl2pa.reporting.verdict import verdict
 from pipelines.longtail import GROUPS
 
 Columns = dict[str, Callable[[Group], str]]
@@ -24,17 +25,35 @@ _EXPLANATION = (
 
 
 def compose(comparison: Comparison) -> list[Block]:
-    """Compose the report."""
+    """Compose the report: a verdict, the tables with runs, the runs, and the published tables without a run."""
     blocks: list[Block] = [Heading(1, "Comparison with published results" if comparison.source else "Runs")]
-    if comparison.source is not None:
-        blocks += [Paragraph(f"Published: {comparison.source}."), Paragraph(_EXPLANATION)]
+    blocks.append(Paragraph(verdict(comparison), is_lead=True))
     for table in comparison.tables:
-        blocks += _table(table)
+        if table.entries:
+            blocks += [Heading(2, table.table.title), *_table(table)]
     if comparison.others:
         blocks += _others(comparison.others, bool(comparison.source))
     blocks += _finished(comparison.groups)
     if comparison.unfinished:
         blocks += _unfinished(comparison.unfinished)
+    if comparison.source is not None:
+        blocks += [Heading(2, "How to read this report"), Paragraph(f"Published: {comparison.source}.")]
+        blocks.append(Paragraph(_EXPLANATION))
+    for table in comparison.tables:
+        if not table.entries:
+            blocks.append(Folded(f"{table.table.title} (no run)", _table(table)))
+    return blocks
+
+
+def compose_results(comparison: Comparison) -> list[Block]:
+    """Compose the verdict and one line per group of runs, without published tables and figures."""
+    blocks: list[Block] = [Paragraph(verdict(comparison))]
+    for table in comparison.tables:
+        if table.entries:
+            notes = _Notes()
+            blocks += [Heading(3, table.table.title), _details(table, notes), *notes.block()]
+    for title, section in _sections(comparison.others).items():
+        blocks += [Heading(3, title), *_section(section)]
     return blocks
 
 
@@ -60,11 +79,10 @@ class _Notes:
 
 
 def _table(compared: ComparedTable) -> list[Block]:
+    """Compose a published table, below the runs of its figures."""
     table, notes = compared.table, _Notes()
-    blocks: list[Block] = [Heading(2, table.title), _overview(compared, notes)]
-    if compared.entries:
-        blocks.append(_details(compared, notes))
-    blocks += notes.block()
+    blocks: list[Block] = [_details(compared, notes)] if compared.entries else []
+    blocks += [_overview(compared, notes), *notes.block()]
     if compared.related:
         blocks += _all_runs(compared)
     missing = [line for line in compared.lines if line.missing is None and not line.full]
@@ -230,13 +248,18 @@ def _points(compared: ComparedTable) -> list[report_plots.Point]:
 def _others(others: Sequence[Other], with_heading: bool) -> list[Block]:
     """Compose one table per data set of the runs without a published figure."""
     blocks: list[Block] = [Heading(2, "Runs without a published figure")] if with_heading else []
-    sections: dict[str, list[Other]] = {}
-    for other in others:
-        sections.setdefault(other.group.data, []).append(other)
-    for title, section in sections.items():
+    for title, section in _sections(others).items():
         blocks += [Heading(3, title), *_section(section)]
         blocks += _section_pictures(title, [other.group for other in section])
     return blocks
+
+
+def _sections(others: Sequence[Other]) -> dict[str, list[Other]]:
+    """Group runs by data set."""
+    sections: dict[str, list[Other]] = {}
+    for other in others:
+        sections.setdefault(other.group.data, []).append(other)
+    return sections
 
 
 def _section(section: Sequence[Other]) -> list[Block]:
@@ -253,15 +276,26 @@ def _section(section: Sequence[Other]) -> list[Block]:
 
 
 def _section_pictures(title: str, groups: Sequence[Group]) -> list[Block]:
-    counts: dict[tuple[str, int], int] = {}
     points: list[report_plots.Point] = []
-    for group in groups:
-        counts[group.method, group.dim] = number = counts.get((group.method, group.dim), 0) + 1
-        label = group.method if number == 1 else f"{group.method} ({number})"
+    for group, label in zip(groups, _labels(groups), strict=True):
         kind = "short" if group.is_cut else "measured"
         points.append(report_plots.Point(label, group.dim, group.best.mean, group.best.std, kind))
     name = "".join(c if c.isalnum() else "-" for c in title)
     return _pictures(f"runs-{name}", title, "d", points)
+
+
+def _labels(groups: Sequence[Group]) -> list[str]:
+    """Label groups by method and, if several have the same method and d, by assignment; numbered if still equal."""
+    named: list[tuple[str, int]] = []
+    for group in groups:
+        same = [g for g in groups if (g.method, g.dim) == (group.method, group.dim)]
+        assignments = {g.identity["method.assignment"] for g in same}
+        method = (
+            f"{group.method} {group.identity['method.assignment']}" if len(assignments) > 1 else group.method
+        )
+        named.append((method, group.dim))
+    numbers = [named[: i + 1].count(name) for i, name in enumerate(named)]
+    return [name if n == 1 else f"{name} ({n})" for (name, _), n in zip(named, numbers, strict=True)]
 
 
 def _finished(groups: Iterable[Group]) -> list[Block]:
@@ -273,6 +307,8 @@ def _finished(groups: Iterable[Group]) -> list[Block]:
         rows += [_run_row(run, group, f"repeat of seed {run.seed}: not counted") for run in group.repeats]
     if not rows:
         return [Paragraph("No finished runs.")]
+    if not any(row[-1] for row in rows):
+        heads, rows = heads[:-1], [row[:-1] for row in rows]
     return [Heading(2, "Finished runs"), Grid(heads, rows)]
 
 

@@ -178,17 +178,33 @@ def _measure(name: str, a: Run, b: Run, groups: Sequence[Group]) -> Measured | N
     if not all(samples):
         return None
     means, counts = [sum(v) / len(v) for v in samples], [len(v) for v in samples]
-    pooled = samples[:1] if same else samples
-    dof = sum(len(v) - 1 for v in pooled)
     gap = value_b - value_a if same else means[1] - means[0]
-    noise = interval = None
-    if dof > 0:
-        squares = (sum((x - mean) ** 2 for x in v) for v, mean in zip(pooled, means, strict=False))
-        noise = math.sqrt(sum(squares) / dof)
-        n_a, n_b = (1, 1) if same else counts
-        margin = _quantile(dof) * noise * math.sqrt(1 / n_a + 1 / n_b)
-        interval = [gap - margin, gap + margin]
-    return Measured(value_a, value_b, means, counts, gap, noise, interval, _verdict(gap, interval))
+    noise = _pooled_deviation(samples[:1] if same else samples)
+    interval = None if noise is None else _interval(gap, *noise, [1, 1] if same else counts)
+    return Measured(
+        value_a, value_b, means, counts, gap, noise and noise[0], interval, _verdict(gap, interval)
+    )
+
+
+def difference_of_means(samples: Sequence[Sequence[float]]) -> tuple[float, list[float] | None]:
+    """Return the difference of the second mean from the first, and its 95 % interval; None with one seed each."""
+    gap = sum(samples[1]) / len(samples[1]) - sum(samples[0]) / len(samples[0])
+    noise = _pooled_deviation(samples)
+    return gap, None if noise is None else _interval(gap, *noise, [len(sample) for sample in samples])
+
+
+def _pooled_deviation(samples: Sequence[Sequence[float]]) -> tuple[float, int] | None:
+    """Standard deviation pooled over samples, and its degrees of freedom; None if no sample has two values."""
+    dof = sum(len(sample) - 1 for sample in samples)
+    if dof == 0:
+        return None
+    squares = (sum((x - sum(sample) / len(sample)) ** 2 for x in sample) for sample in samples)
+    return math.sqrt(sum(squares) / dof), dof
+
+
+def _interval(gap: float, noise: float, dof: int, counts: Sequence[int]) -> list[float]:
+    margin = _quantile(dof) * noise * math.sqrt(sum(1 / n for n in counts))
+    return [gap - margin, gap + margin]
 
 
 def _values(group: Group, name: str, run: Run | None) -> list[float]:

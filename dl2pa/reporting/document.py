@@ -21,6 +21,8 @@ class Heading:
 @dataclass(frozen=True)
 class Paragraph:
     text: str
+    is_lead: bool = False
+    """Whether it summarizes the document, and is set in larger type."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,20 @@ class Picture:
     text: str
 
 
-Block = Heading | Paragraph | Bullets | Grid | Picture
+@dataclass(frozen=True)
+class Folded:
+    """A section that the page shows only on request. Markdown has no such form and shows it under a heading."""
+
+    title: str
+    blocks: Sequence[Block]
+
+    @property
+    def parts(self) -> list[tuple[str, Block]]:
+        """The blocks with their kinds."""
+        return with_kinds(self.blocks)
+
+
+Block = Heading | Paragraph | Bullets | Grid | Picture | Folded
 PICTURES = "plots"
 """Folder of the figures, relative to the Markdown file."""
 
@@ -78,7 +93,18 @@ def code(text: object) -> str:
 
 def to_html(blocks: Sequence[Block], title: str) -> str:
     """Render the document as one HTML page with embedded style and figures."""
-    return render("report.html", title=title, blocks=[(type(block).__name__, block) for block in blocks])
+    return render("report.html", title=title, blocks=with_kinds(blocks))
+
+
+def with_kinds(blocks: Sequence[Block]) -> list[tuple[str, Block]]:
+    """Return each block with the name of its class, by which the template selects its form."""
+    return [(type(block).__name__, block) for block in blocks]
+
+
+def pictures_of(blocks: Sequence[Block]) -> list[Picture]:
+    """Return the figures of a document, also those in folded sections."""
+    nested = (pictures_of(block.blocks) if isinstance(block, Folded) else [block] for block in blocks)
+    return [block for part in nested for block in part if isinstance(block, Picture)]
 
 
 def to_markdown(blocks: Sequence[Block]) -> str:
@@ -92,6 +118,8 @@ def _markdown(block: Block) -> str:
             return f"{'#' * level} {_md(text)}"
         case Paragraph(text):
             return _md(text)
+        case Folded(title, parts):
+            return "\n\n".join([f"## {_md(title)}", *map(_markdown, parts)])
         case Bullets(items):
             return "\n".join(f"- {_md(item)}" for item in items)
         case Grid(_, rows):

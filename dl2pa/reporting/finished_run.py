@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from pathlib import Path
@@ -41,7 +42,8 @@ def _make_pages(art: Artifacts, run_data: RunData) -> None:
     """Draw the remaining figures and write the tables and pages."""
     published = art.attempt("the published results", lambda: published_results(run_data)) or []
     figure = next((p.cell.top1 for p in published if p.length == "full"), None)
-    art.picture("curves", lambda: run_plots.curves(run_data.points, run_data.steps_per_epoch, figure))
+    curve_data = (run_data.points, run_data.steps_per_epoch, figure)
+    art.picture("curves", lambda: run_plots.curves(*curve_data))
     predictions = run_data.predictions
     art.picture("reliability", lambda: _reliability(run_data))
     _make_tables(art, run_data)
@@ -50,7 +52,8 @@ def _make_pages(art: Artifacts, run_data: RunData) -> None:
     config, val = run_data.config, run_data.data.val
     images = art.attempt("samples", lambda: make_thumbnails(config, val, list(samples.values()))) or {}
     thumbnails = {i: images[sample] for i, sample in samples.items() if sample in images}
-    page = (run_data, published, art.pictures, selection, thumbnails)
+    panels = art.attempt("the curves of the page", lambda: run_plots.curve_panels(*curve_data)) or []
+    page = (run_data, published, art.pictures, panels, selection, thumbnails)
     art.text(run_data.run.summary_page, lambda: summary_page(*page))
 
 
@@ -72,9 +75,14 @@ def _make_tables(art: Artifacts, run_data: RunData) -> None:
     top1 = run_data.result["top1_last"]
     title = f"{run_data.name}: {{}}, {run_data.config.data.dataset}, top-1 {top1:.2f} %"
     heading = title.format("confusion matrix")
+    links = functools.partial(pages.page_links, run)
     art.picture("confusion", lambda: run_plots.confusion_picture(confusion, order, names))
-    art.text(run.confusion_page, lambda: pages.confusion_page(confusion, order, names, heading))
+    art.text(
+        run.confusion_page,
+        lambda: pages.confusion_page(confusion, order, names, heading, links(run.confusion_page)),
+    )
     art.text(run.confusion_pairs, lambda: pages.pairs_csv(confusion, names))
-    art.text(run.per_class_page, lambda: pages.classes_page(rows, title.format("classes")))
+    classes_title = title.format("classes")
+    art.text(run.per_class_page, lambda: pages.classes_page(rows, classes_title, links(run.per_class_page)))
     art.text(run.per_class_csv, lambda: pages.classes_csv(rows))
     art.text(run.per_class_json, lambda: pages.classes_json(rows))

@@ -7,11 +7,13 @@ import io
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from dl2pa.errors import printable
 from dl2pa.reporting.class_metrics import ClassRow, Confusion, Labels, worst_pairs
 from dl2pa.reporting.render import render
+from dl2pa.rundir import RunDirectory
 
 _COLUMNS = {
     "label": "label",
@@ -27,9 +29,23 @@ _COLUMNS = {
     "taken_for_count": "times",
 }
 _TEXT = ("name", "group", "taken_for")
+Links = Sequence[tuple[str, str]]
+"""Text and file of the links to other pages."""
 
 
-def confusion_page(confusion: Confusion, order: Labels, names: Sequence[str], title: str) -> str:
+def page_links(run: RunDirectory, page: Path) -> list[tuple[str, str]]:
+    """Return text and file of the links from a page of a run to its other pages, which are in the same folder."""
+    pages = {
+        run.summary_page: "summary of the run",
+        run.per_class_page: "accuracy of all classes",
+        run.confusion_page: "confusion matrix",
+    }
+    return [(text, path.name) for path, text in pages.items() if path != page]
+
+
+def confusion_page(
+    confusion: Confusion, order: Labels, names: Sequence[str], title: str, links: Links = ()
+) -> str:
     """Render the confusion matrix as a page with zoom, search and the most frequent confusions."""
     hits = int(confusion.count[confusion.true == confusion.predicted].sum())
     images = int(confusion.totals.sum())
@@ -42,14 +58,15 @@ def confusion_page(confusion: Confusion, order: Labels, names: Sequence[str], ti
         "predicted": confusion.predicted.tolist(),
         "count": confusion.count.tolist(),
     }
-    return render("confusion.html", title=title, data=data)
+    return render("confusion.html", title=title, data=data, links=links)
 
 
-def classes_page(rows: Sequence[ClassRow], title: str) -> str:
+def classes_page(rows: Sequence[ClassRow], title: str, links: Links = ()) -> str:
     """Render the classes as a table with sorting and search; columns without values are left out."""
     used = [name for name in _COLUMNS if any(getattr(row, name) is not None for row in rows)]
     columns = [(name, _COLUMNS[name], name in _TEXT) for name in used]
-    return render("per_class.html", title=title, columns=columns, rows=[asdict(row) for row in rows])
+    content = {"columns": columns, "rows": [asdict(row) for row in rows], "links": links}
+    return render("per_class.html", title=title, **content)
 
 
 def pairs_csv(confusion: Confusion, names: Sequence[str]) -> str:

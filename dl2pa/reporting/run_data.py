@@ -59,10 +59,10 @@ class RunData(FinishedRun):
         return class_rows(self.predictions, self.classes, trained, self.data.groups)
 
     @property
-    def best_epoch(self) -> float:
-        """Epoch of the highest top-1 accuracy; 0 without validation points."""
+    def best_epoch(self) -> int:
+        """Epoch of the highest top-1 accuracy, from 1; 0 without validation points."""
         curve = self.points.get("val/top1", ())
-        return best_point(curve)[0] / self.steps_per_epoch if curve else 0.0
+        return math.ceil(best_point(curve)[0] / self.steps_per_epoch) if curve else 0
 
     def values(self, name: str) -> list[float]:
         """Finite values of a metric, ordered by step."""
@@ -127,7 +127,7 @@ def _check_learning(run_data: RunData) -> Iterator[Check]:
         yield Check("bad", f"Top-1 accuracy {top1:.2f} % is less than twice chance level ({chance:.3g} %).")
     lost = result["top1_best"] - top1
     if lost > 0.5:
-        text = f"The last validation is {lost:.2f} points below the best, at epoch {run_data.best_epoch:.4g}."
+        text = f"The last validation is {lost:.2f} points below the best, at epoch {run_data.best_epoch}."
         yield Check("note", text)
     moved = result.get("labels_moved") or []
     if moved:

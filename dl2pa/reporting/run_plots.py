@@ -18,20 +18,13 @@ _MAX_NAMES = 40
 _MAX_CELLS, _MAX_CELL_TEXTS = 60, 25
 """Classes up to which the confusion matrix is drawn as cells, and with percentages."""
 
+_ACCURACY = "Accuracy"
 _PANELS: tuple[tuple[str, str, dict[str, tuple[str, str]], bool], ...] = (
     ("Training loss", "mean over the log interval", {"train/loss": ("loss", BLUE)}, False),
-    (
-        "Accuracy",
-        "%",
-        {"val/top1": ("top-1", BLUE), "val/top5": ("top-5", GREEN), "val/ece": ("calibration error", RED)},
-        False,
-    ),
-    (
-        "Learning rate and gradient norm",
-        "",
-        {"train/lr": ("learning rate", ORANGE), "train/gradient_norm": ("gradient norm", SOFT)},
-        True,
-    ),
+    (_ACCURACY, "%", {"val/top1": ("top-1", BLUE), "val/top5": ("top-5", GREEN)}, False),
+    ("Calibration error", "%", {"val/ece": ("calibration error", RED)}, False),
+    ("Learning rate", "", {"train/lr": ("learning rate", ORANGE)}, True),
+    ("Gradient norm", "", {"train/gradient_norm": ("gradient norm", SOFT)}, True),
     (
         "Step time",
         "ms",
@@ -47,33 +40,63 @@ _PANELS: tuple[tuple[str, str, dict[str, tuple[str, str]], bool], ...] = (
 
 
 def curves(points: Mapping[str, Curve], steps_per_epoch: int, published: float | None) -> bytes | None:
-    """Plot loss, accuracy, learning rate and step time over the epochs; None without points.
+    """Plot loss, accuracy, calibration, learning rate, gradient norm and step time over the epochs.
 
     Args:
         points: (step, value) per metric.
         published: published accuracy to compare with, percent.
+
+    Returns:
+        A PNG; None without points.
     """
-    panels = [panel for panel in _PANELS if any(points.get(name) for name in panel[2])]
+    panels = _panels(points)
     if not panels:
         return None
     rows = (len(panels) + 1) // 2
     figure = new_figure(10.5, 2.9 * rows)
     grid = figure.subplots(rows, 2, squeeze=False).flatten()
-    for axes, (title, unit, lines, log) in zip(grid, panels, strict=False):
-        for name, (label, color) in lines.items():
-            _draw_curve(axes, points.get(name) or (), steps_per_epoch, label, color)
-        if title == "Accuracy":
-            _mark_best(axes, points.get("val/top1") or (), steps_per_epoch)
-            if published is not None:
-                axes.axhline(published, color=SOFT, linestyle="--", linewidth=1.2)
-                where = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
-                axes.annotate(f"published {published:g}", (0.99, published), fontsize=8, color=SOFT, **where)
-        if log:
-            _scale_log(axes, with_minor_labels=unit == "ms")
-        label_axes(axes, title, "epoch", unit, legend="best")
+    for axes, panel in zip(grid, panels, strict=False):
+        _draw_panel(axes, panel, points, steps_per_epoch, published)
     for axes in grid[len(panels) :]:
         axes.set_axis_off()
     return png(figure)
+
+
+def curve_panels(
+    points: Mapping[str, Curve], steps_per_epoch: int, published: float | None
+) -> list[tuple[str, bytes]]:
+    """Plot the panels of `curves` as separate figures; return their titles and PNGs."""
+    drawn: list[tuple[str, bytes]] = []
+    for panel in _panels(points):
+        figure = new_figure(5.2, 2.9)
+        _draw_panel(figure.subplots(), panel, points, steps_per_epoch, published)
+        drawn.append((panel[0], png(figure)))
+    return drawn
+
+
+def _panels(points: Mapping[str, Curve]) -> list[Any]:
+    return [panel for panel in _PANELS if any(points.get(name) for name in panel[2])]
+
+
+def _draw_panel(
+    axes: Any, panel: Any, points: Mapping[str, Curve], steps_per_epoch: int, published: float | None
+) -> None:
+    """Draw one entry of `_PANELS`."""
+    from matplotlib.ticker import MaxNLocator
+
+    title, unit, lines, log = panel
+    for name, (label, color) in lines.items():
+        _draw_curve(axes, points.get(name) or (), steps_per_epoch, label, color)
+    if title == _ACCURACY:
+        _mark_best(axes, points.get("val/top1") or (), steps_per_epoch)
+        if published is not None:
+            axes.axhline(published, color=SOFT, linestyle="--", linewidth=1.2)
+            where = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
+            axes.annotate(f"published {published:g}", (0.99, published), fontsize=8, color=SOFT, **where)
+    if log:
+        _scale_log(axes, with_minor_labels=unit == "ms")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    label_axes(axes, title, "epoch", unit, legend="best" if len(lines) > 1 else None)
 
 
 def _scale_log(axes: Any, *, with_minor_labels: bool) -> None:

@@ -12,6 +12,7 @@ from dl2pa.config.identity import describe, run_identity
 from dl2pa.config.published import PublishedMatch
 from dl2pa.reporting.class_metrics import ClassRow, worst_pairs
 from dl2pa.reporting.document import Grid, code, grid
+from dl2pa.reporting.pages import page_links
 from dl2pa.reporting.render import render
 from dl2pa.reporting.run_data import RunData, check_run
 from dl2pa.reporting.samples import SampleSelection
@@ -21,13 +22,18 @@ from pipelines.longtail import GROUPS
 _PAIRS, _LOWEST = 12, 12
 _LEVELS = {"bad": "✗", "note": "!", "good": "✓"}
 """Marks of the check levels, most severe first."""
-_LENGTHS = {"full": "full length", "short": "shorter than published", "other": "another length"}
+_LENGTHS = {
+    "full": "full length",
+    "short": "not compared: this run is shorter",
+    "other": "not compared: this run has another length",
+}
 
 
 def summary_page(
     run_data: RunData,
     published: Sequence[PublishedMatch],
     pictures: Mapping[str, bytes],
+    panels: Sequence[tuple[str, bytes]],
     selection: SampleSelection,
     thumbnails: Mapping[int, bytes],
 ) -> str:
@@ -35,6 +41,7 @@ def summary_page(
 
     Args:
         pictures: PNG by name; a missing one is left out.
+        panels: title and PNG of each curve.
         thumbnails: JPEG or PNG of the selected samples; a missing one is left out.
     """
     levels, names = list(_LEVELS), run_data.classes
@@ -54,6 +61,8 @@ def summary_page(
         marks=_LEVELS,
         published=_published(run_data, published),
         pictures=pictures,
+        panels=panels,
+        links=page_links(run_data.run, run_data.run.summary_page),
         pairs=Grid(["true ", "predicted ", "images", "of true", "reverse"], pairs),
         details=_details(run_data),
         run_dir=run_data.run,
@@ -83,7 +92,7 @@ def _cards(run_data: RunData, published: Sequence[PublishedMatch]) -> list[tuple
     result = run_data.result
     cards = [
         ("top-1, last", f"{result['top1_last']:.2f} %", f"{result['num_validated']:,} images"),
-        ("top-1, best", f"{result['top1_best']:.2f} %", f"epoch {run_data.best_epoch:.4g}"),
+        ("top-1, best", f"{result['top1_best']:.2f} %", f"epoch {run_data.best_epoch}"),
         ("top-5, last", f"{result['top5_last']:.2f} %", ""),
         ("calibration error", f"{result['ece_last']:.2f} %", "15 bins"),
     ]
@@ -107,7 +116,8 @@ def _published(run_data: RunData, published: Sequence[PublishedMatch]) -> Grid:
     rows = [
         [
             f"{p.cell.table}: {p.cell.row}, {p.cell.column}",
-            *(f"{p.cell.top1:g}", f"{best:.2f}", f"{last:.2f}", f"{best - p.cell.top1:+.2f}"),
+            *(f"{p.cell.top1:g}", f"{best:.2f}", f"{last:.2f}"),
+            f"{best - p.cell.top1:+.2f}" if p.length == "full" else "–",
             _LENGTHS[p.length] + (f"; the figure is suspect: {p.cell.suspect}" if p.cell.suspect else ""),
         ]
         for p in published

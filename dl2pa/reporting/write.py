@@ -12,7 +12,7 @@ from dl2pa.errors import UserError
 from dl2pa.osutil import replacing
 from dl2pa.reporting.compare import Comparison
 from dl2pa.reporting.compose import compose
-from dl2pa.reporting.document import PICTURES, Block, Heading, Picture, to_html, to_markdown
+from dl2pa.reporting.document import PICTURES, Block, Heading, pictures_of, to_html, to_markdown
 from dl2pa.reporting.groups import Group
 
 
@@ -34,9 +34,8 @@ def write_document(blocks: Sequence[Block], content: dict[str, Any], folder: Pat
         "report.json": json.dumps(content, indent=1) + "\n",
     }
     files = {folder / name: text.encode() for name, text in texts.items()}
-    for block in blocks:
-        if isinstance(block, Picture):
-            files[folder / PICTURES / f"{block.name}.svg"] = block.svg
+    for picture in pictures_of(blocks):
+        files[folder / PICTURES / f"{picture.name}.svg"] = picture.svg
     try:
         for path, data in files.items():
             path.parent.mkdir(parents=True, exist_ok=True)

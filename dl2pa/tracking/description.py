@@ -12,19 +12,20 @@ from dl2pa.config.published import Cell, matching_cells
 from dl2pa.errors import UserError
 from dl2pa.tracking.sanitize import markdown_text
 from dl2pa.tracking.server import EXPERIMENT_ID
+from dl2pa.tracking.views import view_link
 
 NOTE_TAG = "mlflow.note.content"
 STOPPED_EARLY_TAG = "dl2pa.stopped_early"
 """Tag of a run that `train.patience` ended, with its last epoch."""
 _COLUMNS = {
-    "top1_last": "top-1, last",
-    "top1_best": "top-1, best",
-    "top5_last": "top-5",
-    "ece_last": "ECE",
-    "ece_calibrated": "ECE, calibrated",
-    "top1_head": "head",
-    "top1_medium": "medium",
-    "top1_tail": "tail",
+    "top1_last": "top-1, last epoch",
+    "top1_best": "top-1, best epoch",
+    "top5_last": "top-5, last epoch",
+    "ece_last": "calibration error",
+    "ece_calibrated": "calibration error, calibrated",
+    "top1_head": "top-1, head classes",
+    "top1_medium": "top-1, medium classes",
+    "top1_tail": "top-1, tail classes",
 }
 
 
@@ -43,8 +44,9 @@ def describe_run(config: Config, name: str, command: str, result: Mapping[str, A
     settings = f"{model.backbone}, d = {model.embedding_dim}, seed {train.seed}, "
     settings += f"{train.epochs} epochs of batch {train.batch_size}"
     parts = [f"{subject}: {settings}. Configuration `{name}`, group `{group_name(config)}`."]
-    if result is not None:
-        parts += [_results_table(result), *_published_sentences(config, result)]
+    if result is not None:  # MLflow shows only the first lines before "Show more"
+        lead = f"**Top-1 {result['top1_last']:.2f} %** at the last epoch, {result['top1_best']:.2f} % at the best"
+        parts = [f"{lead}.", *parts, _results_table(result), *_published_sentences(config, result)]
     parts.append(_links(config))
     parts.append(
         f"Command: `{command.replace('`', '')}`. Compare two runs: `dl2pa report --compare RUN RUN`."
@@ -53,13 +55,21 @@ def describe_run(config: Config, name: str, command: str, result: Mapping[str, A
 
 
 def _results_table(result: Mapping[str, Any]) -> str:
-    shown = {text: result[key] for key, text in _COLUMNS.items() if result.get(key) is not None}
-    rows = [shown.keys(), ["--:"] * len(shown), [f"{value:.2f}" for value in shown.values()]]
+    """Table of one result per row, rounded to one hundredth, with the meaning of each."""
+    epoch = result.get("epoch_best")
+    remarks = {"top1_best": f"epoch {epoch}" if epoch else "", "ece_last": "15 bins"}
+    rows = [("result", "&emsp;%", ""), (":--", "--:", ":--")]
+    rows += [
+        (text, f"&emsp;{result[key]:.2f}", f"&emsp;{remarks.get(key, '')}")
+        for key, text in _COLUMNS.items()
+        if result.get(key) is not None
+    ]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     length = f"{result['epochs']} epochs, {result['steps']:,} steps"
     length += " (stopped early)" if result.get("stopped_early") else ""
     images = f"{result['num_validated']:,} validation images"
-    return f"{table}\n\nPercentages. {length}, {images}, {result['world_size']} processes."
+    processes = result["world_size"]
+    return f"{table}\n\n{length}, {images}, {processes} process{'es' * (processes != 1)}."
 
 
 def _published_sentences(config: Config, result: Mapping[str, Any]) -> list[str]:
@@ -83,7 +93,8 @@ def _published_sentence(cell: Cell, length: Length, best: float, title: str) -> 
 
 
 def _links(config: Config) -> str:
-    links = [_search("other seeds of this recipe", f"tags.group = '{group_name(config)}'")]
+    links = [f"[curves of all runs]({view_link(EXPERIMENT_ID)}&compareRunsMode=CHART)"]
+    links.append(_search("other seeds of this recipe", f"tags.group = '{group_name(config)}'"))
     sweep = config.tracking.tags.get("sweep")
     if sweep:
         links.append(_search(f"the sweep {markdown_text(sweep)}", f"tags.sweep = '{sweep}'"))
@@ -92,4 +103,4 @@ def _links(config: Config) -> str:
 
 
 def _search(text: str, query: str) -> str:
-    return f"[{text}](#/experiments/{EXPERIMENT_ID}/runs?searchFilter={quote(query)}&workflowType=machine_learning)"
+    return f"[{text}]({view_link(EXPERIMENT_ID, None)}&searchFilter={quote(query)})"

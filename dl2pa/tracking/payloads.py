@@ -9,7 +9,7 @@ from importlib import metadata
 from typing import Any
 
 from dl2pa.config import Config, fingerprint
-from dl2pa.config.identity import group_name
+from dl2pa.config.identity import RECIPE_TAG, group_name
 from dl2pa.redaction import redact
 from dl2pa.rundir import RunDirectory
 from dl2pa.specs import backbone_spec
@@ -29,7 +29,7 @@ def run_tags(
     """
     commit = environment["git_commit"]
     return {
-        "recipe": name,
+        RECIPE_TAG: name,
         "group": group_name(config),
         NOTE_TAG: describe_run(config, name, environment["command"]),
         "method": config.method.name,

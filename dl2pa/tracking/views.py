@@ -15,8 +15,9 @@ from typing import Any
 
 _log = logging.getLogger(__name__)
 
-VERSION = "1"
+VERSION = "2"
 """Version of the description and views; an experiment with another version is updated."""
+DEFAULT_VIEW = "dl2pa-runs"
 _VERSION_TAG = "dl2pa.views"
 _NOTE = "mlflow.note.content"
 _VIEW = "mlflow.sharedViewState."
@@ -31,19 +32,22 @@ _COLUMNS = [
     "metrics.`time/images_per_second`",
     *(
         f"tags.`{name}`"
-        for name in ("method", "dataset", "backbone", "dim", "seed", "sweep", "dl2pa.attempt")
+        for name in ("method", "assignment", "dim", "seed", "dataset", "backbone", "sweep", "dl2pa.attempt")
     ),
 ]
 _CHARTS = {
-    "Result": ["val/top1", "val/top5", "val/ece", "val/top1_head", "val/top1_medium", "val/top1_tail"],
-    "Training": ["train/loss", "train/lr", "train/gradient_norm"],
-    "Assignment": ["match/moved", "match/own_cosine", "match/margin"],
-    "Speed": ["time/images_per_second", "time/data_wait_share", "time/match_s"],
+    "val": ["val/top1", "val/top5", "val/ece", "val/top1_head", "val/top1_medium", "val/top1_tail"],
+    "train": ["train/loss", "train/lr", "train/gradient_norm"],
+    "match": ["match/moved", "match/own_cosine", "match/margin"],
+    "time": ["time/images_per_second", "time/step_ms_p50", "time/data_wait_share", "time/match_s"],
 }
+"""Charts by section, the ones looked at most first."""
 _VIEWS: dict[str, tuple[str, Mapping[str, Any]]] = {
     "dl2pa-runs": ("Runs, newest first", {"orderByKey": "attributes.start_time", "orderByAsc": False}),
     "dl2pa-best": ("Runs, best first", {"orderByKey": "metrics.`val/top1`", "orderByAsc": False}),
     "dl2pa-seeds": ("Mean over seeds", {"groupBy": "tag.average.group"}),
+    "dl2pa-lowest": ("Lowest over seeds", {"groupBy": "tag.min.group"}),
+    "dl2pa-highest": ("Highest over seeds", {"groupBy": "tag.max.group"}),
     "dl2pa-sweeps": ("Sweeps", {"groupBy": "tag.average.sweep"}),
 }
 
@@ -76,15 +80,30 @@ def experiment_tags(experiment_id: str, present: Mapping[str, str]) -> dict[str,
 
 
 _TITLE = "Runs of dl2pa."
-_MODE = "&workflowType=machine_learning"
+_MODE = "workflowType=machine_learning"
 """Selects the training pages of MLflow, instead of those for generative AI."""
 
 
+def view_link(experiment_id: str, view: str | None = DEFAULT_VIEW) -> str:
+    """Address of the runs of an experiment, relative to that of the server; None: without a saved view."""
+    key = "" if view is None else f"viewStateShareKey={view}&"
+    return f"#/experiments/{experiment_id}/runs?{key}{_MODE}"
+
+
+def experiment_links(client: Any, server: str) -> dict[str, str]:
+    """Addresses of the runs of each experiment with runs by its name, the last changed first."""
+    experiments = client.search_experiments(order_by=["last_update_time DESC"])
+    links: dict[str, str] = {}
+    for experiment in experiments:
+        number = str(experiment.experiment_id)
+        if client.search_runs([number], max_results=1):
+            view = DEFAULT_VIEW if _VERSION_TAG in experiment.tags else None
+            links[experiment.name] = f"{server}/{view_link(number, view)}"
+    return links
+
+
 def _description(experiment_id: str) -> str:
-    links = [
-        f"[{name}](#/experiments/{experiment_id}/runs?viewStateShareKey={key}{_MODE})"
-        for key, (name, _) in _VIEWS.items()
-    ]
+    links = [f"[{name}]({view_link(experiment_id, key)})" for key, (name, _) in _VIEWS.items()]
     return (
         f"{_TITLE} Views: {' · '.join(links)}\n\n"
         "`val/*` is measured on the full validation set, in percent; `match/*` describes the updates of the "
@@ -97,8 +116,8 @@ def _description(experiment_id: str) -> str:
 def _state(changes: Mapping[str, Any]) -> dict[str, Any]:
     """State of a view in the format of MLflow's ExperimentPageUIState and ExperimentPageSearchFacetsState."""
     sections = [
-        {"uuid": f"dl2pa-{name}", "name": name, "display": True, "isReordered": False, "deleted": False}
-        | {"isGenerated": False}
+        {"uuid": f"dl2pa-{name}", "name": name, "display": True, "isReordered": True, "deleted": False}
+        | {"isGenerated": True}
         for name in _CHARTS
     ]
     return {
@@ -121,7 +140,7 @@ def _state(changes: Mapping[str, Any]) -> dict[str, Any]:
         "compareRunSections": sections,
         "viewMaximized": False,
         "runListHidden": False,
-        "isAccordionReordered": False,
+        "isAccordionReordered": True,
         "groupBy": None,
         "groupsExpanded": {},
         "autoRefreshEnabled": True,

@@ -34,6 +34,7 @@ from pipelines.encoded import too_many
 from pipelines.longtail import Group
 
 log = logging.getLogger(__name__)
+_NOT_CHARTED = ("step", "epoch", "num_validated")
 
 
 class Trainer:
@@ -232,7 +233,8 @@ class Trainer:
         progress = self.progress
         entry = {"epoch": progress.epoch + 1, "step": progress.global_step, **result.metrics()}
         best = progress.record(entry)
-        values = {f"val/{k}": float(v) for k, v in entry.items() if k != "step"}
+        # MLflow would chart the number of images, which is constant, and the epoch over the step.
+        values = {f"val/{k}": float(v) for k, v in entry.items() if k not in _NOT_CHARTED}
         self.tracker.metrics(progress.global_step, values)
         if self.world.is_main:
             write_atomically(self.run_dir.validation, json.dumps(result.record()) + "\n")
@@ -256,6 +258,8 @@ class Trainer:
         progress = self.progress
         progress.labels_moved.append(result.moved)
         values = {f"match/{k}": v for k, v in result.metrics().items()}
+        if result.classes_seen == self.train_state.model.method.num_classes:
+            del values["match/classes_seen"]  # MLflow would chart a constant
         values["time/match_s"] = result.seconds
         if result.solution is not None:
             values |= {f"time/match_{name}": value for name, value in result.solution.work().items()}
@@ -287,7 +291,8 @@ class Trainer:
         values["time/data_wait_share"] = min(1.0, data_wait / 1e6 / seconds)
         values |= {f"time/{name}": value for name, value in timings.step_percentiles().items()}
         values |= {f"memory/{name}_gib": n / 2**30 for name, n in zip(memory, most_memory, strict=True)}
-        values["time/bad_images"] = float(len(self.train_pipeline.bad_images()))
+        if bad_images := self.train_pipeline.bad_images():
+            values["time/bad_images"] = float(len(bad_images))
         self.tracker.metrics(step, values)
         self.display.logged(loss, values["time/images_per_second"])
         self._write_status(images_per_second=values["time/images_per_second"], loss=loss)

@@ -110,7 +110,10 @@ def test_embed_and_predict_use_a_checkpoint(trained: Path, digits: Path, tmp_pat
     assert done.code == 0, done.error
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     right = sum(row["top"][0]["class"] == Path(row["image"]).parent.name for row in rows)
-    assert (len(rows), 100 * right / len(rows)) == (359, pytest.approx(best, abs=1.0))  # DALI trained and evaluated
+    assert (len(rows), 100 * right / len(rows)) == (
+        359,
+        pytest.approx(best, abs=1.0),
+    )  # DALI trained and evaluated
     embedded = run_here(
         "embed", trained, digits / "val", "--out", tmp_path / "e.npz", "--checkpoint", "latest", "--json"
     )

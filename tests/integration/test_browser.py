@@ -292,14 +292,15 @@ def test_ui_refuses_a_taken_port_and_a_folder_without_runs(runs: Path, tmp_path:
     assert "contains no mlflow.db" in refused.error
 
 
-def test_summary_and_confusion_pages_are_self_contained(
+def test_pages_are_self_contained_and_fit_a_phone(
     recorded: list[Any], browser: Browser, ui: str, tmp_path: Path
 ) -> None:
-    """Two pages of a run's artifacts, fetched from MLflow and opened without it."""
+    """The pages among a run's artifacts, fetched from MLflow and opened without it."""
     import mlflow
 
     pages = {
         "summary.html": ("Run checks", "Curves", "Accuracy and confusions per class"),
+        "per_class.html": ("Click a column", "most confused with"),
         "confusion.html": ("359 images", "confused pairs"),
     }
     loaded = (
@@ -321,6 +322,11 @@ def test_summary_and_confusion_pages_are_self_contained(
             shown = eventually(whole, f"{page} shows {texts} and its pictures", 60, poll_s=0.3)
             assert driver.execute_script(loaded) == []
             driver.save_screenshot(str(PICTURES / f"{Path(page).stem}.png"))
+            phone = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+            driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+            width = "return document.documentElement.scrollWidth"
+            eventually(lambda: driver.execute_script(width) <= 390, f"{page} fits a phone", 30, poll_s=0.3)
+            driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
             return shown
 
         browser.see(at)

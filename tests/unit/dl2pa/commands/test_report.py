@@ -114,5 +114,13 @@ def test_a_repeated_report_replaces_the_files_of_its_mlflow_run(
     assert (run.info.run_id, run.info.run_name, run.info.status) == (first, "report", "FINISHED")
     files = {item.path for item in client.list_artifacts(first)}
     assert files == {"report.md", "report.html", "report.json", "plots"}
+    assert "published figures have runs of full length" in run.data.tags["mlflow.note.content"]
+    assert "| published |" in run.data.tags["mlflow.note.content"]
+    gaps = {name: value for name, value in run.data.metrics.items() if name.startswith("gap/")}
     report = Path(client.download_artifacts(first, "report.json", str(tmp_path)))
+    cells = json.loads(report.read_text())["tables"]["small"]
+    full = next(cell for cell in cells if cell["ours"])
+    expected = full["ours"][0]["top1_best"]["mean"] - full["published"]
+    assert gaps == {f"gap/small/{full['row']}/{full['column']}": pytest.approx(expected)}
+    assert sorted(run.data.metrics)[-1].startswith("last_std/")
     assert json.loads(report.read_text())["tables"]["small"][0]["ours"][0]["n"] == 3

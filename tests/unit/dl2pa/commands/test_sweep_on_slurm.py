@@ -13,6 +13,8 @@ import yaml
 
 from dl2pa.cli import main
 from dl2pa.config import fingerprint, load_config
+from dl2pa.rundir import RunDirectory
+from dl2pa.runplan import RunSpec, plan_runs
 
 SBATCH = """#!/bin/sh
 case "$1" in
@@ -57,6 +59,10 @@ def test_runs_are_one_array_in_the_directories_of_a_local_sweep(
     assert [job["job_id"] for job in result["jobs"]] == [f"77_{k}" for k in range(4)]
     script = (folder / "submitted").read_text()
     assert "#SBATCH --array=0-3" in script and "#SBATCH --partition=cpu" in script
+    job = RunDirectory(Path(result["jobs"][0]["run_dir"]))
+    (plan,) = plan_runs([RunSpec(job.submitted_config, ())], job.root)
+    assert plan.label == plan.config.tracking.tags["recipe"] == "tiny", "not the name of the snapshot"
+    assert plan.config.tracking.run_name == "tiny dl2pa seed 0"
     tags: set[str] = set()
     for job, (method, seed) in zip(
         result["jobs"], [(m, s) for m in ("dl2pa", "hpn") for s in (0, 1)], strict=True
@@ -103,9 +109,9 @@ def test_submit_tags_an_array_but_not_a_single_run(folder: Path, capsys: pytest.
     assert main(["submit", "tiny.yaml", "--array", "train.seed=0..1", "--gpus-per-node", "0", "--json"]) == 0
     array = last_json(capsys)
     tags = [load_config(Path(job["run_dir"]) / "slurm/config.yaml").tracking.tags for job in array["jobs"]]
-    assert tags == [{"sweep": array["sweep"]}] * 2
+    assert tags == [{"recipe": "tiny", "sweep": array["sweep"]}] * 2
     assert re.fullmatch(r"tiny-\d{8}-\d{6}", array["sweep"])
     assert main(["submit", "tiny.yaml", "--run-dir", "one", "--gpus-per-node", "0", "--json"]) == 0
     single = last_json(capsys)
     assert (single["run_dir"], "sweep" in single) == (str(folder / "one"), False)
-    assert load_config("one/slurm/config.yaml").tracking.tags == {}
+    assert load_config("one/slurm/config.yaml").tracking.tags == {"recipe": "tiny"}

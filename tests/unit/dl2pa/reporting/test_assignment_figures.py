@@ -87,6 +87,31 @@ def test_the_flow_figure_shows_the_assignment_history(
     assert len(histories[0]) == 4
 
 
+@pytest.mark.parametrize("num_classes", [10, 100, 1000])
+def test_many_labels_are_drawn_as_a_heat_map(num_classes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Any] = []
+    monkeypatch.setattr(assignment_figures, "png", figures.append)
+    first = np.arange(num_classes)
+    late, settled = first.copy(), first.copy()
+    late[[0, 1]], settled[:4] = [1, 0], [1, 0, 3, 2]
+    points = F.normalize(torch.randn(num_classes, 4, generator=torch.Generator().manual_seed(0)), dim=1)
+    records = [{"epoch": 1.0, "moved": 2, "margin": 0.1}, {"epoch": 2.0, "moved": 2, "margin": 0.2}]
+    method: Any = SimpleNamespace(prototypes=points)
+    names = [f"class {c}" for c in range(num_classes)]
+    assignment_figures.draw_flow(np.stack([first, late, settled]), records, method, names)
+    flow, moved, margin = figures[0].axes[:3]
+    assert f"4 of {num_classes} labels moved" in flow.get_title(loc="left")
+    assert [bar.get_height() for bar in moved.patches] == [2, 2]
+    assert margin.lines[0].get_ydata().tolist() == [0.1, 0.2]
+    if num_classes <= 20:
+        assert len(flow.lines) == num_classes and not flow.images
+        return
+    cosines = flow.images[0].get_array()
+    assert cosines.shape == (num_classes, 3) and np.allclose(cosines[:, -1], 1.0)
+    assert (cosines[:2, 1] < 0.999).all(), "the labels that moved last are on top"
+    assert np.allclose(cosines[2:4, 1], 1.0) and (cosines[2:4, 0] < 0.999).all()
+
+
 def test_inconsistent_records_only_leave_out_the_flow_figure(tmp_path: Path) -> None:
     method, records = trained()
     made = draw(tmp_path, method, records[:-1])

@@ -3,16 +3,20 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from dl2pa.config import Config
+from dl2pa.config.published import PublishedMatch, load_published, published_file
 from dl2pa.reporting.class_metrics import class_rows, confuse
-from dl2pa.reporting.pages import classes_page, confusion_page
+from dl2pa.reporting.pages import classes_page, confusion_page, page_links
 from dl2pa.reporting.run_data import RunData
+from dl2pa.reporting.run_plots import curve_panels
 from dl2pa.reporting.samples import select_samples
 from dl2pa.reporting.summary import summary_page
 from dl2pa.rundir import RunDirectory
@@ -25,6 +29,7 @@ TARGETS, PREDICTED = np.arange(40) % 4, (np.arange(40) // 3) % 4
 PREDICTIONS = Predictions(
     np.arange(40), TARGETS, PREDICTED, confidence=np.linspace(0.3, 1.0, 40), in_top5=TARGETS == PREDICTED
 )
+CELL = load_published(published_file())[1][0]
 JPEG = b"\xff\xd8\xff"
 
 
@@ -36,13 +41,15 @@ class Page(HTMLParser):
         self.tags: list[str] = []
         self.attributes: set[str] = set()
         self.sources: list[str] = []
+        self.links: list[str] = []
         self.text = ""
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         self.attributes |= {name for name, _ in attrs}
-        self.sources += [value or "" for name, value in attrs if name in ("src", "href")]
+        self.sources += [value or "" for name, value in attrs if name == "src"]
+        self.links += [value or "" for name, value in attrs if name == "href"]
 
     def handle_data(self, data: str) -> None:
         self.text += data
@@ -80,19 +87,46 @@ def run_data(config_with: Callable[..., Config], tmp_path: Path) -> RunData:
 
 def test_the_summary_shows_names_as_text_and_embeds_its_images(run_data: RunData) -> None:
     selection = select_samples(PREDICTIONS)
-    pictures = {"curves": b"\x89PNG", "assignment_flow": b"\x89PNG"}
-    text = summary_page(run_data, [], pictures, selection, dict.fromkeys(selection.all, JPEG))
+    pictures, panels = {"assignment_flow": b"\x89PNG"}, [("Accuracy", b"\x89PNG")]
+    text = summary_page(run_data, [], pictures, panels, selection, dict.fromkeys(selection.all, JPEG))
     page = Page(text)
     assert "script" not in page.tags and not page.attributes & {"onerror", "onload"}
     assert all(name in page.text for name in NAMES[:2])
     assert len(page.sources) > 2 and all(source.startswith("data:image/") for source in page.sources)
     assert page.text.index("The training loss did not fall") < page.text.index("the assignment had converged")
     assert "at epoch 10." in page.text and "best, at" in page.text
+    assert set(page.links) == {"per_class.html", "confusion.html"}
+    assert 'name="viewport"' in text and "prefers-color-scheme: dark" in text
+    caption = re.search(r'class="bad">predicted (.*?) \((\d+)&nbsp;%\)<br><small>true (.*?)</small>', text)
+    assert caption is not None and caption[1] != caption[3]
+
+
+@pytest.mark.parametrize(("length", "expected"), [("full", "+10.00"), ("short", "–"), ("other", "–")])
+def test_only_a_run_of_full_length_is_compared_with_the_publication(
+    run_data: RunData, length: Any, expected: str
+) -> None:
+    match = PublishedMatch(replace(CELL, top1=40.0), "title", length)
+    text = summary_page(run_data, [match], {}, [], select_samples(PREDICTIONS), {})
+    assert re.findall(r"<td>40</td><td>50.00</td><td>25.00</td><td>(.*?)</td>", text) == [expected]
+    assert ("best epoch of this run: +10.00 points" in text) == (length == "full")
+
+
+def test_the_best_epoch_is_an_integer_also_in_a_cut_run(run_data: RunData) -> None:
+    cut = replace(run_data, points={"val/top1": [(1000, 20.0), (1040, 30.0)]})
+    assert (cut.best_epoch, run_data.best_epoch) == (11, 10)
+
+
+def test_each_curve_has_axes_of_its_own(run_data: RunData) -> None:
+    points = {**run_data.points, "val/ece": [(1000, 60.0)], "train/lr": [(1, 0.1)]}
+    titles = [title for title, _ in curve_panels(points, 100, 60.0)]
+    assert titles == ["Training loss", "Accuracy", "Calibration error", "Learning rate"]
 
 
 def test_the_class_table_shows_names_as_text() -> None:
     rows = class_rows(PREDICTIONS, NAMES)
-    page = Page(classes_page(rows, NAMES[0]))
+    links = page_links(RunDirectory(Path("run")), Path("run/per_class.html"))
+    page = Page(classes_page(rows, NAMES[0], links))
+    assert page.links == ["summary.html", "confusion.html"]
     assert page.tags.count("script") == 1 and not page.attributes & {"onerror", "onload"}
     assert page.tags.count("tr") == 5 and page.tags.count("th") == 9, "without group and training images"
     assert all(name in page.text for name in NAMES)

@@ -14,6 +14,7 @@ import pytest
 from dl2pa.config.published import load_published
 from dl2pa.errors import UserError
 from dl2pa.reporting import compare, read_run, record, write_report
+from dl2pa.reporting.verdict import verdict
 
 MakeRun = Callable[..., Path]
 SHIPPED = Path(__file__).resolve().parents[4] / "configs/published.yaml"
@@ -79,6 +80,43 @@ def test_every_published_figure_is_shown_above_the_runs(report: Path) -> None:
     balanced = rows_of(section(markdown, PUBLISHED.tables["cifar100"].title))
     assert ["", "best epoch", "59.00 ± 1.00 (n = 3)", "–", "–", "–"] in balanced
     assert ["", "last epoch", "58.00 ± 1.00 (n = 3)", "–", "–", "–"] in balanced
+
+
+def test_the_report_starts_with_a_verdict_and_the_tables_with_runs(report: Path) -> None:
+    markdown = (report / "report.md").read_text(encoding="utf-8")
+    lead = markdown.split("\n\n")[1]
+    assert lead.startswith(f"2 of {len(CELLS)} published figures have runs of full length: 2 reached, 0 not;")
+    assert "On synthetic, hpn (d = 6) has 33.75 % (n = 1)." in lead
+    titles = [part.partition("\n")[0] for part in markdown.split("\n## ")[1:]]
+    with_runs = [PUBLISHED.tables[name].title for name in ("cifar100", "cifar100_lt")]
+    assert titles[:2] == [table.title for table in PUBLISHED.tables.values() if table.title in with_runs]
+    html = (report / "report.html").read_text(encoding="utf-8")
+    folded = re.findall(r"<summary>(.*?)</summary>", html)
+    assert len(folded) == len(PUBLISHED.tables) - 2 and all(title.endswith("(no run)") for title in folded)
+
+
+@pytest.mark.parametrize(
+    ("second", "expected"),
+    [
+        (
+            (60.0, 61.0, 62.0),
+            "29.00 points above hpn (d = 6) with 61.00 ± 1.00 % (n = 3); seeds do not explain it.",
+        ),
+        (
+            (89.0, 90.0, 91.0),
+            "0.00 points above hpn (d = 6) with 90.00 ± 1.00 % (n = 3); seeds may explain it.",
+        ),
+        ((60.0,), "30.00 points above hpn (d = 6) with 60.00 % (n = 1); seeds"),
+    ],
+)
+def test_the_verdict_names_the_best_runs_and_the_noise_of_seeds(
+    make_run: MakeRun, second: tuple[float, ...], expected: str
+) -> None:
+    paths = [make_run({"train.seed": s}, last=89.0 + s) for s in range(3 if len(second) > 1 else 2)]
+    paths += [make_run({"train.seed": s, "method.name": "hpn"}, last=v) for s, v in enumerate(second)]
+    text = verdict(compare([read_run(path) for path in paths], None))
+    assert text.startswith("On synthetic, ") and "is best with" in text
+    assert "points above" in text and (expected.split(" with")[1] in text)
 
 
 def test_suspect_figures_are_marked_and_the_reason_is_given(report: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from dl2pa.config import Config, load_config
 from dl2pa.config.identity import group_name
+from dl2pa.redaction import redact
 from dl2pa.tracking.description import describe_run
 
 CONFIGS = Path(__file__).resolve().parents[4] / "configs"
@@ -17,6 +18,7 @@ RESULT: dict[str, Any] = {
     "top1_last": 70.0,
     "top1_best": 71.25,
     "top5_last": 90.0,
+    "epoch_best": 40,
     "ece_last": None,
     "num_validated": 10_000,
     "steps": 1000,
@@ -37,7 +39,10 @@ def describe(*overrides: str, **result: Any) -> tuple[Config, str]:
 
 def test_a_full_run_is_compared_with_its_published_accuracy() -> None:
     config, text = describe("train.seed=3")
-    assert "| 70.00 | 71.25 | 90.00 |" in text
+    assert text.startswith("**Top-1 70.00 %** at the last epoch, 71.25 % at the best.")
+    assert "| top-1, best epoch | &emsp;71.25 | &emsp;epoch 40 |" in text
+    assert "calibration error" not in text, "not measured"
+    assert redact(text) == text and "viewStateShareKey=dl2pa-runs" in text
     assert "seed 3" in text
     assert text.count("Published: ") == 1
     assert "This run's best epoch differs by " in text
@@ -72,4 +77,4 @@ def test_an_unfinished_run_has_no_figures_and_links_to_its_sweep() -> None:
     config = load_config(CONFIGS / "quickstart.yaml", ["tracking.tags.sweep=s-1"])
     text = describe_run(config, "quickstart", "dl2pa train")
     assert "tags.sweep = 's-1'" in unquote(text)
-    assert "Percentages" not in text
+    assert "Top-1" not in text and "result" not in text

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from dl2pa.tracking.views import VERSION, experiment_tags, set_up_experiment
+from dl2pa.redaction import redact
+from dl2pa.tracking.views import VERSION, experiment_links, experiment_tags, set_up_experiment
 
 VIEW = "mlflow.sharedViewState."
 LONGEST_TAG = 5000
@@ -35,7 +36,7 @@ class Client:
 def test_every_view_fits_a_tag_and_is_linked_in_the_description() -> None:
     tags = experiment_tags("7", {})
     views = {name.removeprefix(VIEW): value for name, value in tags.items() if name.startswith(VIEW)}
-    assert len(views) == 4
+    assert len(views) == 6
     for key, value in views.items():
         assert len(value) <= LONGEST_TAG
         assert (
@@ -46,7 +47,33 @@ def test_every_view_fits_a_tag_and_is_linked_in_the_description() -> None:
         assert state["selectedColumns"][0] == "metrics.`val/top1`"
         sections = {section["uuid"] for section in state["compareRunSections"]}
         assert {chart["metricSectionId"] for chart in state["compareRunCharts"]} == sections
-    assert state_of(views["dl2pa-seeds"])["groupBy"] == "tag.average.group"
+        names = [section["name"] for section in state["compareRunSections"]]
+        assert names == ["val", "train", "match", "time"] and state["isAccordionReordered"], "kept in order"
+        assert all(
+            chart["metricKey"].startswith(("val/", "train/", "match/", "time/"))
+            for chart in state["compareRunCharts"]
+        )
+    groups = [state_of(views[f"dl2pa-{name}"])["groupBy"] for name in ("seeds", "lowest", "highest")]
+    assert groups == ["tag.average.group", "tag.min.group", "tag.max.group"], "mean and spread over seeds"
+
+
+def test_the_links_open_the_runs_of_each_experiment_in_the_training_mode() -> None:
+    experiments = [
+        SimpleNamespace(experiment_id="3", name="digits", tags={"dl2pa.views": VERSION}),
+        SimpleNamespace(experiment_id="2", name="another program's", tags={}),
+        SimpleNamespace(experiment_id="0", name="Default", tags={}),
+    ]
+    client = SimpleNamespace(
+        search_experiments=lambda order_by: experiments,
+        search_runs=lambda ids, max_results: [] if ids == ["0"] else ["run"],
+    )
+    links = experiment_links(client, "http://here:1")
+    mode = "workflowType=machine_learning"
+    assert links == {
+        "digits": f"http://here:1/#/experiments/3/runs?viewStateShareKey=dl2pa-runs&{mode}",
+        "another program's": f"http://here:1/#/experiments/2/runs?{mode}",
+    }
+    assert redact(links["digits"]) == links["digits"], "printed and recorded as it is"
 
 
 def test_an_experiment_is_set_up_once() -> None:

@@ -90,7 +90,10 @@ def _best_first(nodes: list[Nodes]) -> list[Nodes]:
 def _resources(nodes: Nodes, indent: str) -> list[str]:
     limit = seconds_of(nodes.limit)
     lines = [f"{indent}gpus_per_node: {nodes.gpus}"]
-    return [*lines, f'{indent}time: "{nodes.limit}"   # the longest'] if limit else lines
+    return [
+        *lines,
+        f'{indent}time: "{nodes.limit}"   # the longest' if limit else f"{indent}time: null   # no limit",
+    ]
 
 
 def _describe(nodes: Nodes) -> str:

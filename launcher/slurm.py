@@ -41,6 +41,21 @@ def script(
     return str(executor._make_submission_file_text(executor._submitit_command_str, "dry-run"))
 
 
+def hand_script(
+    request: Request, run_dir: Path, folder: Path, name: str, train: Sequence[str], *, nproc: int = 1
+) -> str:
+    """Return a script for `sbatch FILE` by hand, with the options and the supervision of a submission.
+
+    Args:
+        folder: existing folder of the job log.
+        train: arguments of `dl2pa train`.
+        nproc: processes per node if the request has no GPUs.
+    """
+    executor = _executor(request, [run_dir], folder, name, nproc)
+    command = f"{executor.python} -u -m dl2pa {shlex.join(['train', *train])}"
+    return str(executor._make_submission_file_text(command, "by-hand"))
+
+
 def check_with_cluster(text: str) -> None:
     """Ask SLURM whether it can ever run the script, without queueing it.
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dl2pa import envvars
-from dl2pa.commands.options import add_config, add_grid, add_run_dir, add_slurm_request
+from dl2pa.commands.options import add_config, add_grid, add_run_dir, add_slurm_request, nonempty_path
 from dl2pa.commands.output import note, say
 from dl2pa.config import dump_config, merge, parse_config
 from dl2pa.config.identity import RECIPE_TAG, run_title
@@ -45,13 +45,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run_dir(parser)
     add_grid(parser, "--array")
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the sbatch script")
+    parser.add_argument(
+        "--write-script",
+        type=nonempty_path,
+        metavar="FILE",
+        help="check everything and write a script for `sbatch FILE` by hand; queue nothing",
+    )
     add_slurm_request(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     specs = expand(args.config, args.overrides, args.grid or [], "--array")
     plans = plan_jobs(specs, args, in_folder=len(specs) > 1, option="--array")
-    submit(plans, args, args.config.stem)
+    if args.write_script is not None and len(plans) > 1:
+        remedy = "Omit one of them."
+        raise UserError("--write-script", str(args.write_script), "cannot be combined with --array", remedy)
+    submit(plans, args, args.config.stem, script_file=args.write_script)
     return EXIT_DONE
 
 
@@ -91,12 +100,14 @@ def submit(
     name: str,
     sweep: str | None = None,
     parallel: int | None = None,
+    script_file: Path | None = None,
 ) -> None:
     """Validate and queue runs, several as one job array, and print the jobs; with `--dry-run` print the script.
 
     Args:
         sweep: tag of all runs; by default an array gets a tag with the current time.
         parallel: maximum number of concurrent runs of an array.
+        script_file: write a script for one run there instead of queueing it.
     """
     request = request_of(args)
     check_request(request)
@@ -111,6 +122,10 @@ def submit(
     check_runs(plans, request)
     if args.dry_run:
         print(_script(plans, request, name, parallel))  # noqa: T201
+        return
+    if script_file is not None:
+        _write_hand_script(script_file, plans[0], request, name)
+        say({"script": str(script_file)}, args.json, "written; submit it with sbatch:")
         return
     if sweep is None and len(plans) > 1:
         sweep = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -205,6 +220,21 @@ def _script(plans: Sequence[RunPlan], request: Request, name: str, parallel: int
     run_dirs, nproc = [plan.run_dir for plan in plans], _processes(plans)
     request, folder = _with_cores(request, plans), _log_folder(plans, name)
     return slurm.script(request, run_dirs, folder, f"dl2pa-{name}", nproc=nproc, parallel=parallel)
+
+
+def _write_hand_script(file: Path, plan: RunPlan, request: Request, name: str) -> None:
+    """Write the script of one run that reads the configuration file of the user, with `dl2pa train`."""
+    options = [f"launch.nproc={plan.nproc}", "--run-dir", str(plan.run_dir)]
+    train = [str(plan.config_file.absolute()), *plan.overrides, *options]
+    folder = file.absolute().parent
+    request = _with_cores(request, [plan])
+    text = slurm.hand_script(request, plan.run_dir, folder, f"dl2pa-{name}", train, nproc=plan.nproc)
+    try:
+        with open_private(file, "w") as script:  # an override can contain the password of a server
+            script.write(text)
+    except OSError as error:
+        message = f"cannot be written ({error.strerror})"
+        raise UserError("--write-script", str(file), message, "Choose another file.") from None
 
 
 def _processes(plans: Sequence[RunPlan]) -> int:

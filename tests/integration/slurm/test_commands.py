@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import subprocess
@@ -50,6 +51,10 @@ def rows_of(dl2pa: Command, *jobs: object) -> list[dict[str, Any]]:
         (["--after", "999999"], "--after"),
         (["--after", ""], "command line"),
         (["--run-dir", "a%a"], "run-dir"),
+        (["--sbatch", "reservatoin=x"], "--sbatch"),
+        (["--sbatch", "array=0-3"], "--sbatch"),
+        (["--sbatch", "gres=gpu:none:1"], "resources"),
+        (["--profile", "long"], "--profile"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
@@ -105,6 +110,59 @@ def test_sbatch_variables_of_the_user_do_not_change_the_request(
         assert dl2pa("cancel", job, "--now").code == 0
     cluster.wait(lambda: cluster.is_over(job), "cancelled")
     assert rows_of(dl2pa, run)[0]["state"] == "CANCELLED"
+
+
+SITE = """\
+defaults:
+  time: 30
+  sbatch: {mail-type: END, mail-user: me@example.org}
+  environment: {OF_SITE: "1"}
+profiles:
+  nights: {sbatch: {reservation: nights}}
+"""
+
+
+def test_a_throttled_sweep_has_the_options_of_the_site_file(
+    dl2pa: Command, digits: Path, tmp_path: Path, cluster: Cluster, cancelled_afterward: list[str]
+) -> None:
+    """GPU type, reservation and mail from three sources; one run at a time."""
+    config = config_with(tmp_path, digits, {"train": {"epochs": 200}, "data": IN_MEMORY})
+    site = tmp_path / "cluster.yaml"
+    site.write_text(SITE)
+    who = [f"Users={getpass.getuser()}", "Nodes=node1", "Flags=IGNORE_JOBS"]
+    scontrol("create", "reservation", "ReservationName=nights", "StartTime=now", "Duration=60", *who)
+    try:
+        limits = ["--parallel", "1", "--profile", "nights", "--sbatch", "gres=gpu:sim:1", "--cpus-per-gpu=1"]
+        places = ["--run-dir", tmp_path / "runs"]
+        sweep = ["sweep", config, "--seeds", "0..2", "--slurm", *limits, *places]
+        shown = dl2pa(*sweep, "--dry-run", DL2PA_CLUSTER=str(site))
+        expected = ["array=0-2%1", "gres=gpu:sim:1", "mail-type=END", "mail-user=me@example.org"]
+        lines = [line for line in shown.output.splitlines() if line.startswith("#SBATCH")]
+        assert {*lines} >= {f"#SBATCH --{line}" for line in [*expected, "reservation=nights", "time=30"]}
+        assert "gpus" not in "".join(lines)
+        done = dl2pa(*sweep, "--json", DL2PA_CLUSTER=str(site))
+        assert done.code == 0, done.error
+        array = done.result["job_id"]
+        cancelled_afterward.append(array)
+        first, *others = [f"{array}_{task}" for task in range(3)]
+        cluster.wait(lambda: cluster.state(first) == "RUNNING", "the first run starts")
+        assert cluster.field(first, "Reservation") == "nights"
+        assert cluster.field(first, "TresPerNode") == "gres:gpu:sim:1"
+        waiting = [f"{job} PENDING (JobArrayTaskLimit)" for job in others]
+        cluster.wait(lambda: {*waiting} <= {*queue_of(array)}, "the others wait for the first one")
+        assert dl2pa("cancel", array, "--now").code == 0
+        cluster.wait(lambda: cluster.is_over(first), "the first run ends")
+    finally:
+        scontrol("delete", "ReservationName=nights")
+
+
+def scontrol(*words: str) -> None:
+    subprocess.run(["scontrol", *words], check=True, capture_output=True)
+
+
+def queue_of(array: str) -> list[str]:
+    command = ["squeue", "--noheader", "--array", "--format=%F_%K %T %R", f"--jobs={array}"]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
 
 
 def test_a_cancelled_run_resumes_with_fewer_nodes(

@@ -14,7 +14,7 @@ import pytest
 
 from dl2pa.errors import UserError
 from launcher import slurm
-from launcher.request import Request, check_request, seconds_of, with_cores
+from launcher.request import Request, Setup, check_request, seconds_of, with_cores
 from launcher.slurm import SUPERVISE, script
 
 ODD = 'it\'s; a "run" $HOME `id` #1'
@@ -282,6 +282,74 @@ def arguments_of_srun(text: str, tmp_path: Path) -> list[str]:
 SUBMITIT = ["-P", "-u", "-m", "submitit.core._submit"]
 
 
+def test_a_script_for_use_by_hand_trains_under_the_supervisor(place: Path, tmp_path: Path) -> None:
+    request = Request(nodes=2, sbatch=("reservation=a",), setup=Setup(environment={"A": "1"}))
+    train = [ODD, "optim.lr=0.1", "--run-dir", str(place / ODD)]
+    text = slurm.hand_script(request, place / ODD, place, "dl2pa-x", train)
+    assert directives(text)["reservation"] == "a" and directives(text)["signal"] == "B:USR2@180"
+    assert "export A=1" in text and SUPERVISE.read_text(encoding="utf-8") in text
+    arguments = arguments_of_srun(text, tmp_path)
+    assert arguments[arguments.index(sys.executable) + 1 :] == ["-P", "-u", "-m", "dl2pa", "train", *train]
+
+
+def test_options_of_the_site_run_before_the_training(place: Path, tmp_path: Path) -> None:
+    lines = ('export FROM_SETUP="$OF_SITE and more"', "run=replaced")
+    setup = Setup(lines=lines, environment={"OF_SITE": "it's a value"})
+    text = script(Request(setup=setup), [place / ODD], place / "slurm", "x")
+    make_fake(tmp_path, "scontrol", "")
+    make_fake(tmp_path, "srun", f"printf '%s\\n' \"$FROM_SETUP\" >'{tmp_path}/srun.log'")
+    file = tmp_path / "script.sh"
+    file.write_text(text, encoding="utf-8")
+    env = {**os.environ, "SLURM_JOB_ID": "7"}
+    done = subprocess.run(["bash", file], env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "srun.log").read_text(encoding="utf-8") == "it's a value and more\n"
+    assert (place / ODD / "slurm").is_dir(), "the set-up lines cannot replace the run directory"
+
+
+def test_a_job_uses_the_engine_and_mounts_of_the_site(place: Path, tmp_path: Path) -> None:
+    make_fake(tmp_path, "srun", "echo --container-image")
+    make_fake(tmp_path, "apptainer", "")
+    setup = Setup(container_engine="apptainer", container_mounts=("/opt/data",))
+    text = script(Request(container="image.sif", setup=setup), [place / "run"], place / "slurm", "x")
+    assert "--container-image" not in text and "apptainer exec --nv --bind /opt/data" in text
+    setup = Setup(container_engine="singularity")
+    with pytest.raises(UserError, match="the engine of the site file, singularity, is not available"):
+        script(Request(container="image.sif", setup=setup), [place / "run"], place / "slurm", "x")
+
+
+@pytest.mark.parametrize(
+    ("request_", "lines"),
+    [
+        (Request(gpus_per_node=8, gpu_type="h100"), {"gpus-per-node": "h100:8", "gres": None}),
+        (
+            Request(gpus_per_node=8, sbatch=("gres=gpu:h100:8",)),
+            {"gpus-per-node": None, "gres": "gpu:h100:8"},
+        ),
+        (Request(gpus_per_node=2, sbatch=("gres=nvme:1",)), {"gpus-per-node": "2", "gres": "nvme:1"}),
+        (
+            Request(sbatch=("licenses=a@b:2,c", "nodelist=n[1-2]")),
+            {"licenses": "a@b:2,c", "nodelist": "'n[1-2]'"},
+        ),
+        (Request(cpus_per_gpu="site"), {"cpus-per-task": None}),
+    ],
+)
+def test_gpu_types_and_passed_options(place: Path, request_: Request, lines: dict[str, str | None]) -> None:
+    options = directives(script(request_, [place / "run"], place / "slurm", "x"))
+    assert {name: options.get(name) for name in lines} == lines
+
+
+def test_an_option_without_a_value_is_passed_without_one(place: Path) -> None:
+    text = script(Request(sbatch=("exclusive",)), [place / "run"], place / "slurm", "x")
+    assert "\n#SBATCH --exclusive\n" in text
+
+
+def test_an_array_is_limited_only_on_request(place: Path) -> None:
+    runs = [place / f"run{number}" for number in range(300)]
+    assert directives(script(Request(), runs, place / "array", "x"))["array"] == "0-299%300"
+    assert directives(script(Request(), runs, place / "array", "x", parallel=8))["array"] == "0-299%8"
+
+
 def test_srun_starts_one_task_per_node_and_kills_all_on_failure(place: Path, tmp_path: Path) -> None:
     folder = place / ODD / "slurm"
     text = script(Request(nodes=3, gpus_per_node=2), [place / ODD], folder, "x")
@@ -383,6 +451,9 @@ def test_a_rejected_script_is_refused_with_slurms_reason(place: Path, tmp_path: 
         {"time": "10\n"},
         {"container": "image\nid"},
         {"container": "--nv"},
+        {"sbatch": ["reservation=a\n#SBATCH --wrap=id"]},
+        {"sbatch": ["wrap=id"]},
+        {"sbatch": ["export=PATH=/tmp"]},
     ],
     ids=str,
 )
@@ -391,6 +462,13 @@ def test_a_stored_request_cannot_add_script_lines(stored: dict[str, str]) -> Non
     with pytest.raises(UserError) as caught:
         check_request(Request.of(stored))
     assert caught.value.field == f"--{next(iter(stored))}"
+
+
+def test_a_stored_request_cannot_bring_its_own_setup() -> None:
+    stored = {"sbatch": ["reservation=a"], "cpus_per_gpu": "site", "setup": {"lines": ["id"]}}
+    assert Request.of(stored) == Request(sbatch=("reservation=a",), cpus_per_gpu="site")
+    request = Request(gpu_type="h100", sbatch=("nice",), setup=Setup(lines=("id",)))
+    assert Request.of(request.as_dict()) == replace(request, setup=Setup())
 
 
 @pytest.mark.parametrize("folder", ["a,b", "a:b"])

@@ -105,6 +105,28 @@ def test_finished_runs_are_not_submitted(folder: Path, capsys: pytest.CaptureFix
     assert not (folder / "submitted").exists()
 
 
+def test_parallel_limits_the_array(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*COMMAND, "--gpus-per-node", "0", "--parallel", "2"]) == 0
+    assert "#SBATCH --array=0-3%2\n" in (folder / "submitted").read_text()
+    assert last_json(capsys)["job_id"] == "77"
+
+
+def test_a_script_for_use_by_hand_has_the_site_file_and_queues_nothing(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "site.yaml").write_text(
+        "defaults: {sbatch: {reservation: a}, gpus_per_node: 0, cpus_per_gpu: site}"
+    )
+    monkeypatch.setenv("DL2PA_CLUSTER", str(folder / "site.yaml"))
+    words = ["submit", "tiny.yaml", "train.epochs=3", "launch.nproc=2", "--run-dir", "run", "--json"]
+    assert main([*words, "--write-script", "job.sh"]) == 0
+    assert last_json(capsys) == {"script": "job.sh"}
+    script = (folder / "job.sh").read_text()
+    assert "#SBATCH --reservation=a" in script and "launch.nproc=2 --run-dir" in script
+    assert not (folder / "submitted").exists() and not (folder / "run").exists()
+    assert main([*words, "--write-script", "job.sh", "--array", "train.seed=0..1"]) == 2
+
+
 def test_submit_tags_an_array_but_not_a_single_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["submit", "tiny.yaml", "--array", "train.seed=0..1", "--gpus-per-node", "0", "--json"]) == 0
     array = last_json(capsys)

@@ -119,6 +119,8 @@ class DataConfig(Section):
         if isinstance(value, str) and ":" in value and not is_own(value):
             message = "is not the name of a function"
             raise UserError("data.dataset", value, message, "Write package.module:function.")
+        if isinstance(value, str) and "." in value and is_own(function := ":".join(value.rsplit(".", 1))):
+            raise UserError("data.dataset", value, "is not a data set", f"For a function, write {function}.")
         return value
 
     @model_validator(mode="before")

@@ -22,6 +22,16 @@ def warnings(config: Config, num_classes: int) -> list[str]:
             "train.patience ends the run after its best epoch, whose weights are not kept; set "
             "checkpoint.keep_best=true."
         )
+    epochs, frozen = config.train.epochs, config.model.freeze_epochs
+    if config.train.patience is not None and config.train.patience >= epochs:
+        result.append(
+            f"train.patience = {config.train.patience} has no effect: the run has train.epochs = {epochs}."
+        )
+    if frozen != "all" and frozen >= epochs:
+        result.append(
+            f"model.freeze_epochs = {frozen} freezes the backbone in all {epochs} epochs; if this is intended, set "
+            "model.freeze_epochs=all, which needs less memory."
+        )
     if config.model.freeze_epochs and config.model.init is None:
         result.append("model.freeze_epochs freezes a backbone with random weights; set model.init.")
     side, data = config.data.image_size / config.data.eval_resize, config.data

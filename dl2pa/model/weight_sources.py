@@ -6,6 +6,7 @@ Nothing here downloads except `fetch`, which `dl2pa weights fetch` calls: comput
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,7 +113,10 @@ def named_weights(name: str) -> LibraryWeights:
             "Write torchvision:MODEL.TAG or timm:MODEL.TAG, for example torchvision:resnet50.IMAGENET1K_V2."
         )
         raise UserError("weights", name, message, remedy)
-    return (_timm_weights if library == "timm" else _torchvision_weights)(model, tag)
+    try:
+        return (_timm_weights if library == "timm" else _torchvision_weights)(model, tag)
+    except UserError as error:
+        raise UserError("weights", name, error.message, error.remedy) from None
 
 
 def tags_of(library: str, model: str) -> list[str]:
@@ -139,7 +143,10 @@ def fetch(weights: LibraryWeights) -> Path:
     try:
         return weights.download()
     except (OSError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        reason = " ".join(str(cause).split())
         remedy = "Check the network of this host, or copy the file into the cache from another one."
         raise UserError("weights", weights.name, f"cannot be downloaded ({reason})", remedy) from None
 
@@ -236,6 +243,8 @@ def _timm_weights(model: str, tag: str) -> LibraryWeights:
     from timm.models import get_pretrained_cfg
 
     tags = tags_of("timm", model)
+    if tag not in ("", "default", *tags):
+        raise _unknown_tag("timm", model, tag)
     cfg: Any = get_pretrained_cfg(f"{model}.{tag}" if tag not in ("", "default") else model)
     if cfg is None or cfg.tag not in tags:
         raise _unknown_tag("timm", model, tag)
@@ -279,6 +288,7 @@ def _hub_file(cfg: Any) -> tuple[Callable[[], Path | None], Callable[[], Path]]:
         return next((Path(path) for path in found if isinstance(path, str)), None)
 
     def download() -> Path:
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries take half a minute
         for name in names[:-1]:
             try:
                 return Path(hf_hub_download(repository, name, revision=revision or None))

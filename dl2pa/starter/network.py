@@ -14,6 +14,7 @@ from dl2pa.model.weight_sources import (
     find_weights,
     is_library_name,
     named_weights,
+    preprocessing_of,
     recorded_model,
 )
 from dl2pa.specs import backbone_spec
@@ -45,7 +46,7 @@ class Network:
         init: `model.init`; None starts from random weights.
         chosen: whether the program chose the backbone.
         fetch: name for `dl2pa weights fetch`, if the weights are not on this machine.
-        image_size: side of the images that the weights were evaluated with, in pixels; None if unknown.
+        image_size: side of the images that the weights were evaluated with, in pixels; None if they do not record it.
         file: the file or run of the weights, if they are not those of a library.
     """
 
@@ -106,6 +107,12 @@ def _of_library(weights: LibraryWeights, chosen: bool = False) -> Network:
 
 
 def _of_file(path: Path, backbone: str | None) -> Network:
+    name = str(path)
+    if not path.exists() and (
+        name in zoo.torchvision_models() or name.removeprefix(zoo.TIMM) in zoo.timm_models()
+    ):
+        remedy = f"Give --backbone {name} for its default weights."
+        raise UserError("--init", name, "is the name of a network, not of weights", remedy)
     recorded = {key: value for key, value in recorded_model(path).items() if key in _RECORDED_KEYS}
     if backbone is not None:
         model = {**recorded, "backbone": backbone} if recorded.get("backbone") == backbone else {}
@@ -117,4 +124,5 @@ def _of_file(path: Path, backbone: str | None) -> Network:
         raise UserError("--init", str(path), "does not record its backbone", remedy)
     if not backbone_spec(model["backbone"]).small:
         model = {"backbone": model["backbone"]}
-    return Network(model, os.path.normpath(path.absolute()), file=path)
+    size = preprocessing_of(str(path), model["backbone"]).get("image_size")
+    return Network(model, os.path.normpath(path.absolute()), image_size=size, file=path)

@@ -16,7 +16,7 @@ MAX_DIM = 512
 """Largest embedding dimension that is chosen."""
 MIN_DIM = 2
 """In one dimension a unit vector is 1 or -1, and no gradient leads from one to the other."""
-_CPU_SECONDS = 360
+_CPU_SECONDS = 300
 """Training time on a CPU that the number of epochs is chosen for."""
 _CPU_RATES = {
     "mobilenet_v3_large": 6.0,
@@ -29,6 +29,20 @@ _CPU_RATES = {
 """Training images per second of one CPU core, roughly: CIFAR ResNets at 64 pixels, the others at 224."""
 _SLOW_RATE = 1.0
 """The same for other networks."""
+_FROZEN_COST = 1 / 3
+"""Cost of a training image with a frozen backbone, which has no backward pass, relative to one without."""
+_HEAD_STEPS = 100
+"""Steps that train only a new head before the backbone is trained, too; otherwise the gradients of a random head
+distort the pretrained features (Kumar et al., "Fine-Tuning can Distort Pretrained Features", ICLR 2022)."""
+_LR = 1e-4
+"""Peak learning rate of pretrained weights with AdamW at a batch of 32."""
+_HEAD_SCALE = 30.0
+"""Learning rate of a new head relative to that of the pretrained weights."""
+_HEAD_FIRST = "train only the new head, so that its first gradients do not distort the pretrained features."
+_FREEZE_REASONS: dict[int | str, str] = {
+    1: _HEAD_FIRST.replace("train", "The first epoch trains", 1),
+    "all": "Only the head is trained.",
+}
 _SMALL_SIDE = 48
 """Images of this shorter side or less are trained at 32 pixels from random weights."""
 
@@ -70,7 +84,7 @@ def choose_recipe(data: Survey, network: Network | None, machine: Machine) -> Re
     network = network or _small_network(data, machine)
     nproc, batch = _batch(data, machine, pretrained)
     size = _image_size(data, network, machine)
-    epochs, frozen, note = _epochs(data, network, machine, pretrained)
+    epochs, frozen, note = _epochs(data, network, machine, batch if pretrained else None)
     _set_data(recipe, data, size, pretrained, network)
     _set_model(recipe, data, network, frozen)
     _set_method(recipe, data, pretrained)
@@ -119,7 +133,9 @@ def _batch(data: Survey, machine: Machine, pretrained: bool) -> tuple[int | None
     """`launch.nproc`, None for its default, and a global batch that the processes divide."""
     each = (64 if pretrained else 128) if machine.gpus else 32
     processes = max(1, machine.gpus)
-    most = min(each * processes, max(2, data.num_train // 8))
+    # Fine-tuning of few images on a CPU has few epochs, so it needs more steps per epoch.
+    steps = 24 if pretrained and not machine.gpus else 8
+    most = min(each * processes, max(2, min(8, data.num_train // 8), data.num_train // steps))
     if most >= 4 * processes:
         return None, processes * _power_of_two(most // processes)
     return (1 if machine.gpus > 1 else None), min(_power_of_two(most), data.num_train)
@@ -129,24 +145,41 @@ def _power_of_two(limit: int) -> int:
     return 2 ** int(math.log2(limit))
 
 
-def _epochs(data: Survey, network: Network, machine: Machine, pretrained: bool) -> tuple[int, int | str, str]:
-    """`train.epochs`, `model.freeze_epochs` and the reason for the number of epochs."""
+def _epochs(
+    data: Survey, network: Network, machine: Machine, batch: int | None
+) -> tuple[int, int | str, str]:
+    """`train.epochs`, `model.freeze_epochs` and the reason for the number of epochs.
+
+    Args:
+        batch: global batch of a fine-tuning; None: random weights.
+    """
     count = data.num_train
     if machine.gpus:
         table = ((2_000, 30, 200), (20_000, 20, 120), (200_000, 15, 90), (math.inf, 10, 90))
         _, tuned, scratch = next(row for row in table if count < row[0])
-        return (tuned, 1, "Pretrained weights need few epochs.") if pretrained else (scratch, 0, "")
+        if batch is None:
+            return scratch, 0, ""
+        return tuned, _frozen_epochs(tuned, count, batch), "Pretrained weights need few epochs."
     name = network.backbone.removeprefix(zoo.TIMM).removeprefix("tf_")
     rate = _CPU_RATES.get(name, _SLOW_RATE) * machine.cores
-    fitting = int(_CPU_SECONDS * rate / count)
-    lowest, highest = (3, 12) if pretrained else (10, 100)
-    epochs = min(max(fitting, lowest), highest)
-    frozen: int | str = 0
-    if pretrained:
-        # The forward pass of a frozen network costs a third.
-        frozen = "all" if lowest * count / rate > 10 * _CPU_SECONDS else 1
-    seconds = epochs * count / rate / (3 if frozen == "all" else 1)
-    return epochs, frozen, f"Very roughly {_duration(seconds)} on this machine ({machine})."
+    if batch is None:
+        epochs = min(max(int(_CPU_SECONDS * rate / count), 10), 100)
+        return epochs, 0, _cost(epochs * count / rate, machine)
+    # In small data sets half of the epochs are frozen.
+    epochs = min(max(int(_CPU_SECONDS * rate / count * 2 / (1 + _FROZEN_COST)), 3), 12)
+    if epochs * count / rate > 10 * _CPU_SECONDS:
+        return epochs, "all", _cost(epochs * count / rate * _FROZEN_COST, machine)
+    frozen = _frozen_epochs(epochs, count, batch)
+    return epochs, frozen, _cost((epochs - frozen * (1 - _FROZEN_COST)) * count / rate, machine)
+
+
+def _frozen_epochs(epochs: int, count: int, batch: int) -> int:
+    """Epochs that train only the new head: enough steps, at most half of all epochs, rounded up."""
+    return min(-(-_HEAD_STEPS // max(1, count // batch)), -(-epochs // 2))
+
+
+def _cost(seconds: float, machine: Machine) -> str:
+    return f"Very roughly {_duration(seconds)} on this machine ({machine})."
 
 
 def _duration(seconds: float) -> str:
@@ -179,7 +212,7 @@ def _set_data(recipe: Recipe, data: Survey, size: int, pretrained: bool, network
     )
     if pretrained:
         reason = "Side of the crops in pixels. Normalization and resizing follow the weights."
-        if network.file is not None:
+        if network.image_size is None:
             reason = (
                 "Side of the crops in pixels. Set mean and std if the weights have others than ImageNet's."
             )
@@ -210,8 +243,11 @@ def _set_model(recipe: Recipe, data: Survey, network: Network, frozen: int | str
     if network.init is not None:
         fetch = f" Fetch them once:\ndl2pa weights fetch {network.fetch}" if network.fetch else ""
         recipe.set("model.init", _escaped(network.init), f"Pretrained weights.{fetch}")
-        text = "The first epoch trains only the new head." if frozen == 1 else "Only the head is trained."
-        recipe.set("model.freeze_epochs", frozen, text)
+        recipe.set(
+            "model.freeze_epochs",
+            frozen,
+            _FREEZE_REASONS.get(frozen, f"The first {frozen} epochs {_HEAD_FIRST}"),
+        )
     recipe.set("model.embedding_dim", dim, reason)
 
 
@@ -232,12 +268,12 @@ def _set_method(recipe: Recipe, data: Survey, pretrained: bool) -> None:
 def _set_optim(recipe: Recipe, batch: int, epochs: int, pretrained: bool, frozen: int | str) -> None:
     set_ = recipe.set
     set_("optim.name", "adamw")
-    base, reference = (3e-4, 32) if pretrained else (1e-3, 32)
+    base, reference = (1e-3 if not pretrained else _LR * _HEAD_SCALE if frozen == "all" else _LR), 32
     lr = float(f"{base * math.sqrt(batch / reference):.2g}")
     rule = f"{base:g} at batch {reference}, times the square root of the batch ratio."
     set_("optim.lr", lr, f"{rule} Scale it in the same way if you change the batch.")
     if pretrained and frozen != "all":
-        set_("optim.head_lr_scale", 10.0, "The head is new, the backbone is not.")
+        set_("optim.head_lr_scale", _HEAD_SCALE, "The head is new, the backbone is not.")
     set_("optim.weight_decay", 0.05)
     set_("optim.warmup_epochs", 0.5 if pretrained else min(5.0, epochs / 10))
 

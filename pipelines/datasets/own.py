@@ -181,7 +181,7 @@ def _table_of(
     lengths[where] = found = file_lengths(base.rstrip("/"), paths)
     for k in np.flatnonzero(found < 0).tolist():
         reason = "relative path without data.root" if relative[k] else MISSING
-        problems.add(reason, f"sample {where[k]}: {paths[k]}")
+        problems.add(reason, f"sample {where[k]}: {images[where[k]]}")
     for i, image in enumerate(images):
         if not isinstance(image, str) and image.problem:
             problems.add(image.problem, f"sample {i}")
@@ -251,7 +251,8 @@ def _call(
 
 def _failed(name: str, error: Exception, what: str) -> UserError:
     """The error for an exception of the user's code, with the place that raised it."""
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f", {Path(frames[-1].filename).name} line {frames[-1].lineno}" if frames else ""
+    last = traceback.extract_tb(error.__traceback__)[-1:]
+    called = [frame for frame in last if frame.filename != __file__]  # not a call with wrong arguments
+    place = f", {Path(called[0].filename).name} line {called[0].lineno}" if called else ""
     message = f"{what} ({type(error).__name__}: {error}{place})"
     return UserError(_FIELD, name, message, "Correct the function, or install what it needs.")

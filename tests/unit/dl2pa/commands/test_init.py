@@ -144,6 +144,7 @@ def test_an_existing_file_needs_force(pets: Folder) -> None:
         (("only", "--init", "none"), "DIR", "no folder 'train'"),
         (("pets", "--val-fraction", "1.5"), "--val-fraction", "is not between"),
         (("pets", "--init", "gone.pt"), "--init", "no such file"),
+        (("pets", "--init", "resnet18"), "--init", "is the name of a network"),
         (("pets", "--backbone", "resnet19"), "--backbone", "is not a known backbone"),
         (("pets", "--out", "pets"), "--out", "is a folder"),
     ],

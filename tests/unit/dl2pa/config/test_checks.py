@@ -260,6 +260,11 @@ def test_a_contradictory_recipe_is_refused(tree: dict[str, Any], field: str) -> 
 def test_patience_without_the_best_checkpoint_gives_a_warning() -> None:
     (sentence,) = warnings(config(SMALL, {"train": {"patience": 3}, "checkpoint": {"keep_best": False}}), 100)
     assert "checkpoint.keep_best=true" in sentence
+    (sentence,) = warnings(config(SMALL, {"train": {"patience": 3, "epochs": 3}}), 100)
+    assert "train.patience = 3 has no effect" in sentence
+    frozen = config(SMALL, {"model": {"freeze_epochs": 3, "init": "FILE"}, "train": {"epochs": 3}})
+    (sentence,) = warnings(frozen, 100)
+    assert "model.freeze_epochs=all" in sentence
 
 
 def test_a_small_validation_crop_gives_a_warning() -> None:

@@ -309,8 +309,9 @@ def test_weights_commands(
         "file": str(file),
         "sha256": hashlib.sha256(b"weights").hexdigest(),
     }
-    for name in ("resnet50", "timm:nothing", "torchvision:resnet50.V9", "list"):
+    for name in ("resnet50", "timm:nothing", "torchvision:resnet50.V9", "timm:resnet50.V9", "list"):
         assert main(["weights", "fetch", name]) == 2
+        assert f"weights='{name}': is not the name of pretrained weights" in capsys.readouterr().err
     assert main(["weights", "list", "resnet8"]) == 2
 
 

@@ -83,6 +83,16 @@ def test_the_learning_rate_follows_the_batch() -> None:
     assert many["optim"]["lr"] == pytest.approx(2 * one["optim"]["lr"], rel=0.02)
 
 
+@pytest.mark.parametrize(("per_class", "frozen"), [(4, 6), (48, 4), (400, 1), (6000, "all")])
+def test_the_head_trains_first(per_class: int, frozen: int | str) -> None:
+    """About 100 steps, but not more than half of the epochs; at the same rate in all of them."""
+    tree = choose_recipe(survey(10, per_class), SMALL, CPU).tree
+    assert tree["model"]["freeze_epochs"] == frozen
+    optim, batch = tree["optim"], tree["train"]["batch_size"]
+    peak = optim["lr"] * optim.get("head_lr_scale", 1.0)
+    assert peak == pytest.approx(3e-3 * (batch / 32) ** 0.5, rel=0.02)
+
+
 def test_small_images_are_trained_at_their_size() -> None:
     for machine in (CPU, GPU):
         tree = choose_recipe(survey(side=32), None, machine).tree

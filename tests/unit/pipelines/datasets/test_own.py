@@ -163,6 +163,8 @@ def test_wrong_samples_are_counted_and_named_in_one_message(
         assert part in error.message
     returning(monkeypatch, [("gone.jpg", 1)])
     refused("1 samples that cannot be used: relative path without data.root: 1")
+    returning(monkeypatch, [("/gone.jpg", 1)])
+    refused(r"file that does not exist: 1 \(sample 0: /gone.jpg\)")
 
 
 @pytest.mark.parametrize(
@@ -184,6 +186,7 @@ def test_wrong_samples_are_counted_and_named_in_one_message(
             "def images(split, root):\n    raise KeyError(split)\n",
             r"fails .* \(KeyError: 'train', mine.py line 2\)",
         ),
+        ("def images():\n    return [], ['a', 'b']\n", r"2 were given\)"),
     ],
 )
 def test_wrong_functions_are_one_message(module: Callable[[str], None], text: str, message: str) -> None:

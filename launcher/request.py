@@ -91,11 +91,12 @@ class Request:
             kinds["cpus_per_gpu"] = str
         plain = {k: list(v) if isinstance(v, tuple) else v for k, v in stored.items()}
         checked = check_record(plain, kinds)
-        values = {name: checked[name] for name in kinds if checked.get(name) is not None}
+        values: dict[str, Any] = {name: checked[name] for name in kinds if checked.get(name) is not None}
         words = values.get("sbatch", [])
         if not all(isinstance(word, str) for word in words):
             raise ValueError("sbatch is not a list of texts")
-        return cls(**{**values, "sbatch": tuple(words)})
+        values["sbatch"] = tuple(words)
+        return cls(**values)
 
     def merged(self, changes: Mapping[str, Any]) -> Request:
         """Return this request with the values of `changes` that are not None."""

@@ -136,7 +136,8 @@ def _log(comparison: Comparison, experiment: str, uri: str | None, base: Path) -
 
     with tempfile.TemporaryDirectory() as folder:
         write_report(comparison, Path(folder))
-        content = {"description": to_markdown(compose_results(comparison)), "metrics": metrics(comparison)}
-        run_id = publish_folder(Path(folder), uri, base, experiment, "report", **content)
+        description, values = to_markdown(compose_results(comparison)), metrics(comparison)
+        place = Path(folder), uri, base, experiment, "report"
+        run_id = publish_folder(*place, description=description, metrics=values)
     note(f"logged to MLflow: experiment {experiment}, run report ({run_id})")
     return run_id

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,16 +57,17 @@ class Predictions:
         Raises:
             OSError: the file cannot be written; an existing one is unchanged.
         """
+        arrays: dict[str, Any] = {
+            "samples": self.samples.astype(np.int32),
+            "targets": self.targets.astype(np.int32),
+            "predicted": self.predicted.astype(np.int32),
+            "confidence": self.confidence,
+            "in_top5": self.in_top5,
+        }
+        if self.calibrated is not None:
+            arrays["calibrated"] = self.calibrated
         with replacing(path) as temporary:
-            np.savez(
-                temporary,
-                samples=self.samples.astype(np.int32),
-                targets=self.targets.astype(np.int32),
-                predicted=self.predicted.astype(np.int32),
-                confidence=self.confidence,
-                in_top5=self.in_top5,
-                **({} if self.calibrated is None else {"calibrated": self.calibrated}),
-            )
+            np.savez(temporary, **arrays)
 
     @classmethod
     def load(cls, path: Path) -> Predictions:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +30,7 @@ CALIBRATION_SEED = 1
 FIELD = "data.val_fraction"
 CALIBRATION_FIELD = "data.calibration_fraction"
 
-T = TypeVar("T", ArrayDataset, ImageTable, FeatureDataset)
+Stored = ArrayDataset | ImageTable | FeatureDataset
 
 
 def draw_split(table: ImageTable, fraction: float, split: Split) -> ImageTable:
@@ -58,7 +57,7 @@ def draw_split(table: ImageTable, fraction: float, split: Split) -> ImageTable:
     return part if split == "train" else replace(part, skipped=SkippedFiles())  # they are counted once
 
 
-def hold_out(train: T, fraction: float) -> tuple[T, T]:
+def hold_out(train: Stored, fraction: float) -> tuple[Stored, Stored]:
     """Images to train on and images held out for calibration, both in the order of the data set.
 
     Of n images of a class, the fraction, rounded to the nearest integer, is held out, at most n - 1; of a class with
@@ -71,8 +70,9 @@ def hold_out(train: T, fraction: float) -> tuple[T, T]:
     Raises:
         UserError: the fraction of every class is less than half an image (``data.calibration_fraction``).
     """
-    has_paths = isinstance(train, ImageTable) and train.members is None and train.own is None
-    names = train.files if has_paths else map(str, range(len(train)))
+    names: Iterable[str] = map(str, range(len(train)))
+    if isinstance(train, ImageTable) and train.members is None and train.own is None:
+        names = train.files
     is_held = draw(names, train.labels, fraction, CALIBRATION_SEED, at_least=0)
     if not is_held.any():
         remedy = "Set a larger fraction, or 0 to calibrate with the validation images."

@@ -28,6 +28,8 @@ def reliability_diagram(diagrams: Mapping[str, Calibration]) -> bytes:
         _draw_bins(above, calibration)
         name = "accuracy" if column == 0 else ""
         label_axes(above, f"{title}: ECE {calibration.error:.2f} %", "", name, legend="best")
+        above.get_legend().set_frame_on(True)
+        above.get_legend().get_frame().set(edgecolor="none", alpha=0.85)
         _draw_counts(below, calibration, most)
         label_axes(below, "", "confidence of the prediction", "images" if column == 0 else "")
     return png(figure)

@@ -127,7 +127,7 @@ def _published(run_data: RunData, published: Sequence[PublishedMatch]) -> Grid:
 
 _FITTED_ON = {
     "training": "{n} training images that were not trained on",
-    "validation": "{n} validation images; for the results after calibration, each half has the temperature of the other half",
+    "validation": "{n} validation images; each half is evaluated with the temperature of the other half",
 }
 
 

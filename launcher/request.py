@@ -92,15 +92,10 @@ class Request:
         plain = {k: list(v) if isinstance(v, tuple) else v for k, v in stored.items()}
         checked = check_record(plain, kinds)
         values: dict[str, Any] = {name: checked[name] for name in kinds if checked.get(name) is not None}
-        words = values.get("sbatch", [])
+        words: list[Any] = values.pop("sbatch", [])
         if not all(isinstance(word, str) for word in words):
             raise ValueError("sbatch is not a list of texts")
-        values["sbatch"] = tuple(words)
-        return cls(**values)
-
-    def merged(self, changes: Mapping[str, Any]) -> Request:
-        """Return this request with the values of `changes` that are not None."""
-        return replace(self, **{k: v for k, v in changes.items() if v is not None})
+        return cls(**values, sbatch=tuple(words))
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields that a submission records."""

@@ -86,7 +86,9 @@ def check_options(words: Sequence[str]) -> None:
 
 def _check_option(key: str, value: str) -> None:
     word = f"{key}={value}" if value else key
-    long = {short.removeprefix("-"): name for short, name in _SHORT.findall(_help(shutil.which("sbatch")))}
+    long = {
+        short.removeprefix("-"): name for short, name in _SHORT.findall(help_text(shutil.which("sbatch")))
+    }
     name = long.get(key, key)
     if name in SET_BY_DL2PA:
         raise UserError("--sbatch", word, "is set by dl2pa", SET_BY_DL2PA[name])
@@ -103,7 +105,7 @@ def _check_option(key: str, value: str) -> None:
 
 def _known_options() -> set[str]:
     """Options that `sbatch --help` lists and dl2pa does not set; empty if sbatch does not answer."""
-    return {*_LONG.findall(_help(shutil.which("sbatch")))} - SET_BY_DL2PA.keys()
+    return {*_LONG.findall(help_text(shutil.which("sbatch")))} - SET_BY_DL2PA.keys()
 
 
 def _is_known(key: str) -> bool:
@@ -120,7 +122,8 @@ def _is_known(key: str) -> bool:
 
 
 @lru_cache(maxsize=4)
-def _help(sbatch: str | None) -> str:
+def help_text(sbatch: str | None) -> str:
+    """Output of `sbatch --help`; empty if there is none."""
     done = None if sbatch is None else _run(sbatch, "--help")
     return "" if done is None else done.stdout
 

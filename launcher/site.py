@@ -323,12 +323,8 @@ def resolve(options: Mapping[str, Any], last: Request | None = None) -> Request:
 
 def _request(layer: Layer, profile: str | None) -> Request:
     known = {f.name for f in fields(Request)} - {"setup", "sbatch", "profile"}
-    values: dict[str, Any] = {k: v for k, v in layer.items() if k in known and v is not None}
-    setup: dict[str, Any] = {
-        field_name: tuple(layer[key]) if isinstance(layer[key], list | tuple) else layer[key]
-        for key, field_name in _SETUP.items()
-        if layer.get(key)
-    }
+    values = {key: value for key, value in layer.items() if key in known and value is not None}
+    setup: dict[str, Any] = {name: layer[key] for key, name in _SETUP.items() if layer.get(key)}
     if "environment" in setup:
         setup["environment"] = {k: v for k, v in setup["environment"].items() if v is not None}
     words = as_words({key: value for key, value in layer["sbatch"].items() if value is not None})

@@ -64,7 +64,7 @@ def test_invalid_options_are_refused_with_a_remedy(words: list[str], message: st
 def test_options_of_the_help_and_others_that_sbatch_accepts_are_passed(fake_sbatch: Path) -> None:
     check_options(["gres=gpu:h100:8", "mail_type=END,FAIL", "--reservation=a", "nodelist=n[1-3]", "hidden=2"])
     fake_sbatch.write_text("#!/bin/sh\nexit 1\n")
-    sbatch._help.cache_clear()
+    sbatch.help_text.cache_clear()
     check_options(["anything=1"])
     with pytest.raises(UserError, match="is set by dl2pa"):
         check_options(["partition=x"])
@@ -72,7 +72,7 @@ def test_options_of_the_help_and_others_that_sbatch_accepts_are_passed(fake_sbat
 
 @pytest.fixture(autouse=True)
 def no_cached_help() -> None:
-    sbatch._help.cache_clear()
+    sbatch.help_text.cache_clear()
 
 
 def test_the_last_value_of_an_option_wins() -> None:

@@ -120,10 +120,9 @@ def test_a_machine_without_slurm_is_refused(tmp_path: Path, monkeypatch: pytest.
         check_request(Request())
 
 
-def test_merged_changes_only_the_given_options() -> None:
-    first = Request(nodes=2, partition="gpu", time="5")
-    assert first.merged({"nodes": 1, "partition": None, "qos": "low"}) == Request(1, 1, "5", "gpu", qos="low")
-    assert Request(**first.as_dict()) == first
+def test_a_request_survives_its_record() -> None:
+    request = Request(nodes=2, partition="gpu", time="5", sbatch=("nice",))
+    assert Request.of(request.as_dict()) == Request(**request.as_dict()) == request
 
 
 # ---- the script's options ----

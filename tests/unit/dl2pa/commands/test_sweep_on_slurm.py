@@ -18,6 +18,7 @@ from dl2pa.runplan import RunSpec, plan_runs
 
 SBATCH = """#!/bin/sh
 case "$1" in
+  --help) ;;
   --test-only) cat > /dev/null;;
   *) cp "$1" "$FOLDER/submitted"; echo "Submitted batch job 77";;
 esac

@@ -99,7 +99,8 @@ def find_model_file(path: Path) -> Path:
     file = path / MODEL if path.is_dir() else path
     if not file.is_file():
         remedy = "Give a finished run, an export, or the model file."
-        raise UserError("model", str(path), f"contains no {MODEL}", remedy)
+        message = f"contains no {MODEL}" if path.exists() else "does not exist"
+        raise UserError("model", str(path), message, remedy)
     return file
 
 

@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     from dl2pa.specs import DATASETS
 
     config = follow_weights(load_config(args.config, args.overrides))
-    nproc = resolve_nproc(args.nproc or config.launch.nproc, config.launch.device)
+    nproc = resolve_nproc(config.launch.nproc if args.nproc is None else args.nproc, config.launch.device)
     if nproc < 1:
         raise UserError("--nproc", nproc, "must be at least 1", "Give 1 or more.")
     check_output_folder("--out", args.out)

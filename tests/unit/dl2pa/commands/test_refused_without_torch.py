@@ -57,6 +57,7 @@ ROWS: list[tuple[str, list[str]]] = [
     ("data.root", ["features", "c.yaml", FOLDER, "data.root=gone", "--out", "f"]),
     ("data.dataset", ["features", "c.yaml", *FEATURES, "--out", "f"]),
     ("--out", ["features", "c.yaml", "--out", "c.yaml"]),
+    ("--nproc", ["features", "c.yaml", "--out", "f", "--nproc", "0"]),
     ("data.root", ["submit", "c.yaml", FOLDER, "data.root=gone"]),
     ("method.prototypes", ["submit", "c.yaml", "method.prototypes=gone.npy"]),
     ("model.init", ["submit", "c.yaml", "model.init=gone"]),

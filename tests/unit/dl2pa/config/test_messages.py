@@ -95,6 +95,11 @@ def test_all_forms_of_a_key_are_named(key: str, form: str) -> None:
     assert {k.name: form_of(k) for k in KEYS}[key] == form
 
 
+def test_a_function_with_a_dot_is_corrected() -> None:
+    error = refused(lambda: parse_config(nested("data.dataset", "birds.table.images")))
+    assert (error.field, error.remedy) == ("data.dataset", "For a function, write birds.table:images.")
+
+
 @pytest.mark.parametrize("value", [0, "many", True, 1.5])
 def test_a_wrong_number_of_processes_names_auto_and_numbers(value: Any) -> None:
     error = refused(lambda: parse_config(nested("launch.nproc", value)))

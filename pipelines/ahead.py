@@ -17,8 +17,9 @@ T = TypeVar("T")
 
 _CLOSE_S = 10.0
 """Time to wait at the end for the current item; a stalled read may take longer, and is abandoned."""
-_ALIVE_S = 30.0
-"""Interval at which a waiting consumer checks that the thread exists."""
+_ALIVE_S = 1.0
+"""Interval at which a waiting consumer checks that the thread exists, and lets Python run the handler of a signal that
+arrived just before the wait."""
 
 
 class AheadThread:

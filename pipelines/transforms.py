@@ -179,7 +179,8 @@ def _draw_ops(transforms: Transforms, seed: int, epoch: int, samples: NDArray[np
     if transforms.trivial_augment:
         draws.append(draw_trivial(seed, epoch, samples))
     count, level, side = transforms.rand_augment, transforms.rand_magnitude, transforms.image_size
-    draws += draw_rand(seed, epoch, samples, count, level, (side, side))
+    if count:
+        draws += draw_rand(seed, epoch, samples, count, level, (side, side))
     if any(transforms.color_jitter):
         draws += draw_jitter(seed, epoch, samples, transforms.color_jitter)
     return draws

@@ -303,6 +303,7 @@ def test_the_onnx_file_gives_the_same_logits(
     assert prepared.pop("channels") == "RGB"
     for count in (1, 5):
         images = torch.stack([load_image(file, **prepared) for file in files_of(digits)[:count]])
-        (logits,) = session.run(None, {"images": images.numpy()})
-        assert torch.allclose(torch.from_numpy(logits), classifier.score(images), atol=1e-4)
+        logits, probabilities = map(torch.from_numpy, session.run(None, {"images": images.numpy()}))
+        assert torch.allclose(logits, classifier.score(images), atol=1e-4)
+        assert torch.allclose(probabilities, (logits / classifier.temperature).softmax(1), atol=1e-5)
     assert str(REPOSITORY).encode() not in (tmp_path / "model.onnx").read_bytes()

@@ -67,7 +67,7 @@ def train(
     quiet: bool = False,
     **overrides: Any,
 ) -> RunResult:
-    """Train a configuration to its end, in processes of its own; the same call on the same run directory resumes.
+    """Train a configuration to its end, in new processes; the same call on the same run directory resumes.
 
     `KeyboardInterrupt` in this function, as by Ctrl-C, stops the run with a checkpoint and is then raised again.
 

@@ -86,7 +86,7 @@ def _forward(network: nn.Module, shape: tuple[int, ...], device: torch.device) -
 
 
 def prefers_channels_last(network: nn.Module) -> bool:
-    """Whether the channels_last memory format pays: for convolutional networks, not for transformers and MLPs."""
+    """Whether channels_last is faster: for convolutional networks, not for transformers and MLPs."""
     convolutions = sum(isinstance(module, nn.Conv2d) for module in network.modules())
     linear = sum(isinstance(module, nn.Linear) for module in network.modules())
     return convolutions > _CONVOLUTIONAL_SHARE * (convolutions + linear)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+import psutil
 import pytest
 
 from dl2pa import ownership
@@ -173,6 +174,6 @@ def _content(run: Path) -> dict[Path, bytes]:
 
 def _open_files(pid: int) -> list[str]:
     try:
-        return [str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir()]
-    except OSError:
+        return [file.path for file in psutil.Process(pid).open_files()]
+    except psutil.NoSuchProcess:
         return []

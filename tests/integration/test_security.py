@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from support.commands import run_here
@@ -20,26 +21,13 @@ from support.secrets import FORMS, SECRET, environment, holders_of_secrets
 from support.servers import free_port
 
 pytestmark = pytest.mark.xdist_group("runs")
-LISTENING = "0A"
-LOOPBACK = ("0100007F", "00000000000000000000000001000000")
-"""127.0.0.1 and ::1 as /proc/net has them."""
+LOOPBACK = ("127.0.0.1", "::1")
 
 
 def listeners(processes: list[Process]) -> list[str]:
-    """The addresses that the processes listen on, as /proc/net writes them."""
-    sockets: set[str] = set()
-    for process in processes:
-        for link in Path(f"/proc/{process.pid}/fd").iterdir():
-            target = str(link.readlink())
-            if target.startswith("socket:["):
-                sockets.add(target.removeprefix("socket:[").removesuffix("]"))
-    found: list[str] = []
-    for table in ("tcp", "tcp6"):
-        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
-            words = line.split()
-            if words[3] == LISTENING and words[9] in sockets:
-                found.append(words[1])
-    return found
+    """The addresses that the processes listen on."""
+    connections = [c for p in processes for c in psutil.Process(p.pid).net_connections("tcp")]
+    return [c.laddr.ip for c in connections if c.status == psutil.CONN_LISTEN]
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +52,7 @@ def test_a_training_on_one_machine_listens_on_loopback_only(two_ranks: Training)
     assert sorted(p.kind for p in processes) == ["launcher", "rank", "rank", "torchrun"]
     found = listeners(processes)
     assert found, "the ranks talk to each other"
-    assert [address for address in found if address.partition(":")[0] not in LOOPBACK] == []
+    assert [address for address in found if address not in LOOPBACK] == []
     assert listeners([p for p in processes if p.kind != "rank"]) == [], "no store is served"
 
 

@@ -20,17 +20,9 @@ from pipelines.datasets.table import ImageTable
 from pipelines.encoded import FaultLimits
 from pipelines.sampler import EvalSampler, TrainSampler
 from pipelines.transforms import Transforms
+from support.threads import one_thread as one_thread
 
 SHARED = Path(__file__).resolve().parents[4] / "shared/data"
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """One torch thread: the tests are small and the machine is shared."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

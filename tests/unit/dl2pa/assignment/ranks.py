@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
-import traceback
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,6 +31,7 @@ from dl2pa.training.meter import TrainMeter
 from dl2pa.training.train_state import TrainState
 from pipelines.sampler import EvalSampler, TrainSampler
 from pipelines.synthetic import SyntheticPipeline
+from support.process_groups import fork_groups
 
 CPU = torch.device("cpu")
 CLASSES, DIM, SAMPLES = 9, 4, 60
@@ -199,45 +196,20 @@ def validating(rank: int, size: int) -> list[dict[str, Any]]:
     return records
 
 
-def one_rank(rank: int, size: int, out: Path) -> None:
-    torch.set_num_threads(1)
-    side = None
-    if size > 1:
-        dist.init_process_group("gloo", init_method=f"file://{out}/store-{size}", rank=rank, world_size=size)
-        side = dist.new_group(backend="gloo")
-    world = World(rank, size, rank, size, CPU, 1, side)
-    report: dict[str, Any] = {**updates(rank, size), "many_classes": many_classes(rank, size)}
+def report(world: World) -> dict[str, Any]:
+    rank, size = world.rank, world.size
+    result: dict[str, Any] = {**updates(rank, size), "many_classes": many_classes(rank, size)}
     if size < 4:
-        report.update(
+        result.update(
             differing=differing_ranks(rank, size),
             dot_regression=weighted_loss(rank, size),
             training=training(rank, world),
             meter=metering(rank, world),
             evaluations=validating(rank, size),
         )
-    np.testing.assert_equal(json.loads(json.dumps(report)), report)
-    (out / f"{size}-{rank}.json").write_text(json.dumps(report), encoding="utf-8")
-
-
-def main(out: Path) -> int:
-    """Fork each group after the imports, which take most of the time."""
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    failed = 0
-    for size in (1, 2, 3, 4):
-        children = []
-        for rank in range(size):
-            child = os.fork()
-            if child == 0:
-                try:
-                    one_rank(rank, size, out)
-                except BaseException:
-                    traceback.print_exc()
-                    os._exit(1)
-                os._exit(0)
-            children.append(child)
-        failed += sum(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0 for child in children)
-    return failed
+    np.testing.assert_equal(json.loads(json.dumps(result)), result)
+    return result
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    fork_groups(report, (1, 2, 3, 4))

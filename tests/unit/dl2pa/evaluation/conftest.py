@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from PIL import Image
 
 from support.commands import run_here
+from support.threads import one_thread as one_thread
 
 SIDE = 12
 CLASSES = ("ant", "bee", "cat", "dog", "elk", "fox")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def write_images(root: Path, counts: dict[str, int], seed: int, spread: float = 70) -> Path:

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from PIL import Image
 
 from dl2pa.config import Config, merge, parse_config
 from dl2pa.features.write import FeatureOptions, write_features
 from dl2pa.training.data import open_data
+from support.threads import one_thread as one_thread
 
 SIDE, TRAIN, VAL, CLASSES = 12, 8, 4, 3
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -4,11 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
-import os
-import sys
-import traceback
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,10 +18,10 @@ from dl2pa.training.distributed import World
 from dl2pa.training.train_state import TrainState
 from pipelines.sampler import TrainSampler
 from pipelines.synthetic import SyntheticPipeline
+from support.process_groups import fork_groups
 
 CPU = torch.device("cpu")
 CLASSES, DIM, BATCH = 6, 5, 24
-WORLDS = (1, 2, 3)
 TRAININGS: dict[str, dict[str, Any]] = {
     "dnc": {"name": "dnc", "centroid_momentum": 0.9},
     "goto": {"name": "goto", "learn_scale": True, "margin": 0.1},
@@ -128,40 +123,13 @@ def training(method: dict[str, Any], world: World) -> dict[str, Any]:
     }
 
 
-def one_rank(rank: int, size: int, out: Path) -> None:
-    torch.set_num_threads(1)
-    side = None
-    if size > 1:
-        dist.init_process_group("gloo", init_method=f"file://{out}/store-{size}", rank=rank, world_size=size)
-        side = dist.new_group(backend="gloo")
-    world = World(rank, size, rank, size, CPU, 1, side)
-    report = {
-        "clustering": clustering(rank, size),
-        "drifting": drifting(rank, size),
+def report(world: World) -> dict[str, Any]:
+    return {
+        "clustering": clustering(world.rank, world.size),
+        "drifting": drifting(world.rank, world.size),
         "training": {name: training(method, world) for name, method in TRAININGS.items()},
     }
-    (out / f"{size}-{rank}.json").write_text(json.dumps(report), encoding="utf-8")
-
-
-def main(out: Path) -> int:
-    """Fork each group after the imports, which take most of the time."""
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    failed = 0
-    for size in WORLDS:
-        children = []
-        for rank in range(size):
-            child = os.fork()
-            if child == 0:
-                try:
-                    one_rank(rank, size, out)
-                except BaseException:
-                    traceback.print_exc()
-                    os._exit(1)
-                os._exit(0)
-            children.append(child)
-        failed += sum(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0 for child in children)
-    return failed
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    fork_groups(report, (1, 2, 3))

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[4]
-Reports = dict[int, list[dict[str, Any]]]
+from support.process_groups import Reports, reports_of
+
 WORLDS = (1, 2, 3)
 NAMES = ("dnc", "goto", "ebv", "kasarla")
 
@@ -20,15 +15,7 @@ NAMES = ("dnc", "goto", "ebv", "kasarla")
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> Reports:
     """Reports of all ranks by world size."""
-    out = tmp_path_factory.mktemp("ranks")
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(Path(__file__).with_name("ranks.py")), str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=240)
-    assert done.returncode == 0, done.stderr
-    return {
-        size: [json.loads((out / f"{size}-{rank}.json").read_text(encoding="utf-8")) for rank in range(size)]
-        for size in WORLDS
-    }
+    return reports_of(Path(__file__).with_name("ranks.py"), tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize("size", WORLDS[1:])

@@ -4,11 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
-import os
-import sys
-import traceback
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,9 +18,9 @@ from dl2pa.training.distributed import World
 from dl2pa.training.train_state import TrainState
 from pipelines.sampler import TrainSampler
 from pipelines.synthetic import SyntheticPipeline
+from support.process_groups import fork_groups
 
 CLASSES, BATCH, STEPS, PARTS = 6, 32, 4, 4
-WORLDS = (1, 2, 4)
 CPU = torch.device("cpu")
 METHODS: dict[str, dict[str, Any]] = {
     "squared cosine": {"name": "dl2pa", "assignment": "dynamic", "match": {"every_steps": 2}},
@@ -147,42 +142,16 @@ def decided(world: World) -> int:
     return fewest_that_fit(config, world, train_state.rehearse)
 
 
-def one_rank(rank: int, size: int, out: Path) -> None:
-    torch.set_num_threads(1)
-    side = None
-    if size > 1:
-        dist.init_process_group("gloo", init_method=f"file://{out}/store-{size}", rank=rank, world_size=size)
-        side = dist.new_group(backend="gloo")
-    world = World(rank, size, rank, size, CPU, 1, side)
-    report: dict[str, Any] = {"runs": {}}
-    if size == 2:
-        report |= {"differences": differences(world), "decided": decided(world)}
+def report(world: World) -> dict[str, Any]:
+    result: dict[str, Any] = {"runs": {}}
+    if world.size == 2:
+        result |= {"differences": differences(world), "decided": decided(world)}
     for name, method in METHODS.items():
-        run = Run(configure(method, PARTS // size), world, norm=False)
+        run = Run(configure(method, PARTS // world.size), world, norm=False)
         run.train(0, STEPS)
-        report["runs"][name] = {"inputs": run.inputs, "losses": run.losses, "sums": run.sums}
-    (out / f"{size}-{rank}.json").write_text(json.dumps(report), encoding="utf-8")
-
-
-def main(out: Path) -> int:
-    """Fork each group after the imports, which take most of the time."""
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    failed = 0
-    for size in WORLDS:
-        children: list[int] = []
-        for rank in range(size):
-            child = os.fork()
-            if child == 0:
-                try:
-                    one_rank(rank, size, out)
-                except BaseException:
-                    traceback.print_exc()
-                    os._exit(1)
-                os._exit(0)
-            children.append(child)
-        failed += sum(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0 for child in children)
-    return failed
+        result["runs"][name] = {"inputs": run.inputs, "losses": run.losses, "sums": run.sums}
+    return result
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    fork_groups(report, (1, 2, 4))

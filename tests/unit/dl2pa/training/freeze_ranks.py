@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
-import os
-import sys
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +15,7 @@ from dl2pa.training.distributed import World
 from dl2pa.training.train_state import TrainState
 from pipelines.sampler import TrainSampler
 from pipelines.synthetic import SyntheticPipeline
+from support.process_groups import fork_groups
 
 CLASSES, BATCH, STEPS = 6, 16, 6
 CPU = torch.device("cpu")
@@ -60,25 +57,14 @@ def run(world: World, state: dict[str, Any] | None, first: int, last: int) -> tu
     return saved[0], result
 
 
-def one_rank(rank: int, out: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{out}/store", rank=rank, world_size=2)
-    world = World(rank, 2, rank, 2, CPU, 1, dist.new_group(backend="gloo"))
+def report(world: World) -> dict[str, Any]:
     _, expected = run(world, None, 0, STEPS)
-    report: dict[str, Any] = {"expected": expected, "resumed": {}}
+    resumed: dict[int, str] = {}
     for stop in range(1, STEPS):
         state, _ = run(world, None, 0, stop)
-        report["resumed"][stop] = run(world, state, stop, STEPS)[1]
-    (out / f"{rank}.json").write_text(json.dumps(report), encoding="utf-8")
-    dist.destroy_process_group()
-
-
-def main(out: Path) -> int:
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    child = os.fork()
-    one_rank(0 if child else 1, out)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) if child else 0
+        resumed[stop] = run(world, state, stop, STEPS)[1]
+    return {"expected": expected, "resumed": resumed}
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    fork_groups(report, (2,))

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +19,7 @@ from dl2pa.training.train_state import TrainState
 from pipelines.batch import Batch
 from pipelines.sampler import TrainSampler
 from pipelines.synthetic import SyntheticPipeline
+from support.process_groups import Reports, reports_of
 
 CLASSES, SIDE, BATCH = 5, 32, 16
 
@@ -66,32 +64,14 @@ def assert_same(one: TrainState, other: TrainState) -> None:
 
 
 @pytest.fixture(scope="module")
-def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
-    """Reports of accumulate_ranks.py: world size to one report per rank."""
-    out = tmp_path_factory.mktemp("ranks")
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("accumulate_ranks.py")), str(out)],
-        capture_output=True,
-        text=True,
-        env={
-            "PATH": "/usr/bin:/bin",
-            "PYTHONPATH": str(Path(__file__).resolve().parents[4]),
-            "OMP_NUM_THREADS": "1",
-        },
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr
-    sizes = {1: 1, 2: 2, 4: 4}
-    return {
-        size: [json.loads((out / f"{size}-{rank}.json").read_text()) for rank in range(size)]
-        for size in sizes
-    }
+def reports(tmp_path_factory: pytest.TempPathFactory) -> Reports:
+    """Reports of accumulate_ranks.py."""
+    program = Path(__file__).with_name("accumulate_ranks.py")
+    return reports_of(program, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize("method", ["squared cosine", "dot regression"])
-def test_micro_batches_equal_the_batches_of_as_many_processes(
-    method: str, reports: dict[int, list[dict[str, Any]]]
-) -> None:
+def test_micro_batches_equal_the_batches_of_as_many_processes(method: str, reports: Reports) -> None:
     """Mixed images, labels and weights bit for bit; losses up to rounding, with dropout, without BatchNorm."""
     runs = {size: [report["runs"][method] for report in ranks] for size, ranks in reports.items()}
 
@@ -112,7 +92,7 @@ def test_micro_batches_equal_the_batches_of_as_many_processes(
     assert len(set(runs[4][0]["losses"])) == 4
 
 
-def test_the_class_statistic_has_the_same_sums(reports: dict[int, list[dict[str, Any]]]) -> None:
+def test_the_class_statistic_has_the_same_sums(reports: Reports) -> None:
     """Bit for bit in the first step; later the weights differ by rounding."""
     sums = {size: ranks[0]["runs"]["squared cosine"]["sums"] for size, ranks in reports.items()}
     assert len(sums[1]) == 4
@@ -120,13 +100,13 @@ def test_the_class_statistic_has_the_same_sums(reports: dict[int, list[dict[str,
 
 
 def test_resuming_and_checkpointing_with_micro_batches_are_exact(
-    reports: dict[int, list[dict[str, Any]]],
+    reports: Reports,
 ) -> None:
     """Two processes with two micro-batches each."""
     assert [report["differences"] for report in reports[2]] == [[], []]
 
 
-def test_every_process_decides_the_same_number(reports: dict[int, list[dict[str, Any]]]) -> None:
+def test_every_process_decides_the_same_number(reports: Reports) -> None:
     """One of two has memory for 4 images of its 16."""
     assert [report["decided"] for report in reports[2]] == [4, 4]
 

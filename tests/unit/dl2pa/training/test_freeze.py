@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +18,7 @@ from dl2pa.training.train_state import TrainState
 from pipelines.batch import Batch
 from pipelines.sampler import TrainSampler
 from pipelines.synthetic import SyntheticPipeline
+from support.process_groups import reports_of
 
 CLASSES, EPOCHS = 5, 3
 
@@ -117,18 +115,9 @@ def test_resuming_before_and_after_the_unfreeze_is_exact(stop: int, alone: World
 
 def test_two_processes_unfreeze_and_resume_exactly(tmp_path: Path) -> None:
     """Without `find_unused_parameters`; stopped after each of the steps."""
-    script = Path(__file__).with_name("freeze_ranks.py")
-    root = Path(__file__).resolve().parents[4]
-    done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path)],
-        capture_output=True,
-        text=True,
-        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr
-    for rank in (0, 1):
-        report = json.loads((tmp_path / f"{rank}.json").read_text(encoding="utf-8"))
+    (reports,) = reports_of(Path(__file__).with_name("freeze_ranks.py"), tmp_path).values()
+    assert len(reports) == 2
+    for report in reports:
         assert set(report["resumed"].values()) == {report["expected"]}
 
 

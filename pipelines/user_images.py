@@ -41,7 +41,7 @@ def prepare(image: ImageInput, **preprocessing: Any) -> Tensor:
     """Prepare one image as in evaluation: float32 [3, S, S].
 
     Args:
-        preprocessing: keyword arguments of ``pipelines.single.prepare_pixels``.
+        preprocessing: as in ``pipelines.single.Preprocessing``.
 
     Raises:
         UserError: not an image, a file that cannot be read, or an array of another type or shape.

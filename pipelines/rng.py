@@ -34,6 +34,9 @@ class Stream(IntEnum):
     STEP_SEED = 12
     RAND_AUGMENT = 20
     COLOR_JITTER = 21
+    NEGATIVES = 40
+    LABEL_NOISE = 41
+    LABEL_NOISE_CLASS = 42
 
 
 def _mix(words: NDArray[np.uint64]) -> NDArray[np.uint64]:

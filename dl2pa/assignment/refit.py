@@ -55,6 +55,24 @@ def refit(
 
 
 @torch.no_grad()
+def set_directions(
+    prototypes_cd: Tensor, assignment_c: Tensor, directions_cd: Tensor, group: dist.ProcessGroup | None = None
+) -> None:
+    """Replace the prototypes of all classes by their directions, the result of `refit` without a bound; a collective.
+
+    A class with a zero direction keeps its prototype.
+
+    Raises:
+        TrainingFailure: the prototypes differ between ranks after the broadcast.
+    """
+    if is_main(group):
+        before = prototypes_cd[assignment_c]
+        has_direction = directions_cd.norm(dim=1, keepdim=True) > 0
+        prototypes_cd[assignment_c] = torch.where(has_direction, directions_cd.to(before), before)
+    broadcast_verified(prototypes_cd, "prototypes", group)
+
+
+@torch.no_grad()
 def nearest_code(directions_cd: Tensor, start_cd: Tensor, largest_cosine: float) -> Tensor:
     """Find unit rows near `directions_cd` whose pairwise cosines are at most `largest_cosine`.
 

@@ -23,6 +23,7 @@ from dl2pa.specs import CIFAR100, DATASETS, SYNTHETIC, backbone_spec
 from dl2pa.step_parts import PARTS, Event, EventRanges, part, ranges_from
 from dl2pa.training.data import build_train_pipeline, open_split
 from dl2pa.training.distributed import World
+from dl2pa.training.negatives import with_negatives
 from dl2pa.training.optim import build_optimizer
 from dl2pa.training.train_state import TrainState, autocast, compile_mode
 from pipelines.datasets.arrays import ArrayDataset
@@ -147,7 +148,7 @@ class TrainStateRunner(Runner):
         batch, dim = self._config.train.batch_size, method.dim
         labels = torch.arange(batch, device=device) % method.num_classes
         features = torch.randn(batch, dim, device=device, requires_grad=True)
-        targets = Targets(labels)
+        targets = with_negatives(method, Targets(labels), self._config.train.seed, 0)
 
         def method_step() -> None:
             with autocast(self._config.train.precision, device):

@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder to write: data.root of the training",
     )
     add("--pca", type=int, metavar="N", help="keep the N principal components of the training features")
+    add("--clusters", type=int, metavar="N", help="of existing features: split each class into N clusters")
     add(
         "--dtype", choices=("float16", "float32"), default="float16", help="stored numbers (default: float16)"
     )
@@ -48,6 +49,9 @@ def run(args: argparse.Namespace) -> int:
     check_output_folder("--out", args.out)
     if DATASETS[config.data.dataset].layout == "features":
         return _print(args, _project(args, config))
+    if args.clusters is not None:
+        remedy = "First write the features, then their clusters, with data.dataset=features."
+        raise UserError("--clusters", args.clusters, "needs existing features", remedy)
     data = _open_images(config)
 
     # These import torch, so they come after the checks.
@@ -71,12 +75,22 @@ def _print(args: argparse.Namespace, record: dict[str, Any]) -> int:
 
 
 def _project(args: argparse.Namespace, config: Config) -> dict[str, Any]:
-    """Write the principal components of features that exist already."""
+    """Write the principal components of features that exist already, or the same features with more classes."""
     from pipelines.datasets.features import FeatureFolder
 
     root = Path(config.data.root or "")
+    if args.clusters is not None and args.pca is not None:
+        message = "cannot be combined with --pca"
+        raise UserError(
+            "--clusters", args.clusters, message, "First write the components, then their clusters."
+        )
+    if args.clusters is not None:
+        from dl2pa.features.cluster import cluster_features  # imports torch
+
+        FeatureFolder(root).read_complete()
+        return cluster_features(root, args.out, args.clusters)
     if args.pca is None:
-        remedy = "Give the data set of the images, or --pca N for the principal components of these features."
+        remedy = "Give the data set of the images, or --pca N or --clusters N for data from these features."
         raise UserError("data.dataset", config.data.dataset, "contains no images", remedy)
     FeatureFolder(root).read_complete()
 
@@ -112,6 +126,9 @@ def _open_images(config: Config) -> DataSplits:
         remedy = "Leave it out here, and set it when training on the features."
         message = "the features of all images are written"
         raise UserError("data.imbalance", config.data.imbalance, message, remedy)
+    if config.data.label_noise:
+        remedy = "Leave it out here, and set it when training on the features."
+        raise UserError("data.label_noise", config.data.label_noise, "changes the labels", remedy)
     if config.data.calibration_fraction:
         remedy = "Leave it out here, and set it when training on the features."
         field, message = "data.calibration_fraction", "the features of all images are written"

@@ -7,12 +7,14 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
-from dl2pa.commands.options import add_run, add_tables, nonempty_path
+from dl2pa.commands.options import add_run, add_tables, nonempty_path, nonempty_text
 from dl2pa.commands.output import note, say, table
 from dl2pa.config.published import published_file
 from dl2pa.errors import EXIT_DONE, UserError
 from dl2pa.reporting import Comparison, compare, find_runs, read_run, record, write_report
 from dl2pa.reporting.compare import Entry
+from dl2pa.reporting.paired import METRICS, compare_paired, compose_paired, paired_record
+from dl2pa.reporting.runs import Run, Unfinished
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,6 +29,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar=("RUN_A", "RUN_B"),
         help="show the differences between two runs and whether they exceed the spread over seeds; "
         "--all DIR: folder of the runs with other seeds",
+    )
+    parser.add_argument(
+        "--paired",
+        type=nonempty_text,
+        metavar="VARIANT",
+        help="compare the variants of a sweep with this one, seed by seed",
+    )
+    parser.add_argument(
+        "--metric", choices=METRICS, help="with --paired: the value to compare (default: top1_last)"
     )
     parser.add_argument("--published", action="store_true", help="compare with the published tables")
     add_tables(parser)
@@ -46,6 +57,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.compare is not None:
         return _compare(args)
+    if args.paired is not None:
+        return _compare_paired(args)
+    if args.metric is not None:
+        raise UserError("--metric", args.metric, "requires --paired", "Add --paired VARIANT, or remove it.")
     if args.uri is not None:
         _check_uri(args)
     paths = find_runs(args.run, args.all)
@@ -68,6 +83,38 @@ def run(args: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
+def _compare_paired(args: argparse.Namespace) -> int:
+    """Compare the variants of a sweep with one of them."""
+    from dl2pa.reporting.document import to_markdown
+    from dl2pa.reporting.write import write_document
+
+    _refuse_with("--paired", args)
+    metric = args.metric or "top1_last"
+    runs = [read_run(path) for path in find_runs(args.run, args.all)]
+    tables = compare_paired([run for run in runs if isinstance(run, Run)], args.paired, metric)
+    blocks = compose_paired(tables, args.paired, metric)
+    content = paired_record(tables, args.paired, metric)
+    files = [] if args.out is None else write_document(blocks, content, args.out)
+    for run in runs:
+        if isinstance(run, Unfinished):
+            note(f"not compared: {run.path}: {run.state}, {run.reason}")
+    if args.json:
+        say({**content, "files": [str(path) for path in files]}, True, "")
+        return EXIT_DONE
+    print(to_markdown(blocks), end="", flush=True)  # noqa: T201
+    for path in files[:2]:
+        note(f"written: {path}")
+    return EXIT_DONE
+
+
+def _refuse_with(option: str, args: argparse.Namespace) -> None:
+    """Refuse options of the report on all runs."""
+    others = {"--published": args.published, "--tables": args.tables, "--mlflow": args.mlflow}
+    for other, value in others.items():
+        if value:
+            raise UserError(other, str(value), f"cannot be combined with {option}", "Remove one of them.")
+
+
 def _compare(args: argparse.Namespace) -> int:
     """Compare two runs."""
     from dl2pa.reporting.differences import compare_runs, compose_differences
@@ -77,10 +124,10 @@ def _compare(args: argparse.Namespace) -> int:
     if args.run:
         runs = [str(path) for path in (*args.compare, *args.run)]
         raise UserError("--compare", " ".join(runs), f"needs 2 runs, not {len(runs)}", "Give two runs.")
-    others = {"--published": args.published, "--tables": args.tables, "--mlflow": args.mlflow}
-    for option, value in others.items():
-        if value:
-            raise UserError(option, str(value), "cannot be combined with --compare", "Remove one of them.")
+    _refuse_with("--compare", args)
+    if args.paired is not None:
+        message = "cannot be combined with --compare"
+        raise UserError("--paired", args.paired, message, "Remove one of them.")
     first, second = args.compare
     differences = compare_runs(first, second, args.all)
     blocks, content = compose_differences(differences), asdict(differences)

@@ -24,12 +24,13 @@ from dl2pa.commands.options import (
 )
 from dl2pa.commands.output import note, say
 from dl2pa.commands.published_runs import expand_results, select_results
+from dl2pa.commands.sweep_best import write_best
 from dl2pa.commands.sweep_outcomes import Outcome, damaged, print_outcomes, run_pool
 from dl2pa.config import Config, fingerprint
 from dl2pa.config.paths import expand_path
 from dl2pa.config.places import finder, place_in_sweep, placed
 from dl2pa.config.published import load_published, published_file
-from dl2pa.config.sweep import Sweep, is_sweep, load_sweep
+from dl2pa.config.sweep import VARIANT_KEY, Sweep, is_sweep, load_sweep
 from dl2pa.errors import EXIT_DONE, EXIT_FAILURE, UserError
 from dl2pa.finished import FinishedRuns
 from dl2pa.gpus import visible_gpus
@@ -109,6 +110,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--run-dir", type=nonempty_path, metavar="DIR", help="parent folder of the runs (default: runs)"
     )
     add_tables(parser)
+    parser.add_argument(
+        "--best",
+        type=nonempty_path,
+        metavar="FILE",
+        help="when all runs are finished, write a sweep file with the best settings of each variant",
+    )
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the commands")
     parser.add_argument("--slurm", action="store_true", help="submit the runs as a SLURM job array")
     add_slurm_request(parser)
@@ -136,6 +143,9 @@ def _finder(request: SweepRequest) -> Callable[[str], str | None]:
 
 def _run(request: SweepRequest, args: argparse.Namespace) -> int:
     specs = _expand(request, args.tables)
+    if args.slurm and args.best is not None:
+        remedy = "When the jobs are finished, repeat the command without --slurm."
+        raise UserError("--best", str(args.best), "cannot be combined with --slurm", remedy)
     if args.slurm:
         return _submit(specs, request, args)
     _refuse_slurm_options(args)
@@ -161,7 +171,10 @@ def _run(request: SweepRequest, args: argparse.Namespace) -> int:
         return EXIT_DONE
     pool = Pool(environments)
     outcomes.update(run_pool(pool, pending, tasks))
-    return print_outcomes([outcomes[plan.run_dir] for plan in plans], tag, pool.stopping, args.json)
+    code = print_outcomes([outcomes[plan.run_dir] for plan in plans], tag, pool.stopping, args.json)
+    if args.best is not None and code == EXIT_DONE:
+        write_best(plans, args.best)
+    return code
 
 
 def _sort(plans: Sequence[RunPlan]) -> tuple[list[RunPlan], dict[Path, Outcome]]:
@@ -250,7 +263,11 @@ def _select_variants(
 def _expand(request: SweepRequest, tables: Path | None) -> list[RunSpec]:
     if request.variants:
         specs = [
-            RunSpec(spec.config_file, spec.overrides, (name, *spec.varied))
+            RunSpec(
+                spec.config_file,
+                (*spec.overrides, f"tracking.tags.{VARIANT_KEY}={json.dumps(name)}"),
+                (name, *spec.varied),
+            )
             for name, config, overrides in request.variants
             for spec in expand(config, (*overrides, *request.overrides), request.grid)
         ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from dl2pa.config.gather import Problems, gathered
+from dl2pa.config.method_checks import METHOD_CHECKS
 from dl2pa.config.schema import TIMM_OPTIMIZERS, Config
 from dl2pa.errors import UserError
 from dl2pa.specs import (
@@ -108,11 +109,13 @@ def check_optimizer(config: Config) -> None:
 
 @gathered
 def check_val_fraction(config: Config) -> Iterator[UserError]:
-    """Check that the data set has class folders without a validation split."""
+    """Check that a validation split can be drawn: from class folders without one, or from arrays and features."""
     data = config.data
     if data.val_fraction is None:
         return
-    if data.dataset != IMAGE_FOLDER:
+    spec = dataset_spec(data.dataset)
+    is_drawn = spec.layout in ("arrays", "features") and spec.long_tail is None
+    if data.dataset != IMAGE_FOLDER and not is_drawn:
         message = f"is not used by data.dataset={data.dataset}, which includes its validation split"
         yield UserError("data.val_fraction", data.val_fraction, message, "Leave it out.")
     if data.val_root is not None:
@@ -162,32 +165,14 @@ def check_combination(config: Config) -> None:
         UserError: the invalid fields.
     """
     problems = Problems()
-    checks = _check_learned, _check_class_vectors, _check_margin, _check_rotate, _check_head, check_image_size
+    checks = (
+        *(_check_learned, _check_class_vectors, _check_head, check_image_size),
+        *METHOD_CHECKS,
+    )
     for check in checks:
         with problems:
             check(config)
     problems.raise_any()
-
-
-@gathered
-def _check_margin(config: Config) -> Iterator[UserError]:
-    if config.method.margin and config.loss == "cross_entropy" and not config.normalize:
-        yield UserError(
-            "method.margin",
-            config.method.margin,
-            "a margin is subtracted from a cosine, and method.normalize = false uses none",
-            "Set method.normalize=true or method.margin=0.",
-        )
-
-
-@gathered
-def _check_rotate(config: Config) -> Iterator[UserError]:
-    match = config.method.match
-    if match.rotate and match.refit_cosine is not None and config.assignment == "dynamic":
-        message = (
-            "cannot be combined with method.match.refit_cosine, which moves the prototypes to the class means"
-        )
-        yield UserError("method.match.rotate", True, message, "Remove one of the two.")
 
 
 @gathered
@@ -220,7 +205,11 @@ def _check_learned(config: Config) -> Iterator[UserError]:
     if not config.method_defaults.learned:
         return
     name = config.method.name
-    if config.loss != "cross_entropy":
+    is_single = config.method_defaults.sub_prototypes == 1
+    if config.loss == "ntce" and is_single and not config.normalize:
+        message = "compares cosines, and method.normalize = false uses none"
+        yield UserError("method.loss", "ntce", message, "Set method.normalize=true.")
+    if config.loss not in ("cross_entropy", "ntce") or (config.loss == "ntce" and not is_single):
         message = f"the learned classifier {name} trains with cross_entropy"
         yield UserError("method.loss", config.loss, message, "Remove method.loss.")
     if config.assignment == "dynamic":
@@ -264,6 +253,11 @@ def check_num_classes(config: Config, num_classes: int) -> Iterator[UserError]:
         )
         return
     method, dim = config.method, config.model.embedding_dim
+    for key, largest in (("neighbors", num_classes - 1), ("random", num_classes)):
+        value = getattr(method.negatives, key)
+        if value > largest and config.loss == "cross_entropy":
+            message = f"more than the {largest} classes to choose from"
+            yield UserError(f"method.negatives.{key}", value, message, f"Set at most {largest}.")
     if (
         config.method_defaults.construction == "kasarla"
         and method.prototypes == "auto"
@@ -354,6 +348,9 @@ def _check_generated(config: Config) -> Iterator[UserError]:
         yield UserError(
             "data.num_classes", None, "synthetic data needs a number of classes", "Set data.num_classes."
         )
+    if config.data.label_noise:
+        message, remedy = "not supported for synthetic data", "Remove it, or choose another data.dataset."
+        yield UserError("data.label_noise", config.data.label_noise, message, remedy)
     if config.data.imbalance is not None:
         yield UserError(
             "data.imbalance",

@@ -36,9 +36,10 @@ class DataConfig(Section):
     val_root: str | None = None
     """Validation folder (imagefolder only). Default: `root`/val."""
     val_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
-    """Fraction of the images of each class that are the validation split, for class folders without one (imagefolder
-    only). The same images in every run: the selection depends on their paths, not on `train.seed`. Default: the
-    validation folder is used."""
+    """Fraction of the training images of each class that are the validation split, for class folders without one, and
+    for array data sets and features, for example to choose settings without their test images. The same images in
+    every run: the selection depends on their paths or positions, not on `train.seed`. Default: the validation split of
+    the data set is used."""
     calibration_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Fraction of the training images of each class that are not trained on, but used after training to fit the
     temperature of the probabilities. They are drawn from the images that `val_fraction` and `imbalance` leave, the same
@@ -48,6 +49,11 @@ class DataConfig(Section):
     imbalance: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     """Make the training split long-tailed: number of images of the last class divided by that of the first. The
     validation split is not changed, and the selection does not depend on `train.seed`. Default: use all images."""
+    label_noise: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Probability that the label of a training image is replaced by one of the other classes, to measure the effect of
+    wrong labels. The validation split is not changed, and the labels do not depend on `train.seed`."""
+    label_noise_seed: NonNegativeInt = 0
+    """Seed of the wrong labels."""
     classes: str | tuple[str, ...] | None = None
     """Class names in label order: a list, or a file with one name per line. May include classes without images.
     Default: the classes of the training split."""

@@ -171,7 +171,7 @@ def describe(recipe: Identity, *, among: Sequence[Identity] = ()) -> str:
         among: recipes to distinguish this one from; other keys with different values are appended.
     """
     loss = str(recipe["method.loss"])
-    if loss == "cross_entropy":
+    if loss in ("cross_entropy", "ntce"):
         linear = recipe["method.name"] == "psc" and not recipe["method.normalize"]
         scale, smoothing = recipe["method.scale"], recipe["method.label_smoothing"]
         scaled = scale and recipe["method.name"] != "dnc"

@@ -89,9 +89,10 @@ class MatchConfig(Section):
     """Number of epochs after which the assignment is fixed. Default: update until the end."""
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Weight of the previous class statistics in an assignment update."""
-    statistic: Literal["embedding", "pooled"] = "embedding"
-    """Class means that decide the assignment: of the embedding, or of the features of the backbone, which the
-    prototypes have influenced less."""
+    statistic: Literal["embedding", "pooled", "input"] = "embedding"
+    """Class means that decide the assignment: of the embedding; of the features of the backbone, which the prototypes
+    have influenced less (`pooled`); or of the vectors of `data.dataset=features`, which no training has changed
+    (`input`)."""
     solver: Literal["linear", "quadratic"] = "linear"
     """`linear`: the assignment with the largest sum of cosines between class means and prototypes; `pooled` means are
     reduced to d dimensions by PCA. `quadratic`: similar classes get similar prototypes, whatever their rotation. It
@@ -100,7 +101,19 @@ class MatchConfig(Section):
     """Rotate the prototypes to the class means of the embedding at each assignment update, which keeps all angles."""
     refit_cosine: Annotated[float, Field(gt=-1.0, le=1.0)] | None = None
     """Move the prototypes toward their class means at each assignment update, keeping the cosine between any two
-    prototypes at or below this value. Default: fixed prototypes."""
+    prototypes at or below this value. With the statistic `pooled` or `input` these are its class means, reduced to d
+    dimensions by PCA. Default: fixed prototypes."""
+
+
+class NegativesConfig(Section):
+    """Classes that cross_entropy compares an image with. By default, all of them."""
+
+    neighbors: NonNegativeInt = 0
+    """Number of classes whose prototypes are nearest to that of the label."""
+    random: NonNegativeInt = 0
+    """Number of classes drawn at random for each image in each step. They stand for all classes but the label and its
+    neighbors: their part of the denominator is scaled accordingly. Every step then costs the same for any number of
+    classes."""
 
 
 class MethodConfig(Section):
@@ -111,8 +124,9 @@ class MethodConfig(Section):
 
     name: Literal[METHOD_NAMES] = "dl2pa"  # pyright: ignore[reportInvalidTypeForm]
     """Classification method."""
-    loss: Literal["squared_cosine", "dot_regression", "cross_entropy"] | None = None
-    """Training loss. Default: that of the method."""
+    loss: Literal["squared_cosine", "dot_regression", "cross_entropy", "ntce"] | None = None
+    """Training loss. `ntce` compares the vector of each class with all images of the batch. Default: that of the
+    method."""
     assignment: Literal["static", "dynamic"] | None = None
     """Label-to-prototype assignment: fixed (`static`) or learned (`dynamic`). Default: dynamic for dl2pa, static for
     the other methods."""
@@ -125,7 +139,7 @@ class MethodConfig(Section):
     """File of class vectors, shape [C, k]. They are the prototypes of word2vec and set the initial assignment of other
     methods. Default: label c is assigned to prototype c."""
     scale: Positive | None = None
-    """Scale of the logits in cross_entropy. Default: that of the method."""
+    """Scale of the logits in cross_entropy and ntce. Default: that of the method."""
     learn_scale: bool = False
     """Learn the scale, starting from `scale`."""
     margin: NonNegative = 0.0
@@ -145,6 +159,13 @@ class MethodConfig(Section):
     """Number of vectors per class (dnc and goto). Default: that of the method."""
     centroid_momentum: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
     """Weight of the previous sub-centroid in an update (dnc). Default: that of the method."""
+    gce_q: Fraction = 0.0
+    """Exponent q of the generalized cross-entropy (Zhang and Sabuncu, 2018), (1 - p^q) / q in place of -log p, for data
+    with wrong labels. 0: cross-entropy. 1: mean absolute error."""
+    release_epoch: NonNegativeInt | None = None
+    """Number of epochs after which the class vectors are trained by gradients, starting at the prototypes, as a control
+    for fixed ones. 0: from the start. Default: never."""
+    negatives: NegativesConfig = NegativesConfig()
     match: MatchConfig = MatchConfig()
 
 
@@ -332,6 +353,12 @@ class Config(Section):
     def assignment(self) -> str:
         """Effective assignment."""
         return self.method.assignment or self.method_defaults.assignment
+
+    @property
+    def label_smoothing(self) -> float:
+        """Effective label smoothing."""
+        value = self.method.label_smoothing
+        return self.method_defaults.label_smoothing if value is None else value
 
     @property
     def normalize(self) -> bool:

@@ -18,6 +18,8 @@ from dl2pa.errors import UserError
 
 KEY = "sweep"
 """The only top-level key of a sweep file; configurations do not have it."""
+VARIANT_KEY = "variant"
+"""Tag of a run with the name of its variant."""
 _RENAMED_KEYS = {"sweep.cells": "sweep.published", "sweep.array": "sweep.grid"}
 
 

@@ -20,6 +20,7 @@ from dl2pa.config.checks import (
     check_val_fraction,
 )
 from dl2pa.config.gather import Problems, gathered
+from dl2pa.config.method_checks import check_contrast
 from dl2pa.config.schema import Config
 from dl2pa.config.tracking import check_tracking
 from dl2pa.errors import UserError
@@ -67,6 +68,8 @@ def validate(config: Config, world_size: int, data: DataSizes | None = None) -> 
         check_batches(config, world_size)
     with problems:
         check_memory(config, world_size)
+    with problems:
+        check_contrast(config, world_size)
     with problems:
         check_optimizer(config)
     with problems:

@@ -57,7 +57,9 @@ def _ignored(config: Config) -> list[tuple[str, str]]:
     data, method, optim = config.data, config.method, config.optim
     name, schedule = method.name, f"optim.schedule is {optim.schedule}"
     learned, softmax = config.method_defaults.learned, config.loss == "cross_entropy"
-    factors = ("method.scale", "method.learn_scale", "method.margin")
+    scales = ("method.scale", "method.learn_scale")
+    factors = (*scales, "method.margin")
+    selection = ("method.gce_q", "method.negatives")
     spec, backbone = config.method_defaults, config.model.backbone
     generated = dataset_spec(data.dataset).layout == "generated"
     momentum = optim.name in MOMENTUM_OPTIMIZERS
@@ -75,9 +77,12 @@ def _ignored(config: Config) -> list[tuple[str, str]]:
         ),
         (
             not softmax,
-            (*factors, "method.logit_adjustment", "method.label_smoothing", "method.normalize"),
+            ("method.logit_adjustment", "method.label_smoothing", "method.margin", *selection),
             f"the loss is {config.loss}",
         ),
+        (not softmax and config.loss != "ntce", scales, f"the loss is {config.loss}"),
+        (not softmax and not learned, ("method.normalize",), f"the loss is {config.loss}"),
+        (learned, ("method.release_epoch",), f"{name} learns its class vectors from the start"),
         (
             learned and not spec.fixed_form and not config.normalize,
             factors,
@@ -106,6 +111,7 @@ def _ignored(config: Config) -> list[tuple[str, str]]:
         ),
         (not backbone_spec(backbone).small, ("model.shortcut", "model.widths"), f"{backbone} defines them"),
         (data.crop != "random_resized", ("data.crop_scale", "data.crop_ratio"), f"data.crop is {data.crop}"),
+        (not data.label_noise, ("data.label_noise_seed",), "data.label_noise is 0"),
         (data.crop != "pad", ("data.pad",), f"data.crop is {data.crop}"),
         (not data.rand_augment, ("data.rand_magnitude",), "data.rand_augment is 0"),
         (config.loader == "resident", ("data.eval_resize",), "resident arrays are not resized"),

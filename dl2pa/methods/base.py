@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from dl2pa.assignment import Matching
+from dl2pa.methods.losses import head_cross_entropy
+from dl2pa.methods.negatives import sampled_cross_entropy
 from dl2pa.methods.options import MethodOptions
 from dl2pa.methods.targets import Targets
 from dl2pa.model.head import ClassifierHead
@@ -20,9 +22,11 @@ class Method(nn.Module, ABC):
 
     Buffers:
         adjustment: values added to the logits of the training cross-entropy, [C], or None.
+        neighbors: nearest classes of each class, int64 [C, K]; None if the loss uses none. Recomputed by ``refresh``.
     """
 
     adjustment: Tensor | None
+    neighbors: Tensor | None
 
     def __init__(self, num_classes: int, dim: int, options: MethodOptions) -> None:
         super().__init__()
@@ -30,6 +34,7 @@ class Method(nn.Module, ABC):
         self.dim = dim
         self.options = options
         self.register_buffer("adjustment", None, persistent=False)
+        self.register_buffer("neighbors", None, persistent=False)
 
     @abstractmethod
     def loss(self, features: Tensor, targets: Targets) -> Tensor:
@@ -68,9 +73,21 @@ class Method(nn.Module, ABC):
         collective."""
         return targets
 
+    def cross_entropy(
+        self, features: Tensor, targets: Targets, label_smoothing: float = 0.0, margin: float | Tensor = 0.0
+    ) -> Tensor:
+        """Return the cross-entropy of the head over all classes, or over those that the options select."""
+        head, options = self.head(), self.options
+        if not (options.neighbors or options.random_negatives):
+            settings = label_smoothing, margin, self.adjustment, options.max_logits, options.gce_q
+            return head_cross_entropy(head, features, targets, *settings)
+        assert (targets.negatives is not None) == bool(options.random_negatives), "no classes were drawn"
+        settings = self.neighbors, margin, self.adjustment, options.gce_q
+        return sampled_cross_entropy(head, features, targets, *settings)
+
     @property
     def uses_pooled(self) -> bool:
-        """Whether ``observe`` needs the features of the backbone."""
+        """Whether ``observe`` needs the features of the backbone, or the input if `options.statistic_of_input`."""
         return False
 
     def observe(self, features: Tensor, targets: Targets, pooled: Tensor | None = None) -> None:
@@ -78,7 +95,7 @@ class Method(nn.Module, ABC):
 
         Args:
             features: embeddings [B, d].
-            pooled: features of the backbone [B, F], if `uses_pooled`.
+            pooled: features of the backbone or input vectors [B, F], if `uses_pooled`.
         """
 
     def due_after_step(self, epoch: int, global_step: int) -> bool:
@@ -95,6 +112,9 @@ class Method(nn.Module, ABC):
 
     def refresh(self) -> None:
         """Recompute buffers derived from the state, after loading it."""
+
+    def hold_vectors(self) -> None:
+        """Set class vectors that are trained from a later epoch on to those that hold until then."""
 
     def gather_state(self) -> None:
         """Sum statistics that are separate per rank, before a save; every rank gets the total. A collective."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dl2pa.methods.base import Method
-from dl2pa.methods.losses import head_cross_entropy
+from dl2pa.methods.losses import ntce
 from dl2pa.methods.options import MethodOptions
 from dl2pa.methods.scale import Scale
 from dl2pa.methods.targets import Targets
@@ -26,9 +26,10 @@ class LearnedMethod(Method):
 
     def loss(self, features: Tensor, targets: Targets) -> Tensor:
         with torch.autocast(features.device.type, enabled=False):
+            if self.options.loss == "ntce":
+                return ntce(self.head(), features, targets)
             margin = self._margin * self.scale() if self._margin else 0.0
-            settings = self.options.label_smoothing, margin, self.adjustment, self.options.max_logits
-            return head_cross_entropy(self.head(), features, targets, *settings)
+            return self.cross_entropy(features, targets, self.options.label_smoothing, margin)
 
     def observe(self, features: Tensor, targets: Targets, pooled: Tensor | None = None) -> None:
         self.scale.clamp()

@@ -26,18 +26,43 @@ def squared_cosine(features: Tensor, weights: Tensor, targets: Targets) -> Tenso
     return targets.mean(per_sample)
 
 
+def generalized(cross_entropy_b: Tensor, q: float) -> Tensor:
+    """Return (1 − p^q) / q for p = exp(−cross-entropy), the generalized cross-entropy of each sample; itself for q = 0.
+
+    Wrong labels have a bounded effect on it (Zhang and Sabuncu, NeurIPS 2018, eq. 6; without its truncation).
+    """
+    return -torch.expm1(-q * cross_entropy_b) / q if q else cross_entropy_b
+
+
+def ntce(head: ClassifierHead, features: Tensor, targets: Targets) -> Tensor:
+    """Return the mean over the samples i of −log(e^{s cos(w_y, f_i)} / Σ_j e^{s cos(w_y, f_j)}), y the label of i.
+
+    NTCE of Koromilas et al., "Neural collapse by design" (ICML 2026), formula after the documentation of its code: the
+    vector of the class is contrasted with the features of all samples j of the batch, also those of its class.
+    """
+    unit = head.embed(features)
+    positives = torch.arange(len(unit), device=unit.device)
+
+    def per_sample(labels: Tensor) -> Tensor:
+        scores = head.scale * (head.vectors.float()[labels] @ unit.T)
+        return F.cross_entropy(scores, positives, reduction="none")
+
+    return targets.mean(per_sample)
+
+
 def cross_entropy(
     logits: Tensor,
     targets: Targets,
     label_smoothing: float = 0.0,
     margin: float | Tensor = 0.0,
     adjustment_c: Tensor | None = None,
+    gce_q: float = 0.0,
 ) -> Tensor:
     """Return the cross-entropy of scaled logits [B, C], less `margin` at the label, plus `adjustment_c`.
 
     With logits s·cos and margin s·m this is CosFace's additive cosine margin (Wang et al., CVPR 2018, eq. 4); with
     adjustment τ log π_c, the logit-adjusted softmax (Menon et al., ICLR 2021). With mixed labels, each of the two terms
-    subtracts the margin at its own label; label smoothing applies to the result.
+    subtracts the margin at its own label; label smoothing applies to the result. `gce_q`: see `generalized`.
     """
     logits = logits.float() if adjustment_c is None else logits.float() + adjustment_c
 
@@ -47,7 +72,8 @@ def cross_entropy(
             scores = logits - margin * (
                 torch.arange(logits.shape[1], device=logits.device) == labels[:, None]
             )
-        return F.cross_entropy(scores, labels, reduction="none", label_smoothing=label_smoothing)
+        loss = F.cross_entropy(scores, labels, reduction="none", label_smoothing=label_smoothing)
+        return generalized(loss, gce_q)
 
     return targets.mean(per_sample)
 
@@ -60,6 +86,7 @@ def head_cross_entropy(
     margin: float | Tensor = 0.0,
     adjustment_c: Tensor | None = None,
     max_logits: int = MAX_LOGITS,
+    gce_q: float = 0.0,
 ) -> Tensor:
     """Return the `cross_entropy` of a head's logits, at most `max_logits` of which exist at a time.
 
@@ -68,7 +95,7 @@ def head_cross_entropy(
     once.
     """
     if len(features) * head.num_classes <= max_logits or head.class_norm is not None:
-        return cross_entropy(head.logits(features), targets, label_smoothing, margin, adjustment_c)
+        return cross_entropy(head.logits(features), targets, label_smoothing, margin, adjustment_c, gce_q)
     size = max(1, max_logits // len(features))
     heads = head.split(size)
     adjustments = [None] * len(heads) if adjustment_c is None else adjustment_c.split(size)
@@ -85,7 +112,7 @@ def head_cross_entropy(
         logsumexp = logsumexp.logsumexp(dim=0)
         loss = logsumexp - target.sum(dim=0)
         if not label_smoothing:
-            return loss
+            return generalized(loss, gce_q)
         uniform = logsumexp - total.sum(dim=0) / head.num_classes
         return (1.0 - label_smoothing) * loss + label_smoothing * uniform
 

@@ -13,7 +13,7 @@ class MethodOptions:
     """Options of a method; `Entry.options` supplies the method's defaults.
 
     Args:
-        loss: squared_cosine, dot_regression or cross_entropy.
+        loss: squared_cosine, dot_regression, cross_entropy or ntce.
         dynamic: update the assignment of labels to prototypes by `schedule`.
         scale: factor between scores and logits in cross_entropy.
         label_smoothing: label smoothing of cross_entropy.
@@ -30,6 +30,11 @@ class MethodOptions:
             embedding do.
         quadratic: compare similarities of classes with those of prototypes in an assignment update.
         rotate: rotate the prototypes to the class means at an assignment update.
+        statistic_of_input: `pooled_dim` is the dimension of the input vectors, whose class means decide instead.
+        release_epoch: number of epochs after which gradients train the class vectors from their position; None: never.
+        neighbors, random_negatives: numbers of nearest and of random classes in the denominator of cross_entropy; both
+            0: all classes.
+        gce_q: exponent of the generalized cross-entropy; 0: cross-entropy.
         max_logits: largest number of logits that exist at a time in cross_entropy.
     """
 
@@ -49,5 +54,10 @@ class MethodOptions:
     pooled_dim: int | None = None
     quadratic: bool = False
     rotate: bool = False
+    statistic_of_input: bool = False
+    release_epoch: int | None = None
+    neighbors: int = 0
+    random_negatives: int = 0
+    gce_q: float = 0.0
     max_logits: int = MAX_LOGITS
     schedule: MatchSchedule = field(default_factory=MatchSchedule)

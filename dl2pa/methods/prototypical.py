@@ -19,11 +19,13 @@ from dl2pa.assignment import (
     match,
     refit,
     rotate,
+    set_directions,
     solve_assignment,
 )
 from dl2pa.geometry import principal_directions
 from dl2pa.methods.base import Method
-from dl2pa.methods.losses import dot_regression, global_counts, head_cross_entropy, squared_cosine
+from dl2pa.methods.losses import dot_regression, global_counts, head_cross_entropy, ntce, squared_cosine
+from dl2pa.methods.negatives import nearest_classes, sampled_cross_entropy
 from dl2pa.methods.options import MethodOptions
 from dl2pa.methods.scale import Scale
 from dl2pa.methods.targets import Targets
@@ -39,7 +41,10 @@ class PrototypeMethod(Method):
     similarities, and with `rotate` an update rotates P to the class means of the embedding.
 
     With `refit_cosine`, an assignment update also moves P (`dl2pa.assignment.refit`): toward the class means of the
-    features, and at the end of a warm-up toward the vectors of the learned classifier.
+    features, and at the end of a warm-up toward the vectors of the learned classifier; with `pooled_dim`, toward the d
+    principal directions of the class means of the backbone's features.
+
+    From `release_epoch` on, gradients train the class vectors, starting from W; without it they never move them.
 
     The cross-entropy is CE(s·(cos(f, W) − m·onehot(y)) + τ·log π, y) with fixed or learned scale s, margin m and
     adjustment τ to the class frequencies π; without `normalize` the scores are s·f·W.
@@ -61,7 +66,7 @@ class PrototypeMethod(Method):
         self.register_buffer("prototypes", prototypes_cd.float())
         self.register_buffer("assignment", sigma.clone())
         self.register_buffer("weights", self.prototypes[sigma].clone(), persistent=False)
-        softmax = options.loss == "cross_entropy"
+        softmax = options.loss in ("cross_entropy", "ntce")
         self.scale = Scale(options.scale if softmax else 1.0, softmax and options.learn_scale)
         self.statistic = ClassStatistic(self.num_classes, self.dim) if options.dynamic else None
         self.warmup: nn.Parameter | None = None
@@ -70,35 +75,40 @@ class PrototypeMethod(Method):
             self.warmup = nn.Parameter(start)
         pooled = options.dynamic and options.pooled_dim is not None
         self.pooled = ClassStatistic(self.num_classes, options.pooled_dim or 0) if pooled else None
-        self._warming = False
+        # Equals W until it is released.
+        self.learned = None if options.release_epoch is None else nn.Parameter(self.weights.clone())
+        self._warming = self._released = False
+        self._find_neighbors()
         self._solver = QuadraticSolver() if options.quadratic else AssignmentSolver()
 
     def loss(self, features: Tensor, targets: Targets) -> Tensor:
         with torch.autocast(features.device.type, enabled=False):
             features = features.float()
             if self._warming:
-                settings = 0.0, 0.0, self.adjustment, self.options.max_logits
-                loss = head_cross_entropy(self.head(), features, targets, *settings)
-                unused = self.scale.shift
+                loss, unused = self._warmup_loss(features, targets), [self.scale.shift, self.learned]
             else:
-                loss, unused = self._prototype_loss(features, targets), self.warmup
+                loss = self._prototype_loss(features, targets)
+                unused = [self.warmup, None if self._released else self.learned]
             # A zero gradient keeps an unused parameter in DDP's buckets: their layout determines the order of
             # summation, which must not depend on where a run resumed.
-            return loss if unused is None else loss + 0.0 * unused.sum()
+            for parameter in unused:
+                loss = loss if parameter is None else loss + 0.0 * parameter.sum()
+            return loss
 
     def head(self) -> ClassifierHead:
         if self._warming and self.warmup is not None:
             return ClassifierHead(F.normalize(self.warmup, dim=1), self.options.warmup_scale)
-        normalize = self.options.normalize or self.options.loss != "cross_entropy"
-        return ClassifierHead(self.weights, self.scale(), normalize)
+        return ClassifierHead(self._vectors(), self.scale(), self._normalizes)
 
     def class_vectors(self) -> Tensor:
         if self._warming and self.warmup is not None:
             return F.normalize(self.warmup.detach(), dim=1)
-        return self.weights
+        return F.normalize(self._vectors().detach(), dim=1) if self._released else self.weights
 
     def begin_epoch(self, epoch: int) -> None:
         self._warming = self.warmup is not None and epoch < self.options.schedule.warmup_epochs
+        release = self.options.release_epoch
+        self._released = release is not None and epoch >= release
 
     def count_batch(self, targets: Targets) -> Targets:
         if self.options.loss != "dot_regression":
@@ -115,6 +125,7 @@ class PrototypeMethod(Method):
 
     def observe(self, features: Tensor, targets: Targets, pooled: Tensor | None = None) -> None:
         self.scale.clamp()
+        self.hold_vectors()
         for statistic, values in ((self.statistic, features), (self.pooled, pooled)):
             if statistic is not None and values is not None:
                 statistic.add(values.detach(), targets.first, targets.share)
@@ -135,20 +146,16 @@ class PrototypeMethod(Method):
             return None
         parts = self.statistic, self.prototypes, self.assignment
         result = match(*parts, self.options.momentum, group, self._solver, self.pooled)
-        if self.options.rotate:
-            stayed = rotate(self.prototypes, self.assignment, self.statistic.rows, group)
-            result = replace(result, prototypes_stayed=stayed)
-        if self.options.refit_cosine is not None:
-            # The learned vectors take neighboring classes into account, the class means do not.
-            directions = self.class_vectors() if self._warming else self.statistic.rows
-            stayed = refit(self.prototypes, self.assignment, directions, self.options.refit_cosine, group)
-            result = replace(result, prototypes_stayed=stayed)
+        if self.options.rotate or self.options.refit_cosine is not None:
+            result = replace(result, prototypes_stayed=self._move_prototypes(self.statistic, group))
         self.refresh()
+        self.hold_vectors()
         return result
 
     def refresh(self) -> None:
-        """Recompute W after a change of P or σ."""
+        """Recompute W and the neighbors after a change of P or σ."""
         self.weights.copy_(self.prototypes[self.assignment])
+        self._find_neighbors()
 
     def gather_state(self) -> None:
         for statistic in self._statistics():
@@ -159,18 +166,72 @@ class PrototypeMethod(Method):
             for statistic in self._statistics():
                 statistic.reset()
 
+    def _move_prototypes(self, statistic: ClassStatistic, group: dist.ProcessGroup | None) -> float:
+        """Refit and rotate the prototypes; returns the mean cosine between the old and the new ones. A collective."""
+        parts, cosine, before = (
+            (self.prototypes, self.assignment),
+            self.options.refit_cosine,
+            self.prototypes.clone(),
+        )
+        if cosine is not None and self.pooled is not None:
+            seen = self.pooled.rows.norm(dim=1, keepdim=True) > 0
+            directions = principal_directions(self.pooled.rows, self.dim) * seen
+            if cosine < 1.0:
+                rotate(
+                    *parts, directions, group
+                )  # principal directions have no relation to the current rotation
+                refit(*parts, directions, cosine, group)
+            else:
+                set_directions(*parts, directions, group)
+        elif cosine is not None:
+            # The learned vectors take neighboring classes into account, the class means do not.
+            return refit(*parts, self.class_vectors() if self._warming else statistic.rows, cosine, group)
+        if self.options.rotate:
+            rotate(*parts, statistic.rows, group)
+        return float((before.double() * self.prototypes.double()).sum(dim=1).mean())
+
+    @property
+    def _normalizes(self) -> bool:
+        return self.options.normalize or self.options.loss != "cross_entropy"
+
+    def _vectors(self) -> Tensor:
+        """W, or the vectors that are trained from it, unit rows if cosines are used; [C, d]."""
+        if not self._released or self.learned is None:
+            return self.weights
+        return F.normalize(self.learned, dim=1) if self._normalizes else self.learned
+
+    @torch.no_grad()
+    def hold_vectors(self) -> None:
+        if self.learned is not None and not self._released:
+            self.learned.copy_(self.weights)
+
+    def _find_neighbors(self) -> None:
+        if self.options.neighbors:
+            self.neighbors = nearest_classes(self.weights, self.options.neighbors)
+
     def _statistics(self) -> list[ClassStatistic]:
         return [statistic for statistic in (self.statistic, self.pooled) if statistic is not None]
 
     def _prototype_loss(self, features: Tensor, targets: Targets) -> Tensor:
         if self.options.loss == "squared_cosine":
-            return squared_cosine(features, self.weights, targets)
+            return squared_cosine(features, self._vectors(), targets)
+        if self.options.loss == "ntce":
+            return ntce(self.head(), features, targets)
         if self.options.loss == "dot_regression":
             # As the paper's head. Otherwise the gradient is along w only and increases the norm of the features.
-            return dot_regression(F.normalize(features, dim=1), self.weights, targets)
+            return dot_regression(F.normalize(features, dim=1), self._vectors(), targets)
         margin = self.options.margin * self.scale() if self.options.margin else 0.0
-        settings = self.options.label_smoothing, margin, self.adjustment, self.options.max_logits
-        return head_cross_entropy(self.head(), features, targets, *settings)
+        return self.cross_entropy(features, targets, self.options.label_smoothing, margin)
+
+    def _warmup_loss(self, features: Tensor, targets: Targets) -> Tensor:
+        """Cross-entropy of the learned classifier: over random classes if the loss uses them, otherwise over all."""
+        settings = self.adjustment, self.options.gce_q
+        if self.options.random_negatives:
+            return sampled_cross_entropy(self.head(), features, targets, None, 0.0, *settings)
+        adjustment, gce_q = settings
+        return head_cross_entropy(
+            self.head(), features, targets, 0.0, 0.0, adjustment, self.options.max_logits, gce_q
+        )
 
 
 def assignment_from_vectors(

@@ -13,6 +13,8 @@ class Targets(NamedTuple):
 
     `first_counts` and `second_counts` are the number of labels of each class in the global batch, int64 [C]; None: the
     loss counts those of the batches that the processes pass to it.
+
+    `negatives` are classes drawn for each sample, int64 [B, m]; None if the loss draws none.
     """
 
     first: Tensor
@@ -20,6 +22,7 @@ class Targets(NamedTuple):
     share: Tensor | None = None
     first_counts: Tensor | None = None
     second_counts: Tensor | None = None
+    negatives: Tensor | None = None
 
     def split(self, count: int) -> list[Targets]:
         """Split into `count` equal parts, in order."""
@@ -27,8 +30,10 @@ class Targets(NamedTuple):
         def chunks(tensor: Tensor | None) -> Sequence[Tensor | None]:
             return [None] * count if tensor is None else tensor.chunk(count)
 
+        counts = self.first_counts, self.second_counts
         parts = zip(self.first.chunk(count), chunks(self.second), chunks(self.share), strict=True)
-        return [Targets(*part, self.first_counts, self.second_counts) for part in parts]
+        negatives = chunks(self.negatives)
+        return [Targets(*part, *counts, drawn) for part, drawn in zip(parts, negatives, strict=True)]
 
     def mean(self, loss: Callable[[Tensor], Tensor]) -> Tensor:
         """Return the batch mean of `loss(labels)` [B], weighted by the shares of both labels."""

@@ -53,15 +53,19 @@ class Model(nn.Module):
         share: Tensor | None,
         first_counts: Tensor | None = None,
         second_counts: Tensor | None = None,
+        negatives: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
-        """Return the loss and what `Method.observe` gets: embeddings and, if it uses them, features of the backbone."""
+        """Return the loss and what `Method.observe` gets: embeddings and, if it uses them, features of the backbone or
+        the input."""
         pooled = self.embedder.backbone(images)
         features = self.embedder.head(pooled)
         # In a compiled pass the range would be a graph break.
         with nullcontext() if torch.compiler.is_compiling() else part("dl2pa.loss"):
-            targets = Targets(first, second, share, first_counts, second_counts)
+            targets = Targets(first, second, share, first_counts, second_counts, negatives)
             loss = self.method.loss(features, targets)
-        return (loss, features, pooled) if self.method.uses_pooled else (loss, features)
+        if not self.method.uses_pooled:
+            return loss, features
+        return loss, features, images if self.method.options.statistic_of_input else pooled
 
     @torch.no_grad()
     def score(self, images: Tensor) -> Tensor:
@@ -131,7 +135,14 @@ def build_model(config: Config, num_classes: int, prototype_init: PrototypeInit 
     prototype_init = prototype_init or init_prototypes(config, num_classes)
     torch.manual_seed(config.train.seed)
     embedder = build_configured_embedder(config)
-    return Model(embedder, build_method(config, num_classes, prototype_init, embedder.pooled_dim))
+    return Model(
+        embedder, build_method(config, num_classes, prototype_init, _statistic_dim(config, embedder))
+    )
+
+
+def _statistic_dim(config: Config, embedder: Embedder) -> int:
+    """Dimension of the vectors whose class means `method.match.statistic` selects, if not those of the embedding."""
+    return embedder.input_shape[0] if config.method.match.statistic == "input" else embedder.pooled_dim
 
 
 def build_configured_embedder(config: Config) -> Embedder:
@@ -166,7 +177,7 @@ def build_method(
     """Build the configured method.
 
     Args:
-        pooled_dim: dimension of the features of the backbone.
+        pooled_dim: dimension of the features of the backbone, or of the input vectors.
     """
     entry, options = METHODS[config.method.name], method_options(config, pooled_dim)
     if isinstance(entry, LearnedEntry):
@@ -185,6 +196,10 @@ def method_options(config: Config, pooled_dim: int = 0) -> MethodOptions:
         learn_scale=method.learn_scale,
         margin=method.margin,
         logit_adjustment=method.logit_adjustment,
+        release_epoch=method.release_epoch,
+        neighbors=method.negatives.neighbors,
+        random_negatives=method.negatives.random,
+        gce_q=method.gce_q,
         label_smoothing=method.label_smoothing,
         max_logits=method.max_logits,
         normalize=method.normalize,
@@ -193,7 +208,8 @@ def method_options(config: Config, pooled_dim: int = 0) -> MethodOptions:
         warmup_scale=match.warmup_scale,
         momentum=match.momentum,
         refit_cosine=match.refit_cosine,
-        pooled_dim=pooled_dim if match.statistic == "pooled" else None,
+        pooled_dim=None if match.statistic == "embedding" else pooled_dim,
+        statistic_of_input=match.statistic == "input",
         quadratic=match.solver == "quadratic",
         rotate=match.rotate,
         schedule=MatchSchedule(

@@ -193,6 +193,14 @@ def difference_of_means(samples: Sequence[Sequence[float]]) -> tuple[float, list
     return gap, None if noise is None else _interval(gap, *noise, [len(sample) for sample in samples])
 
 
+def paired_difference(first: Sequence[float], second: Sequence[float]) -> tuple[float, list[float] | None]:
+    """Return the mean of second minus first over pairs of equal seeds, and its 95 % interval; None with one pair."""
+    gaps = [b - a for a, b in zip(first, second, strict=True)]
+    gap = sum(gaps) / len(gaps)
+    noise = _pooled_deviation([gaps])
+    return gap, None if noise is None else _interval(gap, *noise, [len(gaps)])
+
+
 def _pooled_deviation(samples: Sequence[Sequence[float]]) -> tuple[float, int] | None:
     """Standard deviation pooled over samples, and its degrees of freedom; None if no sample has two values."""
     dof = sum(len(sample) - 1 for sample in samples)

@@ -31,6 +31,9 @@ class Result(BaseModel):
     top1_last: Percent
     top1_best: Percent
     ece_last: Percent | None = None
+    ece_calibrated: Percent | None = None
+    nll: float | None = None
+    nll_calibrated: float | None = None
     top1_head: Percent | None = None
     top1_medium: Percent | None = None
     top1_tail: Percent | None = None

@@ -25,6 +25,7 @@ from pipelines.dataset import Dataset, SyntheticDataset, num_samples
 from pipelines.datasets import ArrayDataset, ImageTable, check_num_classes, has_digits, open_dataset
 from pipelines.datasets.classes import empty_classes
 from pipelines.datasets.holdout import hold_out
+from pipelines.datasets.label_noise import with_label_noise
 from pipelines.longtail import Group, class_groups
 from pipelines.sampler import EvalSampler, Sampler, SubsetSampler, TrainSampler
 
@@ -99,6 +100,8 @@ def _open_whole(config: Config, split: Literal["train", "val"]) -> Dataset:
         data.dataset, root, val_root, data.classes, split, data.imbalance, index, data.val_fraction
     )
     check_num_classes(dataset, data.num_classes)
+    if split == "train" and data.label_noise:
+        return with_label_noise(dataset, data.label_noise, data.label_noise_seed)
     return dataset
 
 

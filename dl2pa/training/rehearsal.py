@@ -12,6 +12,7 @@ from dl2pa.config import Config
 from dl2pa.methods import Method, Targets
 from dl2pa.model.model import Model
 from dl2pa.training.distributed import World
+from dl2pa.training.negatives import with_negatives
 
 _SPARE = 0.05
 """Share of the GPU memory that stays free for decoding and fragmentation."""
@@ -26,8 +27,10 @@ def noise_targets(config: Config, world: World, method: Method, count: int) -> T
     """Labels of `count` images, mixed if the configuration mixes."""
     labels = torch.arange(count, device=world.device) % method.num_classes
     if not (config.train.mixup or config.train.cutmix):
-        return Targets(labels)
-    return Targets(labels, labels, torch.full((count,), 0.5, device=world.device))
+        targets = Targets(labels)
+    else:
+        targets = Targets(labels, labels, torch.full((count,), 0.5, device=world.device))
+    return with_negatives(method, targets, config.train.seed, 0)
 
 
 @contextmanager

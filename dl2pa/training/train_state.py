@@ -25,6 +25,7 @@ from dl2pa.training.accumulate import count_for_size, fewest_that_fit
 from dl2pa.training.distributed import World
 from dl2pa.training.ema import ModelEma
 from dl2pa.training.meter import TrainMeter
+from dl2pa.training.negatives import with_negatives
 from dl2pa.training.optim import build_optimizer, learning_rate, load_optimizer
 from dl2pa.training.rehearsal import discarded, later_memory, noise_images, noise_targets
 from pipelines.batch import Batch
@@ -133,6 +134,8 @@ class TrainState:
             group["lr"] = self.rate(global_step) * group["lr_scale"]
         with part("dl2pa.mix"):
             images, targets = self._mix(batch, global_step)
+            first = self._world.rank * len(targets.first)
+            targets = with_negatives(self.model.method, targets, self._config.train.seed, global_step, first)
         loss, observed = self._compute_gradients(images, targets, global_step)
         with part("dl2pa.optimizer"):
             norm = self._clip(want_norm)
@@ -188,6 +191,7 @@ class TrainState:
         result = self.model.method.rematch()
         if self.average is not None:
             self.average.copy_buffers(self.model)
+            self.average.module.method.hold_vectors()
         return result
 
     def sync_buffers(self) -> None:

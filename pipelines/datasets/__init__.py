@@ -72,7 +72,7 @@ def open_dataset(
         imbalance: ``data.imbalance``: makes the training split long-tailed (see ``long_tail``).
         index: ``data.index``: the index of `root`, for ``imagefolder``. Default: the index in `root`, if any.
         val_fraction: ``data.val_fraction``: draws the validation split from the class folders, for ``imagefolder``
-            without `val_root` (see ``holdout``).
+            without `val_root`, or from the training split, for arrays and features (see ``holdout``).
 
     Raises:
         UserError: a config value is invalid, or the data set cannot be read.
@@ -103,7 +103,7 @@ def open_dataset(
     class_list = None if classes is None else ClassList.load(classes)
     try:
         if val_fraction is not None:
-            part = _open_part(root, class_list, split, index, val_fraction)
+            part = _open_part(name, root, class_list, split, index, val_fraction)
             if split == "val" or imbalance is None:
                 return part
             return part.subset(long_tail(part.labels, part.classes, imbalance))
@@ -195,9 +195,17 @@ def _open_imagefolder(
 
 
 def _open_part(
-    root: Path, class_list: ClassList | None, split: Split, index: Path | None, val_fraction: float
-) -> ImageTable:
-    """Draw a split from the class folders in `root`, or in its folder ``train``."""
+    name: str,
+    root: Path,
+    class_list: ClassList | None,
+    split: Split,
+    index: Path | None,
+    val_fraction: float,
+) -> ArrayDataset | ImageTable | FeatureDataset:
+    """Draw a split from the class folders in `root`, or in its folder ``train``; of arrays and features, from the
+    training split."""
+    if name != IMAGE_FOLDER:
+        return draw_split(_open(name, root, None, class_list, "train", None), val_fraction, split)
     indexed = _open_index(root, index)
     if is_split_folder(root / "val") if indexed is None else "val" in indexed[0].splits:
         remedy = "Remove data.val_fraction, or set data.root to the training folder."

@@ -33,28 +33,31 @@ CALIBRATION_FIELD = "data.calibration_fraction"
 Stored = ArrayDataset | ImageTable | FeatureDataset
 
 
-def draw_split(table: ImageTable, fraction: float, split: Split) -> ImageTable:
+def draw_split(table: Stored, fraction: float, split: Split) -> Stored:
     """One split of a data set without validation images, in the order of its images.
 
     Of n images of a class, the fraction, rounded to the nearest integer, is for validation: at least one image, and at
     most n - 1. A class with one image has no validation image.
 
     Args:
-        table: all images, one file each.
+        table: all images: files, or arrays and features of which only the training split is used.
         fraction: ``data.val_fraction``, in (0, 1).
 
     Raises:
         UserError: the images are in tar shards, or every class has one image (``data.val_fraction``).
     """
-    if table.members is not None:
+    if isinstance(table, ImageTable) and table.members is not None:
         remedy = "Train from the class folders, or set data.val_root to images for validation."
         raise UserError(FIELD, fraction, f"draws from class folders, but {table.root} has tar shards", remedy)
-    is_val = draw(table.files, table.labels, fraction)
+    names = table.files if isinstance(table, ImageTable) else map(str, range(len(table)))
+    is_val = draw(names, table.labels, fraction)
     if not is_val.any():
         remedy = "Add images to the class folders, or validate on a folder of other images (data.val_root)."
         raise UserError(FIELD, fraction, "leaves no validation images: no class has two images", remedy)
     part = table.subset(np.flatnonzero(is_val if split == "val" else ~is_val))
-    return part if split == "train" else replace(part, skipped=SkippedFiles())  # they are counted once
+    if split == "val" and isinstance(part, ImageTable):
+        return replace(part, skipped=SkippedFiles())  # they are counted once
+    return part
 
 
 def hold_out(train: Stored, fraction: float) -> tuple[Stored, Stored]:

@@ -7,12 +7,15 @@ import pytest
 from dl2pa.config import Config, merge, parse_config
 from dl2pa.config.checks import (
     check_batches,
+    check_combination,
     check_lengths,
     check_loader,
     check_method,
+    check_num_classes,
     check_recipe,
     check_val_fraction,
 )
+from dl2pa.config.method_checks import check_contrast
 from dl2pa.config.warnings import warnings
 from dl2pa.errors import UserError
 
@@ -30,7 +33,7 @@ def config(*trees: dict[str, Any]) -> Config:
     "data",
     [
         {"val_root": "/val"},
-        {"dataset": "cifar100", "crop": "pad"},
+        {"dataset": "svhn_lt_legacy", "crop": "pad"},
         {"dataset": "tiny_imagenet"},
         {"dataset": "synthetic", "num_classes": 2},
     ],
@@ -297,3 +300,57 @@ def test_effective_settings_give_no_warning(tree: dict[str, Any]) -> None:
 def test_a_resolved_file_gives_no_warning() -> None:
     resolved = config(SMALL)
     assert warnings(parse_config(resolved.model_dump(mode="json")), 100) == []
+
+
+SAMPLED = {"loss": "cross_entropy", "negatives": {"random": 4}}
+
+
+@pytest.mark.parametrize(
+    ("tree", "field"),
+    [
+        ({"method": {**SAMPLED, "name": "dnc"}}, "method.negatives.random"),
+        ({"method": {**SAMPLED, "label_smoothing": 0.1}}, "method.negatives.random"),
+        ({"method": {"name": "psc", "negatives": {"neighbors": 4}}}, "method.negatives.neighbors"),
+        ({"method": {"name": "ebv", "gce_q": 0.5}}, "method.gce_q"),
+        ({"method": {"match": {"statistic": "input"}}}, "method.match.statistic"),
+        ({"method": {"name": "goto", "loss": "ntce"}}, "method.loss"),
+        ({"method": {"name": "psc", "loss": "ntce", "normalize": False}}, "method.loss"),
+        ({"method": {"match": {"rotate": True, "refit_cosine": 0.9}}}, "method.match.rotate"),
+    ],
+)
+def test_settings_of_losses_and_statistics_that_contradict(tree: dict[str, Any], field: str) -> None:
+    with pytest.raises(UserError) as caught:
+        check_combination(config(tree))
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        SAMPLED,
+        {"name": "psc", **SAMPLED},
+        {"name": "ebv", "gce_q": 0.5, "label_smoothing": 0.0},
+        {"name": "psc", "loss": "ntce"},
+        {"name": "kasarla", "loss": "ntce"},
+        {"match": {"rotate": True, "refit_cosine": 0.9, "statistic": "pooled"}},
+    ],
+)
+def test_settings_of_losses_and_statistics_that_fit(method: dict[str, Any]) -> None:
+    check_combination(config({"method": method}))
+
+
+@pytest.mark.parametrize(("key", "value", "largest"), [("neighbors", 10, 9), ("random", 11, 10)])
+def test_more_negatives_than_classes_are_refused(key: str, value: int, largest: int) -> None:
+    method = {"loss": "cross_entropy", "negatives": {key: value}}
+    with pytest.raises(UserError) as caught:
+        check_num_classes(config({"method": method}), 10)
+    assert caught.value.field == f"method.negatives.{key}"
+    check_num_classes(config({"method": {**method, "negatives": {key: largest}}}), 10)
+
+
+def test_a_loss_over_the_batch_needs_the_batch_in_one_pass() -> None:
+    ntce = config({"method": {"name": "psc", "loss": "ntce"}, "train": {"accumulate": 2}})
+    with pytest.raises(UserError) as caught:
+        check_contrast(ntce, 2)
+    assert [problem.field for problem in caught.value.problems] == ["launch.nproc", "train.accumulate"]
+    check_contrast(config({"method": {"name": "psc"}, "train": {"accumulate": 2}}), 2)

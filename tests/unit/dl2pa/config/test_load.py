@@ -385,7 +385,7 @@ def test_the_resolved_file_is_plain_yaml() -> None:
     assert list(tree) == ["data", "model", "method", "optim", "train", "checkpoint", "tracking", "launch"]
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs/sweeps").glob("*.yaml")), ids=lambda p: p.name)
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/sweeps").rglob("*.yaml")), ids=lambda p: p.name)
 def test_every_shipped_sweep_has_variants_that_are_valid_and_differ(path: Path) -> None:
     sweep = load_sweep(path)
     fingerprints = set()

@@ -113,7 +113,15 @@ def test_validation_sees_every_feature_once(on_features: Make) -> None:
     assert torch.cat(seen).tolist() == list(range(12))
 
 
-@pytest.mark.parametrize("change", [{}, {"train": {"mixup": 0.4, "ema": 0.9}}])
+RELEASED = {
+    "loss": "cross_entropy",
+    "assignment": "static",
+    "negatives": {"neighbors": 1, "random": 2},
+    "release_epoch": 0,
+}
+
+
+@pytest.mark.parametrize("change", [{}, {"train": {"mixup": 0.4, "ema": 0.9}}, {"method": RELEASED}])
 def test_a_stopped_training_resumes_with_the_same_bits(change: dict[str, Any], on_features: Make) -> None:
     config = on_features(**merge({"model": MLP, "method": {"name": "dl2pa"}}, change))
     steps = batches(config)

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from dl2pa.assignment import MatchSchedule
 from dl2pa.methods import METHODS, Method, Targets
-from dl2pa.methods.losses import dot_regression, squared_cosine
+from dl2pa.methods.losses import dot_regression, head_cross_entropy, ntce, squared_cosine
+from dl2pa.model.head import ClassifierHead
 
 Floats = NDArray[np.float64]
 BATCH, CLASSES, DIM = 8, 5, 3
@@ -199,3 +200,29 @@ def test_autocast_does_not_change_loss_and_logits(case: str) -> None:
     assert loss.dtype == autocast_logits.dtype == torch.float32
     assert torch.equal(loss, expected)
     assert torch.equal(autocast_logits, logits)
+
+
+@pytest.mark.parametrize("blocked", [False, True])
+def test_generalized_cross_entropy_of_wrong_labels_is_bounded(blocked: bool) -> None:
+    head, f, y = ClassifierHead(torch.eye(4), 6.0), torch.eye(4)[:3], torch.tensor([0, 1, 3])
+    limit = 4 if blocked else 2**20
+    p = head.logits(f).softmax(dim=1)[torch.arange(3), y].double()
+    for q in (1e-4, 0.3, 1.0):
+        loss = head_cross_entropy(head, f, Targets(y), max_logits=limit, gce_q=q)
+        assert loss.item() == pytest.approx(((1 - p**q) / q).mean().item(), rel=1e-3)
+    plain = head_cross_entropy(head, f, Targets(y), max_logits=limit)
+    almost = head_cross_entropy(head, f, Targets(y), max_logits=limit, gce_q=1e-4)
+    assert almost.item() == pytest.approx(plain.item(), rel=1e-3)
+
+
+def test_ntce_contrasts_the_vector_of_each_class_with_the_batch() -> None:
+    generator = torch.Generator().manual_seed(0)
+    vectors = torch.nn.functional.normalize(torch.randn(4, 3, generator=generator), dim=1)
+    f, y = torch.randn(5, 3, generator=generator, requires_grad=True), torch.tensor([0, 1, 1, 3, 2])
+    loss = ntce(ClassifierHead(vectors, 5.0), f, Targets(y))
+    unit = (f / f.norm(dim=1, keepdim=True)).double()
+    scores = 5.0 * vectors.double()[y] @ unit.T
+    expected = -(scores.diagonal() - scores.exp().sum(dim=1).log()).mean()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    loss.backward()
+    assert f.grad is not None and f.grad.abs().max() > 0.01

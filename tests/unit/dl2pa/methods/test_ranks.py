@@ -9,7 +9,7 @@ import pytest
 from support.process_groups import Reports, reports_of
 
 WORLDS = (1, 2, 3)
-NAMES = ("dnc", "goto", "ebv", "kasarla")
+NAMES = ("dnc", "goto", "ebv", "sampled", "kasarla")
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +42,7 @@ def test_every_rank_has_the_same_method_after_training(reports: Reports, name: s
         "dnc": {"method.centroids", "method.class_norm.weight", "method.feature_norm.bias"},
         "goto": {"method.frames", "method.scale.shift"},
         "ebv": {"method.warmup", "method.scale.shift", "method.assignment"},
+        "sampled": {"method.warmup", "method.learned", "method.prototypes"},
         "kasarla": {"method.assignment"},
     }[name]
     assert expected <= learned

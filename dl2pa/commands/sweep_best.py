@@ -1,0 +1,113 @@
+"""Sweep file with the best settings of each variant, written by `dl2pa sweep --best`."""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dl2pa.commands.output import note
+from dl2pa.config.sweep import KEY, VARIANT_KEY
+from dl2pa.config.yaml_core import dump_yaml, parse_value
+from dl2pa.errors import UserError
+from dl2pa.osutil import write_atomically
+from dl2pa.runplan import RunPlan
+
+_SEED, _SPLIT = "train.seed", "data.val_fraction"
+_SEEDS = "0..4"
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """One combination of grid values of a variant.
+
+    Attributes:
+        plan: one of its runs.
+        values: settings of the run by key, without the seed.
+        scores: top-1 accuracy at the last epoch of each seed.
+    """
+
+    plan: RunPlan
+    values: dict[str, Any]
+    scores: list[float]
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.scores)
+
+    def text(self) -> str:
+        """The grid values of the setting."""
+        varied = (text for text in self.plan.varied if "=" in text and not text.startswith(f"{_SEED}="))
+        return ", ".join(varied) or "as in the sweep"
+
+
+def write_best(plans: Sequence[RunPlan], path: Path) -> None:
+    """Write the settings of each variant with the highest mean top-1 accuracy at the last epoch.
+
+    The runs of the new sweep have the validation split of the data set, which `data.val_fraction` replaced.
+
+    Args:
+        plans: finished runs.
+
+    Raises:
+        UserError: the file cannot be written (``--best``).
+    """
+    variants: dict[str, dict[str, _Setting]] = {}
+    for plan in plans:
+        name = plan.config.tracking.tags.get(VARIANT_KEY) or plan.label
+        values = _values(plan.overrides)
+        values.pop(_SEED, None)
+        settings = variants.setdefault(name, {})
+        key = f"{plan.config_file} {sorted((k, repr(v)) for k, v in values.items())}"
+        setting = settings.setdefault(key, _Setting(plan, values, []))
+        setting.scores.append(float(plan.directory.read_result()["top1_last"]))
+    best = {name: max(settings.values(), key=lambda s: s.mean) for name, settings in variants.items()}
+    lines = [
+        f"# Best settings of each variant by the mean top-1 accuracy at the last epoch, over {len(plans)} runs.",
+        *(
+            f"# {name}: {s.text()}: {s.mean:.2f} % (n = {len(s.scores)}, {len(variants[name])} settings)"
+            for name, s in best.items()
+        ),
+    ]
+    for line in lines[1:]:
+        note(line.removeprefix("# "))
+    text = "\n".join(lines) + "\n" + dump_yaml({KEY: _content(best, path)})
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, text)
+    except OSError as error:
+        message = f"cannot be written ({error.strerror or error})"
+        raise UserError("--best", str(path), message, "Give another file.") from None
+    note(f"written: {path}; dl2pa sweep {path} --run-dir DIR trains {_SEEDS} as seeds")
+
+
+def _content(best: Mapping[str, _Setting], path: Path) -> dict[str, Any]:
+    """Content of the key `sweep`: settings that all variants share are its overrides."""
+    folder = path.absolute().parent
+    variants = {
+        name: {"config": os.path.relpath(s.plan.config_file.absolute(), folder), **s.values}
+        for name, s in best.items()
+    }
+    first, *others = variants.values()
+    shared = {
+        key: value
+        for key, value in first.items()
+        if key != "config" and all(key in other and other[key] == value for other in others)
+    }
+    rest = {name: {k: v for k, v in values.items() if k not in shared} for name, values in variants.items()}
+    return {"overrides": shared, "variants": rest, "seeds": _SEEDS}
+
+
+def _values(overrides: Sequence[str]) -> dict[str, Any]:
+    """Settings by key; later ones win."""
+    result: dict[str, Any] = {}
+    for text in overrides:
+        key, _, value = text.partition("=")
+        if not key.startswith("tracking.tags"):
+            result[key] = parse_value(key, value)
+    if result.get(_SPLIT) is not None:
+        result[_SPLIT] = None
+    return result

@@ -1,0 +1,80 @@
+"""`dl2pa sweep --best`: the sweep file with the best settings of each variant."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dl2pa.cli import main
+from dl2pa.commands.sweep_best import write_best
+from dl2pa.config.sweep import load_sweep
+from dl2pa.runplan import RunPlan, RunSpec, plan_runs
+
+TINY: dict[str, Any] = {
+    "data": {"dataset": "synthetic", "num_classes": 5, "synthetic_samples": [64, 20], "image_size": 8},
+    "model": {"backbone": "resnet8", "embedding_dim": 3},
+    "train": {"epochs": 2, "batch_size": 8},
+    "launch": {"device": "cpu"},
+}
+
+RESULT = {"top1_best": 60.0, "num_validated": 20, "num_classes": 5, "epochs": 3, "steps": 24}
+
+
+@pytest.fixture
+def plans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[RunPlan]:
+    """Two variants, two rates, two seeds; `a` is best at 0.2 on average, `b` at 0.1."""
+    monkeypatch.chdir(tmp_path)
+    Path("tiny.yaml").write_text(yaml.safe_dump(TINY))
+    scores = {("a", "0.1"): [50, 60], ("a", "0.2"): [58, 59], ("b", "0.1"): [30, 31], ("b", "0.2"): [10, 40]}
+    specs = [
+        RunSpec(
+            Path("tiny.yaml"),
+            (
+                *("train.epochs=3", f"method.name={'psc' if name == 'a' else 'hpn'}"),
+                *("tracking.enabled=false", f'tracking.tags.variant="{name}"'),
+                *(f"optim.lr={lr}", f"train.seed={seed}"),
+            ),
+            (name, f"optim.lr={lr}", f"train.seed={seed}"),
+        )
+        for name, lr in scores
+        for seed in (100, 101)
+    ]
+    plans = plan_runs(specs, Path("runs"), in_folder=True)
+    for plan, top1 in zip(plans, [value for pair in scores.values() for value in pair], strict=True):
+        plan.run_dir.mkdir(parents=True)
+        (plan.run_dir / "result.json").write_text(json.dumps({**RESULT, "top1_last": float(top1)}))
+    return plans
+
+
+def test_the_best_mean_decides(plans: list[RunPlan], capsys: pytest.CaptureFixture[str]) -> None:
+    write_best(plans, Path("out/final.yaml"))
+    sweep = load_sweep(Path("out/final.yaml"))
+    assert sweep.overrides == {"train.epochs": 3, "tracking.enabled": False}
+    assert sweep.variants["a"] == {"config": "../tiny.yaml", "method.name": "psc", "optim.lr": 0.2}
+    assert sweep.variants["b"] == {"config": "../tiny.yaml", "method.name": "hpn", "optim.lr": 0.1}
+    assert "a: optim.lr=0.2: 58.50 % (n = 2, 2 settings)" in Path("out/final.yaml").read_text()
+    capsys.readouterr()
+    assert main(["sweep", "out/final.yaml", "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 10
+    assert all("tracking.tags.variant" in line for line in lines)
+
+
+def test_the_final_runs_use_the_validation_split_of_the_data(plans: list[RunPlan]) -> None:
+    drawn = [
+        RunPlan(
+            p.config_file, (*p.overrides, "data.val_fraction=0.2"), p.config, p.run_dir, 1, "tiny", p.varied
+        )
+        for p in plans
+    ]
+    write_best(drawn, Path("final.yaml"))
+    assert load_sweep(Path("final.yaml")).overrides["data.val_fraction"] is None
+
+
+def test_best_needs_the_results_here(plans: list[RunPlan], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sweep", "tiny.yaml", "--slurm", "--best", "final.yaml", "--json"]) == 2
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["error"]["field"] == "--best"

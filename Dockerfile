@@ -29,8 +29,8 @@ RUN python3 -m venv venv \
     && mv venv/lib/python3*/site-packages/pip .
 COPY --chmod=755 docker/install-packages .
 COPY pyproject.toml .
-RUN python3 -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' \
-    >requirements.txt
+RUN python3 -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+    print(*p["dependencies"], *p["optional-dependencies"]["s3"], sep="\n")' >requirements.txt
 
 # A compiler and Python's headers: Triton compiles C at run time for train.compile, Inductor C++ on CPUs. numactl is for
 # launch.numa_binding.

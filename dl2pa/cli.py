@@ -15,7 +15,14 @@ from dl2pa import __version__
 from dl2pa.commands.hints import check_command, check_options
 from dl2pa.commands.options import Parser, add_json
 from dl2pa.console import safe_output
-from dl2pa.errors import EXIT_DONE, EXIT_FAILURE, EXIT_USER_ERROR, TrainingFailure, UserError
+from dl2pa.errors import (
+    EXIT_DONE,
+    EXIT_FAILURE,
+    EXIT_USER_ERROR,
+    StorageUnavailable,
+    TrainingFailure,
+    UserError,
+)
 
 COMMANDS = {
     "init": "Write a commented configuration for a folder of images.",
@@ -95,7 +102,7 @@ def _run(arguments: list[str]) -> int:
         sys.stdout = None
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return EXIT_DONE
-    except (TrainingFailure, OSError) as error:
+    except (TrainingFailure, StorageUnavailable, OSError) as error:
         fields = {"field": None, "value": None, "message": str(error), "remedy": None}
         return _report(fields, str(error), "--json" in arguments, EXIT_FAILURE)
     except KeyboardInterrupt:

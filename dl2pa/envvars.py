@@ -34,10 +34,17 @@ SUPERVISED = "DL2PA_SUPERVISED"
 """Set by the SLURM batch script, which restarts and requeues the training."""
 
 HEAD = "DL2PA_HEAD"
-"""Address of the first node of a SLURM job, where the ranks meet; set by the batch script or the user."""
+"""Address of the first node, where the ranks meet; set by the batch script of SLURM or the user."""
 
 PORT = "DL2PA_PORT"
-"""Port at which the ranks of a SLURM job meet; set by the batch script."""
+"""Port at which the ranks of several nodes meet; set by the batch script of SLURM or the user. Default outside SLURM:
+29400. Without SLURM the next port is used too."""
+
+NODES = "DL2PA_NODES"
+"""Number of machines of a training outside SLURM, as in an indexed Job of Kubernetes, which restarts them."""
+
+NODE = "DL2PA_NODE"
+"""Number of this machine among them, from 0."""
 
 RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 """Set by torchrun for each process that it starts."""

@@ -112,5 +112,9 @@ class TrainingFailure(RuntimeError):
     """Failure of training, such as a non-finite loss or different assignments on two ranks; exit code 1."""
 
 
+class StorageUnavailable(Exception):
+    """Object storage that does not answer for a long time; exit code 1, and another attempt continues the run."""
+
+
 class TakenOver(TrainingFailure):
     """Another process owns the run directory now; nothing may be written to it, not even this error."""

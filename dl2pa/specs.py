@@ -21,6 +21,7 @@ from pipelines.names import (
     DatasetSpec,
     dataset_spec,
     is_own,
+    is_remote,
 )
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "backbone_spec",
     "dataset_spec",
     "is_own",
+    "is_remote",
 ]
 
 _TEMPERATURE = 0.07

@@ -40,7 +40,7 @@ class Container:
             str(Path.cwd()),
             *(str(run_dir.parent) for run_dir in run_dirs),
             *more,
-            *([data] if data else []),
+            *([data] if data and "://" not in data else []),  # object storage needs no mount
         ]
         mounts = tuple(_outermost(folders))
         for folder in mounts:

@@ -1,4 +1,7 @@
-"""The position of this machine in a SLURM step with one task per node, and the rendezvous address."""
+"""The position of this machine among those of a training, and the rendezvous address.
+
+It comes from a SLURM step with one task per node, or from DL2PA_NODES and the variables with it (see `envvars`).
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,8 @@ from dl2pa.errors import UserError
 _STOP_SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
 _SIOCGIFADDR = 0x8915
 _PORTS = (10000, 30000)
+_DEFAULT_PORT = 29400
+"""The default of torchrun, of nodes outside SLURM."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +42,13 @@ class Node:
 
 
 def this_node(env: Mapping[str, str] = os.environ) -> Node:
-    """Return the node of this process in its SLURM step; a single local node outside SLURM.
+    """Return the node of this process in its SLURM step or among DL2PA_NODES, else a single local node.
 
     Raises:
-        UserError: several tasks per node, or the name of the head node does not resolve here.
+        UserError: several tasks per node, the name of the head node does not resolve here, or invalid variables.
     """
+    if "SLURM_STEP_ID" not in env and env.get(envvars.NODES):
+        return _described(env)
     count = int(env.get("SLURM_STEP_NUM_NODES", "1"))
     if "SLURM_STEP_ID" not in env or (count == 1 and int(env.get("SLURM_STEP_NUM_TASKS", "1")) == 1):
         return Node(0, 1, "localhost", 0, "local")
@@ -55,6 +62,33 @@ def this_node(env: Mapping[str, str] = os.environ) -> Node:
     port = int(env.get(envvars.PORT) or _PORTS[0] + (job * 13 + attempt * 211) % (_PORTS[1] - _PORTS[0]))
     _check_resolves(head)
     return Node(int(env.get("SLURM_NODEID", "0")), count, head, port, f"{job}.{attempt}")
+
+
+def _described(env: Mapping[str, str]) -> Node:
+    """The node that the variables describe.
+
+    Raises:
+        UserError: a variable is missing or invalid.
+    """
+    names = (envvars.NODES, envvars.NODE, envvars.HEAD, envvars.PORT)
+    values = " ".join(f"{name}={env[name]}" for name in names if name in env)
+
+    def number(name: str, default: str | None, limits: range) -> int:
+        text = env.get(name, default)
+        if text is None or not text.isascii() or not text.isdigit() or int(text) not in limits:
+            message = f"{name} must be a whole number from {limits.start} to {limits.stop - 1}"
+            raise UserError("environment", values, message, f"Set {name}, or unset {envvars.NODES}.")
+        return int(text)
+
+    count = number(envvars.NODES, None, range(1, 100_000))
+    if count == 1:
+        return Node(0, 1, "localhost", 0, "local")
+    index = number(envvars.NODE, None, range(count))
+    port = number(envvars.PORT, str(_DEFAULT_PORT), range(1, 65535))
+    if not env.get(envvars.HEAD):
+        message = f"{envvars.HEAD} is not set"
+        raise UserError("environment", values, message, "Set it to the name or address of node 0.")
+    return Node(index, count, env[envvars.HEAD], port, "dl2pa")
 
 
 def run_task(arguments: Sequence[str]) -> NoReturn:

@@ -113,6 +113,7 @@ def _decoded(chunks: list[_Chunk], processes: int, threads: int) -> Iterator[tup
 
 
 def _decode_chunk(chunk: _Chunk) -> tuple[int, NDArray[np.uint8]]:
+    chunk.images.will_read(range(len(chunk.images)))
     return chunk.start, np.stack([_decode_one(chunk, i) for i in range(len(chunk.images))])
 
 
@@ -135,6 +136,9 @@ def _key(dataset: ImageTable, side: int, interpolation: str) -> str:
     decoder = (Image.__version__, features.version("jpg"), features.version("webp"), features.version("zlib"))
     pixels = (side, interpolation, decoder)
     digest = hashlib.sha256(repr((str(dataset.root.resolve()), dataset.fingerprint, *pixels)).encode())
+    if dataset.remote is not None:
+        digest.update(dataset.remote.identity.encode())
+        return digest.hexdigest()[:32]
     paths = [f"{dataset.root}/{name}" for name in dataset.files]
     parts = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
     with ThreadPoolExecutor(_SCAN_THREADS) as pool:

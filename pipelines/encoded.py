@@ -182,6 +182,8 @@ class ImageReader:
         try:
             data = self.dataset.read(sample)
         except (OSError, ValueError) as error:  # ValueError: not a valid file name
+            if isinstance(error, UserError) and self.dataset.remote is not None:
+                raise  # the shard, not this image, is wrong
             reason = error.strerror if isinstance(error, OSError) else error
             raise BadImage(f"cannot be read ({reason})") from None
         finally:
@@ -225,6 +227,7 @@ class EncodedStream:
         while ready or ahead or upcoming < self._steps:
             while upcoming < self._steps and len(ahead) + len(ready) < _PREFETCH_STEPS:
                 samples = self._indices(epoch, upcoming).tolist()
+                self._reader.dataset.will_read(samples)
                 # Several images per job keep the queue overhead small; a few jobs per thread balance the load.
                 each = max(1, len(samples) // (_JOBS_PER_THREAD * self._threads))
                 runs = [samples[i : i + each] for i in range(0, len(samples), each)]

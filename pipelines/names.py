@@ -32,6 +32,9 @@ _OWN_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\
 OWN_PATTERN = f"^{_OWN_NAME.pattern}$"
 """Regular expression of `package.module:function`."""
 
+REMOTE = "s3://"
+"""Beginning of an address in object storage."""
+
 IMAGE_FOLDER = "imagefolder"
 CIFAR100 = "cifar100"
 FEATURES = "features"
@@ -60,6 +63,11 @@ DATASETS = {
 def is_own(name: str) -> bool:
     """Whether a value of `data.dataset` names a user's function, `package.module:function`."""
     return _OWN_NAME.fullmatch(name) is not None
+
+
+def is_remote(path: str | None) -> bool:
+    """Whether a path is an address in object storage."""
+    return path is not None and path.startswith(REMOTE)
 
 
 def dataset_spec(name: str) -> DatasetSpec:

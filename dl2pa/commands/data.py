@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ from dl2pa.commands.options import Parser, add_json, nonempty_path, nonempty_tex
 from dl2pa.commands.output import note, progress_bar, say
 from dl2pa.errors import UserError
 from dl2pa.osutil import usable_cores
+from dl2pa.specs import is_remote
+from pipelines.remote.address import RemotePath, place_of
 
 if TYPE_CHECKING:
     from pipelines.datasets.index import Index
@@ -31,16 +34,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     def add(name: str, summary: str) -> argparse.ArgumentParser:
         action = actions.add_parser(name, help=summary, description=summary)
         add_json(action, default=argparse.SUPPRESS)  # the default is that of `dl2pa data --json`
-        action.add_argument("root", type=nonempty_path, metavar="ROOT", help="folder of the data set")
+        action.add_argument("root", type=_place, metavar="ROOT", help="folder of the data set")
         action.add_argument(
             "--workers", type=int, metavar="N", help="number of processes (default: one per core)"
         )
         return action
 
     index = add("index", "List every image with its location, label and size; report damaged images.")
-    index.add_argument(
-        "--out", type=nonempty_path, metavar="FILE", help="index file (default: ROOT/dl2pa.index)"
-    )
+    index.add_argument("--out", type=_place, metavar="FILE", help="index file (default: ROOT/dl2pa.index)")
     index.add_argument(
         "--decode", action="store_true", help="decode every image: also finds damage inside its data"
     )
@@ -94,6 +95,24 @@ def _add_sources(index: argparse.ArgumentParser) -> None:
     )
 
 
+def _place(text: str) -> Path:
+    """Argument type: a path, or an address in object storage."""
+    if not is_remote(text):
+        return nonempty_path(text)
+    try:
+        return place_of("ROOT", text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(
+            f"{error.value} {error.message}; {error.remedy}".rstrip(".")
+        ) from None
+
+
+def _refuse_remote(field: str, path: Path, when: str) -> None:
+    if isinstance(path, RemotePath):
+        remedy = "Write it to a folder of this machine, and upload the folder."
+        raise UserError(field, str(path), f"is in object storage, which is not possible {when}", remedy)
+
+
 def run(args: argparse.Namespace) -> int:
     workers = args.workers if args.workers is not None else usable_cores()
     if workers < 1:
@@ -113,9 +132,19 @@ def _index(args: argparse.Namespace, workers: int) -> int:
     out: Path = args.out or default_out(root)
     start = time.monotonic()
     options = _source_options(args)
-    check_verified(root, "ROOT")
+    if isinstance(root, RemotePath):
+        if options is not None:
+            message = "is in object storage, where only tar shards are indexed"
+            raise UserError("ROOT", str(root), message, "Leave out the options of lists and Parquet files.")
+        from pipelines.remote.index import build_remote_index
+
+        build = partial(build_remote_index, root, out, workers, decode=args.decode)
+    else:
+        check_verified(root, "ROOT")
+        _refuse_remote("--out", out, "with a ROOT on this machine")
+        build = partial(build_index, root, out, workers, decode=args.decode, options=options)
     with progress_bar("indexing") as progress:
-        index = build_index(root, out, workers, progress, args.decode, options)
+        index = build(progress)
     result = {
         "index": str(out),
         **_describe(index, index, root),
@@ -167,6 +196,7 @@ def _pack(args: argparse.Namespace, workers: int) -> int:
         raise UserError("--short-side", args.short_side, "must be at least 1", "Set for example 256 pixels.")
     if not 1 <= args.quality <= 100:
         raise UserError("--quality", args.quality, "is not a JPEG quality", "Set a value from 1 to 100.")
+    _refuse_remote("ROOT", args.root, "with `data pack`")
     options = PackOptions(args.short_side, args.quality, _bytes("--shard-size", args.shard_size))
     root: Path = args.root
     start = time.monotonic()

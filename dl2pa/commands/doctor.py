@@ -19,8 +19,12 @@ from dl2pa.commands.finding import SERVER_ANSWERS, Finding, run_folder, server_h
 from dl2pa.commands.options import nonempty_path
 from dl2pa.commands.output import say
 from dl2pa.container import in_container
-from dl2pa.errors import EXIT_DONE, EXIT_FAILURE, UserError
+from dl2pa.errors import EXIT_DONE, EXIT_FAILURE, StorageUnavailable, UserError
 from dl2pa.osutil import usable_cores, write_atomically
+from dl2pa.specs import is_remote
+
+_REMOTE_S = 5.0
+"""Time that object storage has to answer."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -220,12 +224,32 @@ def _data() -> Finding:
         return Finding(
             "DL2PA_DATA", False, "not set", "Set it, or data.root in the configuration.", needed=False
         )
+    if is_remote(root):
+        return _remote_data(root)
     mount = "docker run -v DIR:/data:ro" if in_container() else "mount or create it"
     try:
         empty = next(os.scandir(root), None) is None
     except OSError as error:
         return Finding("DL2PA_DATA", False, f"{root}: {error.strerror}", f"Make it readable: {mount}.", False)
     return Finding("DL2PA_DATA", not empty, f"{root}{' is empty' * empty}", f"Fill it: {mount}.", False)
+
+
+def _remote_data(root: str) -> Finding:
+    """Check that the shards in object storage have an index that fits them."""
+    from pipelines.remote.address import RemoteOptions, RemotePath, place_of
+    from pipelines.remote.open import open_remote_index
+
+    try:
+        place = place_of("DL2PA_DATA", root, RemoteOptions(s3_timeout_s=_REMOTE_S, s3_retry_s=_REMOTE_S))
+        assert isinstance(place, RemotePath)
+        index, _ = open_remote_index(place, None, "DL2PA_DATA")
+    except UserError as error:
+        return Finding("DL2PA_DATA", False, f"{error.value}: {error.message}", error.remedy, False)
+    except StorageUnavailable as error:
+        remedy = "Set AWS_ENDPOINT_URL to the server of the bucket, or try again."
+        return Finding("DL2PA_DATA", False, str(error), remedy, False)
+    counts = ", ".join(f"{name} {len(split.table):,}" for name, split in index.splits.items())
+    return Finding("DL2PA_DATA", True, f"{root}: {counts} images")
 
 
 def _mlflow() -> Finding:

@@ -48,6 +48,7 @@ from dl2pa.runplan import (
     facts_of,
     plan_runs,
 )
+from launcher.meeting import NodesMissing, meet
 from launcher.node import Node, listen_again, this_node
 
 if TYPE_CHECKING:
@@ -92,7 +93,14 @@ def run(args: argparse.Namespace) -> int:
         return code
     note_command()
     if not os.environ.get(envvars.SUPERVISED):
-        return _run_here(args, _plan(args))
+        try:
+            return _run_here(args, _plan(args))
+        except (UserError, NodesMissing) as error:
+            final = isinstance(error, UserError) and error.field not in TRANSIENT_FIELDS
+            if final or not os.environ.get(envvars.NODES):
+                raise
+            note(f"dl2pa: {error}")
+            return EXIT_STOPPED  # the launcher of the nodes starts the same command again
     try:
         code = _run_here(args, _plan(args))
     except (UserError, TrainingFailure) as error:
@@ -264,7 +272,7 @@ def _launch_torchrun(plan: RunPlan, before: dict[str, Any], node: Node) -> int:
     directory, nproc = plan.directory, plan.nproc
     overrides = [*plan.overrides, f"launch.nproc={plan.config.launch.nproc}"]  # the user's value is recorded
     arguments = ["train", str(plan.config_file), *overrides, "--run-dir", str(plan.run_dir)]
-    launch = os.environ.get(envvars.LAUNCH) or uuid.uuid4().hex
+    launch = os.environ.get(envvars.LAUNCH) or (meet(node) if node.count > 1 else uuid.uuid4().hex)
     owner = directory.owner()
 
     def request_stop() -> None:
@@ -285,9 +293,10 @@ def _launch_torchrun(plan: RunPlan, before: dict[str, Any], node: Node) -> int:
         _raise_reported(errors[0])
     if directory.is_taken_over(owner, launch):
         raise TakenOver(f"{plan.run_dir} was taken over by another process while this one did not respond")
-    if node.index > 0:
-        return EXIT_DONE if code == 0 else EXIT_FAILURE
     status = directory.status()
+    if node.index > 0:
+        unfinished = EXIT_STOPPED if status.get("state") != "finished" else EXIT_DONE
+        return unfinished if code == 0 else EXIT_FAILURE
     outcome = {"finished": EXIT_DONE, "stopped": EXIT_STOPPED}.get(str(status.get("state")))
     if outcome is not None and status.get("attempt", 0) > before.get("attempt", 0):
         return outcome  # the status is the last file that a run writes

@@ -29,7 +29,8 @@ class DataConfig(Section):
     `features`: written by `dl2pa features`. `synthetic` needs no files. `svhn_lt_legacy` is the long-tailed SVHN of the
     DL2PA authors' code, in which a third of the training labels are wrong."""
     root: str | None = None
-    """Folder of the data set. Default: the environment variable DL2PA_DATA."""
+    """Folder of the data set, or `s3://BUCKET/PREFIX` for tar shards in object storage (docs/data.md). Default: the
+    environment variable DL2PA_DATA."""
     index: str | None = None
     """Index file of `root`, written by `dl2pa data index`. Default: `root`/dl2pa.index if it exists; otherwise the
     folders are listed."""
@@ -111,6 +112,15 @@ class DataConfig(Section):
     """Time after which a pending image read is logged, in seconds."""
     read_timeout_s: Positive = 300.0
     """Time after which a pending image read fails the run, in seconds."""
+    s3_cache_dir: str | None = None
+    """Folder on a disk of the node in which blocks of shards from object storage are kept. Default: `dl2pa-UID/s3` in
+    the folder of temporary files (TMPDIR)."""
+    s3_cache_gib: NonNegative = 50.0
+    """Size limit of that folder, in GiB. 5 % of the file system always stay free. 0: keep no blocks."""
+    s3_timeout_s: Positive = 30.0
+    """Time after which a request to object storage is repeated, in seconds."""
+    s3_retry_s: Positive = 120.0
+    """Time for which a failing request is repeated before the run fails, in seconds. The same command continues."""
     synthetic_samples: tuple[PositiveInt, PositiveInt] = (4096, 512)
     """Number of training and validation images of the synthetic data set."""
 

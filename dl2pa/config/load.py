@@ -36,6 +36,7 @@ LOCAL_KEYS = (
     "data.max_bad_val_fraction",
     "data.read_warn_s",
     "data.read_timeout_s",
+    "data.s3_",
     "train.profile",
 )
 """Prefixes of keys that do not affect the result: paths, resources, tracking.

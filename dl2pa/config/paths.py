@@ -16,6 +16,7 @@ PATH_KEYS = (
     "data.val_root",
     "data.index",
     "data.classes",
+    "data.s3_cache_dir",
     "model.init",
     "method.prototypes",
     "method.class_vectors",

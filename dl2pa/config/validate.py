@@ -21,6 +21,7 @@ from dl2pa.config.checks import (
 )
 from dl2pa.config.gather import Problems, gathered
 from dl2pa.config.method_checks import check_contrast
+from dl2pa.config.remote import check_remote
 from dl2pa.config.schema import Config
 from dl2pa.config.tracking import check_tracking
 from dl2pa.errors import UserError
@@ -58,6 +59,8 @@ def validate(config: Config, world_size: int, data: DataSizes | None = None) -> 
         check_recipe(config)
     with problems:
         check_val_fraction(config)
+    with problems:
+        check_remote(config)
     with problems:
         check_calibration_fraction(config)
     with problems:

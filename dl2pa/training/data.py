@@ -16,17 +16,19 @@ from dl2pa.config import Config
 from dl2pa.config.checks import check_calibration_fraction, check_val_fraction
 from dl2pa.config.gather import Problems
 from dl2pa.config.prototypes import check_source_exists
+from dl2pa.config.remote import check_remote
 from dl2pa.config.schema import DataConfig
 from dl2pa.config.validate import DataSizes, validate
 from dl2pa.container import in_container
 from dl2pa.errors import UserError
-from dl2pa.specs import dataset_spec, is_own
+from dl2pa.specs import dataset_spec, is_own, is_remote
 from pipelines.dataset import Dataset, SyntheticDataset, num_samples
 from pipelines.datasets import ArrayDataset, ImageTable, check_num_classes, has_digits, open_dataset
 from pipelines.datasets.classes import empty_classes
 from pipelines.datasets.holdout import hold_out
 from pipelines.datasets.label_noise import with_label_noise
 from pipelines.longtail import Group, class_groups
+from pipelines.remote.address import RemoteOptions, place_of
 from pipelines.sampler import EvalSampler, Sampler, SubsetSampler, TrainSampler
 
 if TYPE_CHECKING:
@@ -84,6 +86,7 @@ def _open_train_and_calibration(config: Config) -> tuple[Dataset, Dataset]:
 
 def _open_whole(config: Config, split: Literal["train", "val"]) -> Dataset:
     check_val_fraction(config)  # `evaluate` opens a split without `validate`
+    check_remote(config)
     data = config.data
     spec = dataset_spec(data.dataset)
     if spec.layout == "generated":
@@ -91,11 +94,12 @@ def _open_whole(config: Config, split: Literal["train", "val"]) -> Dataset:
         count = data.synthetic_samples[0 if split == "train" else 1]
         return SyntheticDataset(count, tuple(str(c) for c in range(data.num_classes)))
     default = None if spec.needs_root or is_own(data.dataset) else _digits_root()
-    root = Path(data.root) if data.root else default
-    val_root = Path(data.val_root) if data.val_root else None
+    options = _from_section(RemoteOptions, data)
+    root = place_of("data.root", data.root, options) if data.root else default
+    val_root = place_of("data.val_root", data.val_root, options) if data.val_root else None
     if in_container() and spec.needs_root and root is not None and _is_empty(root):
         raise UserError("data.root", str(root), "is empty", "Mount the data set: docker run -v DIR:/data:ro.")
-    index = Path(data.index) if data.index else None
+    index = place_of("data.index", data.index, options) if data.index else None
     dataset = open_dataset(
         data.dataset, root, val_root, data.classes, split, data.imbalance, index, data.val_fraction
     )
@@ -173,6 +177,8 @@ def _check_folder(config: Config, split: Literal["train", "val"]) -> None:
     """Open a split only if that fails at once, because its folder is missing."""
     data = config.data
     folder = data.root if split == "train" else data.val_root or data.root
+    if is_remote(folder):
+        return
     if dataset_spec(data.dataset).needs_root and (folder is None or not Path(folder).is_dir()):
         open_split(config, split)
 

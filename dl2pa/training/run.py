@@ -26,6 +26,7 @@ from dl2pa.errors import (
     EXIT_STOPPED,
     EXIT_USER_ERROR,
     TRANSIENT_FIELDS,
+    StorageUnavailable,
     TrainingFailure,
     UserError,
 )
@@ -149,7 +150,7 @@ def _error_fields(error: BaseException) -> dict[str, Any]:
         "error": error.as_dict() if isinstance(error, UserError) else None,
         "message": _message(error),
         "traceback": None
-        if isinstance(error, UserError | TrainingFailure | DiskFull)
+        if isinstance(error, UserError | TrainingFailure | DiskFull | StorageUnavailable)
         else traceback.format_exc(),
     }
 

@@ -29,6 +29,7 @@ from pipelines.datasets.shards import check_verified, find_shards
 from pipelines.datasets.table import ImageTable, PathTable
 from pipelines.longtail import long_tail
 from pipelines.names import DATASETS, IMAGE_FOLDER, is_own
+from pipelines.remote.address import RemotePath
 
 __all__ = [
     "ArrayDataset",
@@ -172,8 +173,9 @@ def _open_imagefolder(
     if split == "val" and val_root is not None:
         base, field = val_root, "data.val_root"
     separate = field == "data.val_root"
-    check_verified(base, field)
-    indexed = _open_index(base, None if separate else index)
+    if not isinstance(base, RemotePath):
+        check_verified(base, field)
+    indexed = _open_index(base, None if separate else index, field)
     if indexed is None:
         refuse_without_index(base, field)
     classes = None
@@ -230,13 +232,20 @@ def _classes_in_data(root: Path, val_root: Path | None, index: Path | None) -> s
         indexed = None if base is None else _open_index(base, file)
         names.update(indexed[0].classes if indexed is not None else ())
     for split in ("train", "val"):
-        with suppress(UserError):
+        with suppress(UserError, NotImplementedError):
             names.update(class_folders(*split_root(root, val_root, split)))
     return names
 
 
-def _open_index(root: Path, index: Path | None) -> tuple[Index, Path] | None:
+def _open_index(root: Path, index: Path | None, field: str = "data.root") -> tuple[Index, Path] | None:
     """The given index, else the index in `root`, with its file; None if there is none."""
+    if isinstance(root, RemotePath):
+        from pipelines.remote.open import open_remote_index
+
+        return open_remote_index(root, index, field)
+    if isinstance(index, RemotePath):
+        remedy = "Set data.index to a file, or data.root to the folder of the shards in object storage."
+        raise UserError("data.index", str(index), "is in object storage, but data.root is not", remedy)
     file = index or root / INDEX_NAME
     return (open_index(file, root), file) if index or file.is_file() else None
 

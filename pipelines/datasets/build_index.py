@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -113,7 +113,8 @@ def _build(
         remedy = "Specify their folder, or leave out --image-column, --label-column and --classes."
         raise UserError("ROOT", str(root), "contains no Parquet files of a training split", remedy)
     if shards:
-        return _index_shards(root, shards, parts, workers, progress, decode)
+        states = {name: shard_states(paths) for name, paths in shards.items()}
+        return index_shards(root, shards, states, parts, workers, progress, decode)
     return _index_folders(root, parts, workers, progress, decode)
 
 
@@ -219,24 +220,37 @@ def _pieces_of(table: ImageTable, parts: Path, decode: bool) -> Iterator[Piece]:
         yield Piece(table.root, names, lengths, parts / f"{key}.npz", decode)
 
 
-def _index_shards(
+def index_shards(
     root: Path,
     shards: dict[str, list[Path]],
+    states: dict[str, FileStates],
     parts: Path,
     workers: int,
     progress: Progress,
     decode: bool,
+    work: Callable[[Piece], int] = inspect_shard,
 ) -> Index:
-    states = {name: shard_states(paths) for name, paths in shards.items()}
+    """Index the shards of each split.
+
+    Args:
+        root: folder with the files of class names, and of archives that are not read.
+        states: of the shards, before they are read.
+        parts: folder of the finished pieces.
+        work: inspects one shard.
+
+    Raises:
+        UserError: a split has no images, or the shards are damaged or inconsistent (``ROOT``).
+    """
     texts = text_digests(root, CLASS_FILES)
     pieces: dict[str, list[Piece]] = {name: [] for name in shards}
     for name, paths in shards.items():
-        for path, size, modified in zip(
-            paths, states[name].sizes.tolist(), states[name].times.tolist(), strict=True
-        ):
-            result = parts / f"{digest(decode, str(path), size, modified)}.npz"
+        tags = states[name].tags
+        for i, path in enumerate(paths):
+            about = (str(path), states[name].sizes.item(i), states[name].times.item(i))
+            about = about if tags is None else (*about, tags[i])
+            result = parts / f"{digest(decode, *about)}.npz"
             pieces[name].append(Piece(path.parent, PathTable.of([path.name]), None, result, decode))
-    inspect(inspect_shard, [p for each in pieces.values() for p in each], workers, progress)
+    inspect(work, [p for each in pieces.values() for p in each], workers, progress)
     contents = {name: [ShardContent.of(load(piece)) for piece in each] for name, each in pieces.items()}
     skipped = {name: SkippedFiles() for name in shards}
     for name, each in contents.items():

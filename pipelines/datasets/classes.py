@@ -22,6 +22,8 @@ CLASSES_NAME = "classes.json"
 
 _CLASSES_TEXT = "classes.txt"
 _WORDS_FILES = ("LOC_synset_mapping.txt", "words.txt", _CLASSES_TEXT)
+NAME_FILES = (CLASSES_NAME, *_WORDS_FILES)
+"""Files with class names or their readable forms, in order of preference."""
 _MAX_SHOWN = 5
 _NO_NAMES: tuple[str, ...] = ()
 
@@ -124,7 +126,7 @@ def read_words(root: Path, classes: Sequence[str]) -> dict[str, str]:
 
     A file that cannot be read only causes a warning, because readable names are optional.
     """
-    candidates = (root / name for name in (CLASSES_NAME, *_WORDS_FILES))
+    candidates = (root / name for name in NAME_FILES)
     file = next((file for file in candidates if file.is_file()), None)
     if file is None:
         return {}

@@ -41,11 +41,13 @@ class FileStates:
         paths: M paths relative to the folder of the split; "" is that folder.
         times: int64 [M], modification times in nanoseconds; 0 if the folder changed while it was listed.
         sizes: int64 [M], bytes of each shard; zeros for folders.
+        tags: ETags of shards that were indexed in object storage.
     """
 
     paths: PathTable
     times: NDArray[np.int64]
     sizes: NDArray[np.int64]
+    tags: PathTable | None = None
 
 
 def shard_states(shards: Iterable[Path]) -> FileStates:
@@ -186,7 +188,12 @@ def _images_of(table: ImageTable, folders: set[str]) -> dict[str, set[tuple[str,
 def text_digests(root: Path, names: Iterable[str]) -> dict[str, str]:
     """Digest of each of the files `names` in `root` that exists."""
     files = {name: root / name for name in names}
-    return {name: hashlib.sha256(f.read_bytes()).hexdigest()[:16] for name, f in files.items() if f.is_file()}
+    return {name: digest_of(f.read_bytes()) for name, f in files.items() if f.is_file()}
+
+
+def digest_of(content: bytes) -> str:
+    """Digest of the content of a text file."""
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _now(root: Path, paths: PathTable) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

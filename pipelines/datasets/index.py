@@ -5,9 +5,10 @@ columns ``names`` (uint8, concatenated UTF-8 paths), ``ends`` (int64, end of eac
 ``labels`` (int64 [N]), ``sizes`` (int32 [N, 2], height and width), ``flags`` (uint8 [N], see ``probe.Flag``), and for
 tar shards ``shards`` (int32 [N]) and ``offsets`` (int64 [N]). Parquet files have ``files_of`` instead of ``shards``,
 and the columns of ``spans.Spans`` with ``span_`` before their names. The columns ``state_names``, ``state_ends``,
-``state_times`` and ``state_sizes`` are those of ``freshness.FileStates``; indexes of older versions lack them. The
-metadata is one JSON text: format name, classes, readable class names, digests of the files with the class names, and
-per split (key ``halves``) its folder, fingerprint and skipped files; for lists and Parquet files also ``source``.
+``state_times`` and ``state_sizes`` are those of ``freshness.FileStates``; indexes of older versions lack them. Indexes
+of shards in object storage also have their ETags: ``state_tags`` and ``state_tag_ends``. The metadata is one JSON text:
+format name, classes, readable class names, digests of the files with the class names, and per split (key ``halves``)
+its folder, fingerprint and skipped files; for lists and Parquet files also ``source``.
 """
 
 from __future__ import annotations
@@ -163,7 +164,14 @@ def _member_columns(members: Members) -> dict[str, NDArray[Any]]:
 
 
 def _state_columns(states: FileStates) -> dict[str, NDArray[Any]]:
+    tags: dict[str, Any] = {}
+    if states.tags is not None:
+        tags = {
+            "state_tags": np.frombuffer(states.tags.blob, dtype=np.uint8),
+            "state_tag_ends": states.tags.ends,
+        }
     return {
+        **tags,
         "state_names": np.frombuffer(states.paths.blob, dtype=np.uint8),
         "state_ends": states.paths.ends,
         "state_times": states.times,
@@ -177,6 +185,27 @@ def open_index(file: Path, root: Path) -> Index:
     Raises:
         UserError: the file is missing, not an index, damaged, of another folder, or older than the data
             (``data.index``).
+    """
+    index = read_index(file, root)
+    for split in index.splits.values():
+        _check_files_exist(file, split.table)
+    try:
+        _check_current(file, root, index)
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a damaged index contains an invalid file name
+        problem = f"cannot be compared with the data ({error})"
+        raise UserError(
+            "data.index", str(file), problem, "Make the data readable, or create the index again."
+        ) from None
+    return index
+
+
+def read_index(file: Path, root: Path) -> Index:
+    """Map an index of `root` without comparing it with the data.
+
+    Raises:
+        UserError: the file is missing, not an index, or damaged (``data.index``).
     """
     metadata, columns = _map(file)
     try:
@@ -198,19 +227,7 @@ def open_index(file: Path, root: Path) -> Index:
         }
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise _damaged(file, f"{type(error).__name__}: {error}") from None
-    for split in splits.values():
-        _check_files_exist(file, split.table)
-    index = Index(splits, classes, words, texts, source)
-    try:
-        _check_current(file, root, index)
-    except UserError:
-        raise
-    except (OSError, ValueError) as error:  # ValueError: a damaged index contains an invalid file name
-        problem = f"cannot be compared with the data ({error})"
-        raise UserError(
-            "data.index", str(file), problem, "Make the data readable, or create the index again."
-        ) from None
-    return index
+    return Index(splits, classes, words, texts, source)
 
 
 def _read_split(
@@ -248,7 +265,8 @@ def _read_split(
     states = None
     if "state_times" in part:
         paths = PathTable(part["state_names"], part["state_ends"])
-        states = FileStates(paths, part["state_times"], part["state_sizes"])
+        tags = PathTable(part["state_tags"], part["state_tag_ends"]) if "state_tags" in part else None
+        states = FileStates(paths, part["state_times"], part["state_sizes"], tags)
         for column in (states.times, states.sizes):
             if column.dtype != np.int64 or column.shape != (len(paths),):
                 raise ValueError("its states differ in length")

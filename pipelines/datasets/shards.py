@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,19 +88,28 @@ def _has_class_folders(folder: Path) -> bool:
 def _find_tars(root: Path) -> dict[str, list[Path]]:
     if not root.is_dir():
         return {}
-    inside = {split: _tars_in(root / split) for split in ("train", "val")}
+    files = {name: [path.name for path in (root / name).glob("*.tar")] for name in ("", "train", "val")}
+    return {split: [root / path for path in paths] for split, paths in shards_among(files).items()}
+
+
+def shards_among(files: Mapping[str, Iterable[str]]) -> dict[str, list[str]]:
+    """The shards of each split among the files of a data set, as ``find_shards`` finds them; see there.
+
+    Args:
+        files: names of the files by folder: ``""``, ``train`` and ``val``.
+    """
+
+    def tars(folder: str) -> list[str]:
+        return sorted(n for n in files.get(folder, ()) if n.endswith(".tar") and not n.startswith("."))
+
+    inside = {split: [f"{split}/{name}" for name in tars(split)] for split in ("train", "val")}
     if any(inside.values()):
         return {split: paths for split, paths in inside.items() if paths}
-    named: dict[str, list[Path]] = {}
-    paths = _tars_in(root)
-    for path in paths:
-        if match := _SPLIT_NAME.search(path.stem):
-            named.setdefault(_SPLITS[match[1].lower()], []).append(path)
-    return named or ({"all": paths} if paths else {})
-
-
-def _tars_in(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*.tar") if not path.name.startswith("."))
+    named: dict[str, list[str]] = {}
+    for name in tars(""):
+        if match := _SPLIT_NAME.search(name.removesuffix(".tar")):
+            named.setdefault(_SPLITS[match[1].lower()], []).append(name)
+    return named or ({"all": tars("")} if tars("") else {})
 
 
 def skipped_next_to(root: Path, shards: dict[str, list[Path]]) -> SkippedFiles:
@@ -131,9 +140,14 @@ def check_verified(root: Path, field: str) -> None:
         UserError: the packing was interrupted or differs from its source.
     """
     if (root / UNVERIFIED_NAME).exists():
-        message = "contains packed shards that are incomplete or have failed their verification"
-        remedy = "Run the same `dl2pa data pack` again, or pack into a new folder."
-        raise UserError(field, str(root), message, remedy)
+        raise incomplete_pack(str(root), field)
+
+
+def incomplete_pack(root: str, field: str) -> UserError:
+    """The error for packed shards that have not passed their verification."""
+    message = "contains packed shards that are incomplete or have failed their verification"
+    remedy = "Run the same `dl2pa data pack` again, or pack into a new folder."
+    return UserError(field, root, message, remedy)
 
 
 def read_shard(path: Path, decode: bool = False) -> ShardContent:

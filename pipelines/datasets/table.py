@@ -23,6 +23,7 @@ from pipelines.images import read_image_file
 
 if TYPE_CHECKING:
     from pipelines.datasets.own import OwnImages
+    from pipelines.remote.files import RemoteFiles
 
 _MAX_OPEN = 512
 _BLOCK = 512
@@ -126,6 +127,7 @@ class ImageTable:
         sizes: int32 [N, 2], (height, width), zeros if the header could not be read; None if not inspected.
         skipped: the files next to the images that are not read.
         own: images of a user's function; None if they are read from ``files``.
+        remote: the shards, if they are in object storage.
     """
 
     root: Path
@@ -138,6 +140,7 @@ class ImageTable:
     sizes: NDArray[np.int32] | None = None
     skipped: SkippedFiles = field(default_factory=SkippedFiles, repr=False)
     own: OwnImages | None = None
+    remote: RemoteFiles | None = None
     _open: _OpenFiles = field(default_factory=_OpenFiles, repr=False)
     _spans: SpanCache = field(default_factory=SpanCache, repr=False)
 
@@ -205,14 +208,24 @@ class ImageTable:
         shard, offset = self.members.shards.item(i), self.members.offsets.item(i)
         length = self.lengths.item(i)
         if self.members.spans is None:
-            return self._open.read(shard, self._shard_path, offset, length)
+            return self._files.read(shard, self._shard_path, offset, length)
         return self._read_span(self.members.spans, i, shard)[offset : offset + length]
+
+    def will_read(self, samples: Sequence[int]) -> None:
+        """Announce that ``samples`` will be read soon: those in object storage are requested now, together."""
+        if self.remote is not None and self.members is not None:
+            shards, offsets = self.members.shards, self.members.offsets
+            self.remote.will_read((shards.item(i), offsets.item(i), self.lengths.item(i)) for i in samples)
+
+    @property
+    def _files(self) -> _OpenFiles | RemoteFiles:
+        return self._open if self.remote is None else self.remote
 
     def _read_span(self, spans: Spans, i: int, shard: int) -> bytes:
         start, size, codec = spans.starts.item(i), spans.sizes.item(i), spans.codecs.item(i)
 
         def make() -> bytes:
-            data = self._open.read(shard, self._shard_path, start, size)
+            data = self._files.read(shard, self._shard_path, start, size)
             return decompress(data, codec, spans.raw_sizes.item(i))
 
         return make() if codec == NONE else self._spans.get((shard, start, size), make)
@@ -231,7 +244,7 @@ class ImageTable:
             return f"row {self.members.spans.rows.item(i)}"
         shard, offset = self.members.shards.item(i), self.members.offsets.item(i)
         try:
-            header = self._open.read(shard, self._shard_path, offset - _BLOCK, _BLOCK)
+            header = self._files.read(shard, self._shard_path, offset - _BLOCK, _BLOCK)
             return tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape").name
         except (OSError, tarfile.TarError):
             return f"byte {offset}"

@@ -1,0 +1,1 @@
+"""Tar shards in object storage: requests, cache of blocks on the node, index."""

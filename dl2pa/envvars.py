@@ -52,6 +52,9 @@ RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 RENDEZVOUS = ("MASTER_ADDR", "MASTER_PORT")
 """Address at which the processes of torchrun meet; also set by other programs."""
 
+NOTIFY = ("DL2PA_EVENT", "DL2PA_RUN_DIR", "DL2PA_MESSAGE")
+"""Set for the program of `notify.command`: event, run directory and text of the message."""
+
 TRACKING_URI = "MLFLOW_TRACKING_URI"
 """MLflow's own variable for the tracking server."""
 

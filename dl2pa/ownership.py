@@ -156,6 +156,20 @@ def is_owned(run: RunDirectory) -> bool:
     return lock is LockResult.HELD or _is_alive(run, lock, watch=False)
 
 
+def seems_alive(run: RunDirectory) -> bool:
+    """Whether the recorded owner's process runs, or its heartbeat is of the last minute by this machine's clock.
+
+    Unlike ``is_owned`` it writes nothing and takes no lock, so it can be called at any time on any run.
+    """
+    owner = run.owner()
+    if owner and "start" in owner and _is_near(owner):
+        return process_start(owner["pid"]) == owner["start"] is not None
+    try:
+        return bool(owner) and time.time() - run.owner_file.stat().st_mtime <= 4 * _STALE_S
+    except OSError:
+        return False
+
+
 def _is_alive(run: RunDirectory, lock: LockResult, *, watch: bool = True) -> bool:
     """Whether the recorded owner is alive, although its lock is not visible to this process.
 

@@ -50,6 +50,8 @@ _KNOWN_FORM = re.compile(
     r"|npm_\w{20,}|pypi-[\w-]{20,}|dop_v1_\w{20,}|SG\.[\w-]{10,}\.[\w-]{10,}|dckr_pat_[\w-]{16,}"
     r"|eyJ[\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*)?|hooks\.slack\.com/services/[\w/]+|\d{8,10}:AA[\w-]{30,})"
 )
+_ADDRESS = re.compile(r"(?i)(\bnotify\.url\s*[=:]\s*[\"']?[a-z][a-z+]*://[^/\s\"'?]*)[^\s\"']*")
+_hidden_addresses: dict[str, str] = {}
 _HARMLESS = ("", "none", "null", "true", "false", "str", "int", HIDDEN)
 
 
@@ -57,10 +59,29 @@ def redact(text: str) -> str:
     """Replace each secret in ``text`` by ``***``; idempotent."""
     for secret in _known_values(tuple(os.environ.items())):
         text = text.replace(secret, HIDDEN)
+    for address in sorted(_hidden_addresses, key=len, reverse=True):
+        text = text.replace(address, _hidden_addresses[address])
+    text = _ADDRESS.sub(rf"\1/{HIDDEN}", text)
     text = _KNOWN_FORM.sub(HIDDEN, text)
     text = _QUERY.sub(rf"\1{HIDDEN}", _USER_INFO.sub(HIDDEN, text))
     text = _LOGIN.sub(rf"\1{HIDDEN}", _HEADER.sub(rf"\1{HIDDEN}", text))
     return _ASSIGNED.sub(_hide_value, text)
+
+
+def hide_address(address: str) -> None:
+    """From now on, show only scheme and host of an address whose path is a secret, as that of a webhook."""
+    shown = without_path(address)
+    if shown != address:
+        _hidden_addresses[address] = shown
+
+
+def without_path(address: str) -> str:
+    """Scheme and host of an address; ``***`` replaces the rest."""
+    scheme, separator, rest = address.partition("://")
+    host = re.split(r"[/?#]", rest.rpartition("@")[2] if "@" in rest else rest)[0]
+    if not separator:
+        return HIDDEN
+    return address if rest.strip("/") == host else f"{scheme}://{host}/{HIDDEN}"
 
 
 def redact_command(words: Sequence[str]) -> str:

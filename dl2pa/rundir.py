@@ -33,13 +33,17 @@ CHECKPOINT_LATEST = "latest"
 MODEL = "model.safetensors"
 """File of a run directory or an export that contains the final model."""
 
+ATTEMPT_LINE = "attempt "
+"""First words of the message with which each attempt begins in the log of a rank; the number follows."""
+
 DAMAGED = "damaged"
 """State of a run whose status cannot be read."""
 
 _STATUS: Fields = {
     **dict.fromkeys(("state", "error", "phase", "fingerprint"), str),
-    **dict.fromkeys(("attempt", "step", "total_steps", "pid", "epoch_last", "epoch_best"), int),
+    **dict.fromkeys(("attempt", "step", "total_steps", "epochs", "pid", "epoch_last", "epoch_best"), int),
     **dict.fromkeys(("epoch", "images_per_second", "top1", "top1_best", "loss", "updated"), float),
+    **dict.fromkeys(("lr", "eta_seconds", "gpu_percent", "started", "attempt_started"), float),
     "startup_s": dict,
 }
 _ATTEMPT: Fields = {
@@ -69,7 +73,7 @@ _warned: set[tuple[Path, str]] = set()
 """Damaged files that this process has warned about, with the reason."""
 
 _CHECKPOINT_NAME = re.compile(r"step-(\d{9,})")
-_EARLY = {"cancelled", "checkpoints", "logs", "slurm", "stop"}
+_EARLY = {"cancelled", "checkpoints", "logs", "notifications", "slurm", "stop"}
 """Names that a run directory can contain before its first attempt."""
 
 
@@ -153,6 +157,7 @@ class RunDirectory:
         self.export = root / "export"
         self.stop_file = root / "stop"
         self.cancelled_file = root / "cancelled"
+        self.notifications = root / "notifications"
         self.owner_file = root / "owner.json"
         self.owner_lock = root / "owner.lock"
         self.events = root / "events"

@@ -53,6 +53,7 @@ class Pool:
         tasks: Sequence[Task],
         on_start: Callable[[int], None] = lambda task: None,
         on_end: Callable[[int, int], None] = lambda task, code: None,
+        on_poll: Callable[[], None] = lambda: None,
     ) -> list[int | None]:
         """Run the tasks in order; return their exit codes, None for tasks that a stop prevented from starting.
 
@@ -61,6 +62,7 @@ class Pool:
         Args:
             on_start: called with the index of a task before it starts.
             on_end: called with the index and the exit code of a task that has ended.
+            on_poll: called while tasks run, several times per second.
         """
         codes: list[int | None] = [None] * len(tasks)
         waiting = list(range(len(tasks)))[::-1]
@@ -78,6 +80,7 @@ class Pool:
                 for number, code in self._collect():
                     codes[number] = code
                     on_end(number, code)
+                on_poll()
                 time.sleep(_POLL_S)
         finally:
             for process, _ in self._running.values():

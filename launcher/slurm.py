@@ -22,6 +22,8 @@ from launcher.request import Request, Setup
 
 SUPERVISE = Path(__file__).with_name("supervise.sh")
 _LINGER_S = 120
+_NOTIFIER = (sys.executable, "-P", "-m", "dl2pa.notify")
+"""Command that sends messages about a run; it runs in the batch shell, outside any container."""
 
 
 def script(
@@ -32,9 +34,10 @@ def script(
     *,
     nproc: int = 1,
     parallel: int | None = None,
+    notify: bool = False,
 ) -> str:
     """Return the exact script that `submit` gives to sbatch; the arguments are those of `submit`."""
-    executor = _executor(request, run_dirs, folder, name, nproc)
+    executor = _executor(request, run_dirs, folder, name, nproc, _NOTIFIER if notify else ())
     executor.update_parameters(array_parallelism=parallel or len(run_dirs))
     if len(run_dirs) > 1:
         executor.parameters["map_count"] = len(run_dirs)
@@ -42,7 +45,14 @@ def script(
 
 
 def hand_script(
-    request: Request, run_dir: Path, folder: Path, name: str, train: Sequence[str], *, nproc: int = 1
+    request: Request,
+    run_dir: Path,
+    folder: Path,
+    name: str,
+    train: Sequence[str],
+    *,
+    nproc: int = 1,
+    notify: Sequence[str] = (),
 ) -> str:
     """Return a script for `sbatch FILE` by hand, with the options and the supervision of a submission.
 
@@ -50,8 +60,10 @@ def hand_script(
         folder: existing folder of the job log.
         train: arguments of `dl2pa train`.
         nproc: processes per node if the request has no GPUs.
+        notify: configuration and overrides that say how messages about the run are sent; empty for none.
     """
-    executor = _executor(request, [run_dir], folder, name, nproc)
+    notifier = (*_NOTIFIER, *notify) if notify else ()
+    executor = _executor(request, [run_dir], folder, name, nproc, notifier)
     command = f"{executor.python} -u -m dl2pa {shlex.join(['train', *train])}"
     return str(executor._make_submission_file_text(command, "by-hand"))
 
@@ -82,6 +94,7 @@ def submit(
     *,
     nproc: int = 1,
     parallel: int | None = None,
+    notify: bool = False,
 ) -> list[str]:
     """Queue the runs, several as one array; return the job numbers, `N` or `N_K`.
 
@@ -90,13 +103,14 @@ def submit(
         folder: folder of submitit's files and the logs.
         nproc: processes per node if the request has no GPUs.
         parallel: maximum number of concurrent tasks of an array; None: no maximum.
+        notify: send messages about the runs, as their configurations say.
 
     Raises:
         UserError: sbatch fails.
     """
     from submitit.core.utils import FailedJobError
 
-    executor = _executor(request, run_dirs, folder, name, nproc)
+    executor = _executor(request, run_dirs, folder, name, nproc, _NOTIFIER if notify else ())
     executor.update_parameters(array_parallelism=parallel or len(run_dirs))
     try:
         with _clean_environment():
@@ -133,7 +147,14 @@ def _arguments(run_dir: Path) -> list[str]:
     return ["train", str(RunDirectory(run_dir).submitted_config), "--run-dir", str(run_dir)]
 
 
-def _executor(request: Request, run_dirs: Sequence[Path], folder: Path, name: str, nproc: int) -> Any:
+def _executor(
+    request: Request,
+    run_dirs: Sequence[Path],
+    folder: Path,
+    name: str,
+    nproc: int,
+    notifier: Sequence[str] = (),
+) -> Any:
     from submitit.slurm.slurm import SlurmExecutor
 
     container = _container(request, run_dirs)
@@ -164,7 +185,10 @@ def _executor(request: Request, run_dirs: Sequence[Path], folder: Path, name: st
         nodes=request.nodes,
         ntasks_per_node=1,
         comment=COMMENT,
-        setup=_setup(run_dirs, request.setup),
+        setup=[
+            *_setup(run_dirs, request.setup),
+            *([f"notifier=({shlex.join(notifier)})"] if notifier else []),
+        ],
         use_srun=False,  # the command contains srun
         additional_parameters=extra,
         # Override submitit's defaults, so that those of the cluster apply.

@@ -6,6 +6,8 @@
 #
 #   guard "$@"                 call first: end the batch shell when SLURM's daemon ends
 #   supervise RUN COMMAND...   run COMMAND (an srun) once, then finish, fail or requeue
+#
+# The array `notifier`, if it is set, is the command that sends the messages of notify.* (dl2pa/notify/__main__.py).
 
 # Maximum number of failures in a row without a new checkpoint, and of requested stops.
 : "${DL2PA_MAX_FAILURES:=3}" "${DL2PA_MAX_STOPS:=20}"
@@ -38,6 +40,7 @@ supervise() {
   before_attempt=$(_attempt "$run")
   before_step=$(_saved_step "$run")
   _say "job $(_job), restart ${restarts}, on ${SLURM_JOB_NODELIST-this node}, from step ${before_step:-0}"
+  _start_notifier "$run"
   _child "$@" &
   child=$!
   # A trapped signal ends `wait` early: repeat it until the child has ended.
@@ -47,7 +50,38 @@ supervise() {
     kill -0 "$child" 2>/dev/null || break
   done
   _decide "$run" "$code" "$before_attempt" "$before_step"
+  code=$?
+  _end_notifier
+  return "$code"
 }
+
+# Start the notifier. It reads one line, EVENT MESSAGE, and sends a message; it ends at the end of its input.
+_start_notifier() {
+  notifier_pid=
+  [[ -n ${notifier[*]-} ]] || return 0
+  exec 4>&1
+  coproc _NOTIFIER {
+    trap '' USR2 TERM
+    exec "${notifier[@]}" --run-dir "$1" >&4 4>&-
+  }
+  exec 4>&-
+  notifier_pid=$! notifier_input=${_NOTIFIER[1]}
+}
+
+# Send a message about the end of the run. Arguments: event, message. Failing to send it changes nothing.
+_notify() {
+  [[ -n $notifier_pid ]] || return 0
+  trap '' PIPE # the notifier may have failed to start
+  printf '%s %s\n' "$1" "$2" >&"$notifier_input"
+  trap - PIPE
+} 2>/dev/null
+
+# Let the notifier send its message, which it does within time limits of its own, and wait for it.
+_end_notifier() {
+  [[ -n $notifier_pid ]] || return 0
+  exec {notifier_input}>&-
+  while kill -0 "$notifier_pid"; do wait "$notifier_pid"; done
+} 2>/dev/null
 
 # Run srun so that it ends with this shell and ignores the signals sent to this shell.
 _child() {
@@ -79,10 +113,12 @@ _decide() {
   [[ ${attempt:-0} -gt ${3:-0} || $state == finished && $code == 0 && ! -e $run/stop ]] || state="never started"
   if _has_final_error "$run"; then
     _say "failed with an error that another attempt would repeat (exit code $code); see above and $run/logs"
+    _notify failed "exit code $code"
     return $((code ? code : 1))
   fi
   if [[ $state == finished ]]; then
     _say "finished"
+    _notify finished ""
     return 0
   fi
   if [[ -e $run/cancelled ]]; then
@@ -147,6 +183,7 @@ _within_limit() {
   echo "$count" >"$file"
   ((count < $5)) && return 0
   _say "$count attempts in a row without a checkpoint after step $4: not requeued. \`dl2pa resume $1\` tries again"
+  _notify gave_up "$count attempts in a row without a checkpoint after step $4"
   return 1
 }
 
@@ -160,6 +197,7 @@ _requeue() {
     ((try < 10)) && sleep $((try * 3))
   done
   _say "SLURM did not requeue the job; \`dl2pa resume $1\` continues the run"
+  _notify gave_up "SLURM did not requeue the job"
   return 75
 }
 

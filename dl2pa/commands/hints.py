@@ -16,6 +16,7 @@ _COMMANDS = {
     **dict.fromkeys(("eval", "test", "validate"), "evaluate"),
     **dict.fromkeys(("sbatch", "queue", "launch"), "submit"),
     **dict.fromkeys(("status", "list", "ps"), "jobs"),
+    **dict.fromkeys(("monitor", "top"), "watch"),
     **dict.fromkeys(("stop", "kill"), "cancel"),
     **dict.fromkeys(("infer", "classify"), "predict"),
 }

@@ -26,11 +26,15 @@ def note(text: str) -> None:
 
 def table(rows: Sequence[Sequence[str]]) -> None:
     """Print aligned columns; the first row is the header."""
+    print("\n".join(aligned(rows)), flush=True)  # noqa: T201
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table with aligned columns."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
+    return [
         "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows
     ]
-    print("\n".join(lines), flush=True)  # noqa: T201
 
 
 def short(value: Any) -> str:

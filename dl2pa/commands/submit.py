@@ -219,7 +219,8 @@ def _log_folder(plans: Sequence[RunPlan], name: str) -> Path:
 def _script(plans: Sequence[RunPlan], request: Request, name: str, parallel: int | None = None) -> str:
     run_dirs, nproc = [plan.run_dir for plan in plans], _processes(plans)
     request, folder = _with_cores(request, plans), _log_folder(plans, name)
-    return slurm.script(request, run_dirs, folder, f"dl2pa-{name}", nproc=nproc, parallel=parallel)
+    options: dict[str, Any] = {"nproc": nproc, "parallel": parallel, "notify": _notifies(plans)}
+    return slurm.script(request, run_dirs, folder, f"dl2pa-{name}", **options)
 
 
 def _write_hand_script(file: Path, plan: RunPlan, request: Request, name: str) -> None:
@@ -228,13 +229,20 @@ def _write_hand_script(file: Path, plan: RunPlan, request: Request, name: str) -
     train = [str(plan.config_file.absolute()), *plan.overrides, *options]
     folder = file.absolute().parent
     request = _with_cores(request, [plan])
-    text = slurm.hand_script(request, plan.run_dir, folder, f"dl2pa-{name}", train, nproc=plan.nproc)
+    notify = train[: 1 + len(plan.overrides)] if _notifies([plan]) else []
+    place = plan.run_dir, folder, f"dl2pa-{name}"
+    text = slurm.hand_script(request, *place, train, nproc=plan.nproc, notify=notify)
     try:
         with open_private(file, "w") as script:  # an override can contain the password of a server
             script.write(text)
     except OSError as error:
         message = f"cannot be written ({error.strerror})"
         raise UserError("--write-script", str(file), message, "Choose another file.") from None
+
+
+def _notifies(plans: Sequence[RunPlan]) -> bool:
+    """Whether messages are sent about one of the runs."""
+    return any(plan.config.notify.is_active for plan in plans)
 
 
 def _processes(plans: Sequence[RunPlan]) -> int:
@@ -280,7 +288,8 @@ def queue(
             locks.enter_context(_new_files_removed_on_error(folder))
         run_dirs, nproc = [plan.run_dir for plan in plans], _processes(plans)
         cores = _with_cores(request, plans)
-        ids = slurm.submit(cores, run_dirs, folder, f"dl2pa-{name}", nproc=nproc, parallel=parallel)
+        jobs_of: dict[str, Any] = {"nproc": nproc, "parallel": parallel, "notify": _notifies(plans)}
+        ids = slurm.submit(cores, run_dirs, folder, f"dl2pa-{name}", **jobs_of)
         try:
             return [
                 _record(plan, job_id, request, folder, code) for plan, job_id in zip(plans, ids, strict=True)

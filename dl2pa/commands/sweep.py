@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -169,12 +170,25 @@ def _run(request: SweepRequest, args: argparse.Namespace) -> int:
     if args.dry_run:
         print("\n".join(shlex.join(task.command) for task in tasks), flush=True)  # noqa: T201
         return EXIT_DONE
-    pool = Pool(environments)
+    pool, started = Pool(environments), time.time()
     outcomes.update(run_pool(pool, pending, tasks))
     code = print_outcomes([outcomes[plan.run_dir] for plan in plans], tag, pool.stopping, args.json)
     if args.best is not None and code == EXIT_DONE:
         write_best(plans, args.best)
+    if pending and not pool.stopping:
+        _announce([outcomes[plan.run_dir] for plan in plans], tag, started)
     return code
+
+
+def _announce(outcomes: Sequence[Outcome], tag: str, started: float) -> None:
+    """Send the summary message of the sweep, by the settings of its first run that has any."""
+    notify = next((o.plan.config.notify for o in outcomes if o.plan.config.notify.is_active), None)
+    if notify is None:
+        return
+    from dl2pa.notify.sweep import announce_sweep
+
+    for problem in announce_sweep(notify, tag, [outcome.record() for outcome in outcomes], started):
+        note(f"the message about the sweep was not delivered: {problem}")
 
 
 def _sort(plans: Sequence[RunPlan]) -> tuple[list[RunPlan], dict[Path, Outcome]]:

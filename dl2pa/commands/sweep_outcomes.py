@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dl2pa.commands.output import note, say, table
+from dl2pa.commands.sweep_progress import SweepProgress, block_on_terminal
 from dl2pa.errors import EXIT_DONE, EXIT_FAILURE, EXIT_STOPPED, EXIT_USER_ERROR
 from dl2pa.records import DamagedFile
 from dl2pa.runplan import RunPlan
@@ -42,14 +43,15 @@ class Outcome:
 
 
 def run_pool(pool: Pool, pending: Sequence[RunPlan], tasks: Sequence[Task]) -> dict[Path, Outcome]:
-    """Run the tasks and print each start and end."""
+    """Run the tasks; print each start and end, and the progress of those that run."""
+    progress = SweepProgress(pending, block_on_terminal())
     log_sizes: dict[int, int] = {}
     outcomes: dict[int, Outcome] = {n: Outcome(plan, "waiting", None) for n, plan in enumerate(pending)}
 
     def on_start(number: int) -> None:
-        plan, log = pending[number], tasks[number].log
+        log = tasks[number].log
         log_sizes[number] = log.stat().st_size if log.exists() else 0
-        note(f"[{number + 1}/{len(pending)}] starts: {plan.title}, {plan.run_dir}")
+        progress.started(number)
 
     def on_end(number: int, code: int) -> None:
         outcome = _outcome(pending[number], code, pool.stopping, log_sizes[number])
@@ -57,9 +59,12 @@ def run_pool(pool: Pool, pending: Sequence[RunPlan], tasks: Sequence[Task]) -> d
         top1 = outcome.record()["top1_last"]
         details = outcome.error or (f"top-1 {top1:.2f} %" if top1 else "")
         colon = ": " if details else ""
-        note(f"[{number + 1}/{len(pending)}] {outcome.state}: {pending[number].title}{colon}{details}")
+        progress.ended(number, f"{outcome.state}: {pending[number].title}{colon}{details}")
 
-    pool.run(tasks, on_start, on_end)
+    try:
+        pool.run(tasks, on_start, on_end, progress.poll)
+    finally:
+        progress.close()
     return {outcome.plan.run_dir: outcome for outcome in outcomes.values()}
 
 

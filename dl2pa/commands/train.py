@@ -15,6 +15,8 @@ import signal
 import sys
 import tempfile
 import uuid
+from collections.abc import Callable
+from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -191,7 +193,7 @@ def _launch(plan: RunPlan, node: Node) -> int:
     if world_size == 1 or not supervised:  # under SLURM `submit` has checked, and the ranks check again
         data = _check_before_start(plan, world_size)
     if world_size == 1:
-        return _train_here(plan, data)
+        return _announced(plan, node, partial(_train_here, plan, data))
     del data  # each rank opens the data itself
     directory.create()
     before = directory.status()
@@ -204,7 +206,16 @@ def _launch(plan: RunPlan, node: Node) -> int:
             before = directory.status()
         finally:
             owner.release()
-    return _launch_torchrun(plan, before, node)
+    return _announced(plan, node, partial(_launch_torchrun, plan, before, node))
+
+
+def _announced(plan: RunPlan, node: Node, train: Callable[[], int]) -> int:
+    """Train; send the messages of `notify.*` unless the batch script of a SLURM job does."""
+    if node.index > 0 or os.environ.get(envvars.SUPERVISED) or not plan.config.notify.is_active:
+        return train()
+    from dl2pa.notify.supervised import train_announced
+
+    return train_announced(plan.config, plan.directory, train)
 
 
 def _check_before_start(plan: RunPlan, world_size: int) -> DataSplits:

@@ -26,6 +26,7 @@ LOCAL_KEYS = (
     "tracking.",
     "launch.",
     "checkpoint.",
+    "notify.",
     "data.root",
     "data.val_root",
     "data.classes",

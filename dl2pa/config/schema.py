@@ -12,6 +12,7 @@ from pydantic import Field, field_validator
 
 from dl2pa.config.data_section import DataConfig
 from dl2pa.config.section import Fraction, NonNegative, NonNegativeInt, Positive, PositiveInt, Section
+from dl2pa.redaction import hide_address
 from dl2pa.specs import DEFAULT_BACKBONE, MAX_LOGITS, METHODS, MethodSpec, backbone_spec, dataset_spec
 
 METHOD_NAMES = tuple(METHODS)
@@ -327,6 +328,33 @@ class LaunchConfig(Section):
     """Longest time a process waits for the others after the first step, in seconds."""
 
 
+class NotifyConfig(Section):
+    """Messages about runs that have finished, failed, given up or stalled. They do not affect the run."""
+
+    url: str | None = None
+    """Webhook (http or https) that gets each message by POST, as JSON with a `text` that Slack shows. Only its host is
+    printed and recorded."""
+    command: str | tuple[str, ...] | None = None
+    """Program that gets each message as JSON on its standard input. A list is run without a shell, a text by sh."""
+    stalled_after_s: NonNegative = 1800.0
+    """Time without progress in the log after which a message says that the run has stalled, in seconds. It should be
+    longer than a validation and than `train.log_every_steps` steps. 0: no such messages."""
+    timeout_s: Positive = 10.0
+    """Longest time that each delivery may take, in seconds."""
+
+    @field_validator("url")
+    @classmethod
+    def _hide(cls, value: str | None) -> str | None:
+        if value:
+            hide_address(value)
+        return value or None
+
+    @property
+    def is_active(self) -> bool:
+        """Whether messages are sent at all."""
+        return self.url is not None or bool(self.command)
+
+
 class Config(Section):
     """Configuration of a run."""
 
@@ -338,6 +366,7 @@ class Config(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     tracking: TrackingConfig = TrackingConfig()
     launch: LaunchConfig = LaunchConfig()
+    notify: NotifyConfig = NotifyConfig()
 
     @property
     def method_defaults(self) -> MethodSpec:

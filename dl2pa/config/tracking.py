@@ -57,7 +57,7 @@ def check_uri(field: str, uri: str) -> None:
         remedy = f"Give a URI that begins with one of {', '.join(f'{s}:' for s in _SCHEMES)}."
         raise UserError(field, redact(uri), "is not the URI of a tracking server or database", remedy)
     if scheme in ("http", "https"):
-        message, remedy = _server_problem(uri), f"Give {scheme}://HOST:PORT."
+        message, remedy = server_problem(uri), f"Give {scheme}://HOST:PORT."
     elif scheme == "sqlite":
         rest = uri.partition(":///")[2].partition("?")[0]
         message = None if rest.strip("/") and ":memory:" not in rest else "names no database file"
@@ -69,7 +69,8 @@ def check_uri(field: str, uri: str) -> None:
         raise UserError(field, redact(uri), message, remedy)
 
 
-def _server_problem(uri: str) -> str | None:
+def server_problem(uri: str) -> str | None:
+    """What is wrong with the address of a web server, as the rest of a sentence; None if nothing is."""
     if any(character.isspace() for character in uri):
         return "contains white space"
     try:

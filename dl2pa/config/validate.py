@@ -22,6 +22,7 @@ from dl2pa.config.checks import (
 from dl2pa.config.gather import Problems, gathered
 from dl2pa.config.method_checks import check_contrast
 from dl2pa.config.remote import check_remote
+from dl2pa.config.notify import check_notify
 from dl2pa.config.schema import Config
 from dl2pa.config.tracking import check_tracking
 from dl2pa.errors import UserError
@@ -77,6 +78,8 @@ def validate(config: Config, world_size: int, data: DataSizes | None = None) -> 
         check_optimizer(config)
     with problems:
         check_tracking(config.tracking)
+    with problems:
+        check_notify(config.notify)
     with problems:
         _check_compile(config, world_size)
     with problems:

@@ -11,6 +11,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 
 _READINGS = 5
 """Number of readings that are averaged into a point."""
+_GPU_USE = re.compile(r"gpu_\d+_utilization_percentage")
 _SLOWER_AFTER = 1000
 """Points after which the interval doubles, to limit the size of long runs."""
 
@@ -113,6 +115,8 @@ class NodeWatch(threading.Thread):
         self._started_ms = started_ms
         self._every = every
         self._end = threading.Event()
+        self.gpu_use: float | None = None
+        """Mean utilization of the GPUs in the last point, in percent."""
 
     def run(self) -> None:
         try:
@@ -137,7 +141,10 @@ class NodeWatch(threading.Thread):
         time_ms = now_ms()
         step = max(0, time_ms - self._started_ms) // 1000
         prefix = f"system/node-{self._node}/"
-        self._write(step, {prefix + k: v for k, v in _means(readings).items()}, time_ms)
+        means = _means(readings)
+        used = [value for name, value in means.items() if _GPU_USE.fullmatch(name)]
+        self.gpu_use = round(sum(used) / len(used), 1) if used else None
+        self._write(step, {prefix + k: v for k, v in means.items()}, time_ms)
         self._also()
 
     def stop(self) -> None:

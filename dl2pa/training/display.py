@@ -3,10 +3,65 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
+import time
+from collections.abc import Callable
 from typing import Any
 
 log = logging.getLogger(__name__)
+
+_REDRAW_S = 0.1
+_IN_BAR = "dl2pa_in_bar"
+"""Attribute of a log record whose content the progress bar shows."""
+
+
+class RemainingTime:
+    """Remaining time of a run: remaining steps times the wall-clock time per step, which includes validations.
+
+    Args:
+        total_steps: steps of the run.
+    """
+
+    def __init__(self, total_steps: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._total_steps = total_steps
+        self._clock = clock
+        self._first: tuple[int, float] | None = None
+
+    def estimate(self, step: int, seconds_per_step: float) -> float:
+        """Seconds left after `step` steps of the run.
+
+        Args:
+            seconds_per_step: measured time of a step without validations, used until two estimates were made.
+        """
+        now = self._clock()
+        if self._first is None:
+            self._first = step, now
+        first_step, first_time = self._first
+        if step > first_step:
+            seconds_per_step = (now - first_time) / (step - first_step)
+        return max(0, self._total_steps - step) * seconds_per_step
+
+
+def duration(seconds: float) -> str:
+    """Format a duration as H:MM:SS."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"
+
+
+class _AboveBar(logging.Handler):
+    """Writes log lines of another handler above the progress bar, which is drawn again below them."""
+
+    def __init__(self, handler: logging.Handler, bar: Any) -> None:
+        super().__init__(handler.level)
+        self.handler = handler
+        self._bar = bar
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not hasattr(record, _IN_BAR):
+            with self._bar.external_write_mode(file=sys.__stderr__):
+                self.handler.handle(record)
 
 
 class Display:
@@ -14,27 +69,66 @@ class Display:
 
     Args:
         enabled: whether this rank displays progress.
+        total_steps: steps of the run.
     """
 
-    def __init__(self, enabled: bool, steps_per_epoch: int, epochs: int) -> None:
+    def __init__(self, enabled: bool, steps_per_epoch: int, epochs: int, total_steps: int) -> None:
         self._enabled = enabled
         self._steps = steps_per_epoch
         self._epochs = epochs
+        self._total_steps = total_steps
         self._bar: Any = None
-        if enabled and sys.stderr.isatty():
+        self._drawn = 0.0
+        if enabled and sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
             from tqdm import tqdm
 
-            self._bar = tqdm(total=steps_per_epoch, unit="step", leave=False, file=sys.__stderr__)
+            self._bar = tqdm(
+                total=steps_per_epoch,
+                leave=False,
+                delay=1e-9,  # drawn at the first step: an error before that would be printed behind it
+                file=sys.__stderr__,
+                dynamic_ncols=True,
+                bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}",
+            )
+            self._redirect_log()
+
+    def _redirect_log(self) -> None:
+        """Write the log lines for the terminal above the bar; log files stay as they are."""
+        root = logging.getLogger()
+        for handler in list(root.handlers):
+            if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+                root.removeHandler(handler)
+                root.addHandler(_AboveBar(handler, self._bar))
 
     def step(self, epoch: int, step: int, global_step: int) -> None:
-        if self._bar is not None:
+        if self._bar is None:
+            return
+        now = time.monotonic()
+        if step == self._steps or now - self._drawn >= _REDRAW_S:
+            self._drawn = now
             self._bar.set_description_str(f"epoch {epoch + 1}/{self._epochs}", refresh=False)
             self._bar.n = step
-            self._bar.refresh() if step == self._steps else self._bar.update(0)
+            self._bar.refresh()
 
-    def logged(self, loss: float, images_per_second: float) -> None:
+    def logged(
+        self, epoch: int, step: int, loss: float, rate: float, images_per_second: float, seconds_left: float
+    ) -> None:
+        """Show the figures of a log interval: one line in the log, on a terminal beside the bar.
+
+        Args:
+            epoch: 0-based epoch.
+            step: steps done in the run.
+            rate: learning rate.
+            seconds_left: estimated time to the end of the run.
+        """
+        figures = (
+            f"loss {loss:.4f}, lr {rate:.3g}, {images_per_second:,.0f} images/s, ETA {duration(seconds_left)}"
+        )
         if self._bar is not None:
-            self._bar.set_postfix_str(f"loss {loss:.4f}, {images_per_second:,.0f} images/s")
+            self._bar.set_postfix_str(figures, refresh=False)
+        if self._enabled:
+            place = f"epoch {epoch + 1}/{self._epochs}, step {step}/{self._total_steps}"
+            log.info("%s: %s", place, figures, extra={_IN_BAR: True})
 
     def evaluating(self, done: int, total: int) -> None:
         if self._bar is not None:
@@ -64,9 +158,16 @@ class Display:
         )
 
     def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+        """Remove the bar and write log lines directly again; idempotent."""
+        if self._bar is None:
+            return
+        root = logging.getLogger()
+        for handler in list(root.handlers):
+            if isinstance(handler, _AboveBar):
+                root.removeHandler(handler)
+                root.addHandler(handler.handler)
+        self._bar.close()
+        self._bar = None
 
     def _info(self, text: str) -> None:
         if self._enabled:

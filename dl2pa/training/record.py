@@ -165,6 +165,10 @@ class Nodes:
         if self._watch is not None:
             self._watch.stop()
 
+    def gpu_use(self) -> float | None:
+        """Last measured utilization of this node's GPUs in percent, their mean; None if it is not measured."""
+        return None if self._watch is None else self._watch.gpu_use
+
     def finish(self) -> None:
         """Stop measuring on every node and record what all nodes have written; a collective."""
         self.stop()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import sys
 import time
 import traceback
 from contextlib import suppress
@@ -14,12 +13,11 @@ from typing import Any
 
 import torch
 
-from dl2pa import envvars, fence
+from dl2pa import envvars
 from dl2pa.config import Config
 from dl2pa.config.identity import check_resumable, checkpoint_identity, data_identity
 from dl2pa.config.rate import describe_rate
 from dl2pa.config.warnings import warnings
-from dl2pa.console import SafeFormatter
 from dl2pa.errors import (
     EXIT_DONE,
     EXIT_FAILURE,
@@ -32,7 +30,7 @@ from dl2pa.errors import (
 )
 from dl2pa.model.init import load_initial_weights
 from dl2pa.model.model import Model, PrototypeInit, build_model, init_prototypes, prototypes_of_checkpoint
-from dl2pa.osutil import DiskFull, full_disk, open_private, private_temporary_folder, reason_of, write_json
+from dl2pa.osutil import DiskFull, private_temporary_folder, write_json
 from dl2pa.ownership import Ownership
 from dl2pa.rundir import RunDirectory
 from dl2pa.tracking import Tracker
@@ -50,11 +48,12 @@ from dl2pa.training.display import Display
 from dl2pa.training.distributed import World, from_rank_zero, join_world, leave_world
 from dl2pa.training.finish import Report, finish_run
 from dl2pa.training.progress import Progress
+from dl2pa.training.rank_log import log_attempt, log_error, log_to_file
 from dl2pa.training.record import Nodes, start_tracker
 from dl2pa.training.startup import StartUp
 from dl2pa.training.stop import StopMonitor
 from dl2pa.training.train_state import TrainState
-from dl2pa.training.trainer import Trainer
+from dl2pa.training.trainer import Trainer, total_steps
 
 log = logging.getLogger(__name__)
 
@@ -86,17 +85,23 @@ def train(
     owner = Ownership(run)
     before = run.status()
     reserve = bytearray(_RESERVE)
+    file: logging.Handler | None = None
     try:
         if rank == 0:
             owner.acquire()
             owner.announce()
             before = run.status()
             begin_attempt(run)
-        _log_to_file(run, rank)
+        file = log_to_file(run, rank)
+        if rank == 0:
+            log_attempt(rank, int(run.status()["attempt"]))
         return _attempt(config, run, owner, name, data, on_finished)
     except BaseException as error:
         del reserve
         report_error(run, rank, error, before)
+        if file is not None and not isinstance(error, SystemExit):
+            fields = _error_fields(error)
+            log_error(file, fields["traceback"] or fields["message"])
         raise
     finally:
         owner.release()
@@ -106,8 +111,15 @@ def begin_attempt(run: RunDirectory) -> None:
     """Remove the stop file of the previous attempt and count this attempt; rank 0 only."""
     if not os.environ.get(envvars.LAUNCH):
         run.stop_file.unlink(missing_ok=True)
-    attempt = int(run.status().get("attempt", 0)) + 1
-    run.write_status(state="running", attempt=attempt, error=None, pid=os.getpid())
+    status, now = run.status(), time.time()
+    run.write_status(
+        state="running",
+        attempt=int(status.get("attempt", 0)) + 1,
+        started=status.get("started") or now,
+        attempt_started=now,
+        error=None,
+        pid=os.getpid(),
+    )
 
 
 def report_error(run: RunDirectory, rank: int, error: BaseException, before: dict[str, Any]) -> None:
@@ -176,13 +188,16 @@ def _attempt(
     stop.install()
     tracker = Tracker(run.root, enabled=False, uri=None, experiment="", run_name="", attempt=1)
     nodes: Nodes | None = None
+    trainer: Trainer | None = None
     store = CheckpointStore(run.checkpoints, config.checkpoint.keep, config.checkpoint.keep_best)
     try:
-        owner_id = from_rank_zero(owner.id, world)
+        attempt = int(run.status().get("attempt", 1)) if world.is_main else 0
+        owner_id, attempt = from_rank_zero((owner.id, attempt), world)
         if world.is_main:
             store.start()
         else:
             owner.follow(owner_id)
+            log_attempt(world.rank, attempt)
         if config.train.compile:
             _cache_compiled_code()
         data = data or open_data(config, world.size)
@@ -192,6 +207,7 @@ def _attempt(
         startup.reached("model")
         trainer.startup = startup
         nodes = Nodes(config, world, run, tracker, int(run.status().get("attempt", 1)))
+        trainer.gpu_use = nodes.gpu_use
         finished, calibration = trainer.run(), None
         if finished:
             finished, calibration = calibrate(trainer, data)
@@ -203,6 +219,8 @@ def _attempt(
     except BaseException:
         if nodes is not None:
             nodes.stop()
+        if trainer is not None:
+            trainer.display.close()
         tracker.finish("failed", drain_seconds=5)
         raise
     finally:
@@ -261,7 +279,7 @@ def _build(
             store=store,
             stop=stop,
             tracker=tracker,
-            display=Display(world.is_main, train_pipeline.steps_per_epoch, config.train.epochs),
+            display=_display(config, world, train_pipeline.steps_per_epoch),
             identity=identity,
             groups=data.groups,
         )
@@ -275,6 +293,11 @@ def _build(
         tracker.finish("failed", drain_seconds=5)
         raise
     return trainer
+
+
+def _display(config: Config, world: World, steps_per_epoch: int) -> Display:
+    total = total_steps(config, steps_per_epoch)
+    return Display(world.is_main, steps_per_epoch, config.train.epochs, total)
 
 
 def _init_prototypes(config: Config, num_classes: int, world: World) -> PrototypeInit | None:
@@ -328,42 +351,3 @@ def _close(
     else:
         trainer.tracker.finish("stopped", drain_seconds=5)
         trainer.run_dir.write_status(state="stopped")
-
-
-class _RankLog(logging.FileHandler):
-    """Log file of a rank. Failing to write it prints one message."""
-
-    _failed = False
-
-    def emit(self, record: logging.LogRecord) -> None:
-        fence.check(Path(self.baseFilename), fresh=False)
-        super().emit(record)
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        error = sys.exception()
-        if not isinstance(error, OSError):
-            super().handleError(record)
-        elif not self._failed:
-            self._failed = True
-            path = Path(self.baseFilename)
-            reason = reason_of(full_disk(error, path.parent, 0) or error)
-            sys.stderr.write(f"dl2pa: {path} cannot be written ({reason}); training continues\n")
-
-
-def _log_to_file(run: RunDirectory, rank: int) -> None:
-    """Write this rank's log to its file; on ranks other than 0 also redirect stdout and stderr there."""
-    path = run.rank_log(rank)
-    open_private(path, "a").close()
-    handler = _RankLog(path, encoding="utf-8")
-    handler.setFormatter(SafeFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    root = logging.getLogger()
-    root.addHandler(handler)
-    if rank != 0:
-        for other in list(root.handlers):
-            if other is not handler:
-                root.removeHandler(other)
-        target = path.open("a", encoding="utf-8")
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os.dup2(target.fileno(), 1)
-        os.dup2(target.fileno(), 2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from dl2pa.rundir import RunDirectory
 from dl2pa.step_parts import part
 from dl2pa.tracking import Tracker
 from dl2pa.training.checkpoint import CheckpointStore
-from dl2pa.training.display import Display
+from dl2pa.training.display import Display, RemainingTime
 from dl2pa.training.distributed import World, gather_objects, set_collective_timeout
 from dl2pa.training.environment import memory_usage
 from dl2pa.training.evaluate import Evaluation, evaluate
@@ -81,6 +81,9 @@ class Trainer:
         self.images_seen = 0
         self.train_seconds = 0.0
         self.startup: StartUp | None = None
+        self.gpu_use: Callable[[], float | None] = lambda: None
+        """Utilization of the GPUs of this node in percent, measured in the background; None if unknown."""
+        self._remaining = RemainingTime(self.total_steps)
         self._status_failed = False
         self._timer = StepTimer(world.device)
         self._profile = StepProfile(config.train.profile, run.profile, world)
@@ -121,6 +124,11 @@ class Trainer:
     def stopped_early(self) -> bool:
         """Whether `train.patience` ended the run before its last epoch."""
         return self._is_exhausted() and not self._is_at_end()
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the run, unless `train.patience` ends it."""
+        return total_steps(self.config, self.train_pipeline.steps_per_epoch)
 
     def _train_epoch(self) -> bool:
         """Train the rest of the epoch; False if all ranks agreed to stop."""
@@ -281,7 +289,8 @@ class Trainer:
         ]  # the maximum over ranks is logged
         data_wait, *most_memory = self.train_state.meter.check(self.store.latest_name(), figures)
         loss = self.train_state.meter.read()
-        values = {"train/loss": loss, "train/lr": self.train_state.rate(step - 1)}
+        rate = self.train_state.rate(step - 1)
+        values = {"train/loss": loss, "train/lr": rate}
         if norm is not None:
             values["train/gradient_norm"] = float(norm)
         self._pause_timer()
@@ -294,8 +303,12 @@ class Trainer:
         if bad_images := self.train_pipeline.bad_images():
             values["time/bad_images"] = float(len(bad_images))
         self.tracker.metrics(step, values)
-        self.display.logged(loss, values["time/images_per_second"])
-        self._write_status(images_per_second=values["time/images_per_second"], loss=loss)
+        speed = values["time/images_per_second"]
+        left = self._remaining.estimate(step, self.config.train.batch_size / max(speed, 1e-9))
+        self.display.logged(self.progress.epoch, step, loss, rate, speed, left)
+        self._write_status(
+            images_per_second=speed, loss=loss, lr=rate, eta_seconds=left, gpu_percent=self.gpu_use()
+        )
         self._timer.start()
 
     def _pause_timer(self) -> None:
@@ -344,20 +357,18 @@ class Trainer:
         self._write_status()
         return False
 
-    def _write_status(self, **extra: float) -> None:
+    def _write_status(self, **extra: float | None) -> None:
         if not self.world.is_main:
             return
-        train, progress = self.config.train, self.progress
-        total_steps = train.epochs * self.train_pipeline.steps_per_epoch
-        if self.stopped_early:
-            total_steps = progress.global_step
+        progress = self.progress
         try:
             self.run_dir.write_status(
                 epoch=progress.epoch,
                 step=progress.global_step,
                 phase=progress.phase,
                 fingerprint=fingerprint(self.config),
-                total_steps=total_steps if train.max_steps is None else min(total_steps, train.max_steps),
+                epochs=self.config.train.epochs,
+                total_steps=progress.global_step if self.stopped_early else self.total_steps,
                 **extra,
             )
             self._status_failed = False
@@ -365,3 +376,9 @@ class Trainer:
             if not self._status_failed:
                 log.warning("%s cannot be written (%s)", self.run_dir.status_file, reason_of(error))
             self._status_failed = True
+
+
+def total_steps(config: Config, steps_per_epoch: int) -> int:
+    """Steps of a run that `train.patience` does not end."""
+    steps = config.train.epochs * steps_per_epoch
+    return steps if config.train.max_steps is None else min(steps, config.train.max_steps)

@@ -29,7 +29,7 @@ from dl2pa.rundir import RunDirectory
 from dl2pa.tracking.spool import Spool, read_events
 from dl2pa.training.checkpoint import CheckpointStore
 from dl2pa.training.match_history import MatchHistory
-from dl2pa.training.run import _RankLog  # pyright: ignore[reportPrivateUsage]
+from dl2pa.training.rank_log import _RankLog  # pyright: ignore[reportPrivateUsage]
 from support.disks import full, small_disk
 
 SIZE = 8 << 20

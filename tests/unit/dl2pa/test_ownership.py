@@ -26,7 +26,8 @@ from dl2pa.tracking.nodes import NodeFile
 from dl2pa.tracking.spool import Spool
 from dl2pa.training.checkpoint import CheckpointStore
 from dl2pa.training.distributed import World
-from dl2pa.training.run import _RankLog, report_error  # pyright: ignore[reportPrivateUsage]
+from dl2pa.training.rank_log import _RankLog  # pyright: ignore[reportPrivateUsage]
+from dl2pa.training.run import report_error
 from dl2pa.training.stop import StopMonitor
 
 ROOT = Path(__file__).resolve().parents[3]

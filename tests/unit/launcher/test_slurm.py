@@ -291,6 +291,25 @@ def test_a_script_for_use_by_hand_trains_under_the_supervisor(place: Path, tmp_p
     assert arguments[arguments.index(sys.executable) + 1 :] == ["-P", "-u", "-m", "dl2pa", "train", *train]
 
 
+def notifier_of(text: str) -> list[str]:
+    """The words of the array `notifier`, as bash reads the script's assignment."""
+    lines = [line for line in text.splitlines() if line.startswith("notifier=(")]
+    code = "\n".join([*lines, "printf '%s\\n' \"${notifier[@]}\""])
+    return subprocess.run(
+        ["bash", "-c", code], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+
+
+def test_only_scripts_of_runs_with_messages_name_the_notifier(place: Path) -> None:
+    runs, folder = [place / ODD], place / "slurm"
+    assert notifier_of(script(Request(), runs, folder, "x")) == [""]
+    command = [sys.executable, "-P", "-m", "dl2pa.notify"]
+    assert notifier_of(slurm.script(Request(), runs, folder, "x", notify=True)) == command
+    words = [f"{ODD}.yaml", "notify.url=https://host/a b"]
+    text = slurm.hand_script(Request(), runs[0], folder, "x", [*words, "--run-dir", ODD], notify=words)
+    assert notifier_of(text) == [*command, *words]
+
+
 def test_options_of_the_site_run_before_the_training(place: Path, tmp_path: Path) -> None:
     lines = ('export FROM_SETUP="$OF_SITE and more"', "run=replaced")
     setup = Setup(lines=lines, environment={"OF_SITE": "it's a value"})

@@ -19,9 +19,12 @@ from typing import Any
 
 import pytest
 
+from dl2pa.config import parse_config
+from dl2pa.config.load import dump_config
 from dl2pa.errors import TrainingFailure, UserError
 from dl2pa.rundir import RunDirectory
 from launcher.node import this_node
+from support.webhooks import Receiver, receiver
 
 ROOT = Path(__file__).resolve().parents[3]
 SUPERVISE = ROOT / "launcher/supervise.sh"
@@ -689,6 +692,76 @@ def test_supervision_works_without_setpriv(batch: Batch) -> None:
         ["bash", script, "a b"], env={"PATH": str(tools)}, capture_output=True, text=True, check=True
     )
     assert done.stdout == "here: a b\n"
+
+
+# ---- messages ----
+
+
+@pytest.fixture
+def hook(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
+    """A webhook that the configuration of the job names."""
+    batch.env |= {"PYTHONPATH": str(ROOT), "no_proxy": "127.0.0.1"}
+    with receiver() as received:
+        (batch.run / "slurm").mkdir()
+        config = parse_config({"notify": {"url": received.url}, "tracking": {"run_name": "mine"}})
+        (batch.run / "slurm/config.yaml").write_text(dump_config(config), encoding="utf-8")
+        yield received
+
+
+def announced(batch: Batch, code: int = 0, **env: str) -> subprocess.CompletedProcess[str]:
+    """An attempt under a script that names the notifier."""
+    notifier = f"notifier=({shlex.join([sys.executable, '-P', '-m', 'dl2pa.notify'])})"
+    bash, option, text = batch.command(ATTEMPT, code)
+    return subprocess.run(
+        [bash, option, f"{notifier}; {text}"],
+        env={**batch.environment(), **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=DEADLINE_S,
+    )
+
+
+def test_a_finished_job_sends_one_message_across_requeues(batch: Batch, hook: Receiver) -> None:
+    a_stopped_run(batch)
+    done = announced(batch)
+    assert (done.returncode, batch.requeues(), hook.messages) == (0, REQUEUE, []), done.stdout
+    batch.restarts = 1
+    batch.show(restarts=1)
+    leave(batch.after, "finished", 3)
+    for _ in range(2):  # the second time after SLURM has requeued the job of a failed node
+        done = announced(batch)
+        assert done.returncode == 0 and "dl2pa: finished" in done.stdout
+    assert hook.events() == ["finished"], done.stdout
+    (message,) = hook.messages
+    assert (message["run"], message["job_id"], message["progress"]["attempt"]) == ("mine", str(JOB), 3)
+
+
+def test_a_job_that_gives_up_or_fails_sends_its_reason(batch: Batch, hook: Receiver) -> None:
+    leave(batch.after, "running", 2)
+    assert announced(batch, 1, DL2PA_MAX_FAILURES="1").returncode == 1
+    report(batch.after, f"{JOB}.0", True)
+    leave(batch.after, "failed", 3)
+    done = announced(batch, 2)
+    assert done.returncode == 2
+    assert hook.events() == ["gave_up", "failed"], done.stdout
+    assert "1 attempts in a row without a checkpoint after step 0" in hook.messages[0]["message"]
+    assert hook.messages[1]["message"] == 'exit code 2: it\'s "so"'
+
+
+@pytest.mark.parametrize("notifier", ["/no/such/python", "false"])
+def test_a_notifier_that_does_not_work_changes_nothing(batch: Batch, notifier: str) -> None:
+    a_finished_run(batch)
+    bash, option, text = batch.command(ATTEMPT, 0)
+    done = subprocess.run(
+        [bash, option, f"notifier=({notifier}); {text}"],
+        env=batch.environment(),
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+    )
+    assert (done.returncode, batch.requeues()) == (0, []), done.stderr
+    assert "dl2pa: finished" in done.stdout
 
 
 # ---- slurm/train.sbatch ----

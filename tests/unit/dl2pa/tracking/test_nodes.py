@@ -75,3 +75,19 @@ def test_a_failed_reading_ends_only_the_measuring_thread(
     watch.join(timeout=60)
     assert not watch.is_alive()
     assert "system metrics stopped" in caplog.text
+
+
+def test_the_last_mean_use_of_the_gpus_is_kept_for_the_status(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(gpu: int) -> dict[str, float]:
+        return {"utilization_percentage": 60.0 + 20.0 * gpu, "memory_usage_percentage": 5.0}
+
+    watch = NodeWatch(0, lambda *_: None, now_ms(), 60.0, [], tmp_path)
+    assert watch.gpu_use is None
+    machine = watch._machine  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.setattr(machine, "_gpus", [0, 1])
+    monkeypatch.setattr(machine, "_read_gpu", read)
+    watch.start()
+    watch.stop()
+    assert watch.gpu_use == 70.0

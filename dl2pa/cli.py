@@ -34,6 +34,7 @@ COMMANDS = {
     "logs": "Show the log of a job or a run, errors first.",
     "cancel": "Stop jobs: save a checkpoint, then end without requeueing.",
     "sweep": "Train many configurations, here or on SLURM; the same command resumes.",
+    "search": "Search for the best values of keys, stopping worse trials early; the same command continues.",
     "report": "Show finished runs as tables: mean and spread over seeds, last and best epoch.",
     "data": "Index a data set, or pack it into shards.",
     "features": "Compute the features of a frozen network once, to train on them in seconds.",

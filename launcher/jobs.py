@@ -52,6 +52,18 @@ def states(job_ids: Iterable[str]) -> dict[str, JobState]:
     return {job: result.get(job, UNKNOWN) for job in ids}
 
 
+def named(name: str) -> list[str]:
+    """Return this user's jobs with a name that run or may run later.
+
+    Raises:
+        ConnectionError: SLURM does not answer.
+    """
+    text = _output(["squeue", "--me", "--noheader", f"--name={name}", "--format=%i"])
+    if text is None:
+        raise ConnectionError("SLURM does not answer (squeue): it is unknown whether the job was queued")
+    return text.split()
+
+
 def has_accounting() -> bool:
     """Return whether the cluster keeps records of ended jobs."""
     return shutil.which("sacct") is not None and _output(["sacct", "-n", "-X", "-S", "now"]) is not None

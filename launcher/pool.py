@@ -5,8 +5,8 @@ from __future__ import annotations
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -66,31 +66,51 @@ class Pool:
         """
         codes: list[int | None] = [None] * len(tasks)
         waiting = list(range(len(tasks)))[::-1]
-        previous = {number: signal.signal(number, self._on_signal) for number in _STOP_SIGNALS}
-        try:
+        with self.handling_signals():
             while self._running or (waiting and not self.stopping):
-                while waiting and self._free and not self.stopping:
+                while waiting and self.has_room and not self.stopping:
                     number = waiting.pop()
                     on_start(number)
                     try:
-                        self._start(number, tasks[number])
+                        self.start(number, tasks[number])
                     except OSError:
                         codes[number] = CANNOT_START
                         on_end(number, CANNOT_START)
-                for number, code in self._collect():
+                for number, code in self.collect():
                     codes[number] = code
                     on_end(number, code)
                 on_poll()
-                time.sleep(_POLL_S)
+                self.wait()
+        return codes
+
+    @contextmanager
+    def handling_signals(self) -> Generator[None]:
+        """Forward stop signals inside; tasks that are still running at the end are killed."""
+        previous = {number: signal.signal(number, self._on_signal) for number in _STOP_SIGNALS}
+        try:
+            yield
         finally:
             for process, _ in self._running.values():
                 process.kill()
                 process.wait()
             for number, handler in previous.items():
                 signal.signal(number, handler)
-        return codes
 
-    def _start(self, number: int, task: Task) -> None:
+    @property
+    def has_room(self) -> bool:
+        """Whether a worker is free."""
+        return bool(self._free)
+
+    def wait(self) -> None:
+        """Wait until tasks may have ended."""
+        time.sleep(_POLL_S)
+
+    def start(self, number: int, task: Task) -> None:
+        """Start a task on a free worker.
+
+        Raises:
+            OSError: it cannot be started.
+        """
         worker = self._free[-1]
         task.log.parent.mkdir(parents=True, exist_ok=True)
         with task.log.open("ab") as log:
@@ -106,7 +126,7 @@ class Pool:
         if self.stopping:  # the signal arrived during the start
             process.terminate()
 
-    def _collect(self) -> list[tuple[int, int]]:
+    def collect(self) -> list[tuple[int, int]]:
         """Return the indices and exit codes of tasks that have ended."""
         codes = [(number, process.poll()) for number, (process, _) in self._running.items()]
         done = [(number, code) for number, code in codes if code is not None]

@@ -123,6 +123,22 @@ def submit(
         raise UserError("sbatch", name, f"failed: {error}", "Try again, or ask your administrator.") from None
 
 
+def submit_script(text: str) -> str:
+    """Queue a script of one job; return the job number.
+
+    Raises:
+        UserError: sbatch fails.
+    """
+    with _clean_environment():
+        done = subprocess.run(
+            ["sbatch", "--parsable"], input=text, capture_output=True, text=True, check=False
+        )
+    if done.returncode != 0:
+        message = f"failed: {' '.join(done.stderr.split())}"
+        raise UserError("sbatch", _summary(text), message, "Try again, or ask your administrator.")
+    return done.stdout.strip().partition(";")[0]
+
+
 def log_of(job_id: str, folder: Path) -> Path:
     """Path of the job log: output of the batch shell, of rank 0, and errors of the nodes."""
     return folder / f"job-{job_id}.log"

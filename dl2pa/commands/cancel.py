@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     selected = [submission for job in args.job for submission in submissions.find(job)]
     states = jobs.states(submission.job_id for submission in selected)
-    outcomes = {s.job_id: _end(s, states[s.job_id], now=args.now) for s in selected}
+    outcomes = {s.job_id: end_job(s, states[s.job_id], now=args.now) for s in selected}
     if args.json:
         say({"jobs": [{"job_id": k, "outcome": v} for k, v in outcomes.items()]}, True, "")
     for job_id, outcome in outcomes.items():
@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
-def _end(submission: Submission, state: jobs.JobState, *, now: bool) -> str:
+def end_job(submission: Submission, state: jobs.JobState, *, now: bool) -> str:
     """End one job; return a description of what was done."""
     run, job_id = RunDirectory(submission.run_dir), submission.job_id
     if not state.is_live:

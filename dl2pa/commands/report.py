@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from dl2pa.commands.options import add_run, add_tables, nonempty_path, nonempty_text
 from dl2pa.commands.output import note, say, table
@@ -13,12 +15,14 @@ from dl2pa.config.published import published_file
 from dl2pa.errors import EXIT_DONE, UserError
 from dl2pa.reporting import Comparison, compare, find_runs, read_run, record, write_report
 from dl2pa.reporting.compare import Entry
+from dl2pa.reporting.document import Block
 from dl2pa.reporting.paired import METRICS, compare_paired, compose_paired, paired_record
 from dl2pa.reporting.runs import Run, Unfinished
+from dl2pa.search.journal import is_search
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_run(parser, nargs="*")
+    add_run(parser, nargs="*", help="run directories, or the folder of one search")
     parser.add_argument(
         "--all", type=nonempty_path, metavar="DIR", help="every run in this folder, at any depth"
     )
@@ -63,6 +67,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("--metric", args.metric, "requires --paired", "Add --paired VARIANT, or remove it.")
     if args.uri is not None:
         _check_uri(args)
+    if any(is_search(path) for path in args.run):
+        return _search(args)
     paths = find_runs(args.run, args.all)
     published = published_file(args.tables) if args.published or args.tables else None
     comparison = compare([read_run(path) for path in paths], published)
@@ -118,7 +124,6 @@ def _refuse_with(option: str, args: argparse.Namespace) -> None:
 def _compare(args: argparse.Namespace) -> int:
     """Compare two runs."""
     from dl2pa.reporting.differences import compare_runs, compose_differences
-    from dl2pa.reporting.document import to_markdown
     from dl2pa.reporting.write import write_document
 
     if args.run:
@@ -132,12 +137,45 @@ def _compare(args: argparse.Namespace) -> int:
     differences = compare_runs(first, second, args.all)
     blocks, content = compose_differences(differences), asdict(differences)
     files = [] if args.out is None else write_document(blocks, content, args.out)
-    if args.json:
+    _show_document(blocks, content, files, args.json)
+    return EXIT_DONE
+
+
+def _show_document(
+    blocks: Sequence[Block], content: dict[str, Any], files: Sequence[Path], as_json: bool
+) -> None:
+    from dl2pa.reporting.document import to_markdown
+
+    if as_json:
         say({**content, "files": [str(path) for path in files]}, True, "")
-        return EXIT_DONE
+        return
     print(to_markdown(blocks), end="", flush=True)  # noqa: T201
     for path in files[:2]:
         note(f"written: {path}")
+
+
+def _search(args: argparse.Namespace) -> int:
+    """Show the results of a search."""
+    from dl2pa.reporting.search_report import compose_search
+    from dl2pa.reporting.write import write_document
+    from dl2pa.search.results import load_search_results
+
+    if len(args.run) > 1:
+        remedy = "Give one search, or run directories only."
+        raise UserError("run", str(args.run[1]), "cannot be combined with a search", remedy)
+    others = {
+        "--all": args.all,
+        "--published": args.published,
+        "--tables": args.tables,
+        "--mlflow": args.mlflow,
+    }
+    for option, value in others.items():
+        if value:
+            raise UserError(option, str(value), "cannot be combined with a search", "Remove one of them.")
+    content = load_search_results(args.run[0])
+    blocks = compose_search(content)
+    files = [] if args.out is None else write_document(blocks, content, args.out)
+    _show_document(blocks, content, files, args.json)
     return EXIT_DONE
 
 

@@ -149,7 +149,7 @@ def _run(request: SweepRequest, args: argparse.Namespace) -> int:
         raise UserError("--best", str(args.best), "cannot be combined with --slurm", remedy)
     if args.slurm:
         return _submit(specs, request, args)
-    _refuse_slurm_options(args)
+    refuse_slurm_options(args)
     plans = plan_runs(specs, args.run_dir or Path("runs"), in_folder=True)
     tag = _tag(request.name, [plan.config for plan in plans])
     pending, outcomes = _sort(plans)
@@ -163,7 +163,8 @@ def _run(request: SweepRequest, args: argparse.Namespace) -> int:
     for plan in pending:
         check_resume(plan, data[plan.config.data.model_dump_json()])
     check_initial_weights(pending)
-    tasks = [_task(plan, tag, parallel) for plan in pending]
+    tagged = [f"tracking.tags.sweep={json.dumps(tag)}"]
+    tasks = [train_task(plan, parallel, tagged) for plan in pending]
     if args.dry_run and args.json:
         say({"commands": [task.command for task in tasks]}, True, "")
         return EXIT_DONE
@@ -302,9 +303,14 @@ def _tag(name: str, configs: Sequence[Config]) -> str:
     return f"{name}-{hashlib.sha256(prints.encode()).hexdigest()[:8]}"
 
 
-def _task(plan: RunPlan, tag: str, parallel: int) -> Task:
-    """Return the `dl2pa train` command that starts or resumes the run; concurrent runs share the cores."""
-    extra = [f"tracking.tags.sweep={json.dumps(tag)}"]
+def train_task(plan: RunPlan, parallel: int, overrides: Sequence[str] = ()) -> Task:
+    """Return the `dl2pa train` command that starts or resumes the run; concurrent runs share the cores.
+
+    Args:
+        parallel: number of concurrent runs.
+        overrides: in addition to those of the plan.
+    """
+    extra = list(overrides)
     if parallel > 1 and plan.config.launch.threads is None:
         threads = max(1, usable_cores() // (parallel * plan.nproc))
         extra.append(f"launch.threads={threads}")
@@ -328,7 +334,8 @@ def worker_environments(configs: Sequence[Config], parallel: int) -> list[dict[s
     return [{"CUDA_VISIBLE_DEVICES": gpus[worker % len(gpus)]} for worker in range(parallel)]
 
 
-def _refuse_slurm_options(args: argparse.Namespace) -> None:
+def refuse_slurm_options(args: argparse.Namespace) -> None:
+    """Refuse the options of a SLURM job without --slurm."""
     from dl2pa.commands.submit import REQUEST_OPTIONS
 
     for key in REQUEST_OPTIONS:

@@ -54,7 +54,7 @@ def run_pool(pool: Pool, pending: Sequence[RunPlan], tasks: Sequence[Task]) -> d
         progress.started(number)
 
     def on_end(number: int, code: int) -> None:
-        outcome = _outcome(pending[number], code, pool.stopping, log_sizes[number])
+        outcome = outcome_of(pending[number], code, pool.stopping, log_sizes[number])
         outcomes[number] = outcome
         top1 = outcome.record()["top1_last"]
         details = outcome.error or (f"top-1 {top1:.2f} %" if top1 else "")
@@ -72,7 +72,13 @@ def damaged(plan: RunPlan, error: DamagedFile) -> Outcome:
     return Outcome(plan, "failed", EXIT_USER_ERROR, str(error))
 
 
-def _outcome(plan: RunPlan, code: int, stopping: bool, log_start: int) -> Outcome:
+def outcome_of(plan: RunPlan, code: int, stopping: bool, log_start: int) -> Outcome:
+    """Return the outcome of an attempt by its exit code.
+
+    Args:
+        stopping: whether the attempt was asked to stop.
+        log_start: size of its log before the attempt.
+    """
     if code == EXIT_DONE:
         return Outcome(plan, "finished", code)
     if code == EXIT_STOPPED or (stopping and code < 0):

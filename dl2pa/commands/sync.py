@@ -29,6 +29,7 @@ def run(args: argparse.Namespace) -> int:
     from dl2pa.config.tracking import check_uri
     from dl2pa.reporting.runs import find_runs
     from dl2pa.rundir import RunDirectory
+    from dl2pa.search.journal import is_search
 
     if args.uri is not None:
         check_uri("--uri", args.uri)
@@ -38,6 +39,8 @@ def run(args: argparse.Namespace) -> int:
     if args.all is not None:
         named = {path.resolve() for path in paths}
         others = [path for path in find_runs([], args.all) if path.resolve() not in named]
+        searches = [path for path in dict.fromkeys(path.parent for path in others) if is_search(path)]
+        others += [path for path in searches if path.resolve() not in named]
         paths += [path for path in others if RunDirectory(path).spool.exists()]
     reports = [_sync(path, args.uri, keep_going=args.all is not None) for path in paths]
     failed = [report for report in reports if report.get("error")]
@@ -62,10 +65,14 @@ def _sync(path: Path, uri: str | None, *, keep_going: bool) -> dict[str, Any]:
     from dl2pa.config import load_recorded_config
     from dl2pa.ownership import is_owned
     from dl2pa.rundir import RunDirectory
+    from dl2pa.search.journal import is_running, is_search
     from dl2pa.tracking import choose_uri, sync
 
     directory = RunDirectory(path)
     try:
+        if is_search(path):
+            report = sync(path, uri, alive=is_running(path))
+            return {key: _plain(value) for key, value in dataclasses.asdict(report).items()}
         if not directory.config.is_file():
             raise UserError("run", str(path), "is not a run directory", "Give the folder of a run.")
         recorded = choose_uri(load_recorded_config(directory.config).tracking.uri, path.absolute().parent)

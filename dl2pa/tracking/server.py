@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +31,8 @@ COPIED_TAG = "dl2pa.copied_from"
 """run_uuid of the run whose directory was copied."""
 EXPERIMENT_ID, RUN_ID = "@experiment@", "@run@"
 """Placeholders for MLflow ids in tag values that are written before the ids are known."""
+PARENT_TAG = "mlflow.parentRunId"
+"""MLflow's tag with the id of the run that a run is shown below."""
 MAX_METRICS = 1000
 MAX_PARAMS = 100
 _STATUS = {"finished": "FINISHED", "failed": "FAILED", "stopped": "KILLED", "killed": "KILLED"}
@@ -52,6 +55,16 @@ class Point(NamedTuple):
     value: float
     time: int
     step: int
+
+
+def parent_reference(run_uuid: str, name: str) -> str:
+    """Value of `PARENT_TAG` that names the parent by its own id; each server replaces it by MLflow's.
+
+    Args:
+        run_uuid: see `Identity`.
+        name: name of the parent, in case it has to be created.
+    """
+    return f"@parent@{run_uuid}@{name}"
 
 
 class RunDeleted(RuntimeError):
@@ -138,7 +151,10 @@ class Server:
         """Set tags; the last value wins."""
         from mlflow.entities import RunTag
 
-        entities = [RunTag(name, self._with_ids(value)) for name, value in tags.items()]
+        entities = [
+            RunTag(name, self._parent_id(value) if name == PARENT_TAG else self._with_ids(value))
+            for name, value in tags.items()
+        ]
         for first in range(0, len(entities), MAX_PARAMS):
             self._log_all("tags", entities[first : first + MAX_PARAMS])
 
@@ -157,6 +173,19 @@ class Server:
 
     def _with_ids(self, value: str) -> str:
         return value.replace(EXPERIMENT_ID, self._experiment_id).replace(RUN_ID, self.run_id)
+
+    def _parent_id(self, value: str) -> str:
+        """Return MLflow's id of a parent; see `parent_reference`. It is created if its own events are sent later."""
+        if not value.startswith("@parent@"):
+            return value
+        run_uuid, _, name = value.removeprefix("@parent@").partition("@")
+        if not re.fullmatch(r"[0-9a-f]{32}", run_uuid):  # it is inserted into a query to the server
+            return value
+        parent = self._find_run(self._experiment_id, Identity(run_uuid, "", name, 0), None)
+        if parent is None:
+            tags = {RUN_TAG: run_uuid}
+            parent = self._client.create_run(self._experiment_id, run_name=name, tags=tags)
+        return str(parent.info.run_id)
 
     def send_artifact(self, path: Path, folder: str) -> None:
         """Upload a file or folder and replace the existing one; a missing file is counted as refused."""

@@ -19,7 +19,10 @@ from typing import Any
 
 import pytest
 
+from dl2pa.config import Config
 from dl2pa.rundir import RunDirectory
+from dl2pa.search.journal import State, Trial
+from dl2pa.search.tracking import SearchTracker
 from dl2pa.tracking import Tracker, local_uri, sync
 from dl2pa.tracking.server import COPIED_TAG, RUN_TAG
 from dl2pa.tracking.spool import read_events
@@ -408,3 +411,38 @@ def test_a_restarted_server_gets_all_events(
     assert client.get_run(tracker.mlflow_run_id).info.status == "FINISHED"
     assert_same(client, tracker.mlflow_run_id, tmp_path)
     assert len(spooled_points(tmp_path)["loss"]) == 1900
+
+
+def test_trials_are_nested_below_their_search_in_any_order_of_arrival(
+    mlflow_server: MlflowServer, tmp_path: Path
+) -> None:
+    """A trial is sent before the search, as by `dl2pa sync`, and one after it."""
+    config = Config.model_validate({"tracking": {"experiment": "a search"}})
+    trials = {trial: Trial(trial, {}, {}, state="finished", value=90.0 + trial) for trial in range(2)}
+    search = SearchTracker(tmp_path / "lr", "lr", config, None)
+    search.start({"metric": "top1"})
+    search.ended(State(None, [*trials.values()], [*trials.values()]), maximize=True)
+    search.finish("Best: trial 1.", finished=True)
+
+    def send_trial(number: int) -> str:
+        run = tmp_path / "lr" / f"trial-{number:03d}"
+        name = f"lr-{number:03d}"
+        tracker = Tracker(run, enabled=True, uri=None, experiment="a search", run_name=name, attempt=1)
+        tracker.start({}, search.tags(number))
+        tracker.finish("finished")
+        return str(sync(run, mlflow_server.uri).run_id)
+
+    client = mlflow.MlflowClient(mlflow_server.uri)
+    first = send_trial(0)
+    parent = sync(tmp_path / "lr", mlflow_server.uri).run_id
+    second = send_trial(1)
+    assert [client.get_run(run).data.tags["mlflow.parentRunId"] for run in (first, second)] == [parent] * 2
+    run = client.get_run(str(parent))
+    assert (run.info.run_name, run.info.status, run.data.params["search.metric"]) == (
+        "lr",
+        "FINISHED",
+        "top1",
+    )
+    assert run.data.tags["mlflow.note.content"] == "Best: trial 1."
+    assert recorded_points(client, str(parent)) == spooled_points(tmp_path / "lr")
+    assert run.data.metrics == {"search/value": 91.0, "search/best": 91.0}

@@ -70,6 +70,7 @@ ROWS: list[tuple[str, list[str]]] = [
     ("data.root", ["sweep", "c.yaml", FOLDER, "data.root=gone", "--seeds", "0..1"]),
     ("method.prototypes", ["sweep", "c.yaml", "method.prototypes=gone.npy", "--seeds", "0..1"]),
     ("model.init", ["sweep", "c.yaml", "model.init=gone", "--seeds", "0..1"]),
+    ("file", ["search", "c.yaml"]),
     ("run", ["evaluate", "gone"]),
     ("run", ["evaluate", "started"]),
     ("run", ["evaluate", "submitted", "--checkpoint", "latest"]),

@@ -27,7 +27,7 @@ from dl2pa.config.warnings import warnings
 from dl2pa.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[4]
-NOT_CONFIGS = {"_base", "sweeps", "published.yaml"}
+NOT_CONFIGS = {"_base", "searches", "sweeps", "published.yaml"}
 CONFIGS = sorted(p for p in (ROOT / "configs").rglob("*.yaml") if not NOT_CONFIGS & set(p.parts))
 
 

@@ -178,6 +178,7 @@ class RunDirectory:
         self.confusion_page = root / "confusion.html"
         self.confusion_pairs = root / "confusion_pairs.csv"
         self.per_class_page = root / "per_class.html"
+        self.nearest_page = root / "nearest.html"
         self.per_class_csv = root / "per_class.csv"
         self.per_class_json = root / "per_class.json"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ from pipelines.datasets.table import ImageTable
 from pipelines.decode_pillow import PillowDecoder
 from pipelines.encoded import FaultLimits, ImageReader
 from pipelines.files import ImageFilePipeline
-from pipelines.sampler import EvalSampler
+from pipelines.sampler import SubsetSampler
 from pipelines.single import evaluation_transforms
 
 
@@ -66,9 +66,9 @@ def open_batches(
     preprocessing: Mapping[str, Any],
     options: BulkOptions,
     device: torch.device,
-    first_step: int = 0,
+    samples: Sequence[int] | None = None,
 ) -> Generator[Generator[ImageBatch]]:
-    """Yield an iterator over the steps of a table, in order, from `first_step` on; closes its threads at the end.
+    """Yield an iterator over the steps of a table, or of `samples` of it, in order; closes its threads at the end.
 
     Args:
         preprocessing: of the description of a model.
@@ -76,20 +76,18 @@ def open_batches(
     transforms = evaluation_transforms(**preprocessing)
     reader = _Reader(table, transforms, 0, FaultLimits())
     decoder = PillowDecoder(transforms.image_size, options.threads, transforms.interpolation)
-    sampler = EvalSampler(len(table), options.batch)
+    sampler = SubsetSampler(tuple(range(len(table)) if samples is None else samples), options.batch)
     with _quiet("pipelines.files"):
         pipeline = ImageFilePipeline(reader, transforms, sampler, decoder, device, options.threads)
         try:
-            yield _batches(pipeline, reader, sampler, first_step)
+            yield _batches(pipeline, reader, sampler)
         finally:
             pipeline.close()
 
 
-def _batches(
-    pipeline: ImageFilePipeline, reader: _Reader, sampler: EvalSampler, first_step: int
-) -> Generator[ImageBatch]:
-    pipeline.start(0, first_step)
-    for step, batch in enumerate(pipeline, first_step):
+def _batches(pipeline: ImageFilePipeline, reader: _Reader, sampler: SubsetSampler) -> Generator[ImageBatch]:
+    pipeline.start(0)
+    for step, batch in enumerate(pipeline):
         all_samples = sampler.indices(0, step)
         samples = batch.indices[: batch.valid].cpu().numpy()
         missing = np.setdiff1d(all_samples, samples).tolist()

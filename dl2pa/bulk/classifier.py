@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,9 +41,11 @@ class BulkClassifier:
         digest.update(classifier.class_vectors.data)
         return digest.hexdigest()
 
-    def embeddings(self, table: ImageTable, first_step: int = 0) -> Generator[tuple[ImageBatch, Tensor]]:
-        """Unit embeddings [n, d], float32 on the host, of each step from `first_step` on."""
-        for batch in self._batches(table, first_step):
+    def embeddings(
+        self, table: ImageTable, samples: Sequence[int] | None = None
+    ) -> Generator[tuple[ImageBatch, Tensor]]:
+        """Unit embeddings [n, d], float32 on the host, of each step of the table or of `samples` of it."""
+        for batch in self._batches(table, samples):
             if not len(batch.samples):
                 yield batch, torch.empty(0, self.classifier.head.vectors.shape[1])
                 continue
@@ -55,14 +57,14 @@ class BulkClassifier:
         self, table: ImageTable, top: int
     ) -> Generator[tuple[ImageBatch, list[list[Prediction]]]]:
         """The `top` most probable classes of each image of each step."""
-        for batch in self._batches(table, 0):
+        for batch in self._batches(table, None):
             yield batch, self._predict(batch.images).top(top) if len(batch.samples) else []
 
     def _predict(self, images: Tensor) -> Predictions:
         with autocast(self.precision, self.classifier.device):
             return self.classifier.predict_prepared([images])
 
-    def _batches(self, table: ImageTable, first_step: int) -> Generator[ImageBatch]:
+    def _batches(self, table: ImageTable, samples: Sequence[int] | None) -> Generator[ImageBatch]:
         preprocessing = self.classifier.description["preprocessing"]
-        with open_batches(table, preprocessing, self.options, self.classifier.device, first_step) as batches:
+        with open_batches(table, preprocessing, self.options, self.classifier.device, samples) as batches:
             yield from batches

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 import zipfile
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing, contextmanager
@@ -61,9 +62,17 @@ class EmbeddingFile:
         return self.parts / f"{number:06d}.npz"
 
     def compute(
-        self, bulk: BulkClassifier, table: ImageTable, columns: Columns, progress: Progress
+        self,
+        bulk: BulkClassifier,
+        table: ImageTable,
+        columns: Columns,
+        progress: Progress,
+        elsewhere: Callable[[], None] | None = None,
     ) -> dict[int, str]:
         """Compute the missing chunks and write the file; return the unreadable images with the reasons.
+
+        Args:
+            elsewhere: computes the missing chunks in other processes, by ``compute_share``.
 
         Raises:
             UserError: the folder of chunks has those of other images or another model, or is in use (``--out``).
@@ -79,8 +88,14 @@ class EmbeddingFile:
         with _locked(self.parts / ".lock", self.path):
             self._check(identity)
             write_json(self.record, identity, indent=1)
-            count = self._compute_missing(bulk, table, progress)
-            chunks = [self.chunk(i) for i in range(count)]
+            missing = self.missing_chunks(bulk, table)
+            progress(self._done(bulk, table, missing), len(table))
+            if missing and elsewhere is not None:
+                with self._watch(bulk, table, progress):
+                    elsewhere()
+            elif missing:
+                self.compute_share(bulk, table, missing, progress)
+            chunks = [self.chunk(i) for i in range(self._count(bulk, table))]
             _WRITERS[self.path.suffix.lower()](self.path, chunks, columns)
             failures: dict[int, str] = {}
             for chunk in map(_read, chunks):
@@ -96,25 +111,59 @@ class EmbeddingFile:
             remedy = "Repeat that command, give another --out, or remove that folder."
             raise UserError("--out", str(self.path), message, remedy)
 
-    def _compute_missing(self, bulk: BulkClassifier, table: ImageTable, progress: Progress) -> int:
-        """Compute the chunks that do not exist, which are the last ones; return the number of chunks."""
-        batch = bulk.options.batch
-        steps = max(1, _IMAGES // batch)
-        count = -(-len(table) // (steps * batch))
-        first = next((i for i in range(count) if not self.chunk(i).is_file()), count)
-        progress(min(first * steps * batch, len(table)), len(table))
-        if first == count:
-            return count
-        last_step = -(-len(table) // batch) - 1
-        rows: list[Chunk] = []
-        with closing(bulk.embeddings(table, first * steps)) as embedded:
-            for step, (images, vectors) in enumerate(embedded, first * steps):
+    def missing_chunks(self, bulk: BulkClassifier, table: ImageTable) -> list[int]:
+        """Numbers of the chunks that do not exist, ascending."""
+        return [i for i in range(self._count(bulk, table)) if not self.chunk(i).is_file()]
+
+    def compute_share(
+        self, bulk: BulkClassifier, table: ImageTable, numbers: Sequence[int], progress: Progress
+    ) -> None:
+        """Compute and write some chunks, given by ascending numbers."""
+        batch, steps = bulk.options.batch, _steps(bulk)
+        samples = [i for number in numbers for i in _samples(bulk, table, number)]
+        before, rows = self._done(bulk, table, self.missing_chunks(bulk, table)), list[Chunk]()
+        last = -(-len(samples) // batch) - 1
+        with closing(bulk.embeddings(table, samples)) as embedded:
+            for step, (images, vectors) in enumerate(embedded):
                 rows.append(Chunk(vectors.numpy().astype(self.dtype), images.samples, images.failures))
-                progress(min((step + 1) * batch, len(table)), len(table))
-                if (step + 1) % steps == 0 or step == last_step:
-                    _write(self.chunk(step // steps), rows)
+                progress(before + min((step + 1) * batch, len(samples)), len(table))
+                if (step + 1) % steps == 0 or step == last:
+                    _write(self.chunk(numbers[step // steps]), rows)
                     rows = []
-        return count
+
+    def _count(self, bulk: BulkClassifier, table: ImageTable) -> int:
+        return -(-len(table) // (_steps(bulk) * bulk.options.batch))
+
+    def _done(self, bulk: BulkClassifier, table: ImageTable, missing: Sequence[int]) -> int:
+        return len(table) - sum(len(_samples(bulk, table, number)) for number in missing)
+
+    @contextmanager
+    def _watch(self, bulk: BulkClassifier, table: ImageTable, progress: Progress) -> Generator[None]:
+        """Context in which the chunks that other processes write are shown as progress, once a second."""
+        ended = threading.Event()
+
+        def watch() -> None:
+            while not ended.wait(1.0):
+                progress(self._done(bulk, table, self.missing_chunks(bulk, table)), len(table))
+
+        thread = threading.Thread(target=watch, name="dl2pa-progress", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+
+def _steps(bulk: BulkClassifier) -> int:
+    """Batches of a chunk."""
+    return max(1, _IMAGES // bulk.options.batch)
+
+
+def _samples(bulk: BulkClassifier, table: ImageTable, number: int) -> range:
+    """Images of a chunk, readable or not."""
+    size = _steps(bulk) * bulk.options.batch
+    return range(number * size, min((number + 1) * size, len(table)))
 
 
 def _write(path: Path, rows: Sequence[Chunk]) -> None:

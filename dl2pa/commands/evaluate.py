@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dl2pa.commands.options import add_checkpoint, add_overrides, add_run
-from dl2pa.commands.output import note, say, table
+from dl2pa.commands.options import add_checkpoint, add_overrides, add_run, resolve_nproc_option
+from dl2pa.commands.output import note, say, short, table
 from dl2pa.errors import EXIT_DONE, UserError
 from dl2pa.process import torchrun_ranks
+from dl2pa.terms import term
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from dl2pa.config import Config
     from dl2pa.evaluation.ranks import Job
     from dl2pa.evaluation.sets import NamedSet
@@ -74,20 +73,21 @@ def run(args: argparse.Namespace) -> int:
 
     _check_overrides(args.overrides)
     _check_options(args)
-    alone = not (args.sets or args.ood or args.retrieval or args.nproc)
+    alone = not (args.sets or args.ood or args.retrieval or args.embedding or args.nproc)
     if torchrun_ranks() is not None and not alone:
         message = "starts this command several times"
         raise UserError("environment", "torchrun", message, "Run it once, with --nproc N.")
     folders, ood = parse_folders(SET, args.sets), parse_folders(OOD, args.ood)
     config = load_run_config(args.run, args.overrides)
     check_input(config)
-    nproc = _nproc(args.nproc, config)
+    nproc = resolve_nproc_option(args.nproc, config.launch.device)
     check_weights(args.run, args.checkpoint)
     sets, outside = open_sets(SET, folders), open_sets(OOD, ood, flat=True)
     needs_validation = not sets or bool(outside)
     val = open_split(config, "val") if needs_validation else None
     if args.embedding:
-        return _embedding(args, config, val)
+        assert val is not None, "opened without sets"
+        return _embedding(args, config, nproc, val)
     if not (sets or outside or args.retrieval):
         return _validate(args, config, nproc, val)
     return _measure(args, config, nproc, val, sets, outside)
@@ -102,26 +102,6 @@ def _check_options(args: argparse.Namespace) -> None:
     if args.only_present_classes and (args.retrieval or not args.sets):
         message = "chooses among the classes of a set, which this command does not classify"
         raise UserError("--only-present-classes", True, message, "Remove it, or add --set NAME=DIR.")
-    if args.nproc is not None and (args.embedding or args.ood or args.retrieval):
-        message = "--embedding, --ood and --retrieval run in one process"
-        raise UserError("--nproc", args.nproc, message, "Remove it.")
-
-
-def _nproc(value: str | None, config: Config) -> int:
-    """Number of processes.
-
-    Raises:
-        UserError: neither a positive number nor `auto`.
-    """
-    from dl2pa.gpus import resolve_nproc
-
-    if value is None:
-        return 1
-    if value == "auto":
-        return resolve_nproc("auto", config.launch.device)
-    if not value.isdecimal() or int(value) < 1:
-        raise UserError("--nproc", value, "must be a positive number or auto", "Give for example --nproc 2.")
-    return int(value)
 
 
 def _check_overrides(overrides: Sequence[str]) -> None:
@@ -151,7 +131,16 @@ def _validate(args: argparse.Namespace, config: Config, nproc: int, val: Dataset
         if not world.is_main:
             return EXIT_DONE
     say(metrics_of(result), args.json, f"{args.run}:")
+    same_data = not any(override.startswith("data.") for override in args.overrides)
+    if result.temperature is not None and same_data and _is_fitted_on_validation(args.run):
+        note("the temperature was fitted on the validation split; its results by cross-fitting: result.json")
     return EXIT_DONE
+
+
+def _is_fitted_on_validation(run: Path) -> bool:
+    from dl2pa.rundir import RunDirectory
+
+    return RunDirectory(run).read_result().get("calibrated_on") == "validation"
 
 
 def _join(config: Config, nproc: int) -> World:
@@ -181,11 +170,11 @@ def _measure(
 
     recorder = Recorder(args.run, config) if args.checkpoint == "final" else None
     job = _job(args, model_file(args.run, config, args.checkpoint), sets)
-    session = Session(config, job, recorder, _join(config, nproc))
+    session = Session(config, job, recorder, _join(config, nproc), nproc)
     if args.retrieval:
         session.retrieve(sets, val)
     elif sets:
-        session.classify(sets, nproc)
+        session.classify(sets)
     if outside:
         assert val is not None, "opened for out-of-distribution sets"
         session.detect(outside, val)
@@ -212,40 +201,33 @@ def _print(results: dict[str, dict[str, Any]], as_json: bool) -> None:
         return
     sets = results.get("sets", {})
     if sets:
-        head = ("set", "images", "classes", "correct", "top-1 %", "95 % interval", "top-5 %", "ece %")
-        table([head, *(_row(name, result) for name, result in sets.items())])
+        calibrated = next(iter(sets.values())).get("temperature") is not None
+        names = [*_PROBABILITIES, *(_CALIBRATED if calibrated else {})]
+        head = ("set", "images", "classes", "correct", "top-1 %", "95 % interval", "top-5 %")
+        table([(*head, *map(term, names)), *(_row(name, result, names) for name, result in sets.items())])
     for kind in ("retrieval", "ood"):
         for name, result in results.get(kind, {}).items():
             say(result, False, f"{kind}, {name}:")
 
 
-def _row(name: str, result: dict[str, Any]) -> tuple[str, ...]:
+_PROBABILITIES, _CALIBRATED = ("ece", "nll"), ("ece_calibrated", "nll_calibrated", "temperature")
+
+
+def _row(name: str, result: dict[str, Any], names: Sequence[str]) -> tuple[str, ...]:
     counts = (f"{result[key]:,}" for key in ("num_validated", "num_classes", "num_correct"))
     interval = f"{result['top1_low']:.2f} to {result['top1_high']:.2f}"
-    top1, top5, ece = (f"{result[key]:.2f}" for key in ("top1", "top5", "ece"))
-    return name, *counts, top1, interval, top5, ece
+    percentages = f"{result['top1']:.2f}", interval, f"{result['top5']:.2f}"
+    return name, *counts, *percentages, *(short(result[key]) for key in names)
 
 
-def _embedding(args: argparse.Namespace, config: Config, val: Dataset | None) -> int:
+def _embedding(args: argparse.Namespace, config: Config, nproc: int, val: Dataset) -> int:
     """Evaluate the embedding; a data set with other classes than those of training measures transfer."""
+    from dl2pa.evaluation.session import Session
     from dl2pa.recorded_run import load_run_config
-    from dl2pa.training.data import build_eval_pipeline, open_split
-    from dl2pa.training.embedding import embed, measure_quality
-    from dl2pa.training.train_state import autocast
-    from dl2pa.training.weights import load_weights
+    from dl2pa.training.weights import model_file
 
-    assert val is not None, "opened without sets"
-    world = _join(config, 1)
-    weights = load_weights(args.run, load_run_config(args.run, []), args.checkpoint).to(world.device)
-
-    def embed_split(dataset: Dataset) -> tuple[Tensor, Tensor]:
-        pipeline = build_eval_pipeline(config, dataset, world)
-        with autocast(config.train.precision, world.device):
-            embeddings = embed(weights, pipeline)
-        pipeline.close()
-        return embeddings
-
-    train = open_split(config, "train")
-    quality = measure_quality(*embed_split(train), *embed_split(val), len(train.classes))
+    world = _join(config, nproc)
+    model = model_file(args.run, load_run_config(args.run, []), args.checkpoint)
+    quality = Session(config, _job(args, model, []), None, world, nproc).embedding(val)
     say(quality.metrics(), args.json, f"{args.run}, embedding:")
     return EXIT_DONE

@@ -196,3 +196,23 @@ def add_slurm_request(parser: argparse.ArgumentParser) -> None:
         help="profile of the site file; none: only its defaults",
     )
     add("--after", type=nonempty_text, metavar="JOB", help="start after this job has succeeded")
+
+
+def resolve_nproc_option(value: str | None, device: str) -> int:
+    """Number of processes on this machine that `--nproc` gives; 1 without it.
+
+    Args:
+        device: auto, cpu, cuda or cuda:N.
+
+    Raises:
+        UserError: neither a positive number nor `auto`.
+    """
+    from dl2pa.gpus import resolve_nproc
+
+    if value is None:
+        return 1
+    if value == "auto":
+        return resolve_nproc("auto", device)
+    if not value.isdecimal() or int(value) < 1:
+        raise UserError("--nproc", value, "must be a positive number or auto", "Give for example --nproc 2.")
+    return int(value)

@@ -8,14 +8,16 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from dl2pa.terms import term
+
 
 def say(result: Mapping[str, Any], as_json: bool, title: str) -> None:
     """Print a result: JSON as the last line of standard output, or a two-column table."""
     if as_json:
         print(json.dumps(result), flush=True)  # noqa: T201
         return
-    width = max((len(key) for key in result), default=0)
-    lines = [title, *(f"  {key:<{width}}  {short(value)}" for key, value in result.items())]
+    width = max((len(term(key)) for key in result), default=0)
+    lines = [title, *(f"  {term(key):<{width}}  {short(value)}" for key, value in result.items())]
     print("\n".join(lines), flush=True)  # noqa: T201
 
 

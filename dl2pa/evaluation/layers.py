@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +21,9 @@ from dl2pa.specs import MAX_LOGITS
 from dl2pa.training.data import build_eval_pipeline, build_subset_pipeline
 from dl2pa.training.distributed import World
 from dl2pa.training.train_state import autocast
+from pipelines.batch import Pipeline
 from pipelines.dataset import Dataset, num_samples
+from pipelines.encoded import too_many
 
 NEIGHBORS = 50
 """The k-NN score is the distance to the 50th nearest training image, as in Sun et al. (ICML 2022) for CIFAR-10."""
@@ -33,13 +38,64 @@ class Layers:
 
     Attributes:
         embedding: embeddings [N, d], not normalized.
-        backbone: features of the backbone [N, p], the input of the projection head.
+        backbone: features of the backbone [N, p], the input of the projection head; [N, 0] if they were not computed.
         labels: int64 [N].
+        samples: int64 [N], numbers of the images in the data set.
+        missing, allowed: number of unreadable images, which are left out, and how many may be.
     """
 
     embedding: Tensor
     backbone: Tensor
     labels: Tensor
+    samples: Tensor
+    missing: int
+    allowed: int
+
+    @property
+    def unit(self) -> Tensor:
+        """Unit embeddings [N, d]."""
+        return F.normalize(self.embedding, dim=1)
+
+    def to(self, device: torch.device) -> Layers:
+        """The same on a device."""
+        return replace(self, **{name: getattr(self, name).to(device) for name in _TENSORS})
+
+    def save(self, path: Path) -> None:
+        """Write the arrays to an ``.npz`` file."""
+        arrays: dict[str, Any] = {name: getattr(self, name).cpu().numpy() for name in _TENSORS}
+        with path.open("wb") as file:
+            np.savez(file, **arrays, counts=np.array([self.missing, self.allowed]))
+
+    @classmethod
+    def load(cls, path: Path) -> Layers:
+        """Read a file written by ``save``."""
+        with np.load(path, allow_pickle=False) as stored:
+            tensors = {name: torch.from_numpy(stored[name]) for name in _TENSORS}
+            missing, allowed = stored["counts"].tolist()
+        return cls(**tensors, missing=missing, allowed=allowed)
+
+
+_TENSORS = ("embedding", "backbone", "labels", "samples")
+
+
+def join_layers(parts: Sequence[Layers], root: str) -> Layers:
+    """Join the shares of all processes, in the data set's order.
+
+    Args:
+        root: folder of the images, for messages.
+
+    Raises:
+        UserError: no image could be read, or more are unreadable than allowed.
+    """
+    missing, allowed = sum(part.missing for part in parts), parts[0].allowed
+    if missing > allowed:
+        raise too_many(False, missing, f"exceed the {allowed} allowed")
+    readable = [part for part in parts if len(part.labels)]
+    if not readable:
+        raise UserError("data", root, "contains no image that can be read", "Check the files.")
+    order = torch.cat([part.samples for part in readable]).argsort()
+    tensors = {name: torch.cat([getattr(part, name) for part in readable])[order] for name in _TENSORS}
+    return Layers(**tensors, missing=missing, allowed=allowed)
 
 
 def reference_samples(count: int, limit: int = MAX_REFERENCE) -> NDArray[np.int64]:
@@ -51,42 +107,71 @@ def reference_samples(count: int, limit: int = MAX_REFERENCE) -> NDArray[np.int6
     return np.arange(kept, dtype=np.int64) * count // max(1, kept)
 
 
-@torch.inference_mode()
 def compute_layers(
     config: Config,
     classifier: Classifier,
     dataset: Dataset,
     world: World,
     samples: NDArray[np.int64] | None = None,
+    with_backbone: bool = True,
 ) -> Layers:
-    """Compute both layers for every image, or for `samples`; unreadable images are left out if allowed.
+    """Compute both layers, or only the embedding, for every image or for `samples`.
+
+    Unreadable images are left out if allowed. With several processes, each computes its share of the batches and
+    ``join_layers`` joins them.
 
     Raises:
         UserError: no image could be read, or more are unreadable than allowed.
     """
-    if samples is None or len(samples) == num_samples(dataset):
+    everything = samples is None or len(samples) == num_samples(dataset)
+    if everything and world.size == 1:
         pipeline = build_eval_pipeline(config, dataset, world)
     else:
         batch = config.train.eval_batch_size or config.train.batch_size
-        chosen = tuple(samples.tolist())
-        pipeline = build_subset_pipeline(config, dataset, chosen, batch, world.device, world.threads)
-    embedding: list[Tensor] = []
-    backbone: list[Tensor] = []
-    labels: list[Tensor] = []
-    pipeline.start(0)
+        chosen = np.arange(num_samples(dataset)) if samples is None else samples
+        share = tuple(share_of_batches(chosen, batch, world.rank, world.size).tolist())
+        if not share:
+            return _no_layers(classifier)
+        pipeline = build_subset_pipeline(config, dataset, share, batch, world.device, world.threads)
     try:
         with autocast(config.train.precision, world.device):
-            for batch in pipeline:
-                features = classifier.embedder.backbone(batch.images)
-                embedding.append(classifier.embedder.head(features)[: batch.valid].float())
-                backbone.append(features[: batch.valid].float())
-                labels.append(batch.targets[: batch.valid].clone())
+            result = _forward(classifier, pipeline, with_backbone)
     finally:
         pipeline.close()
-    if not sum(map(len, labels)):
-        root = str(getattr(dataset, "root", "data"))
-        raise UserError("data", root, "contains no image that can be read", "Check the files.")
-    return Layers(torch.cat(embedding), torch.cat(backbone), torch.cat(labels))
+    return join_layers([result], str(getattr(dataset, "root", "data"))) if world.size == 1 else result
+
+
+def _no_layers(classifier: Classifier) -> Layers:
+    empty, numbers = torch.empty(0, classifier.head.vectors.shape[1]), torch.empty(0, dtype=torch.int64)
+    return Layers(empty, torch.empty(0, 0), numbers, numbers, 0, 0)
+
+
+def share_of_batches(samples: NDArray[np.int64], batch: int, rank: int, world_size: int) -> NDArray[np.int64]:
+    """The samples of every `world_size`-th batch from that of the rank on; batches are those of one process."""
+    starts = range(rank * batch, len(samples), world_size * batch)
+    return np.concatenate([samples[:0], *(samples[start : start + batch] for start in starts)])
+
+
+@torch.inference_mode()
+def _forward(classifier: Classifier, pipeline: Pipeline, with_backbone: bool) -> Layers:
+    """Layers of the readable images of a pipeline, in its order."""
+    dim, device = classifier.head.vectors.shape[1], classifier.device
+    embedding, backbone = [torch.empty(0, dim, device=device)], list[Tensor]()
+    numbers = [torch.empty(0, 2, dtype=torch.int64, device=device)]
+    missing = 0
+    pipeline.start(0)
+    for batch in pipeline:
+        missing += batch.missing
+        if not batch.valid:
+            continue
+        features = classifier.embedder.backbone(batch.images)
+        embedding.append(classifier.embedder.head(features)[: batch.valid].float())
+        if with_backbone:
+            backbone.append(features[: batch.valid].float())
+        numbers.append(torch.stack([batch.targets, batch.indices], dim=1)[: batch.valid].clone())
+    labels, samples = torch.cat(numbers).unbind(dim=1)
+    first = torch.cat(backbone) if backbone else torch.empty(len(labels), 0, device=device)
+    return Layers(torch.cat(embedding), first, labels, samples, missing, pipeline.max_bad_images)
 
 
 class Detector:

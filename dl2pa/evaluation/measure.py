@@ -14,7 +14,7 @@ from dl2pa.model.inference import Classifier, load_classifier
 from dl2pa.recorded_run import load_run_config
 from dl2pa.training.data import build_eval_pipeline, open_split
 from dl2pa.training.distributed import World
-from dl2pa.training.evaluate import Evaluation, evaluate
+from dl2pa.training.evaluate import Evaluation, Likelihood, evaluate
 from dl2pa.training.train_state import autocast
 from pipelines.dataset import Dataset
 
@@ -65,7 +65,13 @@ def evaluate_split(config: Config, classifier: Classifier, dataset: Dataset, wor
     pipeline = build_eval_pipeline(config, dataset, world)
     try:
         with autocast(config.train.precision, world.device):
-            result = evaluate(classifier.score, pipeline, len(classifier.classes), groups=classifier.groups)
+            result = evaluate(
+                classifier.score,
+                pipeline,
+                len(classifier.classes),
+                groups=classifier.groups,
+                likelihood=Likelihood(classifier.fitted_temperature),
+            )
     finally:
         pipeline.close()
     assert result is not None, "only training stops an evaluation"

@@ -1,28 +1,23 @@
-"""Evaluation in several processes under torchrun's agent; results and errors are exchanged in a private folder."""
+"""Evaluation in several processes of this machine, which write their results to a private folder."""
 
 from __future__ import annotations
 
 import json
-import logging
-import os
-import sys
 import tempfile
-import time
-import traceback
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from dl2pa.errors import EXIT_DONE, EXIT_FAILURE, TrainingFailure, UserError
+from dl2pa.local_ranks import run_ranks, work_as_rank
 from dl2pa.osutil import write_atomically
 
 if TYPE_CHECKING:
+    from dl2pa.evaluation.layers import Layers
+    from dl2pa.evaluation.sources import Source
     from dl2pa.training.evaluate import Evaluation
 
-_MODULES = (__name__, "dl2pa.evaluation.measure", "torch._dynamo")
-"""Modules that the agent imports before it forks; the first one has `main`."""
-_JOB = "job.json"
+_MODULES = (__name__, "dl2pa.evaluation.measure", "dl2pa.evaluation.sources", "torch._dynamo")
 
 
 @dataclass(frozen=True)
@@ -35,6 +30,8 @@ class Job:
         model: model file.
         sets: name and folder of each set; the validation split without any.
         only_present: see ``with_model_classes``.
+        sources: images whose layers are computed, as dictionaries of ``Source``; with any, nothing is classified.
+        with_backbone: whether the layer before the embedding is computed too.
     """
 
     run: str
@@ -42,6 +39,8 @@ class Job:
     model: str
     sets: list[tuple[str, str]]
     only_present: bool
+    sources: Sequence[dict[str, Any]] = ()
+    with_backbone: bool = False
 
 
 def evaluate_on_ranks(job: Job, nproc: int) -> list[Evaluation]:
@@ -50,38 +49,39 @@ def evaluate_on_ranks(job: Job, nproc: int) -> list[Evaluation]:
     Raises:
         UserError, TrainingFailure: the first error of a process.
     """
-    from launcher.local import run_local
-    from launcher.node import Node
-
     with tempfile.TemporaryDirectory(prefix="dl2pa-") as name:
         folder = Path(name)
-        write_atomically(folder / _JOB, json.dumps(asdict(job)))
-        code = run_local(nproc, _MODULES, [name], _interrupt, {}, Node(0, 1, "localhost", 0, "local"))
-        _raise_first_error(folder)
-        if code:
-            raise TrainingFailure(f"the processes of the evaluation exited with code {code}")
+        run_ranks(_MODULES, asdict(job), nproc, folder)
         return [_load(folder, index) for index in range(max(1, len(job.sets)))]
 
 
-def _interrupt() -> NoReturn:
-    """End the evaluation: there is nothing to save. The processes end with the agent, which this process kills."""
-    raise KeyboardInterrupt
+def layers_on_ranks(job: Job, sources: Sequence[Source], with_backbone: bool, nproc: int) -> Iterator[Layers]:
+    """Compute the layers of each source in `nproc` processes on this machine.
+
+    A process computes whole batches of those that one process would compute, so the results are the same.
+
+    Raises:
+        UserError, TrainingFailure: the first error of a process; more unreadable images than allowed.
+    """
+    from dl2pa.evaluation.layers import Layers, join_layers
+
+    with tempfile.TemporaryDirectory(prefix="dl2pa-") as name:
+        folder = Path(name)
+        job = replace(job, sources=[asdict(source) for source in sources], with_backbone=with_backbone)
+        run_ranks(_MODULES, asdict(job), nproc, folder)
+        for index, source in enumerate(sources):
+            parts = [Layers.load(_part(folder, index, rank)) for rank in range(nproc)]
+            yield join_layers(parts, source.root)
 
 
 def main(arguments: Sequence[str]) -> int:
     """Evaluate as one rank; the argument is the private folder."""
-    folder, rank = Path(arguments[0]), int(os.environ["RANK"])
-    level = logging.INFO if rank == 0 else logging.ERROR
-    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
-    try:
-        _evaluate(Job(**json.loads((folder / _JOB).read_text(encoding="utf-8"))), folder)
-    except Exception as error:
-        user = error.as_dict() if isinstance(error, UserError) else None
-        trace = None if isinstance(error, UserError | TrainingFailure) else traceback.format_exc()
-        report = {"rank": rank, "time": time.time(), "error": user, "message": str(error), "traceback": trace}
-        write_atomically(folder / f"rank-{rank}.error.json", json.dumps(report))
-        return EXIT_FAILURE
-    return EXIT_DONE
+    folder = Path(arguments[0])
+
+    def work(job: dict[str, Any]) -> None:
+        (_compute if job["sources"] else _evaluate)(Job(**job), folder)
+
+    return work_as_rank(folder, work)
 
 
 def _evaluate(job: Job, folder: Path) -> None:
@@ -97,6 +97,25 @@ def _evaluate(job: Job, folder: Path) -> None:
     leave_world()
 
 
+def _compute(job: Job, folder: Path) -> None:
+    from dl2pa.evaluation.sources import Source, compute_sources
+    from dl2pa.recorded_run import load_run_config
+    from dl2pa.training.distributed import join_world, leave_world
+
+    config = load_run_config(Path(job.run), job.overrides)
+    sources = [Source(**source) for source in job.sources]
+    opened = [(source, source.open(config)) for source in sources]
+    world = join_world(config)
+    layers = compute_sources(config, Path(job.model), opened, world, job.with_backbone)
+    for index, part in enumerate(layers):
+        part.save(_part(folder, index, world.rank))
+    leave_world()
+
+
+def _part(folder: Path, index: int, rank: int) -> Path:
+    return folder / f"layers-{index}-{rank}.npz"
+
+
 def _save(folder: Path, index: int, result: Evaluation) -> None:
     result.predictions.save(folder / f"{index}.npz")
     fields = {key: value for key, value in vars(result).items() if key != "predictions"}
@@ -108,15 +127,3 @@ def _load(folder: Path, index: int) -> Evaluation:
 
     fields: dict[str, Any] = json.loads((folder / f"{index}.json").read_text(encoding="utf-8"))
     return Evaluation(**fields, predictions=Predictions.load(folder / f"{index}.npz"))
-
-
-def _raise_first_error(folder: Path) -> None:
-    reports = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("rank-*.error.json")]
-    if not reports:
-        return
-    first = min(reports, key=lambda report: report["time"])
-    if first["error"] is not None:
-        raise UserError.from_dict(first["error"])
-    if first["traceback"]:
-        sys.stderr.write(first["traceback"])
-    raise TrainingFailure(f"rank {first['rank']}: {first['message']}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,6 +112,9 @@ class Recorder:
         stored = self._read(subject)
         if stored is None or (stored["model_sha256"], stored["step"]) != (self._digest, self._step):
             stored = self._write(subject, outcome)
+        elif not outcome.metrics.keys() <= stored["metrics"].keys():  # written by an earlier version
+            metrics = {**outcome.metrics, **stored["metrics"]}
+            stored = self._write(subject, replace(outcome, metrics=metrics))
         self._append(subject, outcome, stored)
 
     def send(self) -> list[str]:

@@ -132,7 +132,7 @@ def evaluate_set(config: Config, classifier: Classifier, one: LabeledSet, world:
     import torch
 
     from dl2pa.training.data import build_eval_pipeline
-    from dl2pa.training.evaluate import evaluate
+    from dl2pa.training.evaluate import Likelihood, evaluate
     from dl2pa.training.train_state import autocast
 
     kept = torch.from_numpy(one.kept).to(world.device)
@@ -151,6 +151,7 @@ def evaluate_set(config: Config, classifier: Classifier, one: LabeledSet, world:
                 pipeline,
                 len(one.kept),
                 groups=None if groups is None else [groups[label] for label in one.kept.tolist()],
+                likelihood=Likelihood(classifier.fitted_temperature),
             )
     finally:
         pipeline.close()

@@ -112,7 +112,13 @@ class Classifier:
     @property
     def temperature(self) -> float:
         """Divides the logits to give calibrated probabilities; 1 if none was fitted, as for a checkpoint."""
-        return float(self.description.get("temperature", 1.0))
+        fitted = self.fitted_temperature
+        return 1.0 if fitted is None else fitted
+
+    @property
+    def fitted_temperature(self) -> float | None:
+        """Temperature that was fitted at the end of the run; None without one."""
+        return float(self.description["temperature"]) if "temperature" in self.description else None
 
     @property
     def groups(self) -> list[Group] | None:

@@ -84,7 +84,8 @@ class ClassRow:
         trained: training images, if known.
         top1, top5: recall.
         precision: share of the predictions of the class that are correct.
-        confidence: mean confidence of the predictions for its images.
+        confidence, confidence_calibrated: mean confidence of the predictions for its images, before and after
+            calibration.
         taken_for: most frequent wrong prediction.
         taken_for_count: images with that prediction.
     """
@@ -100,6 +101,7 @@ class ClassRow:
     confidence: float | None
     taken_for: str | None
     taken_for_count: int
+    confidence_calibrated: float | None = None
 
 
 def class_rows(
@@ -114,6 +116,8 @@ def class_rows(
     hits = np.bincount(targets_n[targets_n == predicted_n], minlength=c)
     top5_hits = np.bincount(targets_n[predictions.in_top5], minlength=c)
     confidence_sums = np.bincount(targets_n, weights=predictions.confidence, minlength=c)
+    calibrated = predictions.calibrated
+    sums = None if calibrated is None else np.bincount(targets_n, weights=calibrated, minlength=c)
     worst: dict[int, Pair] = {}
     for pair in worst_pairs(confuse(targets_n, predicted_n, c), len(targets_n)):
         worst.setdefault(pair.true, pair)
@@ -134,6 +138,7 @@ def class_rows(
             confidence=rate(float(confidence_sums[i]), int(images[i])),
             taken_for=names[worst[i].predicted] if i in worst else None,
             taken_for_count=worst[i].count if i in worst else 0,
+            confidence_calibrated=None if sums is None else rate(float(sums[i]), int(images[i])),
         )
         for i in range(c)
     ]

@@ -11,6 +11,7 @@ from dl2pa.reporting.document import Block, Bullets, Folded, Grid, Heading, Para
 from dl2pa.reporting.groups import Group, Summary
 from dl2pa.reporting.runs import Run, Unfinished
 from dl2pa.reporting.verdict import verdict
+from dl2pa.terms import term
 from pipelines.longtail import GROUPS
 
 Columns = dict[str, Callable[[Group], str]]
@@ -116,6 +117,11 @@ def _result_columns(
     def frequency(name: str) -> Callable[[Group], str]:
         return lambda group: _text(group.by_frequency.get(name))
 
+    def calibration(key: str) -> Callable[[Group], str]:
+        return lambda group: _text(group.summary(key))
+
+    known = {key for key in ("ece_last", "ece_calibrated") for group in groups if group.summary(key)}
+
     def recipe(group: Group) -> str:
         same = [g.identity for g in groups if (g.method, g.dim) == (group.method, group.dim)]
         return describe(group.identity, among=same if similar is None else similar)
@@ -125,7 +131,7 @@ def _result_columns(
         "last": lambda group: str(group.last),
         "n": lambda group: str(group.n),
         **{name: frequency(name) for name in frequencies},
-        "ECE": lambda group: _text(group.summary("ece_last")),
+        **{term(key): calibration(key) for key in ("ece_last", "ece_calibrated") if key in known},
         count: lambda group: f"{getattr(group, count):,}",
         "length ": lambda group: lengths[group],
         "recipe ": recipe,

@@ -21,11 +21,15 @@ from dl2pa.reporting.document import Block, Grid, Heading, Paragraph, code
 from dl2pa.reporting.groups import Group, group_runs
 from dl2pa.reporting.runs import Run, Unfinished, find_runs, read_run
 from dl2pa.rundir import RunDirectory
+from dl2pa.terms import term
 
 Values = dict[str, list[Any]]
 """Value in both runs by name, of the names with different values."""
 
-_METRICS = ("top1_last", "top1_best", "ece_last", "top1_head", "top1_medium", "top1_tail")
+_METRICS = (
+    *("top1_last", "top1_best", "top1_head", "top1_medium", "top1_tail"),
+    *("ece_last", "ece_calibrated", "nll", "nll_calibrated"),
+)
 _VERSIONS = ("dl2pa", "torch", "torchvision", "nvidia-dali-cuda130", "numpy", "scipy", "pillow")
 _CODE = ("git_commit", "git_dirty", *_VERSIONS)
 _MACHINE = ("device", "processor", "python", "world_size", "threads")
@@ -35,7 +39,8 @@ _EXPLANATION = (
     "results. A mean is over the runs found with the recipe of A or B, one run per seed. The seed noise is the "
     "standard deviation over seeds, pooled over both recipes. The interval is Student's 95 % confidence interval of "
     "the difference between the means or, if A and B have the same recipe, between the two runs. With one seed per "
-    "recipe the seed noise is unknown."
+    "recipe the seed noise is unknown. Raw values are measured before, calibrated ones after the logits are divided by "
+    "the temperature of the run."
 )
 
 
@@ -284,7 +289,7 @@ def _result_blocks(content: Differences) -> list[Block]:
         noise = "–" if m.noise is None else f"{m.noise:.2f}"
         interval = "–" if m.interval is None else "{:+.2f} to {:+.2f}".format(*m.interval)
         rows.append(
-            [name, f"{m.a:.2f}", f"{m.b:.2f}", f"{m.b - m.a:+.2f}", *means, noise, interval, m.verdict]
+            [term(name), f"{m.a:.2f}", f"{m.b:.2f}", f"{m.b - m.a:+.2f}", *means, noise, interval, m.verdict]
         )
     return [Grid([*heads, "95 % interval of B - A", "verdict "], rows), Paragraph(_EXPLANATION)]
 

@@ -14,6 +14,7 @@ from dl2pa.errors import printable
 from dl2pa.reporting.class_metrics import ClassRow, Confusion, Labels, worst_pairs
 from dl2pa.reporting.render import render
 from dl2pa.rundir import RunDirectory
+from dl2pa.terms import term
 
 _COLUMNS = {
     "label": "label",
@@ -24,7 +25,8 @@ _COLUMNS = {
     "top1": "top-1 %",
     "top5": "top-5 %",
     "precision": "precision %",
-    "confidence": "confidence %",
+    "confidence": f"{term('confidence')} %",
+    "confidence_calibrated": f"{term('confidence_calibrated')} %",
     "taken_for": "most confused with",
     "taken_for_count": "times",
 }
@@ -33,12 +35,17 @@ Links = Sequence[tuple[str, str]]
 """Text and file of the links to other pages."""
 
 
-def page_links(run: RunDirectory, page: Path) -> list[tuple[str, str]]:
-    """Return text and file of the links from a page of a run to its other pages, which are in the same folder."""
+def page_links(run: RunDirectory, page: Path, nearest: bool = False) -> list[tuple[str, str]]:
+    """Return text and file of the links from a page of a run to its other pages, which are in the same folder.
+
+    Args:
+        nearest: whether the run has the page of nearest images.
+    """
     pages = {
         run.summary_page: "summary of the run",
         run.per_class_page: "accuracy of all classes",
         run.confusion_page: "confusion matrix",
+        **({run.nearest_page: "nearest images"} if nearest else {}),
     }
     return [(text, path.name) for path, text in pages.items() if path != page]
 
@@ -82,7 +89,7 @@ def pairs_csv(confusion: Confusion, names: Sequence[str]) -> str:
 
 def classes_csv(rows: Sequence[ClassRow]) -> str:
     """Return the classes as CSV, in label order."""
-    return _csv(tuple(_COLUMNS), (tuple(_plain(v) for v in asdict(row).values()) for row in rows))
+    return _csv(tuple(_COLUMNS), (tuple(_plain(asdict(row)[name]) for name in _COLUMNS) for row in rows))
 
 
 def classes_json(rows: Sequence[ClassRow]) -> str:

@@ -142,12 +142,11 @@ def _check_classes(run_data: RunData) -> Iterator[Check]:
     if never:
         text = f"{never:,} of {len(accuracies):,} classes have no correct prediction."
         yield Check("bad" if never > 0.05 * len(run_data.classes) else "note", text)
-    ece = run_data.result.get("ece_calibrated")
-    if (ece := run_data.result["ece_last"] if ece is None else ece) > 10:
-        yield Check(
-            "note",
-            f"Confidence and accuracy differ by {ece:.0f} points on average: do not use it as a probability.",
-        )
+    calibrated = run_data.result.get("ece_calibrated")
+    kind, ece = ("Raw", run_data.result["ece_last"]) if calibrated is None else ("Calibrated", calibrated)
+    if ece > 10:
+        text = f"{kind} confidence and accuracy differ by {ece:.0f} points on average: do not use it as a probability."
+        yield Check("note", text)
 
 
 def _check_machine(run_data: RunData) -> Iterator[Check]:

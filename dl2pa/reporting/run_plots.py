@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dl2pa.reporting.class_metrics import Confusion, Labels
+from dl2pa.terms import term
 
 Curve = Sequence[tuple[float, float]]
 INK, SOFT = "#1c1c22", "#8a8a96"
@@ -22,7 +23,7 @@ _ACCURACY = "Accuracy"
 _PANELS: tuple[tuple[str, str, dict[str, tuple[str, str]], bool], ...] = (
     ("Training loss", "mean over the log interval", {"train/loss": ("loss", BLUE)}, False),
     (_ACCURACY, "%", {"val/top1": ("top-1", BLUE), "val/top5": ("top-5", GREEN)}, False),
-    ("Calibration error", "%", {"val/ece": ("calibration error", RED)}, False),
+    ("Calibration error (ECE), raw", "%", {"val/ece": (term("ece"), RED)}, False),
     ("Learning rate", "", {"train/lr": ("learning rate", ORANGE)}, True),
     ("Gradient norm", "", {"train/gradient_norm": ("gradient norm", SOFT)}, True),
     (

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from dl2pa.config import Config
 from dl2pa.training.data import build_transforms
 from dl2pa.training.evaluate import Predictions
+from pipelines.batch import Pipeline
 from pipelines.build import Dataset, build_pipeline
 from pipelines.datasets import FeatureDataset, ImageTable
 from pipelines.encoded import FaultLimits
@@ -47,12 +48,12 @@ class SampleSelection:
 def select_samples(predictions: Predictions) -> SampleSelection:
     """Select from predictions; ties in confidence are broken by index."""
     targets_n, predicted_n = predictions.targets, predictions.predicted
-    order = np.argsort(-predictions.confidence, kind="stable")
+    order = np.argsort(-predictions.final_confidence, kind="stable")
     wrong = order[targets_n[order] != predicted_n[order]]
     right = order[targets_n[order] == predicted_n[order]]
     pairs = list(zip(targets_n[wrong].tolist(), predicted_n[wrong].tolist(), strict=True))
-    errors = _diversify(wrong.tolist(), pairs, 2, _ERRORS)
-    hits = _diversify(right.tolist(), targets_n[right].tolist(), 1, _HITS)
+    errors = diversify(wrong.tolist(), pairs, 2, _ERRORS)
+    hits = diversify(right.tolist(), targets_n[right].tolist(), 1, _HITS)
     images = np.bincount(targets_n)
     accuracy = np.bincount(targets_n[right], minlength=len(images)) / np.maximum(1, images)
     accuracy[images == 0] = 2.0
@@ -64,7 +65,7 @@ def select_samples(predictions: Predictions) -> SampleSelection:
     return SampleSelection(errors, hits, by_class)
 
 
-def _diversify(samples: list[int], kinds: Sequence[object], most: int, limit: int) -> list[int]:
+def diversify(samples: list[int], kinds: Sequence[object], most: int, limit: int) -> list[int]:
     """Take up to `limit` samples in order, at most `most` per kind; fill up with the skipped ones."""
     seen: dict[object, int] = {}
     first: list[int] = []
@@ -85,21 +86,7 @@ def make_thumbnails(config: Config, dataset: Dataset, samples: Sequence[int]) ->
     if not samples or isinstance(dataset, FeatureDataset):
         return {}
     transforms = build_transforms(config, train=False)
-    loader = config.loader
-    if isinstance(dataset, ImageTable):
-        if loader == "resident":  # a data set in memory is resized to the crop size directly
-            transforms = replace(transforms, eval_resize=config.data.image_size)
-        loader = "torchvision"  # same crop; starting DALI for a few images is slow
-    pipeline = build_pipeline(
-        dataset,
-        transforms,
-        SubsetSampler(tuple(samples), min(16, len(samples))),
-        loader=loader,
-        seed=config.train.seed,
-        device=torch.device("cpu"),
-        threads=1,
-        limits=FaultLimits(max_bad_fraction=1.0, max_bad_val_fraction=1.0),
-    )
+    pipeline = open_samples(config, dataset, samples, 16, torch.device("cpu"), 1)
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (transforms.mean, transforms.std))
     thumbnails: dict[int, bytes] = {}
     try:
@@ -112,6 +99,28 @@ def make_thumbnails(config: Config, dataset: Dataset, samples: Sequence[int]) ->
     finally:
         pipeline.close()
     return thumbnails
+
+
+def open_samples(
+    config: Config, dataset: Dataset, samples: Sequence[int], batch: int, device: torch.device, threads: int
+) -> Pipeline:
+    """Pipeline of at least one sample, preprocessed as in validation; unreadable ones are left out."""
+    transforms = build_transforms(config, train=False)
+    loader = config.loader
+    if isinstance(dataset, ImageTable):
+        if loader == "resident":  # a data set in memory is resized to the crop size directly
+            transforms = replace(transforms, eval_resize=config.data.image_size)
+        loader = "torchvision"  # same crop; starting DALI for a few images is slow
+    return build_pipeline(
+        dataset,
+        transforms,
+        SubsetSampler(tuple(samples), min(batch, len(samples))),
+        loader=loader,
+        seed=config.train.seed,
+        device=device,
+        threads=threads,
+        limits=FaultLimits(max_bad_fraction=1.0, max_bad_val_fraction=1.0),
+    )
 
 
 def _encode(image_hwc: NDArray[np.uint8]) -> bytes:

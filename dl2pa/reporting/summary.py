@@ -16,6 +16,7 @@ from dl2pa.reporting.pages import page_links
 from dl2pa.reporting.render import render
 from dl2pa.reporting.run_data import RunData, check_run
 from dl2pa.reporting.samples import SampleSelection
+from dl2pa.terms import term
 from pipelines.dataset import num_samples
 from pipelines.longtail import GROUPS
 
@@ -36,6 +37,7 @@ def summary_page(
     panels: Sequence[tuple[str, bytes]],
     selection: SampleSelection,
     thumbnails: Mapping[int, bytes],
+    has_nearest: bool = False,
 ) -> str:
     """Render the page.
 
@@ -43,6 +45,7 @@ def summary_page(
         pictures: PNG by name; a missing one is left out.
         panels: title and PNG of each curve.
         thumbnails: JPEG or PNG of the selected samples; a missing one is left out.
+        has_nearest: whether the run has the page of nearest images.
     """
     levels, names = list(_LEVELS), run_data.classes
     pairs = [
@@ -62,7 +65,8 @@ def summary_page(
         published=_published(run_data, published),
         pictures=pictures,
         panels=panels,
-        links=page_links(run_data.run, run_data.run.summary_page),
+        links=page_links(run_data.run, run_data.run.summary_page, has_nearest),
+        has_nearest=has_nearest,
         pairs=Grid(["true ", "predicted ", "images", "of true", "reverse"], pairs),
         details=_details(run_data),
         run_dir=run_data.run,
@@ -71,6 +75,7 @@ def summary_page(
         command=run_data.environment.get("command", ""),
         reproduce=_reproduce(run_data),
         calibration=_calibration(run_data.result),
+        kind="raw" if run_data.predictions.calibrated is None else "calibrated",
         strips=_strips(run_data, both, thumbnails),
         class_strips=_strips(run_data, by_class, thumbnails),
         **_lowest_classes(run_data),
@@ -94,7 +99,7 @@ def _cards(run_data: RunData, published: Sequence[PublishedMatch]) -> list[tuple
         ("top-1, last", f"{result['top1_last']:.2f} %", f"{result['num_validated']:,} images"),
         ("top-1, best", f"{result['top1_best']:.2f} %", f"epoch {run_data.best_epoch}"),
         ("top-5, last", f"{result['top5_last']:.2f} %", ""),
-        ("calibration error", f"{result['ece_last']:.2f} %", "15 bins"),
+        _calibration_card(result),
     ]
     for name in GROUPS:
         if (value := result.get(f"top1_{name}")) is not None:
@@ -109,6 +114,14 @@ def _cards(run_data: RunData, published: Sequence[PublishedMatch]) -> list[tuple
     length = f"{result['epochs']} epochs, {result['steps']:,} steps"
     length += ", stopped early" if result.get("stopped_early") else ""
     return [*cards, ("elapsed time", _duration(run_data.ended - run_data.started), length)]
+
+
+def _calibration_card(result: Mapping[str, Any]) -> tuple[str, str, str]:
+    """The calibrated error with the raw one as remark, or the raw one without a temperature."""
+    raw = f"{result['ece_last']:.2f} %"
+    if (calibrated := result.get("ece_calibrated")) is None:
+        return term("ece"), raw, "15 bins; not calibrated"
+    return term("ece_calibrated"), f"{calibrated:.2f} %", f"raw {raw}"
 
 
 def _published(run_data: RunData, published: Sequence[PublishedMatch]) -> Grid:
@@ -133,14 +146,15 @@ _FITTED_ON = {
 
 def _calibration(result: Mapping[str, Any]) -> str:
     """Return calibration error, NLL and temperature as a sentence."""
-    before = f"Expected calibration error {result['ece_last']:.2f} %"
+    ece = f"Expected calibration error (ECE): raw {result['ece_last']:.2f} %"
     if result.get("temperature") is None:
-        return f"{before}. The probabilities are not calibrated."
+        return f"{ece}. The probabilities are not calibrated."
     source = _FITTED_ON[result["calibrated_on"]].format(n=f"{result['num_calibration']:,}")
     return (
-        f"{before} before and {result['ece_calibrated']:.2f} % after calibration, mean negative log-likelihood "
-        f"{result['nll']:.3f} and {result['nll_calibrated']:.3f}. The probabilities of predictions and exports "
-        f"are the softmax of the logits divided by the temperature {result['temperature']:.4g}, fitted on {source}."
+        f"{ece}, calibrated {result['ece_calibrated']:.2f} %. Mean negative log-likelihood (NLL): raw "
+        f"{result['nll']:.3f}, calibrated {result['nll_calibrated']:.3f}. The calibrated probabilities, which "
+        "predictions and exports give, are the softmax of the logits divided by the temperature "
+        f"{result['temperature']:.4g}, fitted on {source}."
     )
 
 
@@ -192,7 +206,7 @@ def _sample(run_data: RunData, index: int, thumbnails: Mapping[int, bytes]) -> d
         "true": names[true],
         "predicted": names[predicted],
         "correct": true == predicted,
-        "confidence": f"{100 * predictions.confidence[index]:.0f}",
+        "confidence": f"{100 * predictions.final_confidence[index]:.0f}",
         "image": thumbnails[index],
     }
 

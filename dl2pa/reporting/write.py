@@ -85,7 +85,7 @@ def _group(group: Group) -> dict[str, Any]:
     summaries = {
         "top1_best": group.best,
         "top1_last": group.last,
-        "ece_last": group.summary("ece_last"),
+        **{name: group.summary(name) for name in ("ece_last", "ece_calibrated", "nll", "nll_calibrated")},
         **{f"top1_{name}": summary for name, summary in group.by_frequency.items()},
     }
     return {

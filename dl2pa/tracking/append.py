@@ -47,7 +47,8 @@ def append_results(run_dir: Path, results: Results) -> bool:
     run = RunDirectory(run_dir)
     detach_copy(run_dir)
     with exclusive_lock(run.sync_lock):
-        if _has_all(run.spool, results):
+        missing = _missing(run.spool, results)
+        if not missing:
             return False
         spool = Spool(run_dir, int(run.status().get("attempt", 1)))
         try:
@@ -56,7 +57,7 @@ def append_results(run_dir: Path, results: Results) -> bool:
             spool.event("tags", tags=clean_tags(results.tags))
             for path in results.artifacts:
                 spool.event("artifact", path=path, folder=results.folder)
-            spool.metrics(results.step, results.metrics)  # last: `_has_all` finds them if all was written
+            spool.metrics(results.step, missing)  # last: `_missing` finds none if all was written
             spool.flush()
             if spool.take_waiting():
                 raise OSError(f"{run.spool} cannot be written")
@@ -65,14 +66,14 @@ def append_results(run_dir: Path, results: Results) -> bool:
     return True
 
 
-def _has_all(spool: Path, results: Results) -> bool:
-    """Whether the spool contains every metric at this step."""
-    missing = {clean_name(name) for name in results.metrics}
+def _missing(spool: Path, results: Results) -> dict[str, float]:
+    """Metrics that the spool does not contain at this step."""
+    missing = {clean_name(name): value for name, value in results.metrics.items()}
     for entry in read_events(spool):
         event = entry.event
         if event is not None and event["e"] == "metrics" and event["step"] == results.step:
-            missing -= event["v"].keys()
-    return not missing
+            missing = {name: value for name, value in missing.items() if name not in event["v"]}
+    return missing
 
 
 def is_tracked(run_dir: Path) -> bool:

@@ -10,6 +10,7 @@ from dl2pa.config import Config
 from dl2pa.config.identity import Length, group_name
 from dl2pa.config.published import Cell, matching_cells
 from dl2pa.errors import UserError
+from dl2pa.terms import term
 from dl2pa.tracking.sanitize import markdown_text
 from dl2pa.tracking.server import EXPERIMENT_ID
 from dl2pa.tracking.views import view_link
@@ -17,16 +18,10 @@ from dl2pa.tracking.views import view_link
 NOTE_TAG = "mlflow.note.content"
 STOPPED_EARLY_TAG = "dl2pa.stopped_early"
 """Tag of a run that `train.patience` ended, with its last epoch."""
-_COLUMNS = {
-    "top1_last": "top-1, last epoch",
-    "top1_best": "top-1, best epoch",
-    "top5_last": "top-5, last epoch",
-    "ece_last": "calibration error",
-    "ece_calibrated": "calibration error, calibrated",
-    "top1_head": "top-1, head classes",
-    "top1_medium": "top-1, medium classes",
-    "top1_tail": "top-1, tail classes",
-}
+_RESULTS = (
+    *("top1_last", "top1_best", "top5_last", "ece_last", "ece_calibrated"),
+    *("top1_head", "top1_medium", "top1_tail"),
+)
 
 
 def describe_run(config: Config, name: str, command: str, result: Mapping[str, Any] | None = None) -> str:
@@ -57,11 +52,16 @@ def describe_run(config: Config, name: str, command: str, result: Mapping[str, A
 def _results_table(result: Mapping[str, Any]) -> str:
     """Table of one result per row, rounded to one hundredth, with the meaning of each."""
     epoch = result.get("epoch_best")
-    remarks = {"top1_best": f"epoch {epoch}" if epoch else "", "ece_last": "15 bins"}
+    remarks = {
+        "top1_best": f"epoch {epoch}" if epoch else "",
+        "ece_last": "expected calibration error, 15 bins",
+    }
+    if (temperature := result.get("temperature")) is not None:
+        remarks["ece_calibrated"] = f"temperature {temperature:.4g}"
     rows = [("result", "&emsp;%", ""), (":--", "--:", ":--")]
     rows += [
-        (text, f"&emsp;{result[key]:.2f}", f"&emsp;{remarks.get(key, '')}")
-        for key, text in _COLUMNS.items()
+        (term(key), f"&emsp;{result[key]:.2f}", f"&emsp;{remarks.get(key, '')}")
+        for key in _RESULTS
         if result.get(key) is not None
     ]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)

@@ -15,7 +15,7 @@ from typing import Any
 
 _log = logging.getLogger(__name__)
 
-VERSION = "2"
+VERSION = "3"
 """Version of the description and views; an experiment with another version is updated."""
 DEFAULT_VIEW = "dl2pa-runs"
 _VERSION_TAG = "dl2pa.views"
@@ -27,6 +27,7 @@ _COLUMNS = [
     "metrics.`val/top1`",
     "metrics.`val/top5`",
     "metrics.`val/ece`",
+    "metrics.`val/ece_calibrated`",
     "metrics.`train/loss`",
     "metrics.`match/moved`",
     "metrics.`time/images_per_second`",
@@ -36,7 +37,15 @@ _COLUMNS = [
     ),
 ]
 _CHARTS = {
-    "val": ["val/top1", "val/top5", "val/ece", "val/top1_head", "val/top1_medium", "val/top1_tail"],
+    "val": [
+        "val/top1",
+        "val/top5",
+        "val/ece",
+        "val/ece_calibrated",
+        "val/top1_head",
+        "val/top1_medium",
+        "val/top1_tail",
+    ],
     "train": ["train/loss", "train/lr", "train/gradient_norm"],
     "match": ["match/moved", "match/own_cosine", "match/margin"],
     "time": ["time/images_per_second", "time/step_ms_p50", "time/data_wait_share", "time/match_s"],
@@ -106,10 +115,11 @@ def _description(experiment_id: str) -> str:
     links = [f"[{name}]({view_link(experiment_id, key)})" for key, (name, _) in _VIEWS.items()]
     return (
         f"{_TITLE} Views: {' · '.join(links)}\n\n"
-        "`val/*` is measured on the full validation set, in percent; `match/*` describes the updates of the "
-        "assignment of classes to prototypes; `time/*` depends on the machine. Search runs by tag: "
-        "`tags.method = 'dl2pa' and tags.seed = '0'`. The description of each run contains its result, "
-        "its command and links to related runs."
+        "`val/*` is measured on the full validation set, accuracies and calibration errors in percent: `val/ece` and "
+        "`val/nll` of the raw probabilities, `val/ece_calibrated` and `val/nll_calibrated` of the calibrated ones at "
+        "the end of the run; `match/*` describes the updates of the assignment of classes to prototypes; `time/*` "
+        "depends on the machine. Search runs by tag: `tags.method = 'dl2pa' and tags.seed = '0'`. The description of "
+        "each run contains its result, its command and links to related runs."
     )
 
 

@@ -143,7 +143,7 @@ def _fit(val: ScoredImages, held: ScoredImages | None) -> Calibration | None:
         log.warning("the probabilities are not calibrated: %s: %s", type(error).__name__, error)
         return None
     log.info(
-        "temperature %.4g, fitted on %d %s images: NLL %.4f to %.4f, ECE after calibration %.2f %%",
+        "temperature %.4g, fitted on %d %s images: NLL raw %.4f, calibrated %.4f; ECE calibrated %.2f %%",
         *(result.temperature, result.num_calibration, result.calibrated_on),
         *(result.nll, result.nll_calibrated, result.ece_calibrated),
     )

@@ -143,7 +143,7 @@ class Display:
     def validated(self, entry: dict[str, Any]) -> None:
         self._info(
             f"epoch {entry['epoch']}/{self._epochs}, step {entry['step']}: top-1 {entry['top1']:.2f} %, "
-            f"top-5 {entry['top5']:.2f} %, ECE {entry['ece']:.2f} % on {entry['num_validated']} images"
+            f"top-5 {entry['top5']:.2f} %, raw ECE {entry['ece']:.2f} % on {entry['num_validated']} images"
             + (f" ({missing} unreadable images skipped)" if (missing := entry.get("num_missing")) else "")
             + "".join(
                 f", {k.removeprefix('top1_')} {v:.2f} %" for k, v in entry.items() if k.startswith("top1_")

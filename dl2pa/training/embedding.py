@@ -9,9 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dl2pa.model.inference import Classifier
-from pipelines.batch import Pipeline
-
 NEIGHBORS, TEMPERATURE = 20, 0.07
 """k-NN votes are weighted by exp(cos / 0.07), as in Wu et al. (CVPR 2018)."""
 _BLOCK = 512
@@ -40,19 +37,6 @@ class EmbeddingQuality:
 
     def metrics(self) -> dict[str, float | int]:
         return asdict(self)
-
-
-@torch.inference_mode()
-def embed(classifier: Classifier, pipeline: Pipeline) -> tuple[Tensor, Tensor]:
-    """Compute unit features [N, d] float32 and labels [N] int64 of every image, in the data set's order."""
-    features: list[Tensor] = []
-    labels: list[Tensor] = []
-    pipeline.start(0)
-    for batch in pipeline:
-        unit = F.normalize(classifier.embedder(batch.images).float(), dim=1)
-        features.append(unit[: batch.valid])
-        labels.append(batch.targets[: batch.valid].clone())
-    return torch.cat(features), torch.cat(labels)
 
 
 def measure_quality(

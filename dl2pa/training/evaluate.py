@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch import distributed as dist
+from torch.nn import functional as F
 
 from dl2pa.errors import TrainingFailure
 from dl2pa.osutil import replacing
@@ -26,7 +27,8 @@ log = logging.getLogger(__name__)
 BINS = 15
 """Number of equal-width bins of the calibration error."""
 _ONE = 2**32
-"""Fixed-point scale of confidences."""
+"""Fixed-point scale of confidences and likelihoods."""
+_MAX_NLL = 2**30
 
 Scorer = Callable[[Tensor], Tensor]
 """Images [B, 3, H, W] to logits [B, C]."""
@@ -41,7 +43,7 @@ class Predictions:
         targets, predicted: int64 [N], class indices.
         confidence: float64 [N], softmax probability of the predicted class.
         in_top5: bool [N], whether the target is among the first min(5, C) predictions.
-        calibrated: float64 [N], confidence after calibration, in a finished run; None before.
+        calibrated: float64 [N], confidence after calibration; None without a temperature.
     """
 
     samples: NDArray[np.int64]
@@ -50,6 +52,11 @@ class Predictions:
     confidence: NDArray[np.float64]
     in_top5: NDArray[np.bool_]
     calibrated: NDArray[np.float64] | None = None
+
+    @property
+    def final_confidence(self) -> NDArray[np.float64]:
+        """Calibrated confidence if the model has a temperature, otherwise the raw one."""
+        return self.confidence if self.calibrated is None else self.calibrated
 
     def save(self, path: Path) -> None:
         """Write the arrays to an ``.npz`` file, atomically.
@@ -86,13 +93,15 @@ class Evaluation:
 
     Attributes:
         top1, top5: accuracy (top5 over min(5, C) predictions).
-        ece: expected calibration error, 15 equal-width bins (Naeini et al., AAAI 2015).
+        ece: raw expected calibration error, 15 equal-width bins (Naeini et al., AAAI 2015).
         num_validated: number of images counted.
         num_missing: unreadable images skipped, if data.max_bad_val_fraction allows it.
         class_correct, class_total: correct top-1 predictions and images per class.
         top1_by_group: ``top1_head``, ``top1_medium`` and ``top1_tail`` if the training data is long-tailed: mean
             of the class accuracies, so that on an imbalanced validation set every class has the same weight.
         predictions: predictions per image.
+        nll: mean negative log-likelihood of the raw probabilities; None if it was not measured.
+        ece_calibrated, nll_calibrated: after the logits are divided by `temperature`; None without one.
     """
 
     top1: float
@@ -104,12 +113,19 @@ class Evaluation:
     top1_by_group: dict[str, float]
     predictions: Predictions = field(compare=False, repr=False)
     num_missing: int = 0
+    nll: float | None = None
+    ece_calibrated: float | None = None
+    nll_calibrated: float | None = None
+    temperature: float | None = None
 
     def metrics(self) -> dict[str, float | int]:
         """Results by name, without the counts per class."""
         overall = {"top1": self.top1, "top5": self.top5, "ece": self.ece}
+        names = ("nll", "ece_calibrated", "nll_calibrated", "temperature")
+        probabilities = {name: value for name in names if (value := getattr(self, name)) is not None}
         missing = {"num_missing": self.num_missing} if self.num_missing else {}
-        return {**overall, "num_validated": self.num_validated, **missing, **self.top1_by_group}
+        counts = {"num_validated": self.num_validated, **missing}
+        return {**overall, **probabilities, **counts, **self.top1_by_group}
 
     def record(self) -> dict[str, object]:
         """Content of validation.json: everything except the predictions."""
@@ -130,7 +146,47 @@ def _score_rows(logits_bc: Tensor, batch: Batch) -> Tensor:
     return torch.stack([sample, batch.targets, best[:, 0], confidence, in_top5], dim=1)
 
 
-def _gather(rows_n5: Tensor, missing: int, num_samples: int) -> tuple[NDArray[np.int64], int]:
+@dataclass(frozen=True)
+class Likelihood:
+    """Request for the negative log-likelihood (NLL), raw and, with a temperature, calibrated.
+
+    Attributes:
+        temperature: divides the logits to give calibrated probabilities; None for a model without one.
+    """
+
+    temperature: float | None
+
+    def rows(self, logits_bc: Tensor, targets_b: Tensor) -> Tensor:
+        """NLL and, with a temperature, calibrated NLL and calibrated confidence, int64 [B, 1 or 3], as integers."""
+        logits = logits_bc.double()
+        columns = [_nll(logits, targets_b)]
+        if self.temperature is not None:
+            logits = logits / self.temperature
+            columns += [_nll(logits, targets_b), logits.softmax(dim=1).amax(dim=1)]
+        return torch.stack([(column * _ONE).round().long() for column in columns], dim=1)
+
+    def results(self, rows: NDArray[np.int64], hits: NDArray[np.bool_]) -> dict[str, float | None]:
+        """Fields of `Evaluation` from the rows of all images."""
+        result: dict[str, float | None] = {"nll": _mean(rows[:, 0]), "temperature": self.temperature}
+        if self.temperature is not None:
+            result |= {
+                "nll_calibrated": _mean(rows[:, 1]),
+                "ece_calibrated": calibration_error(hits, rows[:, 2]),
+            }
+        return result
+
+
+def _nll(logits_bc: Tensor, targets_b: Tensor) -> Tensor:
+    """Negative log-likelihood of the targets [B], float64, limited to what an integer can represent."""
+    nll = F.cross_entropy(logits_bc, targets_b, reduction="none")
+    return nll.clamp(max=float(_MAX_NLL))
+
+
+def _mean(values_n: NDArray[np.int64]) -> float:
+    return sum(values_n.tolist()) / len(values_n) / _ONE  # the exact sum, in any order
+
+
+def _gather(rows_nk: Tensor, missing: int, num_samples: int) -> tuple[NDArray[np.int64], int]:
     """Gather the rows of all ranks in the data set's order, without padding; a collective.
 
     Args:
@@ -142,10 +198,10 @@ def _gather(rows_n5: Tensor, missing: int, num_samples: int) -> tuple[NDArray[np
     Raises:
         TrainingFailure: an image of the set is missing or counted twice.
     """
-    parts, skipped = [rows_n5], torch.tensor(missing, device=rows_n5.device)
+    parts, skipped = [rows_nk], torch.tensor(missing, device=rows_nk.device)
     if dist.is_initialized():
-        parts = [torch.empty_like(rows_n5) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, rows_n5)
+        parts = [torch.empty_like(rows_nk) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, rows_nk)
         dist.all_reduce(skipped)
     rows = torch.cat(parts).cpu().numpy()
     rows = rows[rows[:, 0] >= 0]
@@ -161,13 +217,19 @@ def _gather(rows_n5: Tensor, missing: int, num_samples: int) -> tuple[NDArray[np
 
 
 def _evaluation(
-    rows_n5: NDArray[np.int64], missing: int, num_classes: int, groups: Sequence[Group] | None
+    rows: NDArray[np.int64],
+    missing: int,
+    num_classes: int,
+    groups: Sequence[Group] | None,
+    likelihood: Likelihood | None,
 ) -> Evaluation:
-    count = len(rows_n5)
-    samples, targets, predicted, confidence, in_top5 = rows_n5.T
+    count = len(rows)
+    samples, targets, predicted, confidence, in_top5 = rows[:, :5].T
     hits = targets == predicted
     total = np.bincount(targets, minlength=num_classes).tolist()
     correct = np.bincount(targets[hits], minlength=num_classes).tolist()
+    calibrated = rows[:, 7] / _ONE if rows.shape[1] > 7 else None
+    result: dict[str, Any] = {} if likelihood is None else likelihood.results(rows[:, 5:], hits)
     return Evaluation(
         top1=100.0 * int(hits.sum()) / count,
         top5=100.0 * int(in_top5.sum()) / count,
@@ -176,8 +238,11 @@ def _evaluation(
         class_correct=correct,
         class_total=total,
         top1_by_group=_group_accuracies(correct, total, groups),
-        predictions=Predictions(samples, targets, predicted, confidence / _ONE, in_top5.astype(bool)),
+        predictions=Predictions(
+            samples, targets, predicted, confidence / _ONE, in_top5.astype(bool), calibrated
+        ),
         num_missing=missing,
+        **result,
     )
 
 
@@ -223,12 +288,14 @@ def evaluate(
     progress: Callable[[int], None] = lambda step: None,
     groups: Sequence[Group] | None = None,
     max_logits: int = MAX_LOGITS,
+    likelihood: Likelihood | None = None,
 ) -> Evaluation | None:
     """Evaluate every image of the pipeline; a collective. None if `should_stop` returned true.
 
     Args:
         groups: head, medium or tail per class, for the accuracies of the groups.
         max_logits: maximum number of images times classes scored at once.
+        likelihood: also measure the likelihood, raw and calibrated.
 
     Raises:
         TrainingFailure: an image of the set is missing or counted twice.
@@ -241,7 +308,11 @@ def evaluate(
         if should_stop():
             return None
         for part in batch.split(max(1, max_logits // num_classes)):
-            rows.append(_score_rows(score(part.images), part))
+            logits = score(part.images)
+            columns = [_score_rows(logits, part)]
+            if likelihood is not None:
+                columns.append(likelihood.rows(logits, part.targets))
+            rows.append(torch.cat(columns, dim=1))
         skipped += batch.missing
         progress(step + 1)
     gathered, missing = _gather(torch.cat(rows), skipped, pipeline.num_samples)
@@ -251,4 +322,4 @@ def evaluate(
                 False, missing, f"exceed the {pipeline.max_bad_images} allowed, over all processes"
             )
         log.warning("%d unreadable image(s) of %d were skipped", missing, pipeline.num_samples)
-    return _evaluation(gathered, missing, num_classes, groups)
+    return _evaluation(gathered, missing, num_classes, groups, likelihood)

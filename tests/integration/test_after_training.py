@@ -24,6 +24,11 @@ def test_evaluate_gives_the_accuracy_of_the_run(trained: Path) -> None:
     assert evaluated.code == 0, evaluated.error
     values = evaluated.result
     assert values.pop("top1_low") < result["top1_last"] < values.pop("top1_high")
+    assert values.pop("nll") == pytest.approx(result["nll"], abs=1e-6)
+    assert values.pop("temperature") == result["temperature"]
+    # The run cross-fits its figures on the halves of the validation split; `evaluate` uses the one temperature.
+    for name, tolerance in (("ece_calibrated", 3.0), ("nll_calibrated", 0.05)):
+        assert values.pop(name) == pytest.approx(result[name], abs=tolerance)
     assert values == {
         "top1": result["top1_last"],
         "top5": result["top5_last"],
@@ -148,7 +153,7 @@ def test_sync_sends_a_run_to_a_server(trained: Path, mlflow_server: MlflowServer
     history = client.get_metric_history(stored.info.run_id, "train/loss")
     assert len(history) == len({point.step for point in history}) >= 23, "no point is duplicated"
     files = {f.path for f in client.list_artifacts(stored.info.run_id)}
-    pages = {"summary.html", "confusion.html", "per_class.html"}
+    pages = {"summary.html", "confusion.html", "per_class.html", "nearest.html"}
     tables = {"confusion_pairs.csv", "per_class.csv", "per_class.json"}
     assert {"result.json", "matchings.jsonl"} | pages | tables <= files
     drawn = {Path(f.path).stem for f in client.list_artifacts(stored.info.run_id, "pictures")}

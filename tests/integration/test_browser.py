@@ -302,6 +302,7 @@ def test_pages_are_self_contained_and_fit_a_phone(
         "summary.html": ("Run checks", "Curves", "Accuracy and confusions per class"),
         "per_class.html": ("Click a column", "most confused with"),
         "confusion.html": ("359 images", "confused pairs"),
+        "nearest.html": ("359 validation images", "same class", "correct"),
     }
     loaded = (
         "return performance.getEntriesByType('resource').map(e => e.name).filter(n => !n.startsWith('data:'))"

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dl2pa.bulk import embeddings
+from dl2pa.bulk import embeddings, ranks
 from dl2pa.bulk.classifier import BulkClassifier
 from dl2pa.bulk.embeddings import Columns, EmbeddingFile
 from dl2pa.config import parse_config
@@ -263,6 +263,36 @@ def test_a_stopped_command_continues_with_the_same_bits(chunked: Callable[..., A
             assert np.array_equal(first[name], second[name])
 
 
+def test_several_processes_embed_with_the_same_bits(
+    chunked: Callable[..., Any], place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def in_turn(modules: object, job: dict[str, Any], nproc: int, folder: Path) -> None:
+        (folder / "job.json").write_text(json.dumps(job))
+        for rank in range(nproc):
+            for name, value in (("RANK", rank), ("LOCAL_RANK", rank), ("LOCAL_WORLD_SIZE", nproc)):
+                monkeypatch.setenv(name, str(value))
+            assert ranks.main([str(folder)]) == 0
+            written.append(sorted(path.stem for path in tmp_path.glob("e.npz.parts/*.npz")))
+        for name in ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+            monkeypatch.delenv(name)
+
+    written: list[list[str]] = []
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(ranks, "run_ranks", in_turn)
+    monkeypatch.setattr("dl2pa.process.die_with_parent", lambda: None)
+    chunked(out="whole.npz")  # chunks of 32 images
+    done = embed(
+        place, place / "images", "--out", tmp_path / "e.npz", "--nproc", "2", "--batch-size", "16", "--json"
+    )
+    torch.set_num_threads(threads)
+    assert done.code == 0, done.error
+    assert (done.result["images"], done.result["failed"]) == (COUNT, 0)
+    assert written == [["000000", "000002"], ["000000", "000001", "000002"]]
+    with np.load(tmp_path / "e.npz") as first, np.load(tmp_path / "whole.npz") as second:
+        assert np.array_equal(first["embedding"], second["embedding"])
+        assert first["path"].tolist() == second["path"].tolist()
+
+
 def test_chunks_of_other_settings_are_not_continued(chunked: Callable[..., Any], tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         chunked(stop=48)
@@ -283,6 +313,8 @@ def test_chunks_of_other_settings_are_not_continued(chunked: Callable[..., Any],
         (["predict", "images", "--checkpoint", "best"], "run"),
         (["predict", "images/a/00.jpg", "--device", "gpu"], "device"),
         (["embed", "images", "--out", "e.csv"], "--out"),
+        (["embed", "images", "--out", "e.npz", "--nproc", "0"], "--nproc"),
+        (["embed", "images", "--out", "e.npz", "--nproc", "2", "--device", "cuda:0"], "--device"),
         (["embed", "images", "--out", "model.safetensors/e.npz"], "--out"),
     ],
 )

@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import binomtest
-from sklearn.metrics import roc_auc_score
-from sklearn.neighbors import NearestNeighbors
+from sklearn.metrics import log_loss, roc_auc_score, roc_curve
+from sklearn.metrics.pairwise import cosine_similarity
+from sklearn.neighbors import NearestCentroid, NearestNeighbors
+from sklearn.preprocessing import normalize
 
 import dl2pa
+from dl2pa.errors import UserError
 from dl2pa.evaluation import measure
+from dl2pa.evaluation.layers import Layers, compute_layers, join_layers
+from dl2pa.model.inference import Classifier, load_classifier
+from dl2pa.recorded_run import load_run_config
 from dl2pa.tracking.spool import read_events
+from dl2pa.training.data import open_split
+from dl2pa.training.distributed import World
 from pipelines.datasets import index_folder
 from pipelines.datasets.index import INDEX_NAME, Index, SplitIndex, write_index
 from support.commands import Completed, run_here
@@ -128,6 +138,108 @@ def test_several_processes_count_the_same(run: Path, subset: Path, images: Path)
     assert (run / "evaluations" / "four.json").is_file()
 
 
+def test_several_processes_detect_and_retrieve_the_same(run: Path, images: Path, tmp_path: Path) -> None:
+    other = write_images(tmp_path / "other", {"sun": 30}, 8, spread=160)
+    options = ("--ood", f"sun={other}", "--retrieval", "train.eval_batch_size=5")
+    alone = evaluate(run, *options)
+    assert alone.code == 0, alone.error
+    files = {path: path.read_bytes() for path in (run / "evaluations").rglob("*.json")}
+    shutil.rmtree(run / "evaluations")
+    both = evaluate(run, *options, "--nproc", "2")
+    assert both.code == 0, both.error
+    assert both.result == alone.result
+    assert {path: path.read_bytes() for path in (run / "evaluations").rglob("*.json")} == files
+
+
+@pytest.mark.parametrize("size", [2, 3, 20])
+def test_shares_of_the_batches_join_to_the_layers_of_one_process(
+    size: int, finished: Path, images: Path, tmp_path: Path
+) -> None:
+    config = load_run_config(finished, ["train.eval_batch_size=5", "data.max_bad_val_fraction=0.1"])
+    classifier = load_classifier(finished)
+    world = World(0, 1, 0, 1, torch.device("cpu"), 1)
+    val = open_split(config, "val")
+    whole = compute_layers(config, classifier, val, world)
+    parts: list[Layers] = []
+    for rank in range(size):
+        part = compute_layers(config, classifier, val, replace(world, rank=rank, size=size))
+        part.save(tmp_path / "part.npz")
+        parts.append(Layers.load(tmp_path / "part.npz"))
+    joined = join_layers(parts, str(images))
+    for name in ("embedding", "backbone", "labels", "samples"):
+        assert torch.equal(getattr(joined, name), getattr(whole, name)), name
+    assert whole.samples.tolist() == list(range(36)) and len(whole.backbone) == 36
+
+
+def test_unreadable_images_of_all_processes_are_counted_together() -> None:
+    rows, numbers = torch.zeros(1, 2), torch.zeros(1, dtype=torch.int64)
+    part = Layers(rows, rows, numbers, numbers, 1, 1)
+    with pytest.raises(UserError, match="exceed the 1 allowed") as caught:
+        join_layers([part, part], "root")
+    assert (caught.value.field, caught.value.value) == ("data.max_bad_val_fraction", 2)
+    nothing = Layers(rows[:0], rows[:0], numbers[:0], numbers[:0], 0, 1)
+    with pytest.raises(UserError, match="no image that can be read"):
+        join_layers([nothing, nothing], "root")
+
+
+def test_probabilities_are_measured_raw_and_calibrated(run: Path, subset: Path) -> None:
+    done = evaluate(run, "--set", f"four={subset}", "--only-present-classes")
+    assert done.code == 0, done.error
+    result = done.result["sets"]["four"]
+    model = dl2pa.load(run, device="cpu")
+    files, names = files_of(subset), sorted(SUBSET)
+    scores = model.predict(files).scores[:, [model.classes.index(name) for name in names]].astype(np.float64)
+    truth = [names.index(file.parent.name) for file in files]
+    for suffix, temperature in (("", 1.0), ("_calibrated", model.temperature)):
+        p = np.exp(scores / temperature)
+        p /= p.sum(axis=1, keepdims=True)
+        expected = log_loss(truth, p, labels=range(4))
+        assert result[f"nll{suffix}"] == pytest.approx(expected, abs=1e-6)
+        bins = np.minimum((p.max(axis=1) * 15).astype(int), 14)
+        hits = p.argmax(axis=1) == truth
+        gaps = [abs((hits[bins == b] - p.max(axis=1)[bins == b]).sum()) for b in range(15)]
+        assert result[f"ece{suffix}"] == pytest.approx(100 * sum(gaps) / 40, abs=1e-4)
+    assert result["temperature"] == model.temperature != 1.0
+    assert result["nll_calibrated"] < result["nll"]
+    record = json.loads((run / "evaluations" / "four.json").read_text())["metrics"]
+    point = events(run)[-1]["v"]
+    for name in ("ece", "ece_calibrated", "nll", "nll_calibrated", "temperature"):
+        assert record[name] == point[f"eval/four/{name}"] == result[name]
+    printed = run_here("evaluate", run, "--set", f"four={subset}", "--only-present-classes").output
+    for name in ("ECE, raw", "ECE, calibrated", "NLL, raw", "NLL, calibrated", "temperature"):
+        assert name in printed.splitlines()[0]
+
+
+def test_validation_split_has_the_figures_of_the_run(run: Path, images: Path) -> None:
+    result = json.loads((run / "result.json").read_text())
+    done = run_here("evaluate", run)
+    assert "fitted on the validation split" in done.error
+    values = dict(line.strip().rsplit("  ", 1) for line in done.output.splitlines()[1:])
+    values = {name.strip(): value for name, value in values.items()}
+    assert float(values["NLL, raw"]) == pytest.approx(result["nll"], rel=1e-3)
+    assert float(values["temperature"]) == pytest.approx(result["temperature"], rel=1e-3)
+    assert float(values["ECE, raw"]) == pytest.approx(result["ece_last"], rel=1e-3)
+    checkpoint = evaluate(run, "--checkpoint", "latest").result  # a checkpoint has no temperature
+    assert checkpoint["nll"] == pytest.approx(result["nll"], abs=1e-6)
+    assert not {"ece_calibrated", "nll_calibrated", "temperature"} & checkpoint.keys()
+
+
+def test_record_of_an_earlier_version_is_completed(run: Path, images: Path) -> None:
+    assert evaluate(run, "--set", f"val={images}").code == 0
+    file, spool = run / "evaluations" / "val.json", run / "events" / "events.jsonl"
+    record = json.loads(file.read_text())
+    whole = spool.read_bytes().splitlines(keepends=True)
+    old = {"top1": record["metrics"]["top1"], "ece": record["metrics"]["ece"]}
+    point = {**json.loads(whole[-1]), "v": {f"eval/val/{name}": value for name, value in old.items()}}
+    spool.write_bytes(b"".join([*whole[:-1], json.dumps(point).encode() + b"\n"]))
+    file.write_text(json.dumps({**record, "metrics": old}))
+    for _ in range(2):
+        assert evaluate(run, "--set", f"val={images}").code == 0
+    assert json.loads(file.read_text())["metrics"] == record["metrics"]
+    added = [event["v"] for event in events(run) if "eval/val/temperature" in event.get("v", {})]
+    assert len(added) == 1 and "eval/val/top1" not in added[0]
+
+
 REFUSED: dict[str, tuple[list[str], str, str]] = {
     "unknown class": (
         ["--set", "x=UNKNOWN"],
@@ -146,7 +258,6 @@ REFUSED: dict[str, tuple[list[str], str, str]] = {
     "a reserved name": (["--set", "ood=SUBSET"], "--set", "is reserved"),
     "nothing to choose from": (["--only-present-classes"], "--only-present-classes", "does not classify"),
     "two kinds": (["--embedding", "--ood", "x=SUBSET"], "--ood", "cannot be combined"),
-    "processes of one process": (["--nproc", "2", "--retrieval"], "--nproc", "run in one process"),
     "no processes": (["--nproc", "none"], "--nproc", "must be a positive number or auto"),
 }
 
@@ -224,6 +335,26 @@ def test_only_the_final_model_is_recorded(run: Path, images: Path) -> None:
     assert not (run / "evaluations").exists()
 
 
+def backbone_scores(model: Classifier, images: Path, other: Path) -> dict[str, np.ndarray]:
+    """Scores of the layer before the embedding for the validation images, then others, by scikit-learn."""
+    outputs: list[torch.Tensor] = []
+    hook = model.embedder.backbone.register_forward_hook(lambda *call: outputs.append(call[2]))
+    counts: list[int] = []
+    for root in (images / "train", images / "val", other):
+        model.embed(files_of(root))
+        counts.append(sum(map(len, outputs)))
+    hook.remove()
+    unit = normalize(torch.cat(outputs).double().numpy())
+    train, both = unit[: counts[0]], unit[counts[0] :]
+    labels = np.array([file.parent.name for file in files_of(images / "train")])
+    means = NearestCentroid().fit(train, labels).centroids_
+    distance = NearestNeighbors(n_neighbors=50).fit(train).kneighbors(both)[0][:, -1]
+    return {
+        "backbone_knn": -distance,
+        "backbone_class_mean": cosine_similarity(both, means).max(axis=1),
+    }
+
+
 @pytest.mark.parametrize("flat", [True, False])
 def test_detection_equals_scikit_learns(flat: bool, run: Path, images: Path, tmp_path: Path) -> None:
     other = write_images(tmp_path / "other", {"sun": 30}, 8, spread=160)
@@ -244,6 +375,10 @@ def test_detection_equals_scikit_learns(flat: bool, run: Path, images: Path, tmp
     energy = np.log(np.exp(scores).sum(axis=1))
     assert result["embedding_energy_auroc"] == pytest.approx(100 * roc_auc_score(is_inside, energy), abs=1e-6)
     assert result["backbone_knn_auroc"] != result["embedding_knn_auroc"]
+    for name, value in backbone_scores(model, images, other).items():
+        accepted, kept, _ = roc_curve(is_inside, value, drop_intermediate=False)
+        assert result[f"{name}_auroc"] == pytest.approx(100 * roc_auc_score(is_inside, value), abs=1e-6)
+        assert result[f"{name}_fpr95"] == pytest.approx(100 * accepted[np.argmax(kept >= 0.95)], abs=1e-6)
     assert json.loads((run / "evaluations" / "ood" / "sun.json").read_text())["metrics"] == result
     assert events(run)[-1]["v"]["ood/sun/backbone_class_mean_fpr95"] == result["backbone_class_mean_fpr95"]
 

@@ -129,3 +129,20 @@ def test_a_run_is_not_compared_with_itself(make_run: MakeRun) -> None:
     run = make_run()
     with pytest.raises(UserError, match="the same run"):
         compare_runs(run, run)
+
+
+def test_raw_and_calibrated_errors_are_compared_under_their_names(make_run: MakeRun) -> None:
+    fitted = {"nll": 1.5, "nll_calibrated": 0.5, "temperature": 0.2}
+    runs = [make_run({"train.seed": s}, ece_last=50.0 + s, ece_calibrated=2.0 + s, **fitted) for s in (0, 1)]
+    content = compare_runs(*runs)
+    text = to_markdown(compose_differences(content))
+    names = (
+        "ECE, raw | 50.00 | 51.00",
+        "ECE, calibrated | 2.00 | 3.00",
+        "NLL, raw | 1.50",
+        "NLL, calibrated | 0.50",
+    )
+    assert all(f"| {name} " in text for name in names)
+    assert {"ece_last", "ece_calibrated", "nll", "nll_calibrated"} < asdict(content)["results"].keys()
+    raw = make_run({"train.seed": 2})  # without a temperature
+    assert "calibrated |" not in to_markdown(compose_differences(compare_runs(runs[0], raw)))

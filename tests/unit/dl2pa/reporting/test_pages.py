@@ -14,7 +14,7 @@ import pytest
 from dl2pa.config import Config
 from dl2pa.config.published import PublishedMatch, load_published, published_file
 from dl2pa.reporting.class_metrics import class_rows, confuse
-from dl2pa.reporting.pages import classes_page, confusion_page, page_links
+from dl2pa.reporting.pages import classes_csv, classes_page, confusion_page, page_links
 from dl2pa.reporting.run_data import RunData
 from dl2pa.reporting.run_plots import curve_panels
 from dl2pa.reporting.samples import select_samples
@@ -111,6 +111,24 @@ def test_only_a_run_of_full_length_is_compared_with_the_publication(
     assert ("best epoch of this run: +10.00 points" in text) == (length == "full")
 
 
+def test_the_calibrated_error_comes_first_and_both_are_named(run_data: RunData) -> None:
+    def text_of(run_data: RunData) -> str:
+        page = Page(
+            summary_page(run_data, [], {"reliability": b"\x89PNG"}, [], select_samples(PREDICTIONS), {})
+        )
+        return " ".join(page.text.split())
+
+    raw = text_of(run_data)
+    assert "ECE, raw12.00 %15 bins; not calibrated" in raw and "raw confidence" not in raw
+    fitted = {"temperature": 0.25, "ece_calibrated": 2.5, "nll": 1.5, "nll_calibrated": 0.5}
+    fitted |= {"calibrated_on": "training", "num_calibration": 30}
+    calibrated = text_of(replace(run_data, result={**run_data.result, **fitted}))
+    assert "ECE, calibrated2.50 %raw 12.00 %" in calibrated
+    assert (
+        "(ECE): raw 12.00 %, calibrated 2.50 %. Mean negative log-likelihood (NLL): raw 1.500" in calibrated
+    )
+
+
 def test_the_best_epoch_is_an_integer_also_in_a_cut_run(run_data: RunData) -> None:
     cut = replace(run_data, points={"val/top1": [(1000, 20.0), (1040, 30.0)]})
     assert (cut.best_epoch, run_data.best_epoch) == (11, 10)
@@ -119,7 +137,7 @@ def test_the_best_epoch_is_an_integer_also_in_a_cut_run(run_data: RunData) -> No
 def test_each_curve_has_axes_of_its_own(run_data: RunData) -> None:
     points = {**run_data.points, "val/ece": [(1000, 60.0)], "train/lr": [(1, 0.1)]}
     titles = [title for title, _ in curve_panels(points, 100, 60.0)]
-    assert titles == ["Training loss", "Accuracy", "Calibration error", "Learning rate"]
+    assert titles == ["Training loss", "Accuracy", "Calibration error (ECE), raw", "Learning rate"]
 
 
 def test_the_class_table_shows_names_as_text() -> None:
@@ -130,6 +148,21 @@ def test_the_class_table_shows_names_as_text() -> None:
     assert page.tags.count("script") == 1 and not page.attributes & {"onerror", "onload"}
     assert page.tags.count("tr") == 5 and page.tags.count("th") == 9, "without group and training images"
     assert all(name in page.text for name in NAMES)
+
+
+def test_confidences_before_and_after_calibration_have_columns_of_their_own() -> None:
+    rows = class_rows(replace(PREDICTIONS, calibrated=PREDICTIONS.confidence / 2), NAMES)
+    assert rows[0].confidence == pytest.approx(2 * (rows[0].confidence_calibrated or 0))
+    page = Page(classes_page(rows, NAMES[0]))
+    assert "confidence, raw %" in page.text and "confidence, calibrated %" in page.text
+    assert "confidence,confidence_calibrated,taken_for" in classes_csv(rows).splitlines()[0]
+
+
+def test_the_page_of_nearest_images_is_linked_if_there_is_one(run_data: RunData) -> None:
+    selection = select_samples(PREDICTIONS)
+    thumbnails = dict.fromkeys(selection.all, JPEG)
+    page = Page(summary_page(run_data, [], {}, [], selection, thumbnails, has_nearest=True))
+    assert page.links.count("nearest.html") == 2
 
 
 def test_the_confusion_page_shows_names_as_text() -> None:

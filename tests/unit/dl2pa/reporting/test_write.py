@@ -264,3 +264,21 @@ def test_an_unwritable_folder_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         write_report(compare([], None), tmp_path / "file")
     assert caught.value.field == "--out"
+
+
+def test_the_calibrated_error_has_a_column_if_runs_have_a_temperature(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    fitted = [make_run({"train.seed": s}, ece_last=50.0, ece_calibrated=2.0 + s) for s in (0, 1)]
+    other = make_run({"method.name": "hpn"}, ece_last=4.0)
+    content = compare([read_run(path) for path in (*fitted, other)], None)
+    write_report(content, tmp_path / "out")
+    rows = rows_of((tmp_path / "out/report.md").read_text())
+    head = next(row for row in rows if row[0] == "method")
+    column = head.index("ECE, calibrated")
+    assert head[column - 1] == "ECE, raw"
+    values = {row[0]: row[column - 1 : column + 1] for row in rows if len(row) == len(head)}
+    assert values["dl2pa"] == ["50.00 ± 0.00", "2.50 ± 0.71"]
+    assert values["hpn"] == ["4.00", "–"]
+    (group,) = [g for g in record(content)["others"] if g["method"] == "dl2pa"]
+    assert group["ece_calibrated"]["mean"] == 2.5 and group["nll"] is None

@@ -41,7 +41,7 @@ def test_a_full_run_is_compared_with_its_published_accuracy() -> None:
     config, text = describe("train.seed=3")
     assert text.startswith("**Top-1 70.00 %** at the last epoch, 71.25 % at the best.")
     assert "| top-1, best epoch | &emsp;71.25 | &emsp;epoch 40 |" in text
-    assert "calibration error" not in text, "not measured"
+    assert "ECE" not in text, "not measured"
     assert redact(text) == text and "viewStateShareKey=dl2pa-runs" in text
     assert "seed 3" in text
     assert text.count("Published: ") == 1

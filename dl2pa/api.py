@@ -81,10 +81,11 @@ def train(
         UserError: invalid input.
         TrainingFailure: the run failed; the message gives the reason and the folder of the logs.
     """
+    _check_type("quiet", quiet, bool, "Give True or False.")
     words = tuple(f"{key}={value_text(_plain(key, value))}" for key, value in overrides.items())
     began = time.monotonic()
     with _config_file(config) as file:
-        folder = None if run_dir is None else Path(run_dir).expanduser()
+        folder = None if run_dir is None else _path("run_dir", run_dir)
         (plan,) = plan_runs([RunSpec(file, words)], folder)
         arguments = [str(file), *words, "--run-dir", str(plan.run_dir), "--json"]
         code, output = _run([sys.executable, "-m", "dl2pa", "train", *arguments], quiet)
@@ -108,7 +109,7 @@ def load(
     Raises:
         UserError: there is no such model, it is damaged, or there is no such device.
     """
-    path = Path(run).expanduser()
+    path = _path("run", run)
     if checkpoint not in _CHECKPOINTS:
         raise UserError("checkpoint", checkpoint, "is unknown", f"Use one of {', '.join(_CHECKPOINTS)}.")
     if checkpoint == "final":
@@ -131,6 +132,32 @@ def load(
     return classifier.to(_device(device))
 
 
+def _path(field: str, value: Any, others: str = "") -> Path:
+    """Path of an argument, with `~` expanded.
+
+    Args:
+        others: end of the remedy: what the argument can also be.
+    """
+    _check_type(field, value, str | os.PathLike, f"Give the path as a text or pathlib.Path{others}.")
+    name = os.fspath(value)
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise UserError(field, value, "is not the path of a file", "Give a text without zero bytes.")
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:  # the home of an unknown user
+        raise UserError(field, name, f"cannot be expanded ({error})", "Give the whole path.") from None
+
+
+def _check_type(field: str, value: Any, expected: Any, remedy: str) -> None:
+    """Check the type of an argument.
+
+    Raises:
+        UserError: another type.
+    """
+    if not isinstance(value, expected):
+        raise UserError(field, value, f"cannot be a {type(value).__name__}", remedy)
+
+
 def _device(name: str | torch.device) -> torch.device:
     import torch
 
@@ -138,6 +165,7 @@ def _device(name: str | torch.device) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     remedy = "Use auto, cpu, cuda or cuda:N."
     try:
+        _check_type("device", name, str | torch.device, remedy)  # torch also accepts numbers
         device = torch.device(name)
     except (RuntimeError, TypeError) as error:
         raise UserError("device", name, f"is not a device ({error})", remedy) from None
@@ -171,7 +199,7 @@ def _plain(field: str, value: Any) -> Any:
 def _config_file(config: str | os.PathLike[str] | Mapping[str, Any]) -> Generator[Path]:
     """Yield the configuration file; a dict is written to a private temporary one."""
     if not isinstance(config, Mapping):
-        yield Path(config).expanduser()
+        yield _path("config", config, ", or the configuration as a dict")
         return
     tree = {key: _plain(key, value) for key, value in config.items()}
     if "base" in tree:

@@ -6,6 +6,7 @@ import ctypes
 import enum
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -26,6 +27,8 @@ _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)  # loaded here because a forked child must not load libraries
 _START_S = 60.0
 """Time in which the threads of a pool must have started."""
+_PIECE = 1 << 22
+"""Bytes of a file that are read at once."""
 _HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 _FULL = {
     errno.ENOSPC: (
@@ -260,6 +263,38 @@ def write_atomically(path: Path, text: str, *, private: bool = False, durable: b
 def write_json(path: Path, content: Any, *, indent: int | None = None) -> None:
     """Replace a JSON file atomically; secrets are redacted."""
     write_atomically(path, json.dumps(redact_tree(content), indent=indent) + "\n")
+
+
+def try_to_write(folder: Path) -> None:
+    """Write a temporary file to a folder, or to the one in which it would be created.
+
+    Some file systems, such as /proc, refuse files despite their permissions.
+
+    Raises:
+        OSError: names the folder that cannot be written.
+    """
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, f"{existing} is a file")
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise OSError(error.errno, f"{existing}: {error.strerror}") from None
+
+
+def sha256_of(path: Path, advance: Callable[[], object] = lambda: None) -> str:
+    """SHA-256 of a file, hexadecimal.
+
+    Args:
+        advance: called after each piece of the file.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE):
+            digest.update(piece)
+            advance()
+    return digest.hexdigest()
 
 
 def read_json(path: Path) -> dict[str, Any]:

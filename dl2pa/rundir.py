@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 from dl2pa.container import in_container
 from dl2pa.errors import UserError
-from dl2pa.osutil import full_disk, write_json
+from dl2pa.osutil import full_disk, try_to_write, write_json
 from dl2pa.records import DamagedFile, Fields, check_record, read_record
 
 log = logging.getLogger(__name__)
@@ -191,9 +190,7 @@ class RunDirectory:
         try:
             if self.root.is_dir():
                 self._check_no_other_files()
-            existing = next(folder for folder in (self.root, *self.root.parents) if folder.exists())
-            with tempfile.TemporaryFile(dir=existing):
-                pass
+            try_to_write(self.root)
         except OSError as error:
             raise self.not_writable(error) from None
 

@@ -132,6 +132,10 @@ def _plan(
     if in_folder or run_dir is None:
         place /= f"{stem}-{fingerprint(config)}"
     place = place.absolute()
+    try:
+        place.exists()  # refuses names that are too long
+    except OSError as error:
+        raise RunDirectory(place).not_writable(error) from None
     config = _follow_valid_weights(config, place)
     if gpus is not None:
         nproc = gpus or (1 if config.launch.nproc == "auto" else None)

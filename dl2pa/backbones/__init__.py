@@ -2,7 +2,15 @@
 feature vectors."""
 
 from dl2pa.backbones.build import Embedder, build_embedder
+from dl2pa.backbones.norms import synchronize_norms
 from dl2pa.backbones.probe import prefers_channels_last, probe_forward
 from dl2pa.backbones.recompute import checkpoint_activations
 
-__all__ = ["Embedder", "build_embedder", "checkpoint_activations", "prefers_channels_last", "probe_forward"]
+__all__ = [
+    "Embedder",
+    "build_embedder",
+    "checkpoint_activations",
+    "prefers_channels_last",
+    "probe_forward",
+    "synchronize_norms",
+]

@@ -9,6 +9,7 @@ from typing import Self
 from torch import Tensor, nn
 
 from dl2pa.backbones.libraries import build_library_backbone
+from dl2pa.backbones.norms import running_norms
 from dl2pa.backbones.vectors import build_mlp
 from dl2pa.errors import UserError
 from dl2pa.specs import MLP, backbone_spec
@@ -30,6 +31,8 @@ class Embedder(nn.Module):
         self.head: nn.Linear | nn.BatchNorm1d = head
         self.frozen = False
         """Whether the backbone stays in evaluation mode: fixed BatchNorm statistics, no dropout."""
+        self.freeze_norm = False
+        """Whether layers of the backbone with running statistics stay in evaluation mode."""
 
     @property
     def pooled_dim(self) -> int:
@@ -40,6 +43,9 @@ class Embedder(nn.Module):
         super().train(mode)
         if self.frozen:
             self.backbone.eval()
+        elif self.freeze_norm:
+            for layer in running_norms(self.backbone):
+                layer.eval()
         return self
 
     def forward(self, images: Tensor) -> Tensor:

@@ -9,7 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dl2pa.commands.options import Parser, add_json, nonempty_path, nonempty_text
+from dl2pa.commands.options import (
+    Parser,
+    add_json,
+    check_output_file,
+    check_output_folder,
+    nonempty_path,
+    nonempty_text,
+)
 from dl2pa.commands.output import note, progress_bar, say
 from dl2pa.errors import UserError
 from dl2pa.osutil import usable_cores
@@ -129,6 +136,8 @@ def _index(args: argparse.Namespace, workers: int) -> int:
     from pipelines.datasets.shards import check_verified
 
     root: Path = args.root
+    if args.out is not None:
+        check_output_file("--out", args.out)
     out: Path = args.out or default_out(root)
     start = time.monotonic()
     options = _source_options(args)
@@ -198,6 +207,7 @@ def _pack(args: argparse.Namespace, workers: int) -> int:
         raise UserError("--quality", args.quality, "is not a JPEG quality", "Set a value from 1 to 100.")
     _refuse_remote("ROOT", args.root, "with `data pack`")
     options = PackOptions(args.short_side, args.quality, _bytes("--shard-size", args.shard_size))
+    check_output_folder("OUT", args.out)
     root: Path = args.root
     start = time.monotonic()
     source = list_source(root, args.index)

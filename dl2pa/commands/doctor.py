@@ -16,7 +16,7 @@ from typing import Any
 from dl2pa import envvars
 from dl2pa.commands import cluster_health, gpu_health
 from dl2pa.commands.finding import SERVER_ANSWERS, Finding, run_folder, server_health
-from dl2pa.commands.options import nonempty_path
+from dl2pa.commands.options import check_output_file, nonempty_path
 from dl2pa.commands.output import say
 from dl2pa.container import in_container
 from dl2pa.errors import EXIT_DONE, EXIT_FAILURE, StorageUnavailable, UserError
@@ -74,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
 def _write_profile(file: Path, as_json: bool) -> int:
     from launcher.site_draft import draft_site
 
+    check_output_file("--write-profile", file)
     if file.exists():
         raise UserError("--write-profile", str(file), "exists", "Give a new file.")
     text = draft_site()

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dl2pa.commands.options import check_output_folder, nonempty_path, nonempty_text
+from dl2pa.commands.options import check_output_file, nonempty_path, nonempty_text
 from dl2pa.commands.output import note, progress_bar, say
 from dl2pa.errors import UserError
 
@@ -76,12 +76,10 @@ def run(args: argparse.Namespace) -> int:
 def _output(args: argparse.Namespace) -> Path:
     """The file to write, checked before the images are inspected."""
     out: Path = args.out or Path(f"{args.folder.absolute().resolve().name or 'images'}.yaml")
-    if out.is_dir():
-        raise UserError("--out", str(out), "is a folder", f"Give a file, for example {out / 'images.yaml'}.")
+    check_output_file("--out", out)
     if out.exists() and not args.force:
         remedy = "Give --force to replace it, or another file with --out."
         raise UserError("--out", str(out), "already exists", remedy)
-    check_output_folder("--out", out.parent)
     try:
         str(args.folder.absolute()).encode()
     except UnicodeEncodeError:

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from dl2pa.commands.options import add_checkpoint, check_output_folder, nonempty_path, nonempty_text
+from dl2pa.commands.options import add_checkpoint, check_output_file, nonempty_path, nonempty_text
 from dl2pa.commands.output import note, progress_bar
 from dl2pa.errors import EXIT_DONE, EXIT_FAILURE, UserError
 from dl2pa.osutil import usable_cores
@@ -90,9 +90,7 @@ def check_out(out: Path, suffixes: Sequence[str]) -> None:
         *others, last = suffixes
         remedy = f"Give a file name that ends in {', '.join(others)} or {last}."
         raise UserError("--out", str(out), "has an unknown format", remedy)
-    if out.is_dir():
-        raise UserError("--out", str(out), "is a folder", "Give the name of a file.")
-    check_output_folder("--out", out.parent)
+    check_output_file("--out", out)
 
 
 def find(args: argparse.Namespace) -> NamedImages:

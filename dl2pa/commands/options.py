@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
 from dl2pa.commands.hints import choice_hint
 from dl2pa.errors import UserError
+from dl2pa.osutil import full_disk, try_to_write
 
 
 class Parser(argparse.ArgumentParser):
@@ -79,11 +79,30 @@ def check_output_folder(option: str, folder: Path) -> None:
     Raises:
         UserError: names the option.
     """
-    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    if not existing.is_dir():
-        raise UserError(option, str(folder), f"cannot be written ({existing} is a file)", "Choose another.")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(option, str(folder), f"cannot be written (see {existing})", "Choose another.")
+    _check_writable(option, folder, folder)
+
+
+def check_output_file(option: str, file: Path) -> None:
+    """Check that a file can be written, and its folder created, before the work whose results it receives.
+
+    Raises:
+        UserError: names the option; also if it is a folder.
+    """
+    _check_writable(option, file, file.parent)
+    if file.is_dir():
+        raise UserError(option, str(file), "is a folder", f"Give the name of a file, as in {file / 'NAME'}.")
+
+
+def _check_writable(option: str, place: Path, folder: Path) -> None:
+    try:
+        place.exists()  # refuses names that are too long
+        try_to_write(folder)
+    except OSError as error:
+        if full := full_disk(error, folder, 0):
+            raise full from None
+        raise UserError(
+            option, str(place), f"cannot be written ({error.strerror})", "Choose another."
+        ) from None
 
 
 def add_json(parser: argparse.ArgumentParser, **kwargs: Any) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from dl2pa.commands.options import add_renamed, check_output_folder, nonempty_path
+from dl2pa.commands.options import add_renamed, check_output_file, nonempty_path
 from dl2pa.commands.output import note, say, short, table
 from dl2pa.constructions import (
     CONSTRUCTIONS,
@@ -95,10 +95,10 @@ def _check(args: argparse.Namespace) -> None:
     check_defined(args.construction, args.num_classes, args.dim)
     if args.out is not None:
         check_written_file(args.out)
-        check_output_folder("--out", args.out.parent)
+        check_output_file("--out", args.out)
     if args.plot is not None:
         check_plot_file(args.plot)
-        check_output_folder("--plot", args.plot.parent)
+        check_output_file("--plot", args.plot)
     if args.compare_with is not None:
         with _naming_compare_with(args.compare_with):
             check_prototype_file(args.compare_with, args.num_classes, args.dim)

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dl2pa.commands.options import add_run, add_tables, nonempty_path, nonempty_text
+from dl2pa.commands.options import add_run, add_tables, check_output_folder, nonempty_path, nonempty_text
 from dl2pa.commands.output import note, say, table
 from dl2pa.config.published import published_file
 from dl2pa.errors import EXIT_DONE, UserError
@@ -59,6 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.out is not None:
+        check_output_folder("--out", args.out)
     if args.compare is not None:
         return _compare(args)
     if args.paired is not None:

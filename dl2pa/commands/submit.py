@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from dl2pa import envvars
-from dl2pa.commands.options import add_config, add_grid, add_run_dir, add_slurm_request, nonempty_path
+from dl2pa.commands.options import (
+    add_config,
+    add_grid,
+    add_run_dir,
+    add_slurm_request,
+    check_output_file,
+    nonempty_path,
+)
 from dl2pa.commands.output import note, say
 from dl2pa.config import dump_config, merge, parse_config
 from dl2pa.config.identity import RECIPE_TAG, run_title
@@ -55,6 +62,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    script = args.write_script
+    if script is not None and not os.access(script, os.W_OK):  # an existing file is written in place
+        check_output_file("--write-script", script)
     specs = expand(args.config, args.overrides, args.grid or [], "--array")
     plans = plan_jobs(specs, args, in_folder=len(specs) > 1, option="--array")
     if args.write_script is not None and len(plans) > 1:

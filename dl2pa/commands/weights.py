@@ -27,11 +27,9 @@ def run(args: argparse.Namespace) -> int:
         _list(args.name, args.json)
         return 0
     from dl2pa.model.weight_sources import fetch, named_weights
+    from dl2pa.osutil import sha256_of
 
     weights = named_weights(args.name)
-
-    from dl2pa.model.init import sha256_of  # imports torch, so it comes after the check
-
     path = fetch(weights)
     say({"name": weights.name, "file": str(path), "sha256": sha256_of(path)}, args.json, "fetched:")
     return 0

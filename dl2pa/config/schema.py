@@ -59,6 +59,11 @@ class ModelConfig(Section):
     """Number of first epochs that train only the head: the backbone keeps its weights and runs in evaluation mode
     (BatchNorm statistics and dropout too). `all`: the backbone is never trained."""
 
+    freeze_norm: bool = False
+    """Keep normalization layers of the backbone that have running statistics (BatchNorm) in evaluation mode: they use
+    the statistics of the initial weights, not those of the batch. Their scales and shifts are trained. Usual for
+    fine-tuning with small batches."""
+
     @field_validator("init")
     @classmethod
     def _empty_is_unset(cls, value: str | None) -> str | None:

@@ -34,6 +34,8 @@ def warnings(config: Config, num_classes: int) -> list[str]:
         )
     if config.model.freeze_epochs and config.model.init is None:
         result.append("model.freeze_epochs freezes a backbone with random weights; set model.init.")
+    if config.model.freeze_norm and config.model.init is None:
+        result.append("model.freeze_norm fixes the statistics of random weights; set model.init.")
     side, data = config.data.image_size / config.data.eval_resize, config.data
     if config.loader in ("dali", "torchvision") and side < 0.5:
         result.append(
@@ -117,8 +119,13 @@ def _ignored(config: Config) -> list[tuple[str, str]]:
         (config.loader == "resident", ("data.eval_resize",), "resident arrays are not resized"),
         (
             config.model.freeze_epochs == "all",
-            ("optim.layer_decay", "train.checkpoint_activations"),
+            ("optim.layer_decay", "train.checkpoint_activations", "model.freeze_norm"),
             "the backbone is frozen",
+        ),
+        (
+            config.model.freeze_norm and config.model.head == "linear",
+            ("train.sync_bn",),
+            "model.freeze_norm fixes the statistics",
         ),
         (optim.schedule != "step", ("optim.milestones", "optim.gamma"), schedule),
         (optim.schedule != "cosine", ("optim.min_lr",), schedule),

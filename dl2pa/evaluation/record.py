@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dl2pa.config import Config
 from dl2pa.errors import UserError
 from dl2pa.evaluation.interval import wilson_interval
-from dl2pa.osutil import write_atomically, write_json
+from dl2pa.osutil import sha256_of, write_atomically, write_json
 from dl2pa.ownership import is_owned
 from dl2pa.records import read_record
 from dl2pa.rundir import RunDirectory
@@ -84,8 +83,7 @@ class Recorder:
         if is_owned(self._run):
             remedy = "Wait until it ends, or give --checkpoint latest, which is not recorded."
             raise UserError("run", str(run_dir), "is being trained", remedy)
-        with self._run.model.open("rb") as file:
-            self._digest = hashlib.file_digest(file, "sha256").hexdigest()
+        self._digest = sha256_of(self._run.model)
         self._step = int(self._run.read_result().get("steps", 0))
         self._notes: list[str] = []
 

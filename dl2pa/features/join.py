@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from dl2pa.errors import UserError
 from dl2pa.features.pca import Pca, fit_pca
-from dl2pa.model.init import sha256_of
-from dl2pa.osutil import replacing
+from dl2pa.osutil import replacing, sha256_of
 from pipelines.datasets.arrays import Split
 from pipelines.datasets.features import SPLITS, FeatureFolder
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import pickle
 from collections import OrderedDict
@@ -19,6 +18,7 @@ from dl2pa.config import Config
 from dl2pa.errors import UserError
 from dl2pa.model.model import build_configured_embedder
 from dl2pa.model.weight_sources import FIELD, LibraryWeights, find_weights
+from dl2pa.osutil import sha256_of
 from dl2pa.rundir import RunDirectory, checkpoint_steps
 
 log = logging.getLogger(__name__)
@@ -212,12 +212,6 @@ def _timm_state(weights: LibraryWeights, path: Path, image_size: int) -> dict[st
             remedy = f"Remove {path} and run `dl2pa weights fetch {weights.name}`."
             raise UserError(FIELD, weights.name, f"cannot be loaded ({reason})", remedy) from None
     return network.state_dict()
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    with path.open("rb") as data:
-        return hashlib.file_digest(data, "sha256").hexdigest()
 
 
 def _log(record: InitRecord) -> None:

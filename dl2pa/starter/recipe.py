@@ -16,7 +16,7 @@ MAX_DIM = 512
 """Largest embedding dimension that is chosen."""
 MIN_DIM = 2
 """In one dimension a unit vector is 1 or -1, and no gradient leads from one to the other."""
-_CPU_SECONDS = 300
+_CPU_SECONDS = 360
 """Training time on a CPU that the number of epochs is chosen for."""
 _CPU_RATES = {
     "mobilenet_v3_large": 6.0,
@@ -36,8 +36,15 @@ _HEAD_STEPS = 100
 distort the pretrained features (Kumar et al., "Fine-Tuning can Distort Pretrained Features", ICLR 2022)."""
 _LR = 1e-4
 """Peak learning rate of pretrained weights with AdamW at a batch of 32."""
-_HEAD_SCALE = 30.0
+_HEAD_SCALE = 70.0
 """Learning rate of a new head relative to that of the pretrained weights."""
+_FEW_IMAGES = 10_000
+"""Training images below which BatchNorm keeps the statistics of pretrained weights. A CPU always keeps them, because
+its batches are small: of batches of 16, the statistics alone cost 5 to 7 points of accuracy (docs/results.md)."""
+_NORM_REASON = (
+    "BatchNorm, if the network has any, keeps the statistics of the pretrained weights: those of small batches of "
+    "random crops do not suit validation."
+)
 _HEAD_FIRST = "train only the new head, so that its first gradients do not distort the pretrained features."
 _FREEZE_REASONS: dict[int | str, str] = {
     1: _HEAD_FIRST.replace("train", "The first epoch trains", 1),
@@ -86,7 +93,7 @@ def choose_recipe(data: Survey, network: Network | None, machine: Machine) -> Re
     size = _image_size(data, network, machine)
     epochs, frozen, note = _epochs(data, network, machine, batch if pretrained else None)
     _set_data(recipe, data, size, pretrained, network)
-    _set_model(recipe, data, network, frozen)
+    _set_model(recipe, data, network, frozen, not machine.gpus or data.num_train < _FEW_IMAGES)
     _set_method(recipe, data, pretrained)
     _set_optim(recipe, batch, epochs, pretrained, frozen)
     _set_train(recipe, data, machine, batch, epochs, note, pretrained)
@@ -235,7 +242,9 @@ def _set_data(recipe: Recipe, data: Survey, size: int, pretrained: bool, network
         set_("data.max_bad_val_fraction", limit)
 
 
-def _set_model(recipe: Recipe, data: Survey, network: Network, frozen: int | str) -> None:
+def _set_model(
+    recipe: Recipe, data: Survey, network: Network, frozen: int | str, small_batches: bool
+) -> None:
     dim, reason = embedding_dim(len(data.classes))
     recipe.set("model.backbone", network.backbone)
     for key, value in network.model.items():
@@ -248,6 +257,8 @@ def _set_model(recipe: Recipe, data: Survey, network: Network, frozen: int | str
             frozen,
             _FREEZE_REASONS.get(frozen, f"The first {frozen} epochs {_HEAD_FIRST}"),
         )
+        if frozen != "all" and small_batches:
+            recipe.set("model.freeze_norm", True, _NORM_REASON)
     recipe.set("model.embedding_dim", dim, reason)
 
 

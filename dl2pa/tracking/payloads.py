@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -10,6 +9,7 @@ from typing import Any
 
 from dl2pa.config import Config, fingerprint
 from dl2pa.config.identity import RECIPE_TAG, group_name
+from dl2pa.osutil import sha256_of
 from dl2pa.redaction import redact
 from dl2pa.rundir import RunDirectory
 from dl2pa.specs import backbone_spec
@@ -92,8 +92,6 @@ def model_payload(run: RunDirectory, config: Config, result: Mapping[str, Any]) 
     Args:
         result: result of the finished run.
     """
-    with run.model.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     params = {
         "method": config.method.name,
         "backbone": config.model.backbone,
@@ -107,7 +105,7 @@ def model_payload(run: RunDirectory, config: Config, result: Mapping[str, Any]) 
     tagged = ("top1_last", "top5_last", "ece_last", "ece_calibrated")
     return {
         "path": run.model.name,
-        "sha256": digest,
+        "sha256": sha256_of(run.model),
         "step": result["steps"],
         "requirements": serving_requirements(config.model.backbone),
         "params": {key: str(value) for key, value in params.items()},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -19,7 +18,7 @@ import torch
 
 from dl2pa import fence
 from dl2pa.errors import UserError
-from dl2pa.osutil import describing_full_disk, start_thread, write_atomically
+from dl2pa.osutil import describing_full_disk, sha256_of, start_thread, write_atomically
 from dl2pa.records import DamagedFile, read_record
 from dl2pa.rundir import (
     CHECKPOINT_BEST,
@@ -34,7 +33,6 @@ from dl2pa.rundir import (
 
 log = logging.getLogger(__name__)
 
-_CHUNK = 1 << 22
 _POLL_S = 1.0
 _STALL_S = 900.0
 """Time without progress after which waiting for a write fails."""
@@ -208,7 +206,7 @@ class CheckpointStore:
     def _read(self, step: int) -> dict[str, Any]:
         file = self.state_file(step)
         marker = _read_marker(self.path(step))
-        if file.stat().st_size != marker.get("bytes") or _sha256(file) != marker.get("sha256"):
+        if file.stat().st_size != marker.get("bytes") or sha256_of(file) != marker.get("sha256"):
             raise ValueError("its contents do not match its checksum")
         return torch.load(file, map_location="cpu", weights_only=True)
 
@@ -257,7 +255,7 @@ class CheckpointStore:
         marker = {
             "step": step,
             "bytes": file.stat().st_size,
-            "sha256": _sha256(file, self._advance),
+            "sha256": sha256_of(file, self._advance),
             "best": best,
         }
         write_atomically(temporary / CHECKPOINT_MARKER, json.dumps(marker) + "\n")
@@ -341,15 +339,6 @@ class _Output:
 
     def flush(self) -> None:
         """Do nothing: the caller flushes the file."""
-
-
-def _sha256(file: Path, advance: Callable[[], None] = lambda: None) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as data:
-        while chunk := data.read(_CHUNK):
-            digest.update(chunk)
-            advance()
-    return digest.hexdigest()
 
 
 def _sync_folder(folder: Path) -> None:

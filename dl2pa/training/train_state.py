@@ -15,7 +15,7 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from dl2pa.assignment import Matching
-from dl2pa.backbones import checkpoint_activations, prefers_channels_last, probe_forward
+from dl2pa.backbones import checkpoint_activations, prefers_channels_last, probe_forward, synchronize_norms
 from dl2pa.config import Config
 from dl2pa.methods import Targets
 from dl2pa.model.model import Model, embedder_buffers
@@ -59,7 +59,8 @@ class TrainState:
         self.model = model.to(world.device)
         self.model.embedder.to(memory_format=self._format)
         if config.train.sync_bn and world.size > 1:
-            self.model.embedder = nn.SyncBatchNorm.convert_sync_batchnorm(self.model.embedder)  # pyright: ignore
+            synchronize_norms(self.model.embedder, config.model.backbone)
+        self.model.embedder.freeze_norm = config.model.freeze_norm
         gpu = world.device.type == "cuda"
         self._freeze_epochs = config.model.freeze_epochs
         self._backbone_parameters = [p for p in self.model.embedder.backbone.parameters() if p.requires_grad]

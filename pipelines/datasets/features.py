@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dl2pa.errors import UserError
+from dl2pa.osutil import sha256_of
 from dl2pa.records import read_record
 from pipelines.datasets.arrays import Split, damaged, integers, subset_fingerprint
 
@@ -160,9 +161,8 @@ def check_digest(path: Path, expected: object) -> None:
     """
     if not path.is_file():
         raise damaged_features(path, "it does not exist")
-    with path.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != expected:
-            raise damaged_features(path, "its content differs from its recorded hash")
+    if sha256_of(path) != expected:
+        raise damaged_features(path, "its content differs from its recorded hash")
 
 
 def _load(path: Path, digest: object) -> NDArray[Any]:

@@ -59,6 +59,44 @@ def test_invalid_configuration_is_refused_in_this_process(
     assert not any(folder.iterdir())
 
 
+@pytest.mark.parametrize("wrong", [3, None, ["a.yaml"], b"a.yaml", "", "a\0b", "~no-such-user/a", object])
+@pytest.mark.parametrize("field", ["config", "run_dir", "run"])
+def test_what_is_no_path_is_refused(
+    wrong: Any, field: str, monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    monkeypatch.setattr(api, "_run", lambda *_: pytest.fail("a process was started"))
+    calls = {
+        "config": lambda: dl2pa.train(wrong),
+        "run_dir": lambda: dl2pa.train(CONFIG, run_dir=wrong or "\0"),
+        "run": lambda: dl2pa.load(wrong),
+    }
+    with pytest.raises(UserError) as caught:
+        calls[field]()
+    assert caught.value.field == field
+    assert caught.value.remedy
+    assert not any(folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("call", "field"),
+    [
+        (lambda: dl2pa.train(CONFIG, quiet="yes"), "quiet"),
+        (lambda: dl2pa.train({3: {}}), "3"),
+        (lambda: dl2pa.train(CONFIG, train=3), "train"),
+        (lambda: dl2pa.load("run", checkpoint=["best"]), "checkpoint"),
+        (lambda: dl2pa.load("run", checkpoint=3), "checkpoint"),
+        (lambda: api._device(0), "device"),
+        (lambda: api._device(None), "device"),
+        (lambda: api._device("cpu:x"), "device"),
+    ],
+)
+def test_arguments_of_another_type_are_refused(call: Any, field: str, folder: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        call()
+    assert caught.value.field == field
+    assert not any(folder.iterdir())
+
+
 def test_error_of_the_training_process_is_raised_here(folder: Path) -> None:
     data = {**CONFIG["data"], "dataset": "imagefolder", "root": "gone"}
     with pytest.raises(UserError) as caught:

@@ -238,6 +238,8 @@ SMALL = {"model": {"embedding_dim": 10}, "method": {"assignment": "dynamic"}}
             "method.match.rotate",
         ),
         ({"tracking": {"enabled": False, "uri": "http://x"}}, "tracking.uri"),
+        ({"model": {"init": "FILE", "freeze_epochs": "all", "freeze_norm": True}}, "model.freeze_norm"),
+        ({"model": {"init": "FILE", "freeze_norm": True}, "train": {"sync_bn": True}}, "train.sync_bn"),
     ],
 )
 def test_an_ignored_setting_gives_a_warning(tree: dict[str, Any], key: str) -> None:

@@ -100,7 +100,10 @@ def test_networks_of_libraries_are_loaded_for_their_image_size(
     settings = parse_config(
         {
             "data": {"dataset": "synthetic", "num_classes": 5, "image_size": side},
-            "model": {"backbone": backbone, "embedding_dim": 4, "init": "somewhere", "freeze_epochs": 1},
+            "model": {
+                **{"backbone": backbone, "embedding_dim": 4},
+                **{"init": "somewhere", "freeze_epochs": 1, "freeze_norm": True},
+            },
         }
     )
     model = build_model(settings, 5).eval()
@@ -108,7 +111,7 @@ def test_networks_of_libraries_are_loaded_for_their_image_size(
     generator = torch.get_rng_state()
     classifier = load_classifier(tmp_path)
     assert torch.equal(torch.get_rng_state(), generator)
-    assert {"init", "freeze_epochs"}.isdisjoint(classifier.description["model"])
+    assert {"init", "freeze_epochs", "freeze_norm"}.isdisjoint(classifier.description["model"])
     images = torch.randn(2, 3, side, side)
     assert torch.equal(classifier.score(images), model.score(images))
 

@@ -90,7 +90,25 @@ def test_the_head_trains_first(per_class: int, frozen: int | str) -> None:
     assert tree["model"]["freeze_epochs"] == frozen
     optim, batch = tree["optim"], tree["train"]["batch_size"]
     peak = optim["lr"] * optim.get("head_lr_scale", 1.0)
-    assert peak == pytest.approx(3e-3 * (batch / 32) ** 0.5, rel=0.02)
+    assert peak == pytest.approx(7e-3 * (batch / 32) ** 0.5, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("network", "machine", "per_class", "fixed"),
+    [
+        (SMALL, CPU, 48, True),
+        (SMALL, CPU, 400, True),
+        (SMALL, CPU, 6000, None),  # the backbone is not trained
+        (PRETRAINED, GPU, 48, True),
+        (PRETRAINED, GPU, 6000, None),
+        (None, CPU, 48, None),
+    ],
+)
+def test_batch_statistics_are_not_learned_from_few_images(
+    network: Network | None, machine: Machine, per_class: int, fixed: bool | None
+) -> None:
+    model = choose_recipe(survey(10, per_class), network, machine).tree["model"]
+    assert model.get("freeze_norm") == fixed
 
 
 def test_small_images_are_trained_at_their_size() -> None:

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from dl2pa.backbones import build_embedder, synchronize_norms
 from dl2pa.config import Config, merge, parse_config
 from dl2pa.config.warnings import warnings
 from dl2pa.model.model import build_model
@@ -82,6 +83,50 @@ def test_a_backbone_frozen_in_all_epochs_never_changes(alone: World) -> None:
     assert sum(len(group["params"]) for group in train_state.optimizer.param_groups) == 2
 
 
+def statistics(train_state: TrainState, part: str = "backbone") -> dict[str, Tensor]:
+    return {name: t for name, t in tensors(train_state, part).items() if "running_" in name}
+
+
+def test_freeze_norm_keeps_the_statistics_and_trains_the_rest(alone: World) -> None:
+    train_state = build(config(model={"freeze_norm": True}, train={"ema": 0.5}), alone)
+    backbone = tensors(train_state, "backbone")
+    train(train_state, 0)
+    assert same(tensors(train_state, "backbone"), backbone), "the first epoch is frozen"
+    train(train_state, 1)
+    train_state.evaluated.eval()
+    train(train_state, 2)
+    changed = {
+        name for name, t in tensors(train_state, "backbone").items() if not torch.equal(t, backbone[name])
+    }
+    assert changed == {name for name, _ in train_state.model.embedder.backbone.named_parameters()}
+    train_state.sync_buffers()
+    evaluated = train_state.evaluated.embedder.backbone.state_dict()
+    assert same(statistics(train_state), evaluated)
+
+
+def test_freeze_norm_leaves_dropout_and_a_new_head_in_training_mode(alone: World) -> None:
+    model = {"backbone": "mobilenet_v3_small", "freeze_norm": True, "freeze_epochs": 0}
+    backbone = build(config(model=model, data={"image_size": 32}), alone).model.embedder.train().backbone
+    norms = [layer for layer in backbone.modules() if isinstance(layer, nn.BatchNorm2d)]
+    assert norms and not any(layer.training for layer in norms)
+    assert all(layer.training for layer in backbone.modules() if isinstance(layer, nn.Dropout))
+    train_state = build(config(model={"head": "batchnorm", "embedding_dim": 4, "freeze_norm": True}), alone)
+    before = statistics(train_state, "head")
+    train(train_state, 1)
+    assert not any(torch.equal(t, before[name]) for name, t in statistics(train_state, "head").items())
+
+
+def test_freeze_norm_holds_for_synchronized_layers() -> None:
+    embedder = build_embedder("resnet8", 3, widths=(4, 4, 4), image_size=8)
+    embedder.freeze_norm = True
+    images = torch.randn(4, 3, 8, 8)
+    expected = embedder.train()(images)
+    synchronize_norms(embedder, "resnet8")
+    norms = [layer for layer in embedder.train().modules() if isinstance(layer, nn.SyncBatchNorm)]
+    assert norms and not any(layer.training for layer in norms)
+    assert torch.equal(embedder(images), expected)
+
+
 def test_a_frozen_backbone_draws_no_dropout(alone: World) -> None:
     settings = config(model={"backbone": "mobilenet_v3_small"}, data={"image_size": 32})
     train_state = build(settings, alone)
@@ -94,9 +139,11 @@ def test_a_frozen_backbone_draws_no_dropout(alone: World) -> None:
     assert backbone.training
 
 
+@pytest.mark.parametrize("freeze_norm", [False, True])
 @pytest.mark.parametrize("stop", [1, 2])
-def test_resuming_before_and_after_the_unfreeze_is_exact(stop: int, alone: World) -> None:
-    settings = config(optim={"name": "adamw", "lr": 0.01, "layer_decay": 0.7}, train={"ema": 0.9})
+def test_resuming_before_and_after_the_unfreeze_is_exact(stop: int, freeze_norm: bool, alone: World) -> None:
+    optim = {"name": "adamw", "lr": 0.01, "layer_decay": 0.7}
+    settings = config(optim=optim, train={"ema": 0.9}, model={"freeze_norm": freeze_norm})
     uninterrupted = build(settings, alone)
     for epoch in range(EPOCHS):
         train(uninterrupted, epoch)
@@ -122,5 +169,7 @@ def test_two_processes_unfreeze_and_resume_exactly(tmp_path: Path) -> None:
 
 
 def test_freezing_random_weights_is_noted() -> None:
-    assert any("random weights" in text for text in warnings(config(), CLASSES))
-    assert not any("random weights" in text for text in warnings(config(model={"init": "a.pth"}), CLASSES))
+    for random in ({}, {"freeze_epochs": 0, "freeze_norm": True}):
+        assert any("random weights" in text for text in warnings(config(model=random), CLASSES))
+        tuned = {**random, "init": "a.pth"}
+        assert not any("random weights" in text for text in warnings(config(model=tuned), CLASSES))

@@ -21,8 +21,8 @@ from dl2pa.config.checks import (
 )
 from dl2pa.config.gather import Problems, gathered
 from dl2pa.config.method_checks import check_contrast
-from dl2pa.config.remote import check_remote
 from dl2pa.config.notify import check_notify
+from dl2pa.config.remote import check_remote
 from dl2pa.config.schema import Config
 from dl2pa.config.tracking import check_tracking
 from dl2pa.errors import UserError

@@ -382,7 +382,17 @@ def test_default_virtual_shards_have_at_least_four_samples(batch: int, shards: i
 
 def test_the_resolved_file_is_plain_yaml() -> None:
     tree = yaml.safe_load(dump_config(Config()))
-    assert list(tree) == ["data", "model", "method", "optim", "train", "checkpoint", "tracking", "launch", "notify"]
+    assert list(tree) == [
+        "data",
+        "model",
+        "method",
+        "optim",
+        "train",
+        "checkpoint",
+        "tracking",
+        "launch",
+        "notify",
+    ]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/sweeps").rglob("*.yaml")), ids=lambda p: p.name)

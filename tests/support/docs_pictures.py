@@ -2,8 +2,8 @@
 
 Serve the runs with `dl2pa ui --runs RUNS --port 8765`, then
 `PYTHONPATH=.:tests python -m support.docs_pictures http://127.0.0.1:8765 EXPERIMENT RUNS/RUN OUT`; RUN is shown alone.
-The runs of the present pictures: configs/quickstart.yaml with `data.loader=resident data.crop=pad
-launch.nproc=1 launch.threads=1`, seeds 0 to 2 of dl2pa, of `method.name=hpn`, and of
+The runs of the present pictures: configs/quickstart.yaml with `model.embedding_dim=3 data.loader=resident
+data.crop=pad launch.nproc=1 launch.threads=1`, seeds 0 to 2 of dl2pa, of `method.name=hpn`, and of
 `method.name=psc method.loss=cross_entropy method.scale=14 optim.lr=0.05`.
 """
 

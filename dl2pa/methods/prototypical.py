@@ -168,18 +168,13 @@ class PrototypeMethod(Method):
 
     def _move_prototypes(self, statistic: ClassStatistic, group: dist.ProcessGroup | None) -> float:
         """Refit and rotate the prototypes; returns the mean cosine between the old and the new ones. A collective."""
-        parts, cosine, before = (
-            (self.prototypes, self.assignment),
-            self.options.refit_cosine,
-            self.prototypes.clone(),
-        )
+        parts, cosine = (self.prototypes, self.assignment), self.options.refit_cosine
+        before = self.prototypes.clone()
         if cosine is not None and self.pooled is not None:
             seen = self.pooled.rows.norm(dim=1, keepdim=True) > 0
             directions = principal_directions(self.pooled.rows, self.dim) * seen
             if cosine < 1.0:
-                rotate(
-                    *parts, directions, group
-                )  # principal directions have no relation to the current rotation
+                rotate(*parts, directions, group)  # the principal directions have a rotation of their own
                 refit(*parts, directions, cosine, group)
             else:
                 set_directions(*parts, directions, group)
@@ -225,13 +220,11 @@ class PrototypeMethod(Method):
 
     def _warmup_loss(self, features: Tensor, targets: Targets) -> Tensor:
         """Cross-entropy of the learned classifier: over random classes if the loss uses them, otherwise over all."""
-        settings = self.adjustment, self.options.gce_q
+        head, adjustment, gce_q = self.head(), self.adjustment, self.options.gce_q
         if self.options.random_negatives:
-            return sampled_cross_entropy(self.head(), features, targets, None, 0.0, *settings)
-        adjustment, gce_q = settings
-        return head_cross_entropy(
-            self.head(), features, targets, 0.0, 0.0, adjustment, self.options.max_logits, gce_q
-        )
+            return sampled_cross_entropy(head, features, targets, None, 0.0, adjustment, gce_q)
+        limit = self.options.max_logits
+        return head_cross_entropy(head, features, targets, 0.0, 0.0, adjustment, limit, gce_q)
 
 
 def assignment_from_vectors(

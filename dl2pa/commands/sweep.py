@@ -115,7 +115,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--best",
         type=nonempty_path,
         metavar="FILE",
-        help="when all runs are finished, write a sweep file with the best settings of each variant",
+        help="when all runs have ended, write a sweep file with the best settings of each variant",
     )
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the commands")
     parser.add_argument("--slurm", action="store_true", help="submit the runs as a SLURM job array")
@@ -174,8 +174,9 @@ def _run(request: SweepRequest, args: argparse.Namespace) -> int:
     pool, started = Pool(environments), time.time()
     outcomes.update(run_pool(pool, pending, tasks))
     code = print_outcomes([outcomes[plan.run_dir] for plan in plans], tag, pool.stopping, args.json)
-    if args.best is not None and code == EXIT_DONE:
-        write_best(plans, args.best)
+    failed = {run_dir for run_dir, outcome in outcomes.items() if outcome.state == "failed"}
+    if args.best is not None and all(o.state in ("finished", "failed") for o in outcomes.values()):
+        write_best(plans, args.best, failed)
     if pending and not pool.stopping:
         _announce([outcomes[plan.run_dir] for plan in plans], tag, started)
     return code

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,14 @@ class _Setting:
     Attributes:
         plan: one of its runs.
         values: settings of the run by key, without the seed.
-        scores: top-1 accuracy at the last epoch of each seed.
+        scores: top-1 accuracy at the last epoch of each finished seed.
+        failures: directories of the failed runs.
     """
 
     plan: RunPlan
     values: dict[str, Any]
     scores: list[float]
+    failures: list[Path]
 
     @property
     def mean(self) -> float:
@@ -44,16 +46,17 @@ class _Setting:
         return ", ".join(varied) or "as in the sweep"
 
 
-def write_best(plans: Sequence[RunPlan], path: Path) -> None:
+def write_best(plans: Sequence[RunPlan], path: Path, failed: Collection[Path] = ()) -> None:
     """Write the settings of each variant with the highest mean top-1 accuracy at the last epoch.
 
     The runs of the new sweep have the validation split of the data set, which `data.val_fraction` replaced.
 
     Args:
-        plans: finished runs.
+        plans: runs of the sweep that have ended.
+        failed: directories of those that failed; their settings, which may have diverged, are left out.
 
     Raises:
-        UserError: the file cannot be written (``--best``).
+        UserError: the file cannot be written, or a variant has no setting without a failed run (``--best``).
     """
     variants: dict[str, dict[str, _Setting]] = {}
     for plan in plans:
@@ -62,9 +65,20 @@ def write_best(plans: Sequence[RunPlan], path: Path) -> None:
         values.pop(_SEED, None)
         settings = variants.setdefault(name, {})
         key = f"{plan.config_file} {sorted((k, repr(v)) for k, v in values.items())}"
-        setting = settings.setdefault(key, _Setting(plan, values, []))
-        setting.scores.append(float(plan.directory.read_result()["top1_last"]))
-    best = {name: max(settings.values(), key=lambda s: s.mean) for name, settings in variants.items()}
+        setting = settings.setdefault(key, _Setting(plan, values, [], []))
+        if plan.run_dir in failed:
+            setting.failures.append(plan.run_dir)
+        else:
+            setting.scores.append(float(plan.directory.read_result()["top1_last"]))
+    best: dict[str, _Setting] = {}
+    for name, settings in variants.items():
+        complete = [setting for setting in settings.values() if not setting.failures]
+        if not complete:
+            message = f"every setting of {name!r} has a failed run"
+            raise UserError(
+                "--best", str(path), message, "Add settings to the grid, or leave the variant out."
+            )
+        best[name] = max(complete, key=lambda s: s.mean)
     lines = [
         f"# Best settings of each variant by the mean top-1 accuracy at the last epoch, over {len(plans)} runs.",
         *(

@@ -12,6 +12,7 @@ import yaml
 from dl2pa.cli import main
 from dl2pa.commands.sweep_best import write_best
 from dl2pa.config.sweep import load_sweep
+from dl2pa.errors import UserError
 from dl2pa.runplan import RunPlan, RunSpec, plan_runs
 
 TINY: dict[str, Any] = {
@@ -73,6 +74,14 @@ def test_the_final_runs_use_the_validation_split_of_the_data(plans: list[RunPlan
     ]
     write_best(drawn, Path("final.yaml"))
     assert load_sweep(Path("final.yaml")).overrides["data.val_fraction"] is None
+
+
+def test_settings_with_a_failed_run_are_left_out(plans: list[RunPlan]) -> None:
+    write_best(plans, Path("final.yaml"), {plans[3].run_dir})  # of `a` at 0.2
+    assert load_sweep(Path("final.yaml")).overrides["optim.lr"] == 0.1, "the same for both"
+    with pytest.raises(UserError) as caught:
+        write_best(plans, Path("none.yaml"), {plans[1].run_dir, plans[3].run_dir})
+    assert (caught.value.field, Path("none.yaml").exists()) == ("--best", False)
 
 
 def test_best_needs_the_results_here(plans: list[RunPlan], capsys: pytest.CaptureFixture[str]) -> None:

@@ -264,9 +264,9 @@ class RunDirectory:
             before: status before the attempt.
             message: reason, which becomes that of a run that no attempt has started.
         """
-        fields = {key: before.get(key) for key in ("state", "error", "pid")}
+        fields = {key: before.get(key) for key in ("state", "error", "pid", "started", "attempt_started")}
         if not before.get("attempt"):
-            fields = {"state": "failed", "error": message}
+            fields |= {"state": "failed", "error": message}
         self.write_status(**fields, attempt=before.get("attempt", 0))
 
     def write_status(self, **fields: Any) -> None:

@@ -32,7 +32,7 @@ def script(request: Request, name: str, log: Path, command: Sequence[str], optio
     """Return the batch script of a command that may be stopped by TERM and repeated.
 
     Args:
-        request: that of the trainings, of which partition, account, QOS, time and setup are used.
+        request: resources of the trials; partition, account, QOS, time and setup are used.
         log: the job log, appended to by every attempt.
         options: further options of sbatch, which replace the others.
     """

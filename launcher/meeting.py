@@ -1,8 +1,8 @@
-"""Agreement of the nodes of a training outside SLURM on one launch.
+"""Rendezvous of the nodes of a training outside SLURM.
 
 Each node may be restarted at any time, alone. Node 0 waits until all others are there and gives them the identifier of
-the launch. A restarted node waits until the launch that it is missing from has failed and node 0 waits again. So the
-processes of two launches never meet.
+the launch. A restarted node waits until the current launch, which it is missing from, has failed
+and node 0 waits again, so processes of different launches never connect to each other.
 """
 
 from __future__ import annotations

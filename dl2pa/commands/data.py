@@ -136,9 +136,9 @@ def _index(args: argparse.Namespace, workers: int) -> int:
     from pipelines.datasets.shards import check_verified
 
     root: Path = args.root
-    if args.out is not None:
-        check_output_file("--out", args.out)
     out: Path = args.out or default_out(root)
+    if args.out is not None and not isinstance(out, RemotePath):
+        check_output_file("--out", out)
     start = time.monotonic()
     options = _source_options(args)
     if isinstance(root, RemotePath):

@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _select(args: argparse.Namespace) -> tuple[RunDirectory, Path, Callable[[], bool], str | None]:
-    """The run, its log, whether it goes on, and its job number; None for a run without a job."""
+    """The run, its log, whether it is still running, and its job number; None for a run without a job."""
     local = RunDirectory(Path(args.job).absolute())
     rank = 0 if args.attempt is not None else None
     if is_local(local.root):

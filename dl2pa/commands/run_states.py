@@ -167,7 +167,7 @@ def count_states(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _number(status: Mapping[str, Any], key: str) -> Any:
-    """A finite number of the status; None if there is none, also in a file that someone else wrote."""
+    """A finite number of the status; None if it is missing or invalid."""
     value = status.get(key)
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     return value if is_number else None

@@ -95,7 +95,7 @@ def write_best(plans: Sequence[RunPlan], path: Path, failed: Collection[Path] = 
     except OSError as error:
         message = f"cannot be written ({error.strerror or error})"
         raise UserError("--best", str(path), message, "Give another file.") from None
-    note(f"written: {path}; dl2pa sweep {path} --run-dir DIR trains {_SEEDS} as seeds")
+    note(f"written: {path}; dl2pa sweep {path} --run-dir DIR trains them with the seeds {_SEEDS}")
 
 
 def _content(best: Mapping[str, _Setting], path: Path) -> dict[str, Any]:

@@ -84,7 +84,7 @@ class SweepProgress:
 
 
 def block_on_terminal() -> LiveBlock | None:
-    """Block on standard error; None if it is no terminal."""
+    """Block on standard error; None if that is not a terminal."""
     terminal = sys.__stderr__
     return LiveBlock(terminal) if terminal is not None and can_redraw(terminal) else None
 

@@ -116,7 +116,7 @@ class DataConfig(Section):
     """Folder on a disk of the node in which blocks of shards from object storage are kept. Default: `dl2pa-UID/s3` in
     the folder of temporary files (TMPDIR)."""
     s3_cache_gib: NonNegative = 50.0
-    """Size limit of that folder, in GiB. 5 % of the file system always stay free. 0: keep no blocks."""
+    """Size limit of that folder, in GiB. At least 5 % of the file system stays free. 0: keep no blocks."""
     s3_timeout_s: Positive = 30.0
     """Time after which a request to object storage is repeated, in seconds."""
     s3_retry_s: Positive = 120.0

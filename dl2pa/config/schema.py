@@ -117,8 +117,8 @@ class NegativesConfig(Section):
     neighbors: NonNegativeInt = 0
     """Number of classes whose prototypes are nearest to that of the label."""
     random: NonNegativeInt = 0
-    """Number of classes drawn at random for each image in each step. They stand for all classes but the label and its
-    neighbors: their part of the denominator is scaled accordingly. Every step then costs the same for any number of
+    """Number of classes drawn at random for each image in each step. They represent all classes except the label and
+    its neighbors: their part of the denominator is scaled accordingly. Every step then costs the same for any number of
     classes."""
 
 

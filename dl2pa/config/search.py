@@ -34,7 +34,7 @@ class Prune(Section):
     enabled: bool = True
     """Whether trials are stopped early; if not, each is trained to its end."""
     reduction_factor: Annotated[int, Field(ge=2)] = 3
-    """At each rung, one trial in this number continues, and the next rung is this number times later."""
+    """One in this number of trials continues at a rung; also the factor between the epochs of the rungs."""
     first_epoch: PositiveInt = 1
     """Epoch of the first rung: a trial is compared at its first validation in or after this epoch."""
 

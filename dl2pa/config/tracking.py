@@ -70,7 +70,7 @@ def check_uri(field: str, uri: str) -> None:
 
 
 def server_problem(uri: str) -> str | None:
-    """What is wrong with the address of a web server, as the rest of a sentence; None if nothing is."""
+    """Problem of the address of a web server, as the rest of an error message; None if it is valid."""
     if any(character.isspace() for character in uri):
         return "contains white space"
     try:

@@ -24,7 +24,7 @@ _ITERATIONS = 30
 def cluster_features(root: Path, out: Path, clusters: int) -> dict[str, Any]:
     """Write the features in `root` with C · `clusters` classes to the folder `out`; returns the record.
 
-    Class k of C becomes the classes k · clusters …: the cells of a k-means of its training features. Validation
+    Class k of C becomes the classes k · clusters, …, the clusters of a k-means of its training features. Validation
     features belong to the nearest center of their class.
 
     Raises:
@@ -82,7 +82,7 @@ def _cluster_labels(
 
 
 def k_means(rows_nd: Floats, count: int, seed: int) -> Floats:
-    """Centers [count, d] of Lloyd's algorithm from centers drawn by k-means++; none is left without rows.
+    """Centers [count, d] of Lloyd's algorithm from centers drawn by k-means++; no cluster is empty.
 
     Args:
         rows_nd: at least `count` rows.

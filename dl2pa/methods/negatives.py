@@ -1,4 +1,4 @@
-"""Cross-entropy over some classes: the own class, the nearest prototypes of its prototype, and random classes.
+"""Cross-entropy over the class of the image, the classes with the nearest prototypes, and random classes.
 
 The cost of a step does not depend on the number of classes C. For a sample with label y and logits z, let N be the K
 classes whose vectors are nearest to that of y, and R the classes drawn for the sample except y and N. Of the

@@ -2,7 +2,7 @@
 
 The supervisor is `dl2pa train` on one machine, and the batch script of a SLURM job (`launcher/supervise.sh`). When the
 run has ended it writes one line to standard input, `EVENT MESSAGE`, and closes it. Until then this process watches for
-a stall. Everything that goes wrong here is one line on standard error; nothing reaches the training.
+a stall. An error in this process is printed as one line on standard error and does not affect the training.
 """
 
 from __future__ import annotations

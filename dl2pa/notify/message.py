@@ -31,7 +31,7 @@ def run_message(run: RunDirectory, event: str, detail: str, name: str, key: str)
 
     Args:
         event: one of `EVENTS`.
-        detail: why it happened; empty if the event says it all.
+        detail: reason of the event; empty if there is none to add.
         name: name of the run.
         key: identifies the event within the run; receivers can recognize a repetition by the `id` made from it.
     """

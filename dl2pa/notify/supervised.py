@@ -1,4 +1,4 @@
-"""Start the process that sends the messages of a run, and tell it how the run ended."""
+"""Start the process that sends the messages of a run, and pass it the outcome."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 def train_announced(config: Config, run: RunDirectory, train: Callable[[], int]) -> int:
     """Train and have the messages of `notify.*` sent by a process of its own; returns the exit code of `train`.
 
-    Failing to send one only prints a line.
+    A message that cannot be sent only prints a line.
     """
     before = int(run.status().get("attempt", 0))
     process = _start(config, run, before)
@@ -72,7 +72,7 @@ def _write(process: subprocess.Popen[bytes], text: str) -> None:
 
 
 def _end(process: subprocess.Popen[bytes], verdict: str, wait_s: float) -> None:
-    """Hand over the verdict and wait for the delivery, for a limited time."""
+    """Write the outcome to the process and wait for the delivery, for a limited time."""
     with suppress(OSError):
         _write(process, verdict)
     with suppress(OSError):

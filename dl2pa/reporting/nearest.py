@@ -1,4 +1,4 @@
-"""Page of nearest images: validation images with those closest to them in the embedding."""
+"""Page of nearest images: validation images, each with its nearest images in the embedding."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from pipelines.datasets import FeatureDataset
 from pipelines.sampler import permute
 
 _MAX_IMAGES, _MAX_SECONDS = 2000, 60.0
-"""Validation images that are embedded at most, and seconds after which no further batch is started."""
+"""Maximum number of embedded validation images, and seconds after which no further batch is started."""
 _QUERIES, _NEIGHBORS = 12, 6
-"""Wrong and correct predictions that are shown, each; nearest images of each."""
+"""Number of wrong and of correct predictions that are shown, and of nearest images for each."""
 
 Positions = NDArray[np.int64]
 """Indices into the predictions."""

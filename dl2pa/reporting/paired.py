@@ -31,7 +31,7 @@ class Row:
 
     Attributes:
         summary: over all its seeds.
-        pairs: number of seeds that the reference has, too; 0 for the reference itself.
+        pairs: number of seeds that the reference has too; 0 for the reference itself.
         difference: mean of variant minus reference over these seeds; None without any.
         interval: its 95 % confidence interval by Student's t distribution; None with fewer than two pairs.
     """

@@ -1,4 +1,4 @@
-"""Loop of a search: start trials, follow their validation curves, stop the worse ones, record how each ends."""
+"""Loop of a search: start trials, follow their validation curves, stop the worse ones, record their outcomes."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Executor(Protocol):
         ...
 
     def wait(self) -> None:
-        """Wait until there may be news."""
+        """Wait until a trial may have progressed or ended."""
         ...
 
     def ended(self) -> Sequence[tuple[int, str | None]]:
@@ -151,7 +151,7 @@ class Driver:
             self._settle(running, error)
 
     def _take_up_open_trials(self) -> None:
-        """Settle the trials that ended while no command ran; the others continue first."""
+        """Record the trials that ended while no command ran; continue the others before new ones."""
         for trial in self._journal.state.open():
             running = self._plan(trial)
             if running is None:
@@ -212,7 +212,7 @@ class Driver:
         return _Running(trial, planned, Curve(run_dir, self._search.metric, planned.steps_per_epoch))
 
     def _judge(self, running: _Running) -> None:
-        """Compare a trial at each rung that it has reached; the validation at its end is none."""
+        """Compare a trial at each rung that it has reached; its last validation is not compared."""
         trial = running.trial
         for epoch, value in self._at_rungs(running):
             prune, attrs = decide(self._search, self._space, self._journal.state.trials, trial, epoch, value)
@@ -234,7 +234,7 @@ class Driver:
                 yield epoch, value
 
     def _settle(self, running: _Running, error: str | None) -> None:
-        """Record how a trial has ended; one that was stopped by somebody else stays open."""
+        """Record the outcome of a trial; one that was stopped from outside the search stays open."""
         trial, run = running.trial, running.planned.plan.directory
         status = run.status()
         steps = {"steps": status.get("step"), "total_steps": status.get("total_steps")}

@@ -1,7 +1,7 @@
 """Journal of a search: one line per decision, written before the decision takes effect.
 
-Everything that a search knows of its trials is in this file, and everything else is derived from it: a command that is
-killed at any moment continues from the complete lines. Events:
+All state of a search is in this file or derived from it, so a command that was killed at any moment continues from
+the complete lines. Events:
 
 - `search`: the first line: identity of the search, and the keys that must not change.
 - `trial`: parameters of a new trial, before it starts.
@@ -54,7 +54,7 @@ class Trial:
         params: value of each parameter; a choice is the text of an override.
         attrs: attributes that Optuna keeps with the trial.
         reports: epoch and value at each rung that the trial has reached.
-        prune: whether it is to be stopped.
+        prune: whether the trial is to be stopped early.
         state: `open` until it has ended, then `finished`, `pruned` or `failed`.
         value: value of the metric at the end, in percent.
         epoch, steps, total_steps: position at the end, and steps of a complete training.

@@ -1,7 +1,7 @@
 """Next parameters and early stopping, by Optuna.
 
-Both are functions of the journal: each call builds a study in memory from the trials so far. So a search that was
-killed continues as if it had not been, and Optuna needs no storage of its own.
+Both are functions of the journal: each call builds a study in memory from the trials so far. A search that was killed
+therefore continues with the same decisions, and Optuna needs no storage.
 """
 
 from __future__ import annotations

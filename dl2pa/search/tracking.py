@@ -44,7 +44,7 @@ class SearchTracker:
         )
 
     def start(self, params: Mapping[str, Any]) -> None:
-        """Record the start of a command; waits some seconds for a server, so that it knows the parent of the trials."""
+        """Record the start of a command; wait some seconds until the server has the parent run of the trials."""
         tags = {SEARCH_TAG: self._name, NOTE_TAG: f"Search `{self._name}`; its trials are the runs below it."}
         self._tracker.start({"search": params}, tags)
         deadline = time.monotonic() + (_WAIT_S if self._uri is not None else 0.0)

@@ -40,7 +40,7 @@ _HEAD_SCALE = 70.0
 """Learning rate of a new head relative to that of the pretrained weights."""
 _FEW_IMAGES = 10_000
 """Training images below which BatchNorm keeps the statistics of pretrained weights. A CPU always keeps them, because
-its batches are small: of batches of 16, the statistics alone cost 5 to 7 points of accuracy (docs/results.md)."""
+its batches are small: their statistics alone cost several points of accuracy (docs/results.md)."""
 _NORM_REASON = (
     "BatchNorm, if the network has any, keeps the statistics of the pretrained weights: those of small batches of "
     "random crops do not suit validation."

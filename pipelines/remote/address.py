@@ -1,4 +1,4 @@
-"""Addresses in object storage, `s3://bucket/prefix`, in the place of paths."""
+"""Addresses in object storage, `s3://bucket/prefix`, used like paths."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 @dataclass(frozen=True)
 class RemoteOptions:
-    """How objects are read; the fields of configuration keys `data.s3_*`.
+    """How objects are read: the values of the keys `data.s3_*`.
 
     Attributes:
         s3_cache_dir: folder of the cache; None: `dl2pa-UID/s3` in the folder of temporary files.

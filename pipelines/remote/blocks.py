@@ -1,7 +1,7 @@
 """Cache of blocks of remote shards on the node, shared by its processes and by later runs.
 
 Each set of objects has two files: the blocks at their positions in a sparse file, and a checksum for each block. A
-block counts as present if its checksum is there and right, so that a crash between two writes is only a missing block.
+block counts as present if its checksum is stored and correct, so a crash between two writes only loses that block.
 The name of the files covers the ETags of the objects. Blocks are kept until another set needs the space: in shuffled
 reading of more data than fits, replacing blocks would save nothing.
 """
@@ -31,9 +31,9 @@ BLOCK = 1 << 17
 _DATA, _SUMS = ".blocks", ".sums"
 _PRESENT = 1 << 32
 _COUNT_AGAIN_BYTES = 1 << 26
-"""Bytes that a process writes until it looks again how much all processes have written."""
+"""Bytes that a process writes before it measures the size of the cache again."""
 _COUNT_AGAIN_S = 30.0
-"""Interval at which a process looks for space in a full cache."""
+"""Interval at which a process checks a full cache for free space."""
 _MIN_SPARE = 1 << 28
 _SPARE_FRACTION = 0.05
 """Part of the file system that stays free."""

@@ -123,7 +123,7 @@ class RemoteFiles:
     def _request(
         self, store: Store, cache: BlockCache, blocks: Iterable[int], *, again: bool = False
     ) -> dict[int, _Blocks]:
-        """Requests of the blocks that are not in the cache; those that are under way are shared.
+        """Requests of the blocks that are not in the cache; pending ones are shared.
 
         Args:
             again: request them although the cache seems to have them.

@@ -90,7 +90,7 @@ class Store:
 
     def __init__(self, options: RemoteOptions) -> None:
         if importlib.util.find_spec("s3fs") is None:
-            remedy = "Install it: pip install 'dl2pa[s3]'."
+            remedy = "Install it: pip install -c constraints.txt -e '.[s3]'."
             raise UserError(_FIELD, "s3://", "needs the package s3fs, which is not installed", remedy)
         from s3fs import S3FileSystem
 
@@ -102,7 +102,7 @@ class Store:
             "read_timeout": options.s3_timeout_s,
             "max_pool_connections": _MAX_REQUESTS,
             "retries": {"total_max_attempts": 1},  # this module repeats requests
-            # Other servers than AWS do not know the checksums that botocore sends and asks for by default.
+            # Servers other than AWS do not support the checksums that botocore sends and asks for by default.
             "request_checksum_calculation": "when_required",
             "response_checksum_validation": "when_required",
         }

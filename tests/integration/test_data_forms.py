@@ -137,3 +137,6 @@ def test_damaged_files_and_a_read_only_root_are_reported(digits: Path, tmp_path:
     assert refused.code == 2
     assert refused.result["error"]["field"] == "--out"
     assert "cannot be written" in refused.result["error"]["message"]
+    refused = run_here("data", "index", "/proc/sys", "--json")
+    assert refused.code == 2
+    assert "data.index=FILE" in refused.result["error"]["remedy"]

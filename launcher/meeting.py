@@ -155,11 +155,14 @@ def _send(connection: socket.socket, message: dict[str, Any]) -> None:
 
 def _receive(connection: socket.socket, timeout_s: float = _ANSWER_S) -> dict[str, Any]:
     """One line of JSON; empty at the end of the connection and for anything else."""
-    connection.settimeout(max(0.01, timeout_s))
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    deadline = time.monotonic() + timeout_s
     line = bytearray()
     while len(line) < _MAX_LINE:
         try:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            if (left := deadline - time.monotonic()) <= 0:  # of the line, not of each byte
+                return {}
+            connection.settimeout(left)
             byte = connection.recv(1)
         except OSError:
             return {}

@@ -88,6 +88,11 @@ def _described(env: Mapping[str, str]) -> Node:
     if not env.get(envvars.HEAD):
         message = f"{envvars.HEAD} is not set"
         raise UserError("environment", values, message, "Set it to the name or address of node 0.")
+    try:
+        env[envvars.HEAD].encode("idna")  # as socket does
+    except UnicodeError:
+        message = f"{envvars.HEAD} is not a valid host name"
+        raise UserError("environment", values, message, "Set it to the name or address of node 0.") from None
     return Node(index, count, env[envvars.HEAD], port, "dl2pa")
 
 

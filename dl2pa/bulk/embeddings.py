@@ -168,7 +168,7 @@ def _samples(bulk: BulkClassifier, table: ImageTable, number: int) -> range:
 
 def _write(path: Path, rows: Sequence[Chunk]) -> None:
     failures = {i: reason for row in rows for i, reason in row.failures.items()}
-    with replacing(path, sum(row.embedding.nbytes for row in rows), durable=False) as temporary:
+    with replacing(path, sum(row.embedding.nbytes for row in rows)) as temporary:
         np.savez(
             temporary,
             embedding=np.concatenate([row.embedding for row in rows]),

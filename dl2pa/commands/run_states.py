@@ -48,8 +48,15 @@ def _runs_below(folder: Path, depth: int, seen: set[tuple[int, int]]) -> Iterato
         return
     seen.add((status.st_dev, status.st_ino))
     for entry in entries:
-        if not entry.name.startswith(".") and entry.name not in _NO_RUNS_IN and entry.is_dir():
+        if not entry.name.startswith(".") and entry.name not in _NO_RUNS_IN and _is_folder(entry):
             yield from _runs_below(folder / entry.name, depth - 1, seen)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, or into a folder that may not be entered
+        return False
 
 
 def is_run(folder: Path) -> bool:

@@ -315,14 +315,22 @@ def _description(folder: Path, state: State) -> str:
     return to_markdown(compose_search(results_of(folder, state)))
 
 
-def print_results(folder: Path, state: State, is_complete: bool, as_json: bool) -> int:
-    """Print the trials and the best one; return the exit code."""
+def print_results(
+    folder: Path, state: State, is_complete: bool, as_json: bool, *, is_queued: bool = False
+) -> int:
+    """Print the trials and the best one; return the exit code.
+
+    Args:
+        is_queued: the job of the search is in the queue, so it is not stopped.
+    """
     from dl2pa.reporting.search_report import search_rows
 
     result = results_of(folder, state)
     best = result["best"]
     outcome, code = "finished", EXIT_DONE
-    if not is_complete:
+    if is_queued:
+        outcome = "running"
+    elif not is_complete:
         outcome, code = "stopped", EXIT_STOPPED
     elif best is None:
         outcome, code = "failed", EXIT_FAILURE

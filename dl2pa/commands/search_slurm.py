@@ -45,6 +45,8 @@ from launcher.submissions import Submission
 _POLL_S = 2.0
 _QUEUE_POLL_S = 20.0
 _RETRY_S = 60.0
+_ENDING_S = 60.0
+"""Time for which SLURM is asked often after the record of a run says that it has ended."""
 LOG = "search.log"
 
 
@@ -95,6 +97,10 @@ class ClusterExecutor:
         self._stop = threading.Event()
         self._states_at = 0.0
         self._retry_at = 0.0
+        self._refused: set[int] = set()
+        """Trials that sbatch has failed to queue."""
+        self._ended_at: dict[int, float] = {}
+        """Time at which the record of a run was first seen to say that it has ended."""
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> ClusterExecutor:
@@ -127,15 +133,14 @@ class ClusterExecutor:
     def _find(self, trial: Trial, plan: RunPlan) -> str | None:
         """Return the last job of a trial: that of its record, or one that was queued without a record."""
         unrecorded = jobs.named(f"dl2pa-{self._name(trial)}")
-        if unrecorded:
-            log = slurm.log_of(unrecorded[0], plan.directory.submission)
-            record = Submission(
-                unrecorded[0], plan.run_dir, log, self._request.as_dict(), plan.label, Path.cwd()
-            )
-            if submissions.last(plan.run_dir) is None:
-                submissions.write(record)
-            return unrecorded[0]
         last = submissions.last(plan.run_dir)
+        if unrecorded:
+            job = max(unrecorded, key=int)  # an earlier one may be completing
+            if last is None or last.job_id != job:  # `stop` reads the record
+                log = slurm.log_of(job, plan.directory.submission)
+                request = self._request.as_dict()
+                submissions.write(Submission(job, plan.run_dir, log, request, plan.label, Path.cwd()))
+            return job
         return None if last is None else last.job_id
 
     def _name(self, trial: Trial) -> str:
@@ -143,13 +148,22 @@ class ClusterExecutor:
 
     def start(self, trial: Trial, plan: RunPlan) -> None:
         try:
+            if trial.number in self._refused:
+                self._cancel_unrecorded(trial)
             submitted = submit.queue([plan], self._request, self._name(trial))
-        except UserError as error:
-            if error.field != "sbatch":
+        except (UserError, ConnectionError) as error:
+            if isinstance(error, UserError) and error.field not in ("sbatch", "job"):
                 raise
+            self._refused.add(trial.number)
             self._retry_at = time.monotonic() + _RETRY_S
             raise TryLater(str(error)) from None
+        self._refused.discard(trial.number)
         self._jobs[trial.number] = (plan, submitted[0].job_id)
+
+    def _cancel_unrecorded(self, trial: Trial) -> None:
+        """Cancel a job that SLURM has queued although sbatch failed, as at its timeout; its files are removed."""
+        if queued := jobs.named(f"dl2pa-{self._name(trial)}"):
+            jobs.cancel(queued)
 
     def stop(self, plan: RunPlan) -> None:
         submission = submissions.last(plan.run_dir)
@@ -159,16 +173,17 @@ class ClusterExecutor:
             state = jobs.states([submission.job_id])[submission.job_id]
         except ConnectionError:
             state = jobs.JobState("RUNNING")  # the stop file ends the run without SLURM
-        cancel.end_job(submission, state, now=False)
+        try:
+            cancel.end_job(submission, state, now=False)
+        except UserError as error:  # it has ended meanwhile; if not, `cancelled` keeps it from starting
+            note(str(error))
 
     def wait(self) -> None:
         self._stop.wait(_POLL_S)
 
     def ended(self) -> list[tuple[int, str | None]]:
         """Ask SLURM for the jobs, rarely unless the record of a run says that it has ended."""
-        ends = ("finished", "failed", "stopped")
-        may_have_ended = any(plan.directory.status().get("state") in ends for plan, _ in self._jobs.values())
-        if not may_have_ended and time.monotonic() < self._states_at + _QUEUE_POLL_S:
+        if not self._may_have_ended() and time.monotonic() < self._states_at + _QUEUE_POLL_S:
             return []
         try:
             states = jobs.states(job for _, job in self._jobs.values())
@@ -178,6 +193,13 @@ class ClusterExecutor:
         self._states_at = time.monotonic()
         over = [number for number, (_, job) in self._jobs.items() if not states[job].is_live]
         return [(number, self._error(*self._jobs.pop(number), states)) for number in over]
+
+    def _may_have_ended(self) -> bool:
+        """Whether the record of a run has recently changed to an end; a stopped run may wait in the queue again."""
+        now, ends = time.monotonic(), ("finished", "failed", "stopped")
+        ended = [n for n, (plan, _) in self._jobs.items() if plan.directory.status().get("state") in ends]
+        self._ended_at = {number: self._ended_at.get(number, now) for number in ended}
+        return any(now < since + _ENDING_S for since in self._ended_at.values())
 
     def _error(self, plan: RunPlan, job: str, states: dict[str, jobs.JobState]) -> str | None:
         state = plan.directory.status().get("state")
@@ -210,8 +232,7 @@ def _queue_search(plan: SearchPlan, request: Request, args: argparse.Namespace) 
     queued = jobs.named(name)
     if queued:
         note(f"the search is job {queued[0]}; its log is {plan.folder / LOG}")
-        print_results(plan.folder, state, False, args.json)
-        return EXIT_DONE
+        return print_results(plan.folder, state, False, args.json, is_queued=True)
     has_more = len(state.trials) < plan.search.trials and suggest(plan.search, plan.space, state.trials)
     if not state.open() and not has_more:
         return print_results(plan.folder, state, True, args.json)

@@ -175,10 +175,10 @@ def _run(request: SweepRequest, args: argparse.Namespace) -> int:
     outcomes.update(run_pool(pool, pending, tasks))
     code = print_outcomes([outcomes[plan.run_dir] for plan in plans], tag, pool.stopping, args.json)
     failed = {run_dir for run_dir, outcome in outcomes.items() if outcome.state == "failed"}
-    if args.best is not None and all(o.state in ("finished", "failed") for o in outcomes.values()):
-        write_best(plans, args.best, failed)
     if pending and not pool.stopping:
         _announce([outcomes[plan.run_dir] for plan in plans], tag, started)
+    if args.best is not None and all(o.state in ("finished", "failed") for o in outcomes.values()):
+        write_best(plans, args.best, failed)
     return code
 
 

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -290,6 +291,7 @@ def _launch_torchrun(plan: RunPlan, before: dict[str, Any], node: Node) -> int:
         if not directory.is_taken_over(owner, launch):
             directory.stop_file.touch()
 
+    node = replace(node, rendezvous=launch) if node.count > 1 and envvars.NODES in os.environ else node
     extra = {envvars.LAUNCH: launch, envvars.NUMA: binding_mode(plan.config.launch, nproc)}
     code = run_local(nproc, _RANK_MODULES, arguments, request_stop, extra, node)
     errors = directory.errors(launch)

@@ -71,8 +71,8 @@ def check_uri(field: str, uri: str) -> None:
 
 def server_problem(uri: str) -> str | None:
     """Problem of the address of a web server, as the rest of an error message; None if it is valid."""
-    if any(character.isspace() for character in uri):
-        return "contains white space"
+    if any(character.isspace() or not character.isprintable() for character in uri):
+        return "contains white space or a control character"
     try:
         parts = urlsplit(uri)
         parts.port  # noqa: B018  (raises for a port that is not a number)

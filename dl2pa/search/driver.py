@@ -153,7 +153,7 @@ class Driver:
     def _take_up_open_trials(self) -> None:
         """Record the trials that ended while no command ran; continue the others before new ones."""
         for trial in self._journal.state.open():
-            running = self._plan(trial)
+            running = self._plan(trial, new=not trial_folder(self._journal.folder, trial.number).exists())
             if running is None:
                 continue
             plan = running.planned.plan
@@ -201,11 +201,17 @@ class Driver:
                 return running
         return None
 
-    def _plan(self, trial: Trial) -> _Running | None:
-        """Plan the run of a trial; None if it is refused, which ends the trial."""
+    def _plan(self, trial: Trial, new: bool = True) -> _Running | None:
+        """Plan the run of a trial; None if it is refused, which ends the trial.
+
+        Raises:
+            UserError: it is refused although its run exists, for example by another version of dl2pa (not `new`).
+        """
         try:
             planned = self._planner(trial)
         except UserError as error:
+            if not new:
+                raise
             self._end(trial, FAILED, error=str(error))
             return None
         run_dir = planned.plan.run_dir

@@ -27,6 +27,7 @@ JOURNAL = "search.jsonl"
 LOCK = "search.lock"
 OPEN, FINISHED, PRUNED, FAILED = "open", "finished", "pruned", "failed"
 STATES = (FINISHED, PRUNED, FAILED, OPEN)
+_WAIT_S, _POLL_S = 0.5, 0.05
 
 _FIELDS: dict[str, tuple[dict[str, type], tuple[str, ...]]] = {
     "search": (
@@ -198,6 +199,16 @@ def _parse(path: Path, content: bytes) -> tuple[State, int]:
     return state, end
 
 
+def _lock_soon(file: IO[str]) -> bool:
+    """Lock a file; waits for `is_running`, which holds the lock for a moment. False if another process keeps it."""
+    deadline = time.monotonic() + _WAIT_S
+    while try_lock(file.fileno()) is LockResult.HELD:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_POLL_S)
+    return True
+
+
 class Journal:
     """The journal of a search, locked for this process.
 
@@ -209,6 +220,7 @@ class Journal:
     """
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self._path = folder / JOURNAL
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -216,7 +228,7 @@ class Journal:
         except OSError as error:
             message = f"cannot be written ({error.strerror})"
             raise UserError("run-dir", str(folder), message, "Choose another with --run-dir.") from None
-        if try_lock(self._lock.fileno()) is LockResult.HELD:
+        if not _lock_soon(self._lock):
             self._lock.close()
             message = "another process runs this search"
             raise UserError(

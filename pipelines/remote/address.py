@@ -114,7 +114,7 @@ def place_of(field: str, text: str, options: RemoteOptions | None = None) -> Pat
     bucket, _, key = text.removeprefix(REMOTE).partition("/")
     if _BUCKET.fullmatch(bucket) is None:
         # An address may not contain credentials, which the message would repeat.
-        shown = "s3://***" if "@" in text else text
+        shown = "s3://***" if "@" in text or ":" in bucket else text
         message = "does not begin with the name of a bucket"
         remedy = (
             "Write s3://BUCKET/PREFIX; credentials and AWS_ENDPOINT_URL are read from the environment "

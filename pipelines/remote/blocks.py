@@ -186,8 +186,8 @@ def _remove_unused(file: Path) -> bool:
     except OSError:
         return False
     try:
-        if try_lock(descriptor) is not LockResult.ACQUIRED:
-            return False
+        if try_lock(descriptor) is not LockResult.ACQUIRED or not os.fstat(descriptor).st_nlink:
+            return False  # used, or removed meanwhile: a new set may have the name
         file.with_suffix(_SUMS).unlink(missing_ok=True)
         file.unlink(missing_ok=True)
         return True

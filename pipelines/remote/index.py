@@ -98,7 +98,11 @@ def _inspect(piece: Piece) -> int:
     path, connection = folder / piece.names[0], store_of(folder.options)
     with tempfile.TemporaryDirectory(prefix="dl2pa-") as place:
         local = Path(place) / path.name
-        one = connection.list(folder)[path.name]
+        one = connection.list(folder).get(path.name)
+        if one is None:
+            raise UserError(
+                "ROOT", str(path), "was removed while it was being indexed", "Index the data set again."
+            )
         connection.download(path, one, local, durable=False)
         with renamed(str(local), str(path)):
             store(piece, read_shard(local, piece.decode).columns())

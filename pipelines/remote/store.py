@@ -171,13 +171,23 @@ class Store:
 
             async def work() -> None:
                 for begin in begins:
-                    end = min(begin + _PART, one.size)
-                    os.pwrite(file.fileno(), await self.range(path, one.tag, begin, end), begin)
+                    data = await self.range(path, one.tag, begin, min(begin + _PART, one.size))
+                    os.pwrite(file.fileno(), data, begin)  # refused if the file was closed meanwhile
 
-            await asyncio.gather(*(work() for _ in range(4)))
+            workers = [asyncio.ensure_future(work()) for _ in range(4)]
+            try:
+                await asyncio.gather(*workers)
+            finally:
+                for worker in workers:
+                    worker.cancel()
 
         with replacing(target, one.size, durable=durable) as temporary, temporary.open("wb") as file:
-            self.start(parts(file)).result()
+            copy = self.start(parts(file))
+            try:
+                copy.result()
+            except BaseException:
+                copy.cancel()
+                raise
 
     def upload(self, file: Path, path: RemotePath) -> None:
         """Copy a file to an object.

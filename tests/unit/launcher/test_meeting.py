@@ -78,6 +78,7 @@ def test_variables_describe_a_node() -> None:
         ({"DL2PA_NODE": "3"}, "DL2PA_NODE must be a whole number from 0 to 2"),
         ({"DL2PA_NODE": None}, "DL2PA_NODE must be a whole number"),
         ({"DL2PA_HEAD": None}, "DL2PA_HEAD is not set"),
+        ({"DL2PA_HEAD": "node..0"}, "DL2PA_HEAD is not a valid host name"),
         ({"DL2PA_PORT": "65535"}, "DL2PA_PORT must be a whole number from 1 to 65534"),
     ],
 )
@@ -136,3 +137,14 @@ def test_missing_nodes_are_named(port: int) -> None:
         meeting.meet(node(0, port), 0.05)
     with pytest.raises(meeting.NodesMissing, match=rf"node 0 did not answer at 127.0.0.1:{port + 1}"):
         meeting.meet(node(1, port), 0.05)
+
+
+def test_a_line_that_comes_slowly_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time limit is that of the line, not of each byte."""
+    clock = iter(range(100))
+    monkeypatch.setattr(meeting.time, "monotonic", lambda: next(clock))
+    here, there = socket.socketpair()
+    with here, there:
+        there.sendall(b" " * 50 + b"{}\n")
+        assert meeting._receive(here, 10.0) == {}  # pyright: ignore[reportPrivateUsage]
+        assert here.recv(100).startswith(b" " * 40)

@@ -325,3 +325,9 @@ def test_a_piped_sweep_logs_the_progress_of_each_run(monkeypatch: pytest.MonkeyP
     now[0] += 100.0
     progress.poll()
     assert noted[3:] == ["[2/2] b: starting"]
+
+
+def test_links_that_cannot_be_followed_are_skipped(folder: Path) -> None:
+    run = make_run("one")
+    (folder / "runs" / "self").symlink_to("self")
+    assert find_runs(folder / "runs") == [run.root]

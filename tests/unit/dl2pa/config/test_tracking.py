@@ -30,6 +30,7 @@ INVALID = {
     "http://host:99999": "malformed",
     "http://[::1:5000": "malformed",
     "http://host :5000": "white space",
+    "http://host/a\x01b": "control character",
     "sqlite://": "no database file",
     "sqlite:///": "no database file",
     "sqlite:///:memory:": "no database file",

@@ -330,3 +330,26 @@ def test_no_combination_is_tried_twice(
         trials.append(Trial(len(trials), *suggested, state="failed"))
     assert len(trials) == 4
     assert len({(t.params["optim.lr"], t.params["method.loss"]) for t in trials}) == 4
+
+
+@pytest.mark.parametrize("started", [False, True])
+def test_an_open_trial_that_is_refused_fails_only_without_a_run(started: bool, tmp_path: Path) -> None:
+    def refuse(trial: Trial) -> PlannedTrial:
+        raise UserError("optim.lr", 1, "is refused by this version", "Use another.")
+
+    journal = Journal(tmp_path / "search")
+    journal.begin(Header("0" * 32, "lr", "small.yaml", (), "", {"parameters": SEARCH.parameters}))
+    suggested = suggest(SEARCH, SEARCH.space(), [])
+    assert suggested is not None
+    trial = journal.start(*suggested)
+    if started:
+        trial_folder(journal.folder, trial.number).mkdir()
+    search = SEARCH.model_copy(update={"trials": 1})
+    driver = Driver(journal, search, search.space(), refuse, Simulated())
+    if started:
+        with pytest.raises(UserError, match="refused by this version"):
+            driver.run()
+    else:
+        driver.run()
+    journal.close()
+    assert [t.state for t in read_state(journal.folder).trials] == ["open" if started else "failed"]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from dl2pa.errors import TrainingFailure, UserError
+from dl2pa.osutil import LockResult
 from dl2pa.records import DamagedFile
 from dl2pa.search.journal import JOURNAL, Header, Journal, State, read_state
 
@@ -103,3 +104,12 @@ def test_the_best_trial_is_the_first_of_equal_finished_ones() -> None:
     best, lowest = state.best(maximize=True), state.best(maximize=False)
     assert best is not None and best.number == 1
     assert lowest is not None and lowest.number == 1
+
+
+def test_a_search_starts_while_another_process_looks_whether_it_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`is_running` holds the lock for a moment."""
+    results = iter([LockResult.HELD, LockResult.ACQUIRED])
+    monkeypatch.setattr("dl2pa.search.journal.try_lock", lambda descriptor: next(results))
+    Journal(tmp_path).close()

@@ -108,3 +108,21 @@ def test_two_processes_write_the_same_blocks(tmp_path: Path) -> None:
     command = [sys.executable, "-c", TWO, str(tmp_path)]
     started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY) for _ in range(2)]
     assert [process.communicate()[0].strip() for process in started] == ["64", "64"]
+
+
+def test_set_that_is_removed_at_the_same_time_by_two_is_removed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second one locks the removed file, whose name a new set may have."""
+    filled(tmp_path, "a", 1).close()
+    lock = blocks.try_lock
+
+    def replaced(descriptor: int) -> blocks.LockResult:
+        for file in ("a.blocks", "a.sums"):
+            (tmp_path / file).unlink()
+        filled(tmp_path, "a", 1)
+        return lock(descriptor)
+
+    monkeypatch.setattr(blocks, "try_lock", replaced)
+    assert not blocks._remove_unused(tmp_path / "a.blocks")  # pyright: ignore[reportPrivateUsage]
+    assert (tmp_path / "a.blocks").exists()

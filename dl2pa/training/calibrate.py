@@ -3,7 +3,9 @@
 The temperature divides the logits before the softmax, so it changes no prediction. It minimizes the negative
 log-likelihood (NLL) of training images that were not trained on (`data.calibration_fraction`), else of the validation
 images. In the second case the results after calibration are cross-fitted: each half of the validation images is
-calibrated with the temperature of the other half, and the model's temperature is that of all of them.
+calibrated with the temperature of the other half, and the model's temperature is that of all of them. If the
+temperatures of the halves do not lower the NLL of the other halves, as with few images of a good model, the temperature
+is 1.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ _BLOCK = 2**20
 _LOG_RANGE = math.log(1e4)
 """The logarithm of the temperature is between minus this and this."""
 _MAX_ITERATIONS = 100
+_EVEN, _ODD = slice(0, None, 2), slice(1, None, 2)
 
 Logits = NDArray[np.float32]
 Labels = NDArray[np.int64]
@@ -157,15 +160,15 @@ def fit_calibration(val: ScoredImages, held: ScoredImages | None) -> Calibration
         val: at least two images.
         held: training images that were not trained on; None fits on the validation images, see the module.
     """
-    temperature = fit_temperature(val if held is None else held)
-    even, odd = slice(0, None, 2), slice(1, None, 2)
-    halves = [(even, temperature), (odd, temperature)]
-    if held is None:  # the temperature of the other half
-        halves = [(even, fit_temperature(val.part(odd))), (odd, fit_temperature(val.part(even)))]
-    nll = np.empty(len(val.targets))
-    confidence = np.empty(len(val.targets))
-    for rows, fitted in halves:
-        nll[rows], confidence[rows] = _likelihood(val.part(rows), fitted)
+    source = val if held is None else held
+    temperature, of_halves = fit_temperature(source), _of_other_halves(source)
+    raw, crossed = _likelihood(source, 1.0)[0], _likelihood_of_halves(source, of_halves)[0]
+    if _mean(crossed) >= _mean(raw):
+        temperature, of_halves = 1.0, (1.0, 1.0)
+    if held is None:
+        nll, confidence = _likelihood_of_halves(val, of_halves)
+    else:
+        nll, confidence = _likelihood(val, temperature)
     hits = val.logits.argmax(axis=1) == val.targets
     return Calibration(
         temperature=temperature,
@@ -177,6 +180,21 @@ def fit_calibration(val: ScoredImages, held: ScoredImages | None) -> Calibration
         samples=val.samples,
         confidence=confidence,
     )
+
+
+def _of_other_halves(images: ScoredImages) -> tuple[float, float]:
+    """Temperatures for the images at even and at odd positions, each fitted on the other half."""
+    return fit_temperature(images.part(_ODD)), fit_temperature(images.part(_EVEN))
+
+
+def _likelihood_of_halves(
+    images: ScoredImages, temperatures: tuple[float, float]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """`_likelihood` with one temperature for the images at even and one for those at odd positions."""
+    nll, confidence = np.empty(len(images.targets)), np.empty(len(images.targets))
+    for rows, temperature in zip((_EVEN, _ODD), temperatures, strict=True):
+        nll[rows], confidence[rows] = _likelihood(images.part(rows), temperature)
+    return nll, confidence
 
 
 def fit_temperature(images: ScoredImages) -> float:

@@ -99,14 +99,28 @@ def test_perfect_and_constant_predictions_have_a_finite_temperature() -> None:
 
 def test_each_half_is_calibrated_with_the_temperature_of_the_other() -> None:
     images = draw(400, 5, 6.0)
-    other = replace(images, targets=np.where(np.arange(400) % 2, images.targets, (images.targets + 1) % 5))
-    result = fit_calibration(other, None)
-    even, odd = fit_temperature(other.part(slice(0, None, 2))), fit_temperature(other.part(slice(1, None, 2)))
+    images.logits[::2] *= 2
+    result = fit_calibration(images, None)
+    even, odd = (
+        fit_temperature(images.part(slice(0, None, 2))),
+        fit_temperature(images.part(slice(1, None, 2))),
+    )
     assert odd < result.temperature < even
     z = images.logits.astype(np.float64)
     for rows, temperature in ((slice(0, None, 2), odd), (slice(1, None, 2), even)):
         p = np.exp(z[rows] / temperature)
         assert result.confidence[rows] == pytest.approx((p / p.sum(1, keepdims=True)).max(1))
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_a_temperature_that_does_not_help_other_images_is_not_used(held_out: bool) -> None:
+    """Few images without an error: their smoothed targets ask for less confidence than is right."""
+    labels = np.arange(40) % 4
+    images = ScoredImages(np.arange(40), labels, 8 * np.eye(4, dtype=np.float32)[labels])
+    assert fit_temperature(images) > 1.5
+    result = fit_calibration(images, images if held_out else None)
+    assert result.temperature == 1.0
+    assert result.nll_calibrated == result.nll < 0.01
 
 
 def test_held_out_images_give_the_temperature_of_all_validation_images() -> None:

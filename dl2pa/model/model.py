@@ -21,6 +21,7 @@ from dl2pa.config.prototypes import (
     of_prototype_file,
     read_class_vectors,
 )
+from dl2pa.config.schema import NegativesConfig
 from dl2pa.constructions import CONSTRUCTIONS
 from dl2pa.errors import UserError
 from dl2pa.geometry import (
@@ -189,6 +190,8 @@ def build_method(
 def method_options(config: Config, pooled_dim: int = 0) -> MethodOptions:
     """Options of the configured method; values that are not configured are the method's defaults."""
     method, match = config.method, config.method.match
+    uses_softmax = config.loss == "cross_entropy"
+    negatives = method.negatives if uses_softmax else NegativesConfig()
     return METHODS[method.name].options(
         loss=method.loss,
         dynamic=config.assignment == "dynamic",
@@ -197,9 +200,9 @@ def method_options(config: Config, pooled_dim: int = 0) -> MethodOptions:
         margin=method.margin,
         logit_adjustment=method.logit_adjustment,
         release_epoch=method.release_epoch,
-        neighbors=method.negatives.neighbors,
-        random_negatives=method.negatives.random,
-        gce_q=method.gce_q,
+        neighbors=negatives.neighbors,
+        random_negatives=negatives.random,
+        gce_q=method.gce_q if uses_softmax else 0.0,
         label_smoothing=method.label_smoothing,
         max_logits=method.max_logits,
         normalize=method.normalize,

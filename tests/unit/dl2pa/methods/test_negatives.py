@@ -175,3 +175,12 @@ def test_the_warm_up_of_the_learned_classifier_is_sampled_too() -> None:
     assert method.warmup.grad is not None
     touched = set(method.warmup.grad.norm(dim=1).nonzero().flatten().tolist())
     assert touched == {*LABELS.tolist(), *targets.negatives.flatten().tolist()}
+
+
+@pytest.mark.parametrize("loss", ["squared_cosine", "dot_regression"])
+def test_other_losses_ignore_the_options_of_cross_entropy(loss: str) -> None:
+    """Also where more are configured than there are classes: a warning says that they are not used."""
+    method = built(loss=loss, negatives={"neighbors": 5000, "random": 5000}, gce_q=0.5)
+    assert method.options.gce_q == 0.0, "also during a warm-up"
+    assert method.neighbors is None
+    assert with_negatives(method, MIXED, 0, 0).negatives is None

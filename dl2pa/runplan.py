@@ -297,14 +297,16 @@ def check_trainings(trainings: Iterable[tuple[Config, int]]) -> dict[str, DataFa
 
 
 def check_contents(config: Config, num_classes: int) -> None:
-    """Check the content of prototype files, `refit_cosine`, and the image size of a library's network.
+    """Check the content of prototype files, `refit_cosine`, `model.freeze_before`, and the image size of a library's
+    network.
 
     Imports torch only if there is something to check.
 
     Raises:
         UserError: naming the invalid field.
     """
-    if backbone_spec(config.model.backbone).classifier is None:  # only the network knows its image sizes
+    # Only the network knows its image sizes and its modules.
+    if backbone_spec(config.model.backbone).classifier is None or config.model.freeze_before is not None:
         from dl2pa.model.model import build_embedder_shapes
 
         build_embedder_shapes(config)

@@ -8,6 +8,7 @@ from typing import Self
 
 from torch import Tensor, nn
 
+from dl2pa.backbones.layers import modules_before, parameters_before
 from dl2pa.backbones.libraries import build_library_backbone
 from dl2pa.backbones.norms import running_norms
 from dl2pa.backbones.vectors import build_mlp
@@ -33,11 +34,22 @@ class Embedder(nn.Module):
         """Whether the backbone stays in evaluation mode: fixed BatchNorm statistics, no dropout."""
         self.freeze_norm = False
         """Whether layers of the backbone with running statistics stay in evaluation mode."""
+        self._frozen_before: str | None = None
 
     @property
     def pooled_dim(self) -> int:
         """Dimension of the features of the backbone."""
         return self.head.in_features if isinstance(self.head, nn.Linear) else self.head.num_features
+
+    def freeze_before(self, name: str) -> None:
+        """Fix the weights of the layers before a module of the backbone, and keep them in evaluation mode.
+
+        Raises:
+            UserError: there is no such module, or nothing before it.
+        """
+        for parameter in parameters_before(self.backbone, name):
+            parameter.requires_grad_(False)
+        self._frozen_before = name
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
@@ -46,6 +58,9 @@ class Embedder(nn.Module):
         elif self.freeze_norm:
             for layer in running_norms(self.backbone):
                 layer.eval()
+        if self._frozen_before is not None:
+            for part in modules_before(self.backbone, self._frozen_before):
+                part.eval()
         return self
 
     def forward(self, images: Tensor) -> Tensor:

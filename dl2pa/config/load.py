@@ -53,6 +53,7 @@ ADDED_KEYS: dict[str, Any] = {
     "data.label_noise_seed": 0,
     "model.init": None,
     "model.freeze_epochs": 0,
+    "model.freeze_before": None,
     "model.freeze_norm": False,
     "model.hidden": [512],
     "model.hidden_norm": "none",

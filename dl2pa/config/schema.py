@@ -59,12 +59,17 @@ class ModelConfig(Section):
     """Number of first epochs that train only the head: the backbone keeps its weights and runs in evaluation mode
     (BatchNorm statistics and dropout too). `all`: the backbone is never trained."""
 
+    freeze_before: str | None = None
+    """Module of the backbone, such as `layer4` or `blocks.6`: the layers before it keep their initial weights in all
+    epochs and run in evaluation mode, which saves time and memory. `dl2pa config FILE --groups` lists what is
+    trained. Default: all layers are trained."""
+
     freeze_norm: bool = False
     """Keep normalization layers of the backbone that have running statistics (BatchNorm) in evaluation mode: they use
     the statistics of the initial weights, not those of the batch. Their scales and shifts are trained. Usual for
     fine-tuning with small batches."""
 
-    @field_validator("init")
+    @field_validator("init", "freeze_before")
     @classmethod
     def _empty_is_unset(cls, value: str | None) -> str | None:
         return value or None

@@ -34,6 +34,8 @@ def warnings(config: Config, num_classes: int) -> list[str]:
         )
     if config.model.freeze_epochs and config.model.init is None:
         result.append("model.freeze_epochs freezes a backbone with random weights; set model.init.")
+    if config.model.freeze_before is not None and config.model.init is None:
+        result.append("model.freeze_before freezes layers with random weights; set model.init.")
     if config.model.freeze_norm and config.model.init is None:
         result.append("model.freeze_norm fixes the statistics of random weights; set model.init.")
     side, data = config.data.image_size / config.data.eval_resize, config.data
@@ -119,7 +121,7 @@ def _ignored(config: Config) -> list[tuple[str, str]]:
         (config.loader == "resident", ("data.eval_resize",), "resident arrays are not resized"),
         (
             config.model.freeze_epochs == "all",
-            ("optim.layer_decay", "train.checkpoint_activations", "model.freeze_norm"),
+            ("optim.layer_decay", "train.checkpoint_activations", "model.freeze_before", "model.freeze_norm"),
             "the backbone is frozen",
         ),
         (

@@ -18,7 +18,8 @@ MAX_DIM = 1 << 20
 def model_description(model: Any) -> dict[str, Any]:
     """What a model file contains of section `model`: the keys that the network is built from."""
     others = () if model.backbone == MLP else _MLP_KEYS  # not in the files of other networks
-    return model.model_dump(mode="json", exclude={"init", "freeze_epochs", "freeze_norm", *others})
+    training = ("init", "freeze_epochs", "freeze_before", "freeze_norm")
+    return model.model_dump(mode="json", exclude={*training, *others})
 
 
 def build_described(model: dict[str, Any], image_size: int, feature_dim: int = 0) -> Embedder:

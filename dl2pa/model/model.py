@@ -150,10 +150,10 @@ def build_configured_embedder(config: Config) -> Embedder:
     """Build the embedder with random weights from torch's global generator.
 
     Raises:
-        UserError: the backbone does not accept the image size.
+        UserError: the backbone does not accept the image size, or has no layers before `model.freeze_before`.
     """
     model = config.model
-    return build_embedder(
+    embedder = build_embedder(
         model.backbone,
         model.embedding_dim,
         head=model.head,
@@ -165,6 +165,9 @@ def build_configured_embedder(config: Config) -> Embedder:
         dropout=model.dropout,
         feature_dim=_feature_dim(config),
     )
+    if model.freeze_before is not None:
+        embedder.freeze_before(model.freeze_before)
+    return embedder
 
 
 def _feature_dim(config: Config) -> int:

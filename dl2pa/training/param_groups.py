@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import nn
 
+from dl2pa.backbones import layer_numbers
 from dl2pa.config.schema import OptimConfig
 
-_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _BACKBONE = re.compile(r"^(?:embedder\.)?backbone\.")
 
 
@@ -69,43 +68,3 @@ def _lr_scales(module: nn.Module, config: OptimConfig, names: list[str]) -> dict
         else:
             scales[name] = config.layer_decay ** (depth - layers.get(inner, 0)) if layers else 1.0
     return scales
-
-
-def layer_numbers(backbone: nn.Module) -> dict[str, int]:
-    """Number of the layer of each parameter of a backbone, from 0 at the input.
-
-    timm numbers the layers of its models. In other networks a layer is a block of a sequence of blocks, or a
-    convolution or linear layer outside of blocks; normalization layers belong to the layer before them.
-    """
-    matcher = getattr(backbone, "group_matcher", None)
-    if matcher is not None:
-        from timm.models import group_parameters
-
-        numbers: dict[str, int] = group_parameters(backbone, matcher(coarse=False), reverse=True)
-        order = {number: index for index, number in enumerate(sorted(set(numbers.values())))}
-        return {name: order[number] for name, number in numbers.items()}
-    result: dict[str, int] = {}
-    number = -1
-    for prefix, module, whole in _units("", backbone):
-        parameters = dict(module.named_parameters(prefix, recurse=whole))
-        if whole and any(p.ndim > 1 for p in parameters.values()):
-            number += 1
-        result |= dict.fromkeys(parameters, max(number, 0))
-    return result
-
-
-def _units(
-    prefix: str, module: nn.Module, in_container: bool = False
-) -> Iterator[tuple[str, nn.Module, bool]]:
-    """Yield the parts of a network in order, each with whether it is one layer; others yield their own parameters."""
-    is_container = type(module) in _CONTAINERS
-    whole = bool(prefix) and not is_container and (in_container or not _contains_blocks(module))
-    yield prefix, module, whole
-    for name, child in [] if whole else module.named_children():
-        yield from _units(f"{prefix}.{name}" if prefix else name, child, is_container)
-
-
-def _contains_blocks(module: nn.Module) -> bool:
-    """Whether a part of the module is a sequence of modules that consist of others."""
-    containers = [part for part in module.modules() if type(part) in _CONTAINERS]
-    return any(next(block.children(), None) is not None for part in containers for block in part.children())

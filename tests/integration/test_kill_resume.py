@@ -82,7 +82,7 @@ RICH = {
             **{"statistic": "pooled", "solver": "quadratic"},
         },
     },
-    "model": {"freeze_epochs": 1, "freeze_norm": True},
+    "model": {"freeze_epochs": 1, "freeze_before": "blocks.1", "freeze_norm": True},
     "optim": {"name": "adamw", "lr": 0.003, "clip_norm": 1.0},
     "train": {
         **{"mixup": 0.4, "cutmix": 1.0, "ema": 0.9, "log_every_steps": 5},

@@ -239,6 +239,7 @@ SMALL = {"model": {"embedding_dim": 10}, "method": {"assignment": "dynamic"}}
         ),
         ({"tracking": {"enabled": False, "uri": "http://x"}}, "tracking.uri"),
         ({"model": {"init": "FILE", "freeze_epochs": "all", "freeze_norm": True}}, "model.freeze_norm"),
+        ({"model": {"init": "F", "freeze_epochs": "all", "freeze_before": "x"}}, "model.freeze_before"),
         ({"model": {"init": "FILE", "freeze_norm": True}, "train": {"sync_bn": True}}, "train.sync_bn"),
     ],
 )

@@ -103,6 +103,7 @@ def test_networks_of_libraries_are_loaded_for_their_image_size(
             "model": {
                 **{"backbone": backbone, "embedding_dim": 4},
                 **{"init": "somewhere", "freeze_epochs": 1, "freeze_norm": True},
+                "freeze_before": {"vit_b_32": "encoder.layers.encoder_layer_3"}.get(backbone),
             },
         }
     )
@@ -111,7 +112,9 @@ def test_networks_of_libraries_are_loaded_for_their_image_size(
     generator = torch.get_rng_state()
     classifier = load_classifier(tmp_path)
     assert torch.equal(torch.get_rng_state(), generator)
-    assert {"init", "freeze_epochs", "freeze_norm"}.isdisjoint(classifier.description["model"])
+    assert {"init", "freeze_epochs", "freeze_before", "freeze_norm"}.isdisjoint(
+        classifier.description["model"]
+    )
     images = torch.randn(2, 3, side, side)
     assert torch.equal(classifier.score(images), model.score(images))
 

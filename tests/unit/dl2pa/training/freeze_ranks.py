@@ -21,7 +21,10 @@ CLASSES, BATCH, STEPS = 6, 16, 6
 CPU = torch.device("cpu")
 CONFIG: dict[str, Any] = {
     "data": {"dataset": "synthetic", "num_classes": CLASSES, "image_size": 8},
-    "model": {"backbone": "resnet8", "embedding_dim": 5, "widths": [4, 4, 4], "freeze_epochs": 1},
+    "model": {
+        **{"backbone": "resnet8", "embedding_dim": 5, "widths": [4, 4, 4]},
+        **{"freeze_epochs": 1, "freeze_before": "blocks.0"},
+    },
     "train": {"batch_size": BATCH, "epochs": 3, "ema": 0.5},
     "optim": {"lr": 0.1, "layer_decay": 0.8, "head_lr_scale": 2.0},
 }

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dl2pa.backbones import build_embedder, synchronize_norms
 from dl2pa.config import Config, merge, parse_config
 from dl2pa.config.warnings import warnings
+from dl2pa.errors import UserError
 from dl2pa.model.model import build_model
 from dl2pa.training.distributed import World
 from dl2pa.training.train_state import TrainState
@@ -81,6 +82,62 @@ def test_a_backbone_frozen_in_all_epochs_never_changes(alone: World) -> None:
         train(train_state, epoch)
     assert same(tensors(train_state, "backbone"), backbone)
     assert sum(len(group["params"]) for group in train_state.optimizer.param_groups) == 2
+
+
+def test_layers_before_a_module_never_change(alone: World) -> None:
+    settings = config(model={"freeze_before": "blocks.1"}, train={"ema": 0.5, "checkpoint_activations": True})
+    train_state = build(settings, alone)
+    before = tensors(train_state, "backbone")
+    for epoch in range(EPOCHS):
+        train(train_state, epoch)
+    after = tensors(train_state, "backbone")
+    kept = {name for name, tensor in after.items() if torch.equal(tensor, before[name])}
+    assert kept == {name for name in before if name.startswith(("conv1.", "bn1.", "blocks.0."))}
+    optimized = sum(len(group["params"]) for group in train_state.optimizer.param_groups)
+    assert optimized == sum(p.requires_grad for p in train_state.model.parameters()) < len(after)
+    train_state.sync_buffers()
+    averaged = train_state.evaluated.embedder.backbone.state_dict()
+    assert all(torch.equal(averaged[name], before[name]) for name in kept)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "name", "frozen", "trained"),
+    [
+        ("vit_b_32", "encoder.layers.encoder_layer_2", "encoder.dropout", "encoder.ln"),
+        ("mobilenet_v3_small", "features.12", "features.11", "features.12"),
+        ("densenet121", "features.denseblock4", "features.transition3", "features.norm5"),
+        ("swin_t", "features.7", "features.5.0.stochastic_depth", "features.7.0.stochastic_depth"),
+    ],
+)
+def test_parts_before_a_module_are_in_evaluation_mode(
+    backbone: str, name: str, frozen: str, trained: str
+) -> None:
+    with torch.device("meta"):
+        embedder = build_embedder(backbone, 4, image_size=64)
+    embedder.freeze_before(name)
+    embedder.train()
+    parts = dict(embedder.backbone.named_modules())
+    assert not any(part.training for part in parts[frozen].modules())
+    assert all(part.training for part in parts[trained].modules())
+    first = next(name for name, p in embedder.backbone.named_parameters() if p.requires_grad)
+    assert first.startswith(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("blocks.7", "is not a module"),
+        ("conv1", "is the first layer"),
+        ("conv1.weight", "is not a module"),
+        ("head", "is not a module"),
+        ("blocks.1.", "is not a module"),
+    ],
+)
+def test_a_module_with_nothing_before_it_is_refused(name: str, why: str) -> None:
+    with pytest.raises(UserError, match=why) as caught:
+        build_model(config(model={"freeze_before": name}), CLASSES)
+    assert caught.value.field == "model.freeze_before"
+    assert caught.value.remedy == "Use one of: blocks, blocks.1, blocks.2."
 
 
 def statistics(train_state: TrainState, part: str = "backbone") -> dict[str, Tensor]:
@@ -169,7 +226,11 @@ def test_two_processes_unfreeze_and_resume_exactly(tmp_path: Path) -> None:
 
 
 def test_freezing_random_weights_is_noted() -> None:
-    for random in ({}, {"freeze_epochs": 0, "freeze_norm": True}):
+    for random in (
+        {},
+        {"freeze_epochs": 0, "freeze_norm": True},
+        {"freeze_epochs": 0, "freeze_before": "blocks.1"},
+    ):
         assert any("random weights" in text for text in warnings(config(model=random), CLASSES))
         tuned = {**random, "init": "a.pth"}
         assert not any("random weights" in text for text in warnings(config(model=tuned), CLASSES))

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from dl2pa.backbones import build_embedder
+from dl2pa.backbones import build_embedder, layer_numbers
 from dl2pa.cli import main
 from dl2pa.config import parse_config
 from dl2pa.config.schema import OptimConfig
 from dl2pa.model.model import build_model
 from dl2pa.training.distributed import World
-from dl2pa.training.param_groups import layer_numbers, param_groups
+from dl2pa.training.param_groups import param_groups
 from dl2pa.training.train_state import TrainState
 from pipelines.sampler import TrainSampler
 from pipelines.synthetic import SyntheticPipeline

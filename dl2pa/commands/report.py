@@ -16,7 +16,7 @@ from dl2pa.errors import EXIT_DONE, UserError
 from dl2pa.reporting import Comparison, compare, find_runs, read_run, record, write_report
 from dl2pa.reporting.compare import Entry
 from dl2pa.reporting.document import Block
-from dl2pa.reporting.paired import METRICS, compare_paired, compose_paired, paired_record
+from dl2pa.reporting.paired import compare_paired, compose_paired, paired_record
 from dl2pa.reporting.runs import Run, Unfinished
 from dl2pa.search.journal import is_search
 
@@ -41,7 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="compare the variants of a sweep with this one, seed by seed",
     )
     parser.add_argument(
-        "--metric", choices=METRICS, help="with --paired: the value to compare (default: top1_last)"
+        "--metric",
+        type=nonempty_text,
+        metavar="METRIC",
+        help="with --paired: the value to compare, such as ece_last or retrieval/validation/recall_at_1 "
+        "(default: top1_last)",
     )
     parser.add_argument("--published", action="store_true", help="compare with the published tables")
     add_tables(parser)

@@ -70,6 +70,15 @@ def metrics_of(result: Evaluation) -> dict[str, float]:
     return {**result.metrics(), "num_correct": correct, "top1_low": low, "top1_high": high}
 
 
+def read_evaluation(file: Path) -> dict[str, Any] | None:
+    """Read a record of ``Recorder``; None if there is none.
+
+    Raises:
+        DamagedFile: it is not such a record.
+    """
+    return read_record(file, _FIELDS, _FIELDS, _REMEDY)
+
+
 class Recorder:
     """Record the evaluations of a run's final model.
 
@@ -129,7 +138,7 @@ class Recorder:
         return self._notes
 
     def _read(self, subject: Subject) -> dict[str, Any] | None:
-        return read_record(self._run.evaluation_file(subject.name), _FIELDS, _FIELDS, _REMEDY)
+        return read_evaluation(self._run.evaluation_file(subject.name))
 
     def _write(self, subject: Subject, outcome: Outcome) -> dict[str, Any]:
         content: dict[str, Any] = {

@@ -16,13 +16,8 @@ from dl2pa.errors import UserError
 from dl2pa.reporting.differences import paired_difference
 from dl2pa.reporting.document import Block, Grid, Heading, Paragraph
 from dl2pa.reporting.groups import Group, Summary, group_runs
+from dl2pa.reporting.metric import Metric
 from dl2pa.reporting.runs import Run
-
-METRICS = (
-    *("top1_last", "top1_best", "top1_head", "top1_medium", "top1_tail"),
-    *("ece_last", "ece_calibrated", "nll", "nll_calibrated"),
-)
-"""Fields of `result.json` that can be compared."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +52,14 @@ def compare_paired(runs: Sequence[Run], reference: str, metric: str = "top1_last
     A variant is the runs with its tag and the same recipe; runs without the tag have the name of their group. If the
     runs of a tag have several recipes, the settings that differ are added to its name.
 
+    Args:
+        metric: name of a ``Metric``.
+
     Raises:
         UserError: there is no such variant, or it has several recipes for one table (``--paired``), or no run has the
             metric (``--metric``).
     """
+    measured = Metric(metric)
     tables: dict[str, list[Group]] = {}
     for group in group_runs(runs):
         tables.setdefault(_title(group), []).append(group)
@@ -69,9 +68,10 @@ def compare_paired(runs: Sequence[Run], reference: str, metric: str = "top1_last
     if not any(reference in groups for groups in named.values()):
         remedy = f"Use one of {'; '.join(known)}." if known else "Give a folder with finished runs."
         raise UserError("--paired", reference, "no finished run has this variant", remedy)
-    result = [_table(title, groups, reference, metric) for title, groups in sorted(named.items())]
+    result = [_table(title, groups, reference, measured) for title, groups in sorted(named.items())]
     if not any(table.rows for table in result):
-        raise UserError("--metric", metric, "no run has this metric", f"Use one of {', '.join(METRICS)}.")
+        remedy = "Run `dl2pa evaluate` for each run, or use another metric."
+        raise UserError("--metric", metric, "no run has this metric", remedy)
     return [table for table in result if table.rows]
 
 
@@ -102,7 +102,7 @@ def _named(groups: Sequence[Group]) -> dict[str, Group]:
     return names
 
 
-def _table(title: str, groups: dict[str, Group], reference: str, metric: str) -> PairedTable:
+def _table(title: str, groups: dict[str, Group], reference: str, metric: Metric) -> PairedTable:
     base = _by_seed(groups[reference], metric) if reference in groups else {}
     rows: list[Row] = []
     for name, group in groups.items():
@@ -119,8 +119,8 @@ def _table(title: str, groups: dict[str, Group], reference: str, metric: str) ->
     return PairedTable(title, tuple(rows))
 
 
-def _by_seed(group: Group, metric: str) -> dict[int, float]:
-    values = {run.seed: getattr(run.result, metric) for run in group.runs}
+def _by_seed(group: Group, metric: Metric) -> dict[int, float]:
+    values = {run.seed: metric.of(run) for run in group.runs}
     return {seed: value for seed, value in values.items() if value is not None}
 
 

@@ -9,8 +9,12 @@ from pathlib import Path
 import pytest
 
 from dl2pa.errors import UserError
+from dl2pa.osutil import write_json
+from dl2pa.records import DamagedFile
+from dl2pa.reporting.metric import Metric
 from dl2pa.reporting.paired import PairedTable, compare_paired, compose_paired
 from dl2pa.reporting.runs import Run, read_run
+from dl2pa.rundir import RunDirectory
 from support.commands import run_here
 
 BASE, OTHER = [50.0, 52.0, 54.0], [51.0, 53.5, 54.5]
@@ -55,6 +59,60 @@ def test_several_recipes_of_a_variant_are_told_apart(runs: Path, make_run: Calla
     make_run({"train.seed": 1, "optim.lr": 0.3, "tracking.tags": {"variant": "other"}}, last=40.0)
     *_, table = tables(runs, "base")
     assert {row.name for row in table.rows} == {"base", "other (optim.lr=0.2)", "other (optim.lr=0.3)"}
+
+
+def evaluate(folder: Path, name: str, metrics: dict[str, object], fingerprint: str = "f") -> None:
+    """Record an evaluation of every run; a metric may be a function of the top-1 accuracy."""
+    for path in folder.iterdir():
+        top1 = RunDirectory(path).read_result()["top1_last"]
+        file = RunDirectory(path).evaluation_file(name)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        values = {key: value(top1) if callable(value) else value for key, value in metrics.items()}
+        record = {"data_fingerprint": fingerprint, "options": {}, "model_sha256": "m", "step": 1}
+        write_json(file, {**record, "metrics": values})
+
+
+@pytest.mark.parametrize(
+    ("name", "metric"),
+    [
+        ("retrieval/validation", "retrieval/validation/recall_at_1"),
+        ("v2", "eval/v2/recall_at_1"),
+        ("ood/svhn", "ood/svhn/recall_at_1"),
+    ],
+)
+def test_a_metric_of_a_recorded_evaluation(name: str, metric: str, runs: Path) -> None:
+    evaluate(runs, name, {"recall_at_1": lambda top1: 2 * top1})
+    *_, table = tables(runs, "base", metric)
+    _, other = table.rows
+    assert other.difference == pytest.approx(2.0)
+
+
+def test_evaluations_on_different_images_are_not_compared(runs: Path, make_run: Callable[..., Path]) -> None:
+    evaluate(runs, "v2", {"top1": 50.0, "name": "text", "flag": True})
+    for metric in ("eval/v2/name", "eval/v2/flag", "eval/v2/top5", "eval/other/top1"):
+        with pytest.raises(UserError, match="no run has this metric"):
+            tables(runs, "base", metric)
+    late = make_run({"train.seed": 9, "tracking.tags": {"variant": "late"}}, last=50.0)
+    evaluate(late.parent, "v2", {"top1": 50.0}, "f")
+    tables(runs, "base", "eval/v2/top1")
+    record = RunDirectory(late).evaluation_file("v2")
+    record.write_text(record.read_text().replace('"f"', '"g"'))
+    with pytest.raises(UserError, match="on other images or with other options") as caught:
+        tables(runs, "base", "eval/v2/top1")
+    assert caught.value.field == "--metric"
+    assert str(record) in str(caught.value)
+    record.write_text("{}")
+    with pytest.raises(DamagedFile):
+        tables(runs, "base", "eval/v2/top1")
+
+
+@pytest.mark.parametrize(
+    "name", ["top2", "eval", "eval/", "eval/x", "eval//y", "train/x/y", "/x/y", "TOP1_LAST"]
+)
+def test_a_text_that_is_no_metric_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match="is not the name of a metric") as caught:
+        Metric(name)
+    assert caught.value.field == "--metric"
 
 
 @pytest.mark.parametrize(

@@ -106,11 +106,12 @@ def _check_options(args: argparse.Namespace) -> None:
 
 def _check_overrides(overrides: Sequence[str]) -> None:
     """Refuse overrides that have no effect on a trained model."""
-    for override in overrides:
-        key = override.partition("=")[0]
+    from dl2pa.config import flat_overrides
+
+    for key, value in flat_overrides(overrides).items():
         if not key.startswith(_CHANGEABLE):
             remedy = f"Give only keys of {', '.join(_CHANGEABLE)}, or train another model with `dl2pa train`."
-            raise UserError(key, override.partition("=")[2], "has no effect on a trained model", remedy)
+            raise UserError(key, value, "has no effect on a trained model", remedy)
 
 
 def _validate(args: argparse.Namespace, config: Config, nproc: int, val: Dataset | None) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dl2pa.config import flat_overrides
 from dl2pa.config.published import Cell
 from dl2pa.errors import UserError
 from dl2pa.runplan import RunSpec, check_count, expand
@@ -39,7 +40,7 @@ def expand_results(results: Sequence[Cell], overrides: Sequence[str], grid: Sequ
         UserError: a required key is missing, or there are too many runs.
     """
     special = {key for result in results for key in result.needs}
-    present = {text.partition("=")[0] for text in [*overrides, *grid]}
+    present = {*flat_overrides(overrides), *(text.partition("=")[0] for text in grid)}
     specs: list[RunSpec] = []
     for result in results:
         name = f"{result.table}:{result.row}:{result.column}"

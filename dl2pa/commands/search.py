@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dl2pa.commands.options import add_overrides, add_slurm_request, nonempty_path, nonempty_text
 from dl2pa.commands.output import note, say, table
-from dl2pa.config import Config, fingerprint
+from dl2pa.config import Config, fingerprint, flat_overrides
 from dl2pa.config.gather import Problems
 from dl2pa.config.paths import expand_path
 from dl2pa.config.places import finder, place_in_sweep, placed
@@ -146,9 +146,9 @@ def _read(args: argparse.Namespace) -> SearchPlan:
                 )
     space = search.space()
     overrides: list[str] = args.overrides
+    searched = {parameter.key for parameter in space}
     for text in overrides:
-        key = text.partition("=")[0].strip()
-        if any(parameter.key == key for parameter in space):
+        if not searched.isdisjoint(flat_overrides([text])):
             raise UserError(
                 "override", text, "is a parameter of the search", "Omit it, or change the search file."
             )

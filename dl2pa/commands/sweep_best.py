@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from dl2pa.commands.output import note
+from dl2pa.config import flat_overrides
 from dl2pa.config.sweep import KEY, VARIANT_KEY
-from dl2pa.config.yaml_core import dump_yaml, parse_value
+from dl2pa.config.yaml_core import dump_yaml
 from dl2pa.errors import UserError
 from dl2pa.osutil import write_atomically
 from dl2pa.runplan import RunPlan
@@ -117,11 +118,7 @@ def _content(best: Mapping[str, _Setting], path: Path) -> dict[str, Any]:
 
 def _values(overrides: Sequence[str]) -> dict[str, Any]:
     """Settings by key; later ones win."""
-    result: dict[str, Any] = {}
-    for text in overrides:
-        key, _, value = text.partition("=")
-        if not key.startswith("tracking.tags"):
-            result[key] = parse_value(key, value)
+    result = {k: v for k, v in flat_overrides(overrides).items() if not k.startswith("tracking.tags")}
     if result.get(_SPLIT) is not None:
         result[_SPLIT] = None
     return result

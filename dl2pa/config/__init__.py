@@ -3,6 +3,7 @@
 from dl2pa.config.load import (
     dump_config,
     fingerprint,
+    flat_overrides,
     flatten,
     load_config,
     load_recorded_config,
@@ -15,6 +16,7 @@ __all__ = [
     "Config",
     "dump_config",
     "fingerprint",
+    "flat_overrides",
     "flatten",
     "load_config",
     "load_recorded_config",

@@ -239,6 +239,22 @@ def _section_text(section: str, values: str) -> str:
 
 def flatten(config: Config) -> dict[str, Any]:
     """Return a flat dict of dotted keys and values, for comparisons and for the params in MLflow."""
+    return _flat(config.model_dump(mode="json"))
+
+
+def flat_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """Return the values that overrides set, by dotted key; of `section={key: value}`, each key.
+
+    Raises:
+        UserError: an override is not of the form key=value.
+    """
+    tree: dict[str, Any] = {}
+    for text in overrides:
+        tree = merge(tree, _parse_override(text))
+    return _flat(tree)
+
+
+def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
 
     def walk(prefix: str, node: Any) -> None:
@@ -248,7 +264,7 @@ def flatten(config: Config) -> dict[str, Any]:
         else:
             flat[prefix] = node
 
-    walk("", config.model_dump(mode="json"))
+    walk("", tree)
     return flat
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import yaml
 
 from dl2pa.cli import main
 from dl2pa.commands.sweep_best import write_best
+from dl2pa.config import load_config
 from dl2pa.config.sweep import load_sweep
 from dl2pa.errors import UserError
 from dl2pa.runplan import RunPlan, RunSpec, plan_runs
@@ -63,6 +65,34 @@ def test_the_best_mean_decides(plans: list[RunPlan], capsys: pytest.CaptureFixtu
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 10
     assert all("tracking.tags.variant" in line for line in lines)
+
+
+def test_sections_given_as_a_whole_keep_their_meaning(
+    plans: list[RunPlan], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`optim={…}` changes some keys of a section, and a later override wins."""
+    spec = RunSpec(
+        Path("tiny.yaml"),
+        (
+            *('optim={"momentum": 0.5, "weight_decay": 0.1}', 'method={"name": "psc", "scale": 3}'),
+            *('tracking.tags.variant="c"', 'optim={"lr": 0.3}', "method.scale=5", "tracking.enabled=false"),
+            *('data={"val_fraction": 0.2}', "train.epochs=3", "train.seed=100"),
+        ),
+        ("c",),
+    )
+    (third,) = plan_runs([spec], Path("runs"), in_folder=True)
+    third.run_dir.mkdir(parents=True)
+    (third.run_dir / "result.json").write_text(json.dumps({**RESULT, "top1_last": 50.0}))
+    write_best([*plans, third], Path("final.yaml"))
+    capsys.readouterr()
+    assert main(["sweep", "final.yaml", "--dry-run", "--seeds", "100", "--run-dir", "final"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if 'variant="c"' in line]
+    words = shlex.split(line)
+    config = load_config(words[4], words[5 : words.index("--run-dir")])
+    left, found = third.config, config
+    assert found.optim == left.optim and found.method == left.method
+    assert (found.optim.momentum, found.optim.lr, found.method.scale) == (0.5, 0.3, 5.0)
+    assert found.data.val_fraction is None
 
 
 def test_the_final_runs_use_the_validation_split_of_the_data(plans: list[RunPlan]) -> None:

@@ -18,6 +18,7 @@ from dl2pa.rundir import RunDirectory
 from launcher.containers import Container
 from launcher.jobs import COMMENT
 from launcher.node import run_task
+from launcher.refusals import Refusal, kind_of
 from launcher.request import Request, Setup
 
 SUPERVISE = Path(__file__).with_name("supervise.sh")
@@ -79,7 +80,7 @@ def check_with_cluster(text: str) -> None:
     with _clean_environment():
         done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        if "Unable to contact" in done.stderr:
+        if kind_of(done.stderr) is Refusal.OUTAGE:
             raise ConnectionError("SLURM does not answer (sbatch): nothing was queued")
         lines = [line.partition("error: ")[2] or line for line in done.stderr.splitlines() if line.strip()]
         reason = "; ".join(line.removeprefix("allocation failure: ") for line in lines)
@@ -137,6 +138,16 @@ def submit_script(text: str) -> str:
         message = f"failed: {' '.join(done.stderr.split())}"
         raise UserError("sbatch", _summary(text), message, "Try again, or ask your administrator.")
     return done.stdout.strip().partition(";")[0]
+
+
+def is_submitted(job_id: str, folder: Path) -> bool:
+    """Return whether the files that the job reads are in the folder of its submission.
+
+    They are missing if sbatch failed but SLURM had queued the job, or if the submission was killed before its end.
+    """
+    from submitit.core.utils import JobPaths
+
+    return JobPaths(folder, job_id).submitted_pickle.exists()
 
 
 def log_of(job_id: str, folder: Path) -> Path:

@@ -22,7 +22,7 @@ from dl2pa.errors import EXIT_DONE, EXIT_FAILURE, EXIT_STOPPED, UserError
 from dl2pa.redaction import redact
 from dl2pa.rundir import RunDirectory
 from dl2pa.runplan import DataFacts, RunPlan, RunSpec, check_initial_weights, check_trainings, plan_runs
-from dl2pa.search.driver import Driver, Executor, PlannedTrial, Planner, trial_folder
+from dl2pa.search.driver import Driver, Executor, PlannedTrial, Planner, SearchRefused, trial_folder
 from dl2pa.search.journal import Header, Journal, State, Trial, is_search, read_state
 from dl2pa.search.optimizer import check_installed, suggest
 from dl2pa.search.results import command_of, overrides_of, results_of
@@ -296,7 +296,11 @@ def drive(
         record()
         by_trial: Planner = lambda trial: planner(trial, tracker.tags(trial.number))  # noqa: E731
         driver = Driver(journal, plan.search, plan.space, by_trial, executor, note, record)
-        driver.run()
+        try:
+            driver.run()
+        except SearchRefused:
+            tracker.finish(_description(plan.folder, journal.state), finished=False)
+            raise
         is_complete = not journal.state.open() and (
             driver.exhausted or len(journal.state.trials) >= plan.search.trials
         )

@@ -33,11 +33,12 @@ from dl2pa.commands.search import (
 )
 from dl2pa.errors import EXIT_DONE, UserError
 from dl2pa.runplan import RunPlan, check_trainings
-from dl2pa.search.driver import PlannedTrial, TryLater, error_of, trial_folder
+from dl2pa.search.driver import PlannedTrial, SearchRefused, TryLater, error_of, trial_folder
 from dl2pa.search.journal import Journal, State, Trial, is_search, read_state
 from dl2pa.search.optimizer import suggest
 from dl2pa.tracking.server import choose_uri, local_uri
 from launcher import controller, jobs, slurm, submissions
+from launcher.refusals import Refusal, kind_of
 from launcher.request import Request, check_request
 from launcher.sbatch import parse_options
 from launcher.submissions import Submission
@@ -45,8 +46,14 @@ from launcher.submissions import Submission
 _POLL_S = 2.0
 _QUEUE_POLL_S = 20.0
 _RETRY_S = 60.0
+_MAX_REFUSALS = 10
+"""Maximum number of refusals of sbatch in a row, without those of an outage or a full queue."""
 _ENDING_S = 60.0
 """Time for which SLURM is asked often after the record of a run says that it has ended."""
+_REFUSED_REMEDY = (
+    "Correct the options of the jobs, or ask your administrator; running trials continue, and the same command then "
+    "continues the search. Where compute nodes may not submit jobs, add --here."
+)
 LOG = "search.log"
 
 
@@ -99,6 +106,7 @@ class ClusterExecutor:
         self._retry_at = 0.0
         self._refused: set[int] = set()
         """Trials that sbatch has failed to queue."""
+        self._refusals = 0
         self._ended_at: dict[int, float] = {}
         """Time at which the record of a run was first seen to say that it has ended."""
         self._previous: dict[int, Any] = {}
@@ -132,7 +140,10 @@ class ClusterExecutor:
 
     def _find(self, trial: Trial, plan: RunPlan) -> str | None:
         """Return the last job of a trial: that of its record, or one that was queued without a record."""
-        unrecorded = jobs.named(f"dl2pa-{self._name(trial)}")
+        queued = jobs.named(f"dl2pa-{self._name(trial)}")
+        unrecorded = [job for job in queued if slurm.is_submitted(job, plan.directory.submission)]
+        if unusable := sorted(set(queued) - set(unrecorded)):  # SLURM queued it although sbatch failed
+            jobs.cancel(unusable)
         last = submissions.last(plan.run_dir)
         if unrecorded:
             job = max(unrecorded, key=int)  # an earlier one may be completing
@@ -156,9 +167,26 @@ class ClusterExecutor:
                 raise
             self._refused.add(trial.number)
             self._retry_at = time.monotonic() + _RETRY_S
+            self._check_refusals(error)
             raise TryLater(str(error)) from None
         self._refused.discard(trial.number)
+        self._refusals = 0
         self._jobs[trial.number] = (plan, submitted[0].job_id)
+
+    def _check_refusals(self, error: UserError | ConnectionError) -> None:
+        """End the search if sbatch refuses the request itself, or has refused any too often.
+
+        Raises:
+            SearchRefused: with the message of sbatch.
+        """
+        if isinstance(error, ConnectionError) or (kind := kind_of(error.message)).is_temporary:
+            return
+        self._refusals += 1
+        if kind is not Refusal.INVALID and self._refusals < _MAX_REFUSALS:
+            return
+        times = f"{self._refusals} times in a row" if self._refusals > 1 else "once"
+        message = f"refused to queue a trial {times}: {error.message.removeprefix('failed: ')}"
+        raise SearchRefused(error.field, error.value, message, _REFUSED_REMEDY) from None
 
     def _cancel_unrecorded(self, trial: Trial) -> None:
         """Cancel a job that SLURM has queued although sbatch failed, as at its timeout; its files are removed."""

@@ -49,6 +49,10 @@ class TryLater(Exception):
     """A trial that cannot be started now, for example because the queue is full."""
 
 
+class SearchRefused(UserError):
+    """An error that every further trial would have: it ends the search, and the trial stays open."""
+
+
 class Executor(Protocol):
     """Where trials are trained: processes of this machine, or SLURM jobs."""
 
@@ -74,6 +78,7 @@ class Executor(Protocol):
         Raises:
             UserError: its run is refused.
             TryLater: it cannot be started now.
+            SearchRefused: no trial can be started.
         """
         ...
 
@@ -130,7 +135,11 @@ class Driver:
         """Whether every combination of parameters has been tried before the budget was used."""
 
     def run(self) -> None:
-        """Run the search; returns when no trial is running and none is left to start."""
+        """Run the search; returns when no trial is running and none is left to start.
+
+        Raises:
+            SearchRefused: no trial can be started; detached trials that run are left alone.
+        """
         self._take_up_open_trials()
         while True:
             self._start_trials()
@@ -180,6 +189,8 @@ class Driver:
                 self._say(f"trial {trial.number} waits: {error}")
                 self._waiting.insert(0, running)
                 return
+            except SearchRefused:
+                raise
             except UserError as error:
                 self._settle(running, str(error))
                 continue

@@ -438,6 +438,19 @@ def test_an_error_of_sbatch_is_reported(place: Path, tmp_path: Path) -> None:
         slurm.submit(Request(), [place / "run"], place / "slurm", "dl2pa-x")
 
 
+def test_a_job_that_sbatch_queued_although_it_failed_lacks_its_files(place: Path, tmp_path: Path) -> None:
+    make_fake(tmp_path, "sbatch", "echo Submitted batch job 123")
+    slurm.submit(Request(), [place / "run"], place / "slurm", "x")
+    assert slurm.is_submitted("123", place / "slurm") and not slurm.is_submitted("124", place / "slurm")
+
+
+def test_an_outage_is_not_an_error_of_the_request(place: Path, tmp_path: Path) -> None:
+    text = "allocation failure: Socket timed out on send/recv operation"
+    make_fake(tmp_path, "sbatch", f"cat >/dev/null; echo 'sbatch: error: {text}' >&2; exit 1")
+    with pytest.raises(ConnectionError, match="nothing was queued"):
+        slurm.check_with_cluster(script(Request(), [place / "run"], place / "slurm", "x"))
+
+
 def test_the_script_is_tested_with_sbatch_test_only(place: Path, tmp_path: Path) -> None:
     make_fake(tmp_path, "sbatch", f"echo \"$*\" >'{tmp_path}/options'; cat >'{tmp_path}/script.sh'")
     text = script(Request(), [place / "run"], place / "slurm", "x")

@@ -14,7 +14,7 @@ from dl2pa.commands import search_slurm, submit
 from dl2pa.commands.search_slurm import ClusterExecutor
 from dl2pa.errors import UserError
 from dl2pa.rundir import RunDirectory
-from dl2pa.search.driver import TryLater
+from dl2pa.search.driver import SearchRefused, TryLater
 from dl2pa.search.journal import Trial
 from launcher import jobs, submissions
 from launcher.request import Request
@@ -27,6 +27,7 @@ class Queue:
         self.jobs: dict[str, str] = {}
         self.queries = 0
         self.times_out = False
+        self.refusal = ""
 
     def named(self, name: str) -> list[str]:
         return [job for job, its_name in self.jobs.items() if its_name == name]
@@ -40,11 +41,20 @@ class Queue:
         return {job: jobs.JobState("PENDING" if job in self.jobs else "COMPLETED") for job in job_ids}
 
     def queue(self, plans: Sequence[Any], request: Request, name: str) -> list[Any]:
+        if self.refusal:
+            raise UserError("sbatch", name, f"failed: sbatch: error: {self.refusal}", "Try again.")
         job = str(len(self.jobs) + 1)
         self.jobs[job] = f"dl2pa-{name}"
         if self.times_out:
-            raise UserError("sbatch", name, "failed: timeout", "Try again.")
+            raise UserError("sbatch", name, "failed: Socket timed out on send/recv operation", "Try again.")
+        write_job_file(plans[0].directory, job)
         return [SimpleNamespace(job_id=job)]
+
+
+def write_job_file(run: RunDirectory, job: str) -> None:
+    """Write the file that submitit gives to a job."""
+    run.submission.mkdir(exist_ok=True)
+    (run.submission / f"{job}_submitted.pkl").touch()
 
 
 @pytest.fixture
@@ -92,9 +102,65 @@ def test_job_without_a_record_becomes_the_last_submission(
     """The search was killed right after it had queued a trial that it had queued before."""
     submissions.write(submissions.Submission("9", plan.run_dir))
     slurm.jobs["10"] = "dl2pa-lr-000"
+    write_job_file(plan.directory, "10")
     assert executor.state_of(TRIAL, plan) == "running"
     last = submissions.last(plan.run_dir)
     assert last is not None and last.job_id == "10"
+
+
+def test_job_queued_in_spite_of_an_error_before_a_kill_is_replaced(
+    slurm: Queue, executor: ClusterExecutor, plan: Any
+) -> None:
+    """Its files were removed because sbatch failed, so it cannot train."""
+    slurm.times_out = True
+    with pytest.raises(TryLater):
+        executor.start(TRIAL, plan)
+    slurm.times_out = False
+    again = ClusterExecutor(executor._plan, Request())  # the search was killed before it tried again
+    assert again.state_of(TRIAL, plan) == "stopped" and not slurm.jobs
+    assert again.ended() == []
+    again.start(TRIAL, plan)
+    assert len(slurm.jobs) == 1
+
+
+def test_search_ends_at_once_if_sbatch_refuses_the_request(
+    slurm: Queue, executor: ClusterExecutor, plan: Any
+) -> None:
+    slurm.refusal = "Batch job submission failed: Invalid account or account/partition combination specified"
+    with pytest.raises(SearchRefused, match=rf"{slurm.refusal}.*same command then continues the search"):
+        executor.start(TRIAL, plan)
+
+
+def test_search_ends_after_ten_refusals_in_a_row(slurm: Queue, executor: ClusterExecutor, plan: Any) -> None:
+    def refuse(times: int) -> None:
+        slurm.refusal = "lua: the budget of this project is used up"
+        for _ in range(times):
+            with pytest.raises(TryLater, match="budget"):
+                executor.start(TRIAL, plan)
+
+    refuse(9)
+    slurm.refusal = ""
+    executor.start(TRIAL, plan)
+    refuse(9)
+    with pytest.raises(SearchRefused, match="10 times in a row: sbatch: error: lua: the budget"):
+        executor.start(TRIAL, plan)
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        "Batch job submission failed: Unable to contact slurm controller (connect failure)",
+        "Batch job submission failed: Socket timed out on send/recv operation",
+        "QOSMaxSubmitJobPerUserLimit",
+    ],
+)
+def test_search_waits_as_long_as_slurm_does_not_answer_or_the_queue_is_full(
+    slurm: Queue, executor: ClusterExecutor, plan: Any, refusal: str
+) -> None:
+    slurm.refusal = refusal
+    for _ in range(50):
+        with pytest.raises(TryLater):
+            executor.start(TRIAL, plan)
 
 
 def test_slurm_is_asked_rarely_about_a_stopped_run_in_the_queue(

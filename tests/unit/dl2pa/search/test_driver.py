@@ -17,7 +17,7 @@ from dl2pa.config.search import Search
 from dl2pa.errors import UserError
 from dl2pa.rundir import RunDirectory
 from dl2pa.runplan import DataFacts, RunPlan, RunSpec, plan_runs
-from dl2pa.search.driver import Driver, PlannedTrial, TryLater, trial_folder
+from dl2pa.search.driver import Driver, PlannedTrial, SearchRefused, TryLater, trial_folder
 from dl2pa.search.journal import Header, Journal, State, Trial, read_state
 from dl2pa.search.optimizer import suggest
 from dl2pa.search.results import overrides_of
@@ -279,6 +279,28 @@ def test_a_trial_that_cannot_be_queued_waits(searched: Callable[..., Simulated],
 
     executor = searched(SEARCH.model_copy(update={"trials": 2}), Full())
     assert executor.starts == [0, 1]
+
+
+def test_a_search_that_the_cluster_refuses_ends_and_continues_later(
+    searched: Callable[..., Simulated], tmp_path: Path
+) -> None:
+    class Refusing(Simulated):
+        detached = True
+        stopped = 0
+
+        def start(self, trial: Trial, plan: RunPlan) -> None:
+            if trial.number == 2:
+                raise SearchRefused("sbatch", "x", "refused", "Repeat the command.")
+            super().start(trial, plan)
+
+        def stop(self, plan: RunPlan) -> None:
+            self.stopped += 1
+
+    refused, search = Refusing(parallel=3), SEARCH.model_copy(update={"trials": 4})
+    with pytest.raises(SearchRefused):
+        searched(search, refused)
+    assert read_state(tmp_path / "search").counts()["open"] == 3 and refused.stopped == 0
+    assert searched(search).starts == [0, 1, 2, 3]
 
 
 def test_an_invalid_combination_fails_and_the_search_goes_on(

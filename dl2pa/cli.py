@@ -18,6 +18,7 @@ from dl2pa.console import safe_output
 from dl2pa.errors import (
     EXIT_DONE,
     EXIT_FAILURE,
+    EXIT_INTERRUPTED,
     EXIT_USER_ERROR,
     StorageUnavailable,
     TrainingFailure,
@@ -108,8 +109,9 @@ def _run(arguments: list[str]) -> int:
         fields = {"field": None, "value": None, "message": str(error), "remedy": None}
         return _report(fields, str(error), "--json" in arguments, EXIT_FAILURE)
     except KeyboardInterrupt:
-        print("dl2pa: interrupted before anything was started", file=sys.stderr)
-        return 130
+        command = " ".join(["dl2pa", *arguments[:1]])
+        print(f"dl2pa: interrupted: `{command}` did not finish", file=sys.stderr)
+        return EXIT_INTERRUPTED
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:

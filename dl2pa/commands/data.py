@@ -18,7 +18,7 @@ from dl2pa.commands.options import (
     nonempty_text,
 )
 from dl2pa.commands.output import note, progress_bar, say
-from dl2pa.errors import UserError
+from dl2pa.errors import EXIT_INTERRUPTED, UserError
 from dl2pa.osutil import usable_cores
 from dl2pa.specs import is_remote
 from pipelines.remote.address import RemotePath, place_of
@@ -128,7 +128,7 @@ def run(args: argparse.Namespace) -> int:
         return _index(args, workers) if args.action == "index" else _pack(args, workers)
     except KeyboardInterrupt:
         note("dl2pa: interrupted; run the same command again to continue")
-        return 130
+        return EXIT_INTERRUPTED
 
 
 def _index(args: argparse.Namespace, workers: int) -> int:

@@ -12,13 +12,11 @@ from typing import TYPE_CHECKING, Any
 from dl2pa.commands import many_images
 from dl2pa.commands.options import nonempty_path
 from dl2pa.commands.output import note, say
-from dl2pa.errors import UserError
+from dl2pa.errors import EXIT_INTERRUPTED, UserError
 
 if TYPE_CHECKING:
     from dl2pa.model.inference import Prediction
     from pipelines.datasets.named import NamedImages
-
-_INTERRUPTED = 130
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -100,7 +98,7 @@ def _to_file(args: argparse.Namespace, images: NamedImages) -> int:
                 progress(done, len(images))
     except KeyboardInterrupt:
         note(f"dl2pa: interrupted after {done:,} of {len(images):,} images; {args.out} is not written")
-        return _INTERRUPTED
+        return EXIT_INTERRUPTED
     many_images.note_other_files(images)
     skipped = many_images.report_failures(images, failures)
     result = many_images.result_of(args.out, images, failures, time.monotonic() - began, done)

@@ -780,9 +780,10 @@ run = Path(sys.argv[-1])
 def by_hand(batch: Batch, *arguments: str, **env: str) -> tuple[int, str, Any]:
     """Exit code and output of slurm/train.sbatch, and the arguments of srun."""
     batch.fake("srun", SRUN)
+    batch.fake("python3", f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
     done = subprocess.run(
         ["bash", ROOT / "slurm/train.sbatch", *arguments],
-        env={**batch.env, "SLURM_SUBMIT_DIR": str(ROOT), **env},
+        env={**batch.env, "SLURM_SUBMIT_DIR": str(ROOT), "PYTHONPATH": str(ROOT), **env},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -802,6 +803,14 @@ def test_train_sbatch_passes_its_arguments_to_every_node(batch: Batch) -> None:
         *("dl2pa", "train", "my config.yaml", "launch.nproc=8", "optim.lr=1", "tracking.run_name=it's; so"),
         *("--run-dir", str(batch.run)),
     ]
+
+
+def test_train_sbatch_sends_the_messages_that_a_base_file_asks_for(batch: Batch, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("base: team.yaml\n", encoding="utf-8")
+    with receiver() as hook:
+        (tmp_path / "team.yaml").write_text(f"notify: {{url: '{hook.url}'}}\n", encoding="utf-8")
+        code, output, _ = by_hand(batch, str(tmp_path / "mine.yaml"), str(batch.run), no_proxy="127.0.0.1")
+        assert (code, hook.events()) == (0, ["finished"]), output
 
 
 def test_train_sbatch_keeps_nproc_of_the_config_without_gpus(batch: Batch) -> None:

@@ -17,12 +17,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from torch.distributed import DistError
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import rendezvous_handler_registry
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from dl2pa import envvars
+from dl2pa.errors import EXIT_STOPPED
 from launcher.node import Node
 from launcher.rendezvous import NodeRendezvous
 
@@ -44,6 +46,8 @@ def _rank(module: str, arguments: list[str]) -> None:
 def main(node: Node, nproc: int, folder: Path, modules: list[str], arguments: list[str]) -> int:
     """Run `main(arguments)` of the first module as `nproc` ranks; return the exit code.
 
+    It is `EXIT_STOPPED` if the agents of the nodes did not connect in time, so that no rank has started.
+
     Args:
         folder: private folder for the store and torchrun's files.
         modules: imported before the ranks are forked.
@@ -58,6 +62,9 @@ def main(node: Node, nproc: int, folder: Path, modules: list[str], arguments: li
         elastic_launch(config, _rank)(modules[0], arguments)
     except ChildFailedError:
         return 1
+    except DistError as error:  # of this process: ranks fail with ChildFailedError
+        sys.stderr.write(f"dl2pa: {str(error).partition(chr(10))[0]}\n")
+        return EXIT_STOPPED
     return 0
 
 

@@ -41,7 +41,7 @@ def run_local(
     extra: Mapping[str, str],
     node: Node,
 ) -> int:
-    """Run `main(arguments)` of the first module as ranks under torchrun's agent; return the agent's exit code.
+    """Run `main(arguments)` of the first module as ranks under torchrun's agent; return its exit code, see `agent.main`.
 
     On a stop signal, this process writes the stop file, which the ranks poll; the agent ignores stop signals. If
     this process is killed, the agent is killed too, and the ranks with it.

@@ -277,6 +277,7 @@ def _launch_torchrun(plan: RunPlan, before: dict[str, Any], node: Node) -> int:
 
     Raises:
         UserError, TrainingFailure: the first error of this node's ranks, or another process owns the run now.
+        NodesMissing: the nodes did not connect after they had met.
     """
     from launcher.local import run_local
     from launcher.numa import binding_mode
@@ -306,6 +307,8 @@ def _launch_torchrun(plan: RunPlan, before: dict[str, Any], node: Node) -> int:
         _raise_reported(errors[0])
     if directory.is_taken_over(owner, launch):
         raise TakenOver(f"{plan.run_dir} was taken over by another process while this one did not respond")
+    if code == EXIT_STOPPED:
+        raise NodesMissing("not all nodes of this launch connected to node 0; the same command tries again")
     status = directory.status()
     if node.index > 0:
         unfinished = EXIT_STOPPED if status.get("state") != "finished" else EXIT_DONE

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 import stat
 import tempfile
 import threading
@@ -29,6 +30,8 @@ _START_S = 60.0
 """Time in which the threads of a pool must have started."""
 _PIECE = 1 << 22
 """Bytes of a file that are read at once."""
+_NAMES = 16
+"""Number of names of this user's folder among the temporary files."""
 _HELD = (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
 _FULL = {
     errno.ENOSPC: (
@@ -188,16 +191,52 @@ def open_private(path: Path, mode: str) -> IO[Any]:
 def private_temporary_folder(name: str) -> Path:
     """Folder of this user for temporary files of this machine, the same in every process.
 
-    Code may be loaded from it. If another user has created a folder with this name, a new one is created.
+    Code may be loaded from it. Where another user has taken its name in the folder of temporary files, all processes
+    use the next free name, and if none is free, the user's cache folder.
     """
-    folder = Path(tempfile.gettempdir()) / f"dl2pa-{os.getuid()}"
-    with suppress(FileExistsError):
-        folder.mkdir(mode=0o700)
-    status = folder.lstat()
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
-        folder = Path(tempfile.mkdtemp(prefix="dl2pa-"))
+    base = f"dl2pa-{os.getuid()}"
+    folders = [
+        Path(tempfile.gettempdir()) / f"{base}{end}" for end in ("", *(f"-{k}" for k in range(1, _NAMES)))
+    ]
+    # A name that has become free must not separate a new process from those that use a later name.
+    folder = next((folder for folder in folders if _is_private(folder)), None)
+    folder = folder or next((folder for folder in folders if _make_private(folder)), None) or _private_cache()
     (folder / name).mkdir(exist_ok=True)
     return folder / name
+
+
+def user_cache_folder() -> Path:
+    """Cache folder of dl2pa in this user's home.
+
+    Raises:
+        RuntimeError: the user has no home.
+    """
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dl2pa"
+
+
+def _private_cache() -> Path:
+    """Private folder in the user's cache folder, with the name of this machine; if impossible, a new folder."""
+    with suppress(OSError, RuntimeError):
+        folder = user_cache_folder() / f"node-{socket.gethostname()}"
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if _make_private(folder):
+            return folder
+    return Path(tempfile.mkdtemp(prefix="dl2pa-"))
+
+
+def _make_private(folder: Path) -> bool:
+    """Create a folder unless it exists; return whether only this user can enter it."""
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    return _is_private(folder)
+
+
+def _is_private(folder: Path) -> bool:
+    try:
+        status = folder.lstat()
+    except FileNotFoundError:
+        return False
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o077
 
 
 @contextmanager

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dl2pa import envvars
-from dl2pa.osutil import replacing
+from dl2pa.osutil import replacing, user_cache_folder
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ def cache_folder() -> Path | None:
     with suppress(RuntimeError):  # the user has no home directory
         if chosen is not None:
             return Path(chosen).expanduser() if chosen else None
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dl2pa"
+        return user_cache_folder()
     return None
 
 

@@ -130,6 +130,21 @@ def test_cache_folder_made_by_another_user_is_not_used(
     folder = private_temporary_folder("compiled")
     assert place not in folder.parents and place.resolve() not in folder.resolve().parents
     assert stat.S_IMODE(folder.parent.stat().st_mode) == 0o700
+    assert private_temporary_folder("compiled") == folder, "the same in every process"
+    place.rename(tmp_path / "removed")
+    assert private_temporary_folder("compiled") == folder, "also after the other user has removed it"
+
+
+def test_cache_folder_is_in_the_home_if_another_user_takes_all_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for end in ("", *(f"-{k}" for k in range(1, 16))):
+        (tmp_path / f"dl2pa-{os.getuid()}{end}").touch()
+    folder = private_temporary_folder("s3")
+    assert folder.parents[1] == tmp_path / "cache/dl2pa" and private_temporary_folder("s3") == folder
+    assert stat.S_IMODE(folder.parent.stat().st_mode) == 0o700
 
 
 def test_compiled_code_is_cached_on_the_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

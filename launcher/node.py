@@ -23,6 +23,7 @@ _SIOCGIFADDR = 0x8915
 _PORTS = (10000, 30000)
 _DEFAULT_PORT = 29400
 """The default of torchrun, of nodes outside SLURM."""
+_MIN_SECRET = 16
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,24 @@ def _described(env: Mapping[str, str]) -> Node:
     except UnicodeError:
         message = f"{envvars.HEAD} is not a valid host name"
         raise UserError("environment", values, message, "Set it to the name or address of node 0.") from None
+    shared_secret(env)
     return Node(index, count, env[envvars.HEAD], port, "dl2pa")
+
+
+def shared_secret(env: Mapping[str, str] = os.environ) -> bytes | None:
+    """Return the secret of the nodes outside SLURM; None if none is set.
+
+    Raises:
+        UserError: it is too short to be one.
+    """
+    text = env.get(envvars.SECRET)
+    if text is None:
+        return None
+    if len(text.strip()) < _MIN_SECRET:
+        message = f"{envvars.SECRET} has fewer than {_MIN_SECRET} characters"
+        remedy = "Set it to a random text, for example of `openssl rand -hex 32`, or unset it."
+        raise UserError("environment", envvars.SECRET, message, remedy)
+    return text.strip().encode(errors="surrogateescape")
 
 
 def run_task(arguments: Sequence[str]) -> NoReturn:

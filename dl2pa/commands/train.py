@@ -52,7 +52,7 @@ from dl2pa.runplan import (
     plan_runs,
 )
 from launcher.meeting import NodesMissing, meet
-from launcher.node import Node, listen_again, this_node
+from launcher.node import Node, listen_again, shared_secret, this_node
 
 if TYPE_CHECKING:
     from dl2pa.training.data import DataSplits
@@ -285,7 +285,9 @@ def _launch_torchrun(plan: RunPlan, before: dict[str, Any], node: Node) -> int:
     directory, nproc = plan.directory, plan.nproc
     overrides = [*plan.overrides, f"launch.nproc={plan.config.launch.nproc}"]  # the user's value is recorded
     arguments = ["train", str(plan.config_file), *overrides, "--run-dir", str(plan.run_dir)]
-    launch = os.environ.get(envvars.LAUNCH) or (meet(node) if node.count > 1 else uuid.uuid4().hex)
+    launch = os.environ.get(envvars.LAUNCH) or (
+        meet(node, shared_secret()) if node.count > 1 else uuid.uuid4().hex
+    )
     owner = directory.owner()
 
     def request_stop() -> None:

@@ -41,12 +41,15 @@ class Job:
 
     def _start(self, index: int) -> Started:
         """Start a pod with the arguments and variables of the manifest; the names of this machine replace others."""
-        variables = {
-            one["name"]: one["value"]
-            if "value" in one
-            else {INDEX: str(index)}[one["valueFrom"]["fieldRef"]["fieldPath"]]
-            for one in self._container["env"]
-        }
+        values = {("fieldPath", INDEX): str(index), ("key", "DL2PA_SECRET"): "0123456789abcdef"}
+
+        def value(one: dict[str, Any]) -> str:
+            sources = (
+                [] if "value" in one else [item for s in one["valueFrom"].values() for item in s.items()]
+            )
+            return one["value"] if "value" in one else next(values[i] for i in sources if i in values)
+
+        variables = {one["name"]: value(one) for one in self._container["env"]}
         variables |= {"DL2PA_HEAD": "127.0.0.1", "DL2PA_PORT": self._port}
         command, config, run_dir = self._container["args"]
         assert run_dir.startswith("--run-dir=") and config.endswith(".yaml")

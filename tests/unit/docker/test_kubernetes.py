@@ -13,13 +13,14 @@ from dl2pa import envvars
 from dl2pa.cli import build_parser
 from dl2pa.config import load_config
 from dl2pa.errors import EXIT_STOPPED, EXIT_USER_ERROR
-from launcher.node import Node, this_node
+from launcher.node import Node, shared_secret, this_node
 
 ROOT = Path(__file__).resolve().parents[3]
 FOLDER = ROOT / "docker/kubernetes"
 MANIFESTS = sorted(path.name for path in FOLDER.glob("*.yaml"))
 JOBS = ("one-node.yaml", "several-nodes.yaml")
 VERSION = "1.37"
+SECRET = "0123456789abcdef"
 
 
 def objects(name: str) -> Iterator[dict[str, Any]]:
@@ -42,11 +43,15 @@ def container(name: str) -> dict[str, Any]:
 def environment(name: str, index: int = 0) -> dict[str, str]:
     """Variables of the pod with an index."""
     field = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
-    values = {field: str(index)}
-    return {
-        one["name"]: one["value"] if "value" in one else values[one["valueFrom"]["fieldRef"]["fieldPath"]]
-        for one in container(name)["env"]
-    }
+    values = {("fieldPath", field): str(index), ("key", envvars.SECRET): SECRET}
+
+    def value(one: dict[str, Any]) -> str:
+        if "value" in one:
+            return one["value"]
+        (source,) = one["valueFrom"].values()
+        return next(values[item] for item in source.items() if item in values)
+
+    return {one["name"]: value(one) for one in container(name)["env"]}
 
 
 @pytest.mark.parametrize("name", MANIFESTS)
@@ -126,6 +131,13 @@ def test_pods_find_each_other() -> None:
     assert service["spec"]["clusterIP"] == "None" and service["spec"]["publishNotReadyAddresses"]
     assert service["spec"]["selector"] == {"job-name": job_name}
     assert {port["port"] for port in service["spec"]["ports"]} == {nodes[0].port, nodes[0].port + 1}
+
+
+def test_pods_of_several_nodes_need_a_secret() -> None:
+    variables = {one["name"]: one for one in container("several-nodes.yaml")["env"]}
+    source = variables[envvars.SECRET]["valueFrom"]["secretKeyRef"]
+    assert not source.get("optional", False), "without it, the pod does not start"
+    assert shared_secret(environment("several-nodes.yaml")) == SECRET.encode()
 
 
 def test_one_pod_is_one_machine() -> None:

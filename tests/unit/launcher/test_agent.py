@@ -36,7 +36,7 @@ def test_nodes_that_do_not_connect_are_started_again(tmp_path: Path, monkeypatch
     run = RunDirectory(tmp_path / "run")
     run.create()
     monkeypatch.setattr(local, "run_local", lambda *_: EXIT_STOPPED)
-    monkeypatch.setattr(train, "meet", lambda node: "launch")
+    monkeypatch.setattr(train, "meet", lambda node, secret: "launch")
     launch: Any = SimpleNamespace(nproc="auto", numa_binding="off")
     plan: Any = SimpleNamespace(directory=run, run_dir=run.root, nproc=1, overrides=(), config_file=tmp_path)
     plan.config = SimpleNamespace(launch=launch)

@@ -35,6 +35,7 @@ def main(arguments):
 
         die_with_parent()
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "OMP_NUM_THREADS", "GLOO_SOCKET_IFNAME", "EXTRA")
+        assert "DL2PA_SECRET" not in os.environ
         name = Path("/proc/self/comm").read_text().strip()
         recorded = sys.argv == ["dl2pa", *arguments]
         report = {"argv": arguments[2:], "recorded": recorded, "pid": os.getpid(), "name": name}
@@ -74,6 +75,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
     env = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "RANK", "WORLD_SIZE")}
     env["PYTHONPATH"] = f"{ROOT}:{tmp_path}"
     env["GLOO_SOCKET_IFNAME"] = "a cluster's default"
+    env["DL2PA_SECRET"] = "of the nodes, not of the ranks"
     started: list[subprocess.Popen[str]] = []
 
     def begin(task: str, *arguments: str) -> subprocess.Popen[str]:

@@ -7,11 +7,13 @@ import os
 import socket
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 
 from dl2pa.errors import UserError
-from launcher import meeting
+from launcher import channel, meeting
+from launcher.channel import Channel, NotAuthentic
 from launcher.node import Node, this_node
 from support.servers import free_port
 from support.waiting import eventually
@@ -43,8 +45,8 @@ def node(index: int, port: int, count: int = 3) -> Node:
     return Node(index, count, "127.0.0.1", port, "dl2pa")
 
 
-def start(pool: ThreadPoolExecutor, one: Node) -> Future[str]:
-    return pool.submit(meeting.meet, one, 60)
+def start(pool: ThreadPoolExecutor, one: Node, secret: bytes | None = None) -> Future[str]:
+    return pool.submit(meeting.meet, one, secret, 60)
 
 
 def hello(port: int, message: object) -> socket.socket:
@@ -79,6 +81,7 @@ def test_variables_describe_a_node() -> None:
         ({"DL2PA_NODE": None}, "DL2PA_NODE must be a whole number"),
         ({"DL2PA_HEAD": None}, "DL2PA_HEAD is not set"),
         ({"DL2PA_HEAD": "node..0"}, "DL2PA_HEAD is not a valid host name"),
+        ({"DL2PA_SECRET": "short"}, "DL2PA_SECRET has fewer than 16 characters"),
         ({"DL2PA_PORT": "65535"}, "DL2PA_PORT must be a whole number from 1 to 65534"),
     ],
 )
@@ -132,19 +135,90 @@ def test_other_programs_do_not_disturb(pool: ThreadPoolExecutor, port: int) -> N
     assert start(pool, node(1, port, 2)).result(60) == zero.result(60)
 
 
+SECRET = b"0123456789abcdef"
+
+
+def test_nodes_with_the_same_secret_meet(pool: ThreadPoolExecutor, port: int) -> None:
+    launches = {start(pool, node(i, port), SECRET) for i in (0, 1, 2)}
+    assert len({one.result(60) for one in launches}) == 1
+
+
+def test_process_without_the_secret_takes_no_place(pool: ThreadPoolExecutor, port: int) -> None:
+    zero = start(pool, node(0, port, 2), SECRET)
+    with hello(port, {"node": 1, "nodes": 2}) as stranger:
+        with stranger.makefile() as lines:
+            assert [key for line in lines for key in json.loads(line)] == ["nonce"], "no launch, and the end"
+        with pytest.raises(UserError, match="is not set, but on node 0 it is"):
+            start(pool, node(1, port, 2)).result(60)
+        one = start(pool, node(1, port, 2), SECRET)
+        assert zero.result(60) == one.result(60)
+
+
+def test_node_obeys_only_a_head_that_knows_the_secret(pool: ThreadPoolExecutor, port: int) -> None:
+    """Another program at the address of node 0 can neither start nor end the training."""
+    with socket.create_server(("127.0.0.1", port + 1)) as listener:
+        one = start(pool, node(1, port, 2), SECRET)
+        for answer in ({"launch": "theirs"}, {"refused": "go"}, {"nonce": "0"}):
+            with listener.accept()[0] as connection:
+                connection.sendall(json.dumps(answer).encode() + b"\n" + b'{"launch": "theirs"}\n')
+                with suppress(ConnectionResetError):
+                    connection.makefile().read()
+    assert start(pool, node(0, port, 2), SECRET).result(60) == one.result(60)
+
+
+def test_node_with_another_secret_names_the_variable(pool: ThreadPoolExecutor, port: int) -> None:
+    zero = start(pool, node(0, port, 2), SECRET)
+    with pytest.raises(meeting.NodesMissing, match="is DL2PA_SECRET the same on all nodes"):
+        while True:  # node 0 may not listen yet
+            try:
+                meeting.meet(node(1, port, 2), b"another secret text", 0.5)
+            except meeting.NodesMissing as missing:
+                if "DL2PA_SECRET" in str(missing):
+                    raise
+    assert start(pool, node(1, port, 2), SECRET).result(60) == zero.result(60)
+
+
+Ends = tuple[Channel, socket.socket]
+
+
+def opened(pool: ThreadPoolExecutor) -> tuple[Ends, Ends]:
+    """Node 0 and another node, connected and with the same secret."""
+    sockets = socket.socketpair()
+    head, other = Channel(sockets[0], SECRET, is_head=True), Channel(sockets[1], SECRET, is_head=False)
+    opening = pool.submit(head.open)
+    other.open()
+    opening.result(60)
+    return (head, sockets[0]), (other, sockets[1])
+
+
+def test_messages_are_accepted_once_from_the_other_side_of_the_same_connection(
+    pool: ThreadPoolExecutor,
+) -> None:
+    (head, to_other), (other, to_head) = opened(pool)
+    (_, to_stranger), (stranger, _) = opened(pool)
+    head.send({"launch": "x"})
+    line = to_head.recv(1000)
+    to_other.sendall(line)
+    assert other.receive() == {"launch": "x"}
+    for sender, receiver in ((to_other, other), (to_head, head), (to_stranger, stranger)):
+        sender.sendall(line)  # a second time, to its author, and in another connection
+        with pytest.raises(NotAuthentic):
+            receiver.receive()
+
+
 def test_missing_nodes_are_named(port: int) -> None:
     with pytest.raises(meeting.NodesMissing, match=r"node\(s\) 1, 2 of 3 did not arrive"):
-        meeting.meet(node(0, port), 0.05)
+        meeting.meet(node(0, port), None, 0.05)
     with pytest.raises(meeting.NodesMissing, match=rf"node 0 did not answer at 127.0.0.1:{port + 1}"):
-        meeting.meet(node(1, port), 0.05)
+        meeting.meet(node(1, port), None, 0.05)
 
 
 def test_a_line_that_comes_slowly_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """The time limit is that of the line, not of each byte."""
     clock = iter(range(100))
-    monkeypatch.setattr(meeting.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(channel.time, "monotonic", lambda: next(clock))
     here, there = socket.socketpair()
     with here, there:
         there.sendall(b" " * 50 + b"{}\n")
-        assert meeting._receive(here, 10.0) == {}  # pyright: ignore[reportPrivateUsage]
+        assert Channel(here, None, is_head=True).receive(10.0) == {}
         assert here.recv(100).startswith(b" " * 40)

@@ -19,6 +19,7 @@ from dl2pa import envvars
 from dl2pa.config.yaml_core import dump_yaml, value_text
 from dl2pa.errors import EXIT_DONE, EXIT_STOPPED, EXIT_USER_ERROR, TrainingFailure, UserError
 from dl2pa.osutil import start_thread
+from dl2pa.private_command import private_command, private_input
 from dl2pa.process import environment_without_ranks
 from dl2pa.recorded_run import check_weights, load_run_config
 from dl2pa.rundir import RunDirectory, find_model_file
@@ -87,8 +88,9 @@ def train(
     with _config_file(config) as file:
         folder = None if run_dir is None else _path("run_dir", run_dir)
         (plan,) = plan_runs([RunSpec(file, words)], folder)
-        arguments = [str(file), *words, "--run-dir", str(plan.run_dir), "--json"]
-        code, output = _run([sys.executable, "-m", "dl2pa", "train", *arguments], quiet)
+        arguments = ["train", str(file), *words, "--run-dir", str(plan.run_dir), "--json"]
+        with private_input(arguments) as standard_input:
+            code, output = _run(private_command(arguments), quiet, standard_input)
     if code not in (EXIT_DONE, EXIT_STOPPED):
         _raise_error(code, output, plan.directory)
     return _result(plan.directory, code == EXIT_DONE, time.monotonic() - began)
@@ -216,7 +218,7 @@ def _absolute(base: Any) -> Any:
     return str(Path(base).absolute()) if isinstance(base, str) and base[:1] not in ("~", "$") else base
 
 
-def _run(command: Sequence[str], quiet: bool) -> tuple[int, str]:
+def _run(command: Sequence[str], quiet: bool, standard_input: int = subprocess.DEVNULL) -> tuple[int, str]:
     """Run `dl2pa train` in a process that ends with this one; return its exit code and standard output.
 
     Raises:
@@ -224,7 +226,7 @@ def _run(command: Sequence[str], quiet: bool) -> tuple[int, str]:
     """
     process = subprocess.Popen(
         command,
-        stdin=subprocess.DEVNULL,
+        stdin=standard_input,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

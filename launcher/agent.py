@@ -25,6 +25,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from dl2pa import envvars
 from dl2pa.errors import EXIT_STOPPED
+from launcher.local import ARGUMENTS
 from launcher.node import Node
 from launcher.rendezvous import NodeRendezvous
 
@@ -105,5 +106,6 @@ def launch_config(node: Node, nproc: int, folder: Path, numa_mode: str) -> Launc
 
 
 if __name__ == "__main__":
-    _node, _count, _folder, _modules, *_arguments = sys.argv[1:]
+    _node, _count, _folder, _modules = sys.argv[1:5]  # further words describe the process
+    _arguments = json.loads((Path(_folder) / ARGUMENTS).read_text(encoding="utf-8"))
     sys.exit(main(Node(**json.loads(_node)), int(_count), Path(_folder), _modules.split(","), _arguments))

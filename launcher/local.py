@@ -16,20 +16,24 @@ from types import FrameType
 
 from dl2pa import envvars
 from dl2pa.osutil import set_parent_death_signal, usable_cores
+from dl2pa.private_command import shown_words
 from launcher.node import Node, listen_again
 
 _INTERRUPTS_TO_KILL = 3
 """Number of Ctrl-C after which the run ends without saving."""
+ARGUMENTS = "arguments.json"
+"""File with the arguments of the ranks, in the private folder of the agent."""
 _STOP_SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 
 
 def agent_command(
     nproc: int, modules: Sequence[str], arguments: Sequence[str], node: Node, folder: Path
 ) -> list[str]:
-    """Command line of the agent that forks `nproc` ranks on this machine."""
+    """Command line of the agent that forks `nproc` ranks on this machine; it reads the arguments from the folder."""
+    shown = shown_words(arguments)
     return [
         *(sys.executable, "-P", "-m", "launcher.agent"),
-        *(json.dumps(dataclasses.asdict(node)), str(nproc), str(folder), ",".join(modules), *arguments),
+        *(json.dumps(dataclasses.asdict(node)), str(nproc), str(folder), ",".join(modules), *shown),
     ]
 
 
@@ -41,7 +45,7 @@ def run_local(
     extra: Mapping[str, str],
     node: Node,
 ) -> int:
-    """Run `main(arguments)` of the first module as ranks under torchrun's agent; return its exit code, see `agent.main`.
+    """Run `main(arguments)` of the first module as ranks under the agent; return its exit code, see `agent.main`.
 
     On a stop signal, this process writes the stop file, which the ranks poll; the agent ignores stop signals. If
     this process is killed, the agent is killed too, and the ranks with it.
@@ -52,6 +56,7 @@ def run_local(
         extra: environment variables of the ranks.
     """
     with tempfile.TemporaryDirectory(prefix="dl2pa-") as folder:
+        (Path(folder) / ARGUMENTS).write_text(json.dumps(list(arguments)), encoding="utf-8")
         command = agent_command(nproc, modules, arguments, node, Path(folder))
         return _run_agent(command, _environment(nproc, extra, node, Path(folder)), request_stop)
 
@@ -79,6 +84,7 @@ def choose_interface(env: Mapping[str, str], probe: Callable[[], str | None]) ->
 def _environment(nproc: int, extra: Mapping[str, str], node: Node, folder: Path) -> dict[str, str]:
     env = {**os.environ, **extra}
     env.pop(envvars.STORE, None)
+    env.pop(envvars.SECRET, None)  # needed only to meet
     env[envvars.CORES] = str(usable_cores())
     if node.count == 1:
         env[envvars.STORE] = str(folder / "ranks")

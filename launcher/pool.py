@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from dl2pa.private_command import private_command, private_input
 from dl2pa.process import environment_without_ranks
 
 _POLL_S = 0.1
@@ -27,11 +28,22 @@ class Task:
 
     Args:
         env: variables in addition to the environment of this process.
+        private: the arguments, if the command is `dl2pa`: it gets them where other users cannot read them.
     """
 
     command: Sequence[str]
     log: Path
     env: Mapping[str, str]
+    private: Sequence[str] | None = None
+
+    @contextmanager
+    def opened(self) -> Generator[tuple[Sequence[str], int]]:
+        """Yield the command line to start, and its standard input."""
+        if self.private is None:
+            yield self.command, subprocess.DEVNULL
+            return
+        with private_input(self.private) as standard_input:
+            yield private_command(self.private), standard_input
 
 
 class Pool:
@@ -113,10 +125,10 @@ class Pool:
         """
         worker = self._free[-1]
         task.log.parent.mkdir(parents=True, exist_ok=True)
-        with task.log.open("ab") as log:
+        with task.log.open("ab") as log, task.opened() as (command, standard_input):
             process = subprocess.Popen(
-                task.command,
-                stdin=subprocess.DEVNULL,
+                command,
+                stdin=standard_input,
                 stdout=log,
                 stderr=log,
                 env={**environment_without_ranks(), **task.env, **self._workers[worker]},

@@ -6,7 +6,6 @@ import argparse
 import hashlib
 import json
 import os
-import re
 import shlex
 import sys
 import time
@@ -36,6 +35,7 @@ from dl2pa.errors import EXIT_DONE, EXIT_FAILURE, UserError
 from dl2pa.finished import FinishedRuns
 from dl2pa.gpus import visible_gpus
 from dl2pa.osutil import usable_cores
+from dl2pa.private_command import OVERRIDE
 from dl2pa.records import DamagedFile
 from dl2pa.runplan import (
     RunPlan,
@@ -51,7 +51,6 @@ from launcher.pool import Pool, Task
 
 Variant = tuple[str, Path, tuple[str, ...]]
 """Name, configuration file and overrides."""
-_OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
 
 
 @dataclass(frozen=True)
@@ -211,7 +210,7 @@ def _sort(plans: Sequence[RunPlan]) -> tuple[list[RunPlan], dict[Path, Outcome]]
 
 def _read_request(args: argparse.Namespace) -> SweepRequest:
     words: list[str] = args.overrides
-    files = [word for word in words if Path(word).is_file() or not _OVERRIDE.match(word)]
+    files = [word for word in words if Path(word).is_file() or not OVERRIDE.match(word)]
     if len(files) > 1:
         remedy = "Give one, or vary the configuration with --grid config=A.yaml,B.yaml."
         raise UserError("config", files[1], "is a second configuration", remedy)
@@ -317,7 +316,8 @@ def train_task(plan: RunPlan, parallel: int, overrides: Sequence[str] = ()) -> T
         extra.append(f"launch.threads={threads}")
     arguments = [str(plan.config_file), *plan.overrides, *extra, "--run-dir", str(plan.run_dir), "--json"]
     command = [sys.executable, "-m", "dl2pa", "train", *arguments]
-    return Task(command, plan.directory.sweep_log, {envvars.AGENT_PID: str(os.getpid())})
+    env = {envvars.AGENT_PID: str(os.getpid())}
+    return Task(command, plan.directory.sweep_log, env, private=["train", *arguments])
 
 
 def worker_environments(configs: Sequence[Config], parallel: int) -> list[dict[str, str]]:

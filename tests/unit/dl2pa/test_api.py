@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 import dl2pa
-from dl2pa import TrainingFailure, UserError, api
+from dl2pa import TrainingFailure, UserError, api, private_command
 from dl2pa.rundir import RunDirectory
 from dl2pa.tracking.sync_state import SyncState, save_sync_state
 
@@ -106,11 +107,13 @@ def test_error_of_the_training_process_is_raised_here(folder: Path) -> None:
 
 
 def started(monkeypatch: pytest.MonkeyPatch, code: int = 75, output: str = "") -> list[list[str]]:
-    """Replace the training process by one that only ends; returns the commands."""
+    """Replace the training process by one that only ends; returns its arguments and the configuration."""
     commands: list[list[str]] = []
 
-    def end(command: list[str], quiet: bool) -> tuple[int, str]:
-        commands.append([*command, Path(command[4]).read_text()])
+    def end(command: list[str], quiet: bool, standard_input: int) -> tuple[int, str]:
+        arguments = json.loads(os.read(standard_input, 10_000))
+        assert command[1:] == ["-m", "dl2pa.private_command", *private_command.shown_words(arguments)]
+        commands.append([*arguments, Path(arguments[1]).read_text()])
         return code, output
 
     monkeypatch.setattr(api, "_run", end)
@@ -123,8 +126,8 @@ def test_values_reach_the_command_as_text(monkeypatch: pytest.MonkeyPatch, folde
     config = {**CONFIG, "base": "small.yaml", "data": {**CONFIG["data"], "root": Path("a b")}}
     result = dl2pa.train(config, optim={"lr": np.float32(0.5)}, train={"epochs": np.int64(3)}, run_dir="here")
     (command,) = commands
-    assert command[1:4] == ["-m", "dl2pa", "train"]
-    assert command[5:-1] == [
+    assert command[0] == "train"
+    assert command[2:-1] == [
         'optim={"lr": 0.5}',
         'train={"epochs": 3}',
         "--run-dir",
@@ -133,10 +136,10 @@ def test_values_reach_the_command_as_text(monkeypatch: pytest.MonkeyPatch, folde
     ]
     assert f"base: [{folder / 'small.yaml'}]" in command[-1]
     assert "root: a b" in command[-1]
-    assert not Path(command[4]).exists(), "the temporary configuration is removed"
+    assert not Path(command[1]).exists(), "the temporary configuration is removed"
     assert result.run_dir == folder / "here"
     other = dl2pa.train("small.yaml", **{"train.epochs": 2, "data.dataset": "synthetic"})
-    assert commands[1][4:-1] == [
+    assert commands[1][1:-1] == [
         *("small.yaml", "train.epochs=2", "data.dataset=synthetic"),
         *("--run-dir", str(other.run_dir), "--json"),
     ]

@@ -19,8 +19,7 @@ from dl2pa import envvars
 from dl2pa.config.yaml_core import dump_yaml, value_text
 from dl2pa.errors import EXIT_DONE, EXIT_STOPPED, EXIT_USER_ERROR, TrainingFailure, UserError
 from dl2pa.osutil import start_thread
-from dl2pa.private_command import private_command, private_input
-from dl2pa.process import environment_without_ranks
+from dl2pa.process import environment_without_ranks, private_command, private_input
 from dl2pa.recorded_run import check_weights, load_run_config
 from dl2pa.rundir import RunDirectory, find_model_file
 from dl2pa.runplan import RunSpec, plan_runs

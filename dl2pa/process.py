@@ -1,16 +1,24 @@
-"""This process: its rank under torchrun, start time, and end with its parent."""
+"""This process: its rank under torchrun, start time, and end with its parent; private arguments of others."""
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
+import sys
 import time
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from dl2pa import envvars
 from dl2pa.errors import UserError
 from dl2pa.osutil import set_parent_death_signal
+
+OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
+"""Beginning of an override, `key=value`."""
 
 
 @dataclass(frozen=True)
@@ -81,3 +89,26 @@ def die_with_parent() -> None:
     set_parent_death_signal(signal.SIGKILL)
     if os.getppid() != expected:
         os._exit(1)
+
+
+def shown_words(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments that other users may read: all except overrides."""
+    return [word for word in arguments if not OVERRIDE.match(word)]
+
+
+def private_command(arguments: Sequence[str]) -> list[str]:
+    """Command line of a process that runs `dl2pa` with the arguments; its input is `private_input(arguments)`."""
+    return [sys.executable, "-m", "dl2pa.private_command", *shown_words(arguments)]
+
+
+@contextmanager
+def private_input(arguments: Sequence[str]) -> Generator[int]:
+    """Yield a file descriptor for the standard input of the process; the file is in memory and has no name."""
+    descriptor = os.memfd_create("dl2pa")
+    try:
+        with os.fdopen(os.dup(descriptor), "wb") as file:
+            file.write(json.dumps(list(arguments)).encode())
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        yield descriptor
+    finally:
+        os.close(descriptor)

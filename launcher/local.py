@@ -16,7 +16,7 @@ from types import FrameType
 
 from dl2pa import envvars
 from dl2pa.osutil import set_parent_death_signal, usable_cores
-from dl2pa.private_command import shown_words
+from dl2pa.process import shown_words
 from launcher.node import Node, listen_again
 
 _INTERRUPTS_TO_KILL = 3

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from dl2pa.private_command import private_command, private_input
-from dl2pa.process import environment_without_ranks
+from dl2pa.process import environment_without_ranks, private_command, private_input
 
 _POLL_S = 0.1
 _MAX_INTERRUPTS = 3

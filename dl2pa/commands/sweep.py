@@ -35,7 +35,7 @@ from dl2pa.errors import EXIT_DONE, EXIT_FAILURE, UserError
 from dl2pa.finished import FinishedRuns
 from dl2pa.gpus import visible_gpus
 from dl2pa.osutil import usable_cores
-from dl2pa.private_command import OVERRIDE
+from dl2pa.process import OVERRIDE
 from dl2pa.records import DamagedFile
 from dl2pa.runplan import (
     RunPlan,

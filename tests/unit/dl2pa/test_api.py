@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 import dl2pa
-from dl2pa import TrainingFailure, UserError, api, private_command
+from dl2pa import TrainingFailure, UserError, api
+from dl2pa.process import shown_words
 from dl2pa.rundir import RunDirectory
 from dl2pa.tracking.sync_state import SyncState, save_sync_state
 
@@ -112,7 +113,7 @@ def started(monkeypatch: pytest.MonkeyPatch, code: int = 75, output: str = "") -
 
     def end(command: list[str], quiet: bool, standard_input: int) -> tuple[int, str]:
         arguments = json.loads(os.read(standard_input, 10_000))
-        assert command[1:] == ["-m", "dl2pa.private_command", *private_command.shown_words(arguments)]
+        assert command[1:] == ["-m", "dl2pa.private_command", *shown_words(arguments)]
         commands.append([*arguments, Path(arguments[1]).read_text()])
         return code, output
 

@@ -34,6 +34,11 @@ def _cut(text: str) -> str:
     return text if len(text) <= _MAX_LENGTH else f"{text[:_MAX_LENGTH]}…"
 
 
+def install_command(extra: str) -> str:
+    """Command that installs an optional part of the project (an extra of pyproject.toml), run in the checkout."""
+    return f"pip install -c constraints.txt -e '.[{extra}]'"
+
+
 class UserError(ValueError):
     """Invalid user input, reported as one message; exit code 2.
 

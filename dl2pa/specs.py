@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dl2pa import zoo
-from dl2pa.errors import UserError
+from dl2pa.errors import UserError, install_command
 from pipelines.names import (
     CIFAR100,
     DATASETS,
@@ -284,7 +284,7 @@ def check_timm(field: str, value: str, alternative: str) -> None:
     """
     if not zoo.is_installed("timm"):
         message = "needs the package timm, which is not installed"
-        raise UserError(field, value, message, f"Run `pip install timm`, or {alternative}.")
+        raise UserError(field, value, message, f"Install it: {install_command('timm')}; or {alternative}.")
 
 
 def _timm_spec(name: str) -> BackboneSpec:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 
-from dl2pa.errors import UserError
+from dl2pa.errors import UserError, install_command
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 
@@ -17,5 +17,5 @@ def check_installed() -> None:
     """
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
-        remedy = "Install them: pip install -c constraints.txt -e '.[onnx]'."
+        remedy = f"Install them: {install_command('onnx')}."
         raise UserError("--onnx", ", ".join(missing), "is not installed", remedy)

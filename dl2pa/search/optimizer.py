@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dl2pa.config.search import CHOICE, Parameter, Search
-from dl2pa.errors import UserError
+from dl2pa.errors import UserError, install_command
 from dl2pa.search.journal import FAILED, FINISHED, PRUNED, Trial
 
 _DIGITS = 4
@@ -30,7 +30,7 @@ def check_installed() -> None:
         UserError: it is not; names the extra.
     """
     if importlib.util.find_spec("optuna") is None:
-        remedy = "Install it: pip install -c constraints.txt -e '.[search]'."
+        remedy = f"Install it: {install_command('search')}."
         raise UserError("search", "optuna", "is not installed", remedy)
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from dl2pa.errors import StorageUnavailable, UserError
+from dl2pa.errors import StorageUnavailable, UserError, install_command
 from dl2pa.osutil import replacing
 from pipelines.remote.address import RemoteOptions, RemotePath
 
@@ -90,7 +90,7 @@ class Store:
 
     def __init__(self, options: RemoteOptions) -> None:
         if importlib.util.find_spec("s3fs") is None:
-            remedy = "Install it: pip install -c constraints.txt -e '.[s3]'."
+            remedy = f"Install it: {install_command('s3')}."
             raise UserError(_FIELD, "s3://", "needs the package s3fs, which is not installed", remedy)
         from s3fs import S3FileSystem
 

@@ -93,7 +93,9 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowSe
 
 @pytest.fixture(scope="session")
 def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
-    pytest.importorskip("psycopg", reason="psycopg is not installed: pip install 'dl2pa[server]'")
+    pytest.importorskip(
+        "psycopg", reason="psycopg is not installed: pip install -c constraints.txt -e '.[server]'"
+    )
     running = Database(tmp_path_factory.mktemp("a database"))
     yield running
     running.remove()

@@ -123,7 +123,7 @@ class Browser:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     webdriver = pytest.importorskip(
-        "selenium.webdriver", reason="selenium is not installed: pip install 'dl2pa[dev]'"
+        "selenium.webdriver", reason="selenium is not installed: pip install -c constraints.txt -e '.[dev]'"
     )
     started = Browser(webdriver, _find_or_install("chromium", "chromedriver"))
     yield started

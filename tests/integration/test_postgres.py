@@ -15,7 +15,9 @@ from support.waiting import eventually
 
 pytestmark = pytest.mark.xdist_group("servers")
 pytest.importorskip("mlflow")
-psycopg = pytest.importorskip("psycopg", reason="psycopg is not installed: pip install 'dl2pa[server]'")
+psycopg = pytest.importorskip(
+    "psycopg", reason="psycopg is not installed: pip install -c constraints.txt -e '.[server]'"
+)
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ class ObjectServer:
 
 def object_server() -> Iterator[ObjectServer]:
     """For a fixture: the server, or a skip without its package."""
-    pytest.importorskip("moto", reason="moto is not installed: pip install 'dl2pa[dev]'")
+    pytest.importorskip("moto", reason="moto is not installed: pip install -c constraints.txt -e '.[dev]'")
     pytest.importorskip("s3fs", reason="s3fs is not installed: pip install -c constraints.txt -e '.[s3]'")
     server = ObjectServer()
     before = {name: os.environ.get(name) for name in server.environment}

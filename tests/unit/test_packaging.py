@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
@@ -9,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from dl2pa.errors import install_command
+
 ROOT = Path(__file__).resolve().parents[2]
-SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT, SETTINGS = PYPROJECT["project"], PYPROJECT["tool"]["setuptools"]
 TYPED = ("dl2pa", "launcher", "pipelines")
 
 
@@ -39,6 +43,20 @@ def test_package_data_covers_all_non_python_files(package: str) -> None:
     assert {str(file.relative_to(ROOT)) for file in missing} == set(), (
         "add them to package-data in pyproject.toml"
     )
+
+
+def test_extras_are_installed_by_one_command_everywhere() -> None:
+    extras = set(PROJECT["optional-dependencies"])
+    named: set[str] = set()
+    for file in (f for place in ("docs", "configs", "dl2pa", "pipelines") for f in (ROOT / place).rglob("*")):
+        if file.suffix not in (".md", ".yaml", ".py"):
+            continue
+        for line in file.read_text(encoding="utf-8").splitlines():
+            named |= set(re.findall(r"install_command\('(\w+)'\)", line))
+            if "pip install" in line and "{" not in line and (shown := re.findall(r"\[(\w+)\]['\"]", line)):
+                assert all(install_command(extra) in line for extra in shown), f"{file}: {line}"
+                named |= set(shown)
+    assert {"timm", "s3", "onnx", "search"} <= named <= extras
 
 
 def test_package_data_patterns_match_files() -> None:

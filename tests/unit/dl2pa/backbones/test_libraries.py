@@ -15,7 +15,7 @@ from torch import nn
 from dl2pa import zoo
 from dl2pa.backbones import build_embedder, prefers_channels_last, probe_forward
 from dl2pa.config import parse_config
-from dl2pa.errors import UserError
+from dl2pa.errors import UserError, install_command
 from dl2pa.specs import backbone_spec
 
 
@@ -49,7 +49,7 @@ def test_a_tag_of_weights_is_no_architecture() -> None:
 
 def test_a_missing_timm_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    assert "pip install timm" in config_error("timm:resnet18").remedy
+    assert install_command("timm") in config_error("timm:resnet18").remedy
 
 
 def test_a_name_is_checked_without_importing_the_libraries() -> None:

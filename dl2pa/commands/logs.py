@@ -43,6 +43,8 @@ def run(args: argparse.Namespace) -> int:
         remedy = "Wait for it with --follow." if state and state.is_live else "See `dl2pa jobs`."
         detail = f" (job {name}: {state.state})" if state else ""
         raise UserError("log", str(path), f"is not written yet{detail}", remedy)
+    if path.exists() and not path.is_file():
+        raise UserError("log", str(path), "is not a file", "Remove it, or name another run.")
     try:
         lines = _follow(path, is_live) if args.follow else _lines(path)
         for line in lines if args.attempt is None else _of_attempt(list(lines), args.attempt, path):
@@ -73,7 +75,7 @@ def _of_attempt(lines: Sequence[str], attempt: int, path: Path) -> list[str]:
     """Lines that one attempt has written to the log of a rank."""
     numbers = [int(match[1]) if (match := _ATTEMPT.match(line)) else None for line in lines]
     starts = [index for index, number in enumerate(numbers) if number is not None]
-    for start, end in zip(starts, [*starts[1:], len(lines)], strict=True):
+    for start, end in zip(starts, [*starts, len(lines)][1:], strict=True):
         if numbers[start] == attempt:
             return list(lines[start:end])
     known = ", ".join(str(numbers[start]) for start in starts) or "none"

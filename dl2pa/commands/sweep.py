@@ -24,7 +24,7 @@ from dl2pa.commands.options import (
 )
 from dl2pa.commands.output import note, say
 from dl2pa.commands.published_runs import expand_results, select_results
-from dl2pa.commands.sweep_best import write_best
+from dl2pa.commands.sweep_best import check_best, write_best
 from dl2pa.commands.sweep_outcomes import Outcome, damaged, print_outcomes, run_pool
 from dl2pa.config import Config, fingerprint
 from dl2pa.config.paths import expand_path
@@ -150,6 +150,9 @@ def _run(request: SweepRequest, args: argparse.Namespace) -> int:
         return _submit(specs, request, args)
     refuse_slurm_options(args)
     plans = plan_runs(specs, args.run_dir or Path("runs"), in_folder=True)
+    if args.best is not None:
+        read = {plan.config_file for plan in plans} | ({request.file} if request.file else set())
+        check_best(args.best, read)
     tag = _tag(request.name, [plan.config for plan in plans])
     pending, outcomes = _sort(plans)
     for plan in pending:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dl2pa.commands.options import check_output_file
 from dl2pa.commands.output import note
 from dl2pa.config import flat_overrides
 from dl2pa.config.sweep import KEY, VARIANT_KEY
@@ -19,6 +20,7 @@ from dl2pa.runplan import RunPlan
 
 _SEED, _SPLIT = "train.seed", "data.val_fraction"
 _SEEDS = "0..4"
+_TITLE = "# Best settings of each variant"
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,23 @@ class _Setting:
         """The grid values of the setting."""
         varied = (text for text in self.plan.varied if "=" in text and not text.startswith(f"{_SEED}="))
         return ", ".join(varied) or "as in the sweep"
+
+
+def check_best(path: Path, inputs: Collection[Path]) -> None:
+    """Check before the runs that the file can be written, and that only an earlier result is replaced.
+
+    Args:
+        inputs: files that the sweep reads.
+
+    Raises:
+        UserError: names ``--best``.
+    """
+    check_output_file("--best", path)
+    if any(path.exists() and path.samefile(file) for file in inputs):
+        raise UserError("--best", str(path), "is a file that the sweep reads", "Give another file.")
+    if path.exists() and not path.read_bytes().startswith(_TITLE.encode()):
+        message = "exists and was not written by --best"
+        raise UserError("--best", str(path), message, "Give another file, or remove this one.")
 
 
 def write_best(plans: Sequence[RunPlan], path: Path, failed: Collection[Path] = ()) -> None:
@@ -81,7 +100,7 @@ def write_best(plans: Sequence[RunPlan], path: Path, failed: Collection[Path] = 
             )
         best[name] = max(complete, key=lambda s: s.mean)
     lines = [
-        f"# Best settings of each variant by the mean top-1 accuracy at the last epoch, over {len(plans)} runs.",
+        f"{_TITLE} by the mean top-1 accuracy at the last epoch, over {len(plans)} runs.",
         *(
             f"# {name}: {s.text()}: {s.mean:.2f} % (n = {len(s.scores)}, {len(variants[name])} settings)"
             for name, s in best.items()

@@ -117,3 +117,11 @@ def test_settings_with_a_failed_run_are_left_out(plans: list[RunPlan]) -> None:
 def test_best_needs_the_results_here(plans: list[RunPlan], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sweep", "tiny.yaml", "--slurm", "--best", "final.yaml", "--json"]) == 2
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["error"]["field"] == "--best"
+
+
+def test_a_file_that_was_not_written_by_best_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("notes.yaml").write_text("mine")
+    assert main(["sweep", "tiny.yaml", "--best", "notes.yaml", "--json"]) == 2
+    error = json.loads(capsys.readouterr().out.splitlines()[-1])["error"]
+    assert (error["field"], error["message"]) == ("--best", "exists and was not written by --best")
+    assert (Path("notes.yaml").read_text(), Path("runs").exists()) == ("mine", False)

@@ -230,6 +230,13 @@ def test_logs_shows_a_run_of_this_machine_and_each_attempt(capsys: pytest.Captur
     assert main(["logs", "runs/a", "--attempt", "3"]) == 2
     assert "which has the attempts 1, 2" in capsys.readouterr().err
     assert main(["logs", "runs/a", "--follow"]) == 0, "the run has ended"
+    run.rank_log(0).write_bytes(b"\xff\x80\n")
+    assert main(["logs", "runs/a", "--attempt", "1"]) == 2
+    assert "which has the attempts none" in capsys.readouterr().err
+    run.rank_log(0).unlink()
+    run.rank_log(0).mkdir()
+    assert main(["logs", "runs/a"]) == 2
+    assert "is not a file" in capsys.readouterr().err
 
 
 def test_watch_on_a_terminal_refreshes_in_place_until_interrupted(tmp_path: Path) -> None:

@@ -111,6 +111,46 @@ def try_lock(descriptor: int) -> LockResult:
     return LockResult.ACQUIRED
 
 
+def open_and_lock(path: Path) -> tuple[int, LockResult]:
+    """Open or create a lock file, whose holder may remove it, and try to lock it; return the descriptor and the result.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        result = try_lock(descriptor)
+        if result is LockResult.HELD or is_file_of(path, descriptor):
+            return descriptor, result
+        os.close(
+            descriptor
+        )  # removed by its holder between the two calls; a new file may have another holder
+
+
+def is_file_of(path: Path, descriptor: int) -> bool:
+    """Whether a path still leads to an open file. A lock on a file that was removed excludes nobody.
+
+    The path is opened, because a network file system may answer `stat` from a cache.
+    """
+    try:
+        other = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        return error.errno not in (errno.ENOENT, errno.ESTALE)
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.fstat(other))
+    except OSError:  # ESTALE: another machine has removed the file
+        return False
+    finally:
+        os.close(other)
+
+
+def remove_locked(path: Path, descriptor: int) -> None:
+    """Remove a lock file that this process has locked, unless the path leads to another file."""
+    if is_file_of(path, descriptor):
+        with suppress(OSError):
+            path.unlink()
+
+
 _FREE_SPACE = ". Free some space there, then the same command continues"
 
 

@@ -15,7 +15,16 @@ from typing import Any, TextIO
 
 from dl2pa import envvars, fence
 from dl2pa.errors import UserError
-from dl2pa.osutil import LockResult, process_runs, process_start, start_thread, try_lock, write_atomically
+from dl2pa.osutil import (
+    LockResult,
+    is_file_of,
+    process_runs,
+    process_start,
+    remove_locked,
+    start_thread,
+    try_lock,
+    write_atomically,
+)
 from dl2pa.rundir import DAMAGED, RunDirectory
 
 log = logging.getLogger(__name__)
@@ -33,7 +42,8 @@ _RECHECK_S = 1.0
 class Ownership:
     """Exclusive right to write a run directory, acquired by rank 0 for the lifetime of its process.
 
-    On one machine a file lock is used, which the kernel releases when the process ends. An owner on another machine,
+    On one machine a file lock is used, which the kernel releases when the process ends; an owner that ends normally
+    removes the file. An owner on another machine,
     or on a file system without locks, is alive if its heartbeat, the modification time of `owner.json`, changes.
     A process that finds another process's record there ends (`fence`).
     """
@@ -43,6 +53,7 @@ class Ownership:
         self._run = run
         self._file: TextIO | None = None
         self._locked = True
+        self._announced = False
         self._follows = False
         self._checked = -_RECHECK_S
         self._closing = threading.Event()
@@ -53,18 +64,29 @@ class Ownership:
         Raises:
             UserError: the owner is alive, with its host and process id; or the directory cannot be written.
         """
-        try:
-            file = self._run.owner_lock.open("a+", encoding="utf-8")
-        except OSError as error:
-            raise self._run.not_writable(error) from None
+        file = self._open_lock()
         deadline = time.monotonic() + wait_s
-        while (lock := try_lock(file.fileno())) is LockResult.HELD or _is_alive(self._run, lock):
-            if not self._is_ending() or time.monotonic() > deadline:
+        while True:
+            lock = try_lock(file.fileno())
+            is_free = lock is not LockResult.HELD and not _is_alive(self._run, lock)
+            if not is_file_of(self._run.owner_lock, file.fileno()):  # its owner has removed it
+                file.close()
+                file = self._open_lock()
+            elif is_free:
+                break
+            elif not self._is_ending() or time.monotonic() > deadline:
                 file.close()
                 raise self._refusal()
-            time.sleep(_POLL_S)
+            else:
+                time.sleep(_POLL_S)
         self._locked = lock is LockResult.ACQUIRED
         self._file = file
+
+    def _open_lock(self) -> TextIO:
+        try:
+            return self._run.owner_lock.open("a+", encoding="utf-8")
+        except OSError as error:
+            raise self._run.not_writable(error) from None
 
     def announce(self) -> None:
         """Write the owner file and start the heartbeat.
@@ -84,6 +106,7 @@ class Ownership:
             time.sleep(_SETTLE_S)
             if self.is_lost(fresh=True):
                 raise self._refusal()
+        self._announced = True
         fence.guard(self._run.root, self)
         start_thread(self._beat, "dl2pa-heartbeat")
 
@@ -95,10 +118,12 @@ class Ownership:
         start_thread(self._beat, "dl2pa-heartbeat")
 
     def release(self) -> None:
-        """Release the directory and stop the heartbeat."""
+        """Release the directory, stop the heartbeat and remove the lock file."""
         self._closing.set()
         fence.unguard(self._run.root)
         if self._file is not None:
+            if self._announced and self._locked and not self.is_lost(fresh=True):
+                remove_locked(self._run.owner_lock, self._file.fileno())
             self._file.close()
             self._file = None
 
@@ -151,8 +176,12 @@ class Ownership:
 def is_owned(run: RunDirectory) -> bool:
     """Whether a running process owns the directory, by its lock on this machine or its heartbeat."""
     lock = LockResult.ACQUIRED  # the directory is missing or not writable: only another machine can own it
-    with suppress(OSError), run.owner_lock.open("a+", encoding="utf-8") as file:
-        lock = try_lock(file.fileno())
+    with suppress(OSError):  # FileNotFoundError: the last owner has ended normally
+        while True:
+            with run.owner_lock.open("r+", encoding="utf-8") as file:
+                lock = try_lock(file.fileno())
+                if is_file_of(run.owner_lock, file.fileno()):
+                    break
     return lock is LockResult.HELD or _is_alive(run, lock, watch=False)
 
 

@@ -27,7 +27,7 @@ from dl2pa.config.identity import RECIPE_TAG, run_title
 from dl2pa.config.places import finder, placed
 from dl2pa.errors import EXIT_DONE, UserError
 from dl2pa.finished import FinishedRuns
-from dl2pa.osutil import LockResult, open_private, try_lock
+from dl2pa.osutil import LockResult, open_and_lock, open_private, remove_locked
 from dl2pa.redaction import redact, redact_tree
 from dl2pa.rundir import RunDirectory
 from dl2pa.runplan import (
@@ -321,15 +321,19 @@ def _submit_lock(run: RunDirectory) -> Generator[None]:
     """Refuse a second, concurrent submission of the run."""
     try:
         run.submission.mkdir(parents=True, exist_ok=True)
-        file = run.submit_lock.open("a+", encoding="utf-8")
+        descriptor, result = open_and_lock(run.submit_lock)
     except OSError as error:
         message = f"cannot be written ({error.strerror})"
         raise UserError("run-dir", str(run.root), message, "Choose another with --run-dir.") from None
-    with file:
-        if try_lock(file.fileno()) is LockResult.HELD:
+    try:
+        if result is LockResult.HELD:
             message = "is being submitted by another process"
             raise UserError("run-dir", str(run.root), message, "Wait for it.")
         yield
+    finally:
+        if result is LockResult.ACQUIRED:
+            remove_locked(run.submit_lock, descriptor)
+        os.close(descriptor)
 
 
 def _snapshot_files(run: RunDirectory) -> list[Path]:

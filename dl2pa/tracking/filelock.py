@@ -7,7 +7,7 @@ import os
 from collections.abc import Generator
 from pathlib import Path
 
-from dl2pa.osutil import LockResult, try_lock
+from dl2pa.osutil import LockResult, open_and_lock, remove_locked
 
 _held: set[int] = set()
 
@@ -18,7 +18,7 @@ class Busy(RuntimeError):
 
 @contextlib.contextmanager
 def exclusive_lock(path: Path) -> Generator[None]:
-    """Hold the lock file ``path`` during the context.
+    """Hold the lock file ``path`` during the context, at whose end it is removed.
 
     If the file system does not support locks or cannot create the file, the context runs without a lock: the guarded
     operations are idempotent, and the lock only avoids duplicate work.
@@ -27,16 +27,18 @@ def exclusive_lock(path: Path) -> Generator[None]:
         Busy: another process, or another thread of this process, holds the lock.
     """
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor, result = open_and_lock(path)
     except OSError:
         yield
         return
     _held.add(descriptor)
     try:
-        if try_lock(descriptor) is LockResult.HELD:
+        if result is LockResult.HELD:
             raise Busy(str(path))
         yield
     finally:
+        if result is LockResult.ACQUIRED:
+            remove_locked(path, descriptor)
         _held.discard(descriptor)
         os.close(descriptor)
 

@@ -19,10 +19,20 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from dl2pa import osutil
 from dl2pa.assignment import Matching
 from dl2pa.errors import UserError
 from dl2pa.geometry import build_prototypes, save_prototypes
-from dl2pa.osutil import DiskFull, full_disk, replacing, start_thread, write_atomically
+from dl2pa.osutil import (
+    DiskFull,
+    LockResult,
+    full_disk,
+    open_and_lock,
+    remove_locked,
+    replacing,
+    start_thread,
+    write_atomically,
+)
 from dl2pa.reporting.document import Heading
 from dl2pa.reporting.write import write_document
 from dl2pa.rundir import RunDirectory
@@ -276,3 +286,26 @@ def test_running_out_of_memory_in_the_writing_thread_is_raised(
             store.wait()
     store.save(1, {"step": 1}, wait=True)
     assert store.steps() == [1]
+
+
+def test_a_lock_file_removed_before_it_is_locked_is_opened_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, real = tmp_path / "lock", osutil.try_lock
+
+    def removed_first(descriptor: int) -> LockResult:
+        monkeypatch.setattr(osutil, "try_lock", real)
+        path.unlink()
+        return real(descriptor)
+
+    monkeypatch.setattr(osutil, "try_lock", removed_first)
+    first, result = open_and_lock(path)
+    assert result is LockResult.ACQUIRED
+    second, result = open_and_lock(path)
+    assert result is LockResult.HELD
+    path.unlink()
+    path.touch()
+    remove_locked(path, first)
+    assert path.exists(), "another process's file is kept"
+    os.close(first)
+    os.close(second)

@@ -142,6 +142,7 @@ def test_a_lock_held_by_another_process_is_a_refusal(
     number: int, run: RunDirectory, refuse_locks: Callable[[int], None]
 ) -> None:
     refuse_locks(number)
+    run.owner_lock.touch()
     assert is_owned(run)
     with pytest.raises(UserError, match="in use by process"):
         Ownership(run).acquire()
@@ -194,6 +195,7 @@ def test_the_clock_of_this_machine_does_not_decide_about_a_heartbeat(
     run: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     replace_owner(run)
+    run.owner_lock.touch()
     run.write_status(state="running")
     monkeypatch.setattr(ownership.time, "time", lambda: 4e9)
     assert is_owned(run)
@@ -215,6 +217,62 @@ def test_a_lock_file_that_cannot_be_opened_is_one_message(run: RunDirectory) -> 
     run.owner_lock.mkdir()
     with pytest.raises(UserError, match=r"run-dir=.* cannot be written"):
         Ownership(run).acquire()
+
+
+def begin(run: RunDirectory) -> Ownership:
+    owner = Ownership(run)
+    owner.acquire()
+    owner.announce()
+    return owner
+
+
+def test_an_owner_removes_its_lock_file_and_a_killed_one_leaves_it(
+    run: RunDirectory, holder: subprocess.Popen[str]
+) -> None:
+    holder.kill()
+    holder.wait()
+    assert run.owner_lock.exists()
+    assert not is_owned(run)
+    owner = begin(run)
+    assert is_owned(run)
+    owner.release()
+    assert not run.owner_lock.exists()
+    assert not is_owned(run)
+    assert not run.owner_lock.exists(), "looking at a run creates no file"
+
+
+@pytest.mark.parametrize("third", [False, True])
+def test_a_waiting_start_locks_the_file_that_the_next_one_finds(
+    third: bool, run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first owner removes the file on which a second waits; a third may be faster to create it again."""
+    first, others = begin(run), list[Ownership]()
+    run.write_status(state="stopping")
+
+    def sleep(seconds: float) -> None:
+        first.release()
+        if third and not others:
+            others.append(begin(run))
+            run.write_status(state="running")
+
+    monkeypatch.setattr(ownership.time, "sleep", sleep)
+    second = Ownership(run)
+    if third:
+        with pytest.raises(UserError, match="in use by"):
+            second.acquire()
+    else:
+        second.acquire()
+    with pytest.raises(UserError, match="in use by"):
+        Ownership(run).acquire(wait_s=0)
+    for owner in (second, *others):
+        owner.release()
+
+
+def test_an_owner_that_was_replaced_leaves_the_lock_file(run: RunDirectory) -> None:
+    owner = begin(run)
+    replace_owner(run)
+    owner.release()
+    assert run.owner_lock.exists()
 
 
 def save(run: RunDirectory) -> None:

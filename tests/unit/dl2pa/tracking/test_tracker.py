@@ -194,6 +194,7 @@ def test_the_lock_is_exclusive_and_not_kept_by_a_forked_child(tmp_path: Path) ->
             os.read(done[0], 1)
             os._exit(0)
         os.read(ready[0], 1)
+    assert not path.exists()
     with exclusive_lock(path):
         pass
     os.write(done[1], b".")

@@ -9,7 +9,9 @@ from typing import Any, NoReturn
 
 from dl2pa.commands.hints import choice_hint
 from dl2pa.errors import UserError
-from dl2pa.osutil import full_disk, try_to_write
+from dl2pa.osutil import full_disk, try_to_write, usable_cores
+
+_MAX_PER_CORE = 8
 
 
 class Parser(argparse.ArgumentParser):
@@ -224,7 +226,7 @@ def resolve_nproc_option(value: str | None, device: str) -> int:
         device: auto, cpu, cuda or cuda:N.
 
     Raises:
-        UserError: neither a positive number nor `auto`.
+        UserError: neither a positive number nor `auto`, or so many that the machine would run out of memory.
     """
     from dl2pa.gpus import resolve_nproc
 
@@ -234,4 +236,8 @@ def resolve_nproc_option(value: str | None, device: str) -> int:
         return resolve_nproc("auto", device)
     if not value.isdecimal() or int(value) < 1:
         raise UserError("--nproc", value, "must be a positive number or auto", "Give for example --nproc 2.")
+    most = _MAX_PER_CORE * usable_cores()
+    if len(value) > len(str(most)) or int(value) > most:
+        message = f"is more than {_MAX_PER_CORE} processes per core of this machine"
+        raise UserError("--nproc", value, message, f"Give at most {most}.")
     return int(value)

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from dl2pa.cli import main
-from dl2pa.commands.sweep_best import write_best
+from dl2pa.commands.sweep_best import check_best, write_best
 from dl2pa.config import load_config
 from dl2pa.config.sweep import load_sweep
 from dl2pa.errors import UserError
@@ -119,9 +119,16 @@ def test_best_needs_the_results_here(plans: list[RunPlan], capsys: pytest.Captur
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["error"]["field"] == "--best"
 
 
-def test_a_file_that_was_not_written_by_best_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_was_not_written_by_best_is_kept(
+    plans: list[RunPlan], capsys: pytest.CaptureFixture[str]
+) -> None:
     Path("notes.yaml").write_text("mine")
+    before = sorted(Path("runs").rglob("*"))
     assert main(["sweep", "tiny.yaml", "--best", "notes.yaml", "--json"]) == 2
     error = json.loads(capsys.readouterr().out.splitlines()[-1])["error"]
     assert (error["field"], error["message"]) == ("--best", "exists and was not written by --best")
-    assert (Path("notes.yaml").read_text(), Path("runs").exists()) == ("mine", False)
+    assert (Path("notes.yaml").read_text(), sorted(Path("runs").rglob("*"))) == ("mine", before)
+    write_best(plans, Path("final.yaml"))
+    check_best(Path("final.yaml"), {Path("tiny.yaml")})  # an earlier result is replaced
+    with pytest.raises(UserError, match="the sweep reads"):
+        check_best(Path("final.yaml"), {Path("final.yaml")})

@@ -231,3 +231,89 @@ def test_the_optimizers_of_timm_learn_and_resume_exactly(name: str, alone: World
         resumed.step(batch, step)
     assert torch.equal(weights(whole), weights(resumed))
     assert not torch.allclose(weights(whole), start, atol=1e-3)
+
+
+class TestReleasedCode:
+    """The averaged model of a code that is matched after epoch 0, held in epoch 1 and learned from epoch 2 on."""
+
+    def settings(self) -> Config:
+        match = {
+            "statistic": "pooled",
+            "refit_cosine": 1.0,
+            "rotate": True,
+            "warmup_epochs": 1,
+            "last_epoch": 1,
+        }
+        method = {
+            "loss": "cross_entropy",
+            "normalize": False,
+            "scale": 1.0,
+            "release_epoch": 2,
+            "match": match,
+        }
+        return config(method=method, train={"ema": 0.75})
+
+    def methods(self, train_state: TrainState) -> tuple[PrototypeMethod, PrototypeMethod]:
+        """The trained method and its averaged copy."""
+        trained, averaged = train_state.model.method, train_state.evaluated.method
+        assert isinstance(trained, PrototypeMethod) and isinstance(averaged, PrototypeMethod)
+        return trained, averaged
+
+    def run(self, train_state: TrainState, steps: range, trail: list[Tensor] | None = None) -> None:
+        """Two steps per epoch; `trail` receives the learned vectors after each step."""
+        for step in steps:
+            if step % 2 == 0:
+                train_state.begin_epoch(step // 2)
+            train_state.step(batches()[step % 4], step)
+            trained, _ = self.methods(train_state)
+            if trail is not None and trained.learned is not None:
+                trail.append(trained.learned.detach().clone())
+            if step == 1:
+                train_state.rematch()
+
+    def test_it_is_exactly_the_matched_code_until_the_release(self, alone: World) -> None:
+        train_state = build(self.settings(), alone)
+        self.run(train_state, range(1))
+        trained, averaged = self.methods(train_state)
+        before = trained.weights.clone()
+        self.run(train_state, range(1, 2))
+        code = trained.prototypes[trained.assignment]
+        assert not torch.allclose(code, before, atol=1e-2)
+        for steps, epoch in ((range(0), 1), (range(2, 4), 2)):
+            self.run(train_state, steps)
+            train_state.begin_epoch(epoch)  # the validation after the steps uses the coming epoch
+            assert averaged.learned is not None
+            for vectors in (averaged.head().vectors, averaged.weights, averaged.learned):
+                assert torch.equal(vectors, code)
+            assert averaged.head().bias is None
+
+    def test_it_averages_the_learned_vectors_from_then_on(self, alone: World) -> None:
+        train_state, trail = build(self.settings(), alone), list[Tensor]()
+        self.run(train_state, range(4))
+        trained, averaged = self.methods(train_state)
+        expected = trained.weights.clone()
+        self.run(train_state, range(4, 8), trail)
+        for learned in trail:
+            expected = 0.75 * expected + 0.25 * learned
+        assert torch.allclose(averaged.head().vectors, expected, atol=1e-6)
+        assert not torch.allclose(expected, trail[-1], atol=1e-4)
+        assert torch.equal(averaged.weights, trained.weights), "the code stays for the record"
+
+    @pytest.mark.parametrize("stop", [2, 3, 4, 5])
+    def test_it_continues_with_the_same_bits(self, alone: World, stop: int) -> None:
+        """Stops after the matching, while the code is held, at the release and after it."""
+        whole, cut = build(self.settings(), alone), build(self.settings(), alone)
+        self.run(whole, range(8))
+        self.run(cut, range(stop))
+        resumed = build(self.settings(), alone)
+        resumed.load(copy.deepcopy(cut.state()))
+        resumed.begin_epoch(stop // 2)
+        self.run(resumed, range(stop, 8))
+        for one, other in zip(self.methods(whole), self.methods(resumed), strict=True):
+            assert torch.equal(one.head().vectors, other.head().vectors)
+        for train_state in (whole, resumed):
+            train_state.sync_buffers()
+        for (name, value), other in zip(
+            whole.evaluated.state_dict().items(), resumed.evaluated.state_dict().values(), strict=True
+        ):
+            assert torch.equal(value, other), name

@@ -1,4 +1,8 @@
-"""Batches of many image files for prediction, prepared as in evaluation; unreadable files are left out."""
+"""Batches of many image files for prediction, prepared as in evaluation; unreadable files are left out.
+
+With the loader `dali`, images that Pillow decodes to other colors than DALI, and all formats other than JPEG and PNG,
+are decoded by Pillow and only resized by DALI.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +18,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines.datasets.table import ImageTable
-from pipelines.decode_pillow import PillowDecoder
 from pipelines.encoded import FaultLimits, ImageReader
-from pipelines.files import ImageFilePipeline
+from pipelines.files import Decoder, ImageFilePipeline
+from pipelines.header import has_common_format
+from pipelines.images import BadImage, convert_to_bmp
 from pipelines.sampler import SubsetSampler
 from pipelines.single import evaluation_transforms
+from pipelines.transforms import Transforms
+
+LOADERS = ("dali", "torchvision")
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,10 +51,12 @@ class BulkOptions:
     Attributes:
         batch: images per step; an unreadable image makes its step smaller and does not change the others.
         threads: threads that read, and threads that decode.
+        loader: of ``LOADERS``; `torchvision` decodes with Pillow.
     """
 
     batch: int
     threads: int
+    loader: str = "torchvision"
 
 
 class _Reader(ImageReader):
@@ -58,6 +68,20 @@ class _Reader(ImageReader):
     def reject(self, epoch: int, sample: int, reason: str) -> None:
         self.mark_bad(sample, reason)
         super().reject(epoch, sample, reason)
+
+
+class _DaliReader(_Reader):
+    """Reader for DALI; the reasons of unreadable images are Pillow's."""
+
+    def reject(self, epoch: int, sample: int, reason: str) -> None:
+        try:
+            convert_to_bmp(self._read(sample))
+        except BadImage as error:
+            reason = str(error)
+        super().reject(epoch, sample, reason)
+
+    def _for_decoder(self, data: bytes, rejected: bool) -> bytes:
+        return data if has_common_format(data) and not rejected else convert_to_bmp(data)
 
 
 @contextmanager
@@ -74,8 +98,11 @@ def open_batches(
         preprocessing: of the description of a model.
     """
     transforms = evaluation_transforms(**preprocessing)
-    reader = _Reader(table, transforms, 0, FaultLimits())
-    decoder = PillowDecoder(transforms.image_size, options.threads, transforms.interpolation)
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
+    reader_type = _DaliReader if options.loader == "dali" else _Reader
+    reader = reader_type(table, transforms, 0, FaultLimits())
+    decoder = _decoder(transforms, options, device)
     sampler = SubsetSampler(tuple(range(len(table)) if samples is None else samples), options.batch)
     with _quiet("pipelines.files"):
         pipeline = ImageFilePipeline(reader, transforms, sampler, decoder, device, options.threads)
@@ -83,6 +110,16 @@ def open_batches(
             yield _batches(pipeline, reader, sampler)
         finally:
             pipeline.close()
+
+
+def _decoder(transforms: Transforms, options: BulkOptions, device: torch.device) -> Decoder:
+    if options.loader == "dali":
+        from pipelines.decode_dali import DaliDecoder
+
+        return DaliDecoder(transforms, options.batch, options.threads, device)
+    from pipelines.decode_pillow import PillowDecoder
+
+    return PillowDecoder(transforms.image_size, options.threads, transforms.interpolation)
 
 
 def _batches(pipeline: ImageFilePipeline, reader: _Reader, sampler: SubsetSampler) -> Generator[ImageBatch]:

@@ -108,8 +108,7 @@ class ImageReader:
                     raise BadImage("is rejected by the decoder")
                 data = self._read(candidate)
                 size = image_size(data)
-                if (epoch, candidate) in self.converted or is_cut_png(data):
-                    data = convert_to_png(data)
+                data = self._for_decoder(data, (epoch, candidate) in self.converted)
                 return candidate, np.frombuffer(data, dtype=np.uint8), size
             except BadImage as error:
                 self.mark_bad(candidate, str(error))
@@ -174,6 +173,10 @@ class ImageReader:
         else:
             return
         raise too_many(train, count, problem, f", the latest {path} ({reason})")
+
+    def _for_decoder(self, data: bytes, rejected: bool) -> bytes:
+        """The image in a form that the decoder reads; `rejected` if the decoder has rejected the file itself."""
+        return convert_to_png(data) if rejected or is_cut_png(data) else data
 
     def _read(self, sample: int) -> bytes:
         expected = self.dataset.lengths.item(sample)

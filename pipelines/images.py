@@ -195,6 +195,18 @@ def encode_bmp(pixels: NDArray[np.uint8]) -> bytes:
     return file.getvalue()
 
 
+def convert_to_bmp(data: bytes) -> bytes:
+    """Decode an image with Pillow and encode its RGB pixels without compression, see ``convert_to_png``.
+
+    Raises:
+        BadImage: Pillow cannot decode it.
+    """
+    file = io.BytesIO()
+    with open_image(data) as image:
+        image.convert("RGB").save(file, "BMP")
+    return file.getvalue()
+
+
 def convert_to_png(data: bytes) -> bytes:
     """Decode an image with Pillow and encode its RGB pixels as PNG, which every decoder reads.
 

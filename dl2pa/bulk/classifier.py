@@ -24,7 +24,8 @@ class BulkClassifier:
     """Classifier for the images of a table.
 
     Attributes:
-        precision: fp32, bf16 or fp16; fp32 gives the bits of ``Classifier.predict`` in batches of 64.
+        precision: fp32, bf16 or fp16. In fp32, the loader `torchvision` in batches of 64 gives the bits of
+            ``Classifier.predict``.
     """
 
     classifier: Classifier

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 _IMAGES = 2048
 """Approximate number of images in a chunk."""
 SUFFIXES = (".npz", ".parquet")
+_EARLIER = {"--loader": "torchvision"}
+"""Settings of embeddings whose record does not name them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +85,7 @@ class EmbeddingFile:
             "--dtype": self.dtype,
             "--batch-size": bulk.options.batch,
             "--precision": bulk.precision,
+            "--loader": bulk.options.loader,
         }
         self.parts.mkdir(parents=True, exist_ok=True)
         with _locked(self.parts / ".lock", self.path):
@@ -105,6 +108,7 @@ class EmbeddingFile:
 
     def _check(self, identity: dict[str, Any]) -> None:
         before = read_json(self.record)
+        before = {**_EARLIER, **before} if before else {}
         changed = next((key for key in identity if before and before.get(key) != identity[key]), None)
         if changed is not None:
             message = f"{self.parts} contains unfinished embeddings with another value of {changed}"

@@ -28,6 +28,7 @@ class EmbedJob:
     device: str
     batch: int
     precision: str
+    loader: str
     fingerprint: str
     """Of the images; other files than those of the command are refused."""
 
@@ -70,7 +71,7 @@ def _embed(fields: dict[str, Any]) -> None:
     if table.fingerprint != job.fingerprint:
         raise UserError("image", job.images[0], "the files have changed during the command", "Repeat it.")
     classifier = load(job.model, job.checkpoint, choose_device(job.device, rank))
-    bulk = BulkClassifier(classifier, BulkOptions(job.batch, threads), job.precision)
+    bulk = BulkClassifier(classifier, BulkOptions(job.batch, threads, job.loader), job.precision)
     file = EmbeddingFile(Path(job.out), job.dtype)
     # The same list in every process: chunk k belongs to process k mod N.
     own = [number for number in file.missing_chunks(bulk, table) if number % size == rank]

@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     many_images.check_settings(args)
     nproc = _nproc(args)
     images = many_images.find(args)
-    many_images.check_out(args.out, SUFFIXES)
+    many_images.check_out(args.out, SUFFIXES, args.images)
     try:
         with many_images.stopped_by_signals():
             return _embed(args, images, nproc)
@@ -109,6 +109,7 @@ def _embed_on_ranks(args: argparse.Namespace, bulk: BulkClassifier, fingerprint:
         device=args.device,
         batch=bulk.options.batch,
         precision=bulk.precision,
+        loader=bulk.options.loader,
         fingerprint=fingerprint,
     )
     embed_on_ranks(job, nproc)

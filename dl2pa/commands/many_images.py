@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -57,6 +58,11 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         default="fp32",
         help="precision of the network (default: fp32)",
     )
+    add(
+        "--loader",
+        choices=("dali", "torchvision"),
+        help="decoder of the images (default: dali with --out, otherwise torchvision)",
+    )
 
 
 def check_settings(args: argparse.Namespace) -> None:
@@ -71,6 +77,8 @@ def check_settings(args: argparse.Namespace) -> None:
         raise UserError("--batch-size", args.batch_size, "must be at least 1", "Give 1 or more.")
     if args.root is not None and not args.root.is_dir():
         raise UserError("--root", str(args.root), "is not a folder", "Give the folder of the listed images.")
+    if args.loader == "dali" and not _has_dali():
+        raise UserError("--loader", "dali", "DALI is not installed", "Give --loader torchvision.")
     if args.checkpoint == "final":
         find_model_file(args.model)
     else:
@@ -80,17 +88,23 @@ def check_settings(args: argparse.Namespace) -> None:
         check_weights(args.model, args.checkpoint)
 
 
-def check_out(out: Path, suffixes: Sequence[str]) -> None:
+def check_out(out: Path, suffixes: Sequence[str], inputs: Sequence[Path]) -> None:
     """Check the name and the place of the file to write.
 
+    Args:
+        inputs: images, folders and lists as they were named.
+
     Raises:
-        UserError: an unknown suffix, or a place that cannot be written (`--out`).
+        UserError: an unknown suffix, a place that cannot be written, or a file that is read (`--out`).
     """
     if out.suffix.lower() not in suffixes:
         *others, last = suffixes
         remedy = f"Give a file name that ends in {', '.join(others)} or {last}."
         raise UserError("--out", str(out), "has an unknown format", remedy)
     check_output_file("--out", out)
+    read = (Path(str(path).removeprefix("@")) for path in inputs)
+    if out.exists() and any(path.is_file() and path.samefile(out) for path in read):
+        raise UserError("--out", str(out), "is also an input", "Give another file.")
 
 
 def find(args: argparse.Namespace) -> NamedImages:
@@ -112,8 +126,13 @@ def load_bulk(args: argparse.Namespace) -> BulkClassifier:
     from pipelines.bulk import BulkOptions
 
     classifier = load(args.model, args.checkpoint, args.device)
-    options = BulkOptions(args.batch_size or BATCH, usable_cores())
+    loader = args.loader or ("dali" if args.out is not None and _has_dali() else "torchvision")
+    options = BulkOptions(args.batch_size or BATCH, usable_cores(), loader)
     return BulkClassifier(classifier, options, args.precision)
+
+
+def _has_dali() -> bool:
+    return find_spec("nvidia") is not None and find_spec("nvidia.dali") is not None
 
 
 @contextmanager

@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     if args.out is not None:
         from dl2pa.bulk.prediction_files import SUFFIXES
 
-        many_images.check_out(args.out, SUFFIXES)
+        many_images.check_out(args.out, SUFFIXES, args.images)
         return _to_file(args, images)
     _check_few(args)
     return _to_console(args, images)

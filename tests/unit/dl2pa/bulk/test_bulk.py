@@ -24,7 +24,7 @@ from dl2pa.model.model import build_model
 from dl2pa.model.saved import save_classifier
 from pipelines.batch import Pipeline
 from pipelines.build import build_pipeline
-from pipelines.bulk import BulkOptions, open_batches
+from pipelines.bulk import LOADERS, BulkOptions, open_batches
 from pipelines.datasets.named import find_images
 from pipelines.sampler import EvalSampler
 from pipelines.transforms import Transforms
@@ -89,21 +89,47 @@ def embed(place: Path, *arguments: object) -> Any:
     return run_here("embed", place, *arguments, "--device", "cpu")
 
 
-def test_images_have_the_pixels_of_an_evaluation(classifier: Classifier, place: Path) -> None:
+@pytest.mark.parametrize("loader", LOADERS)
+def test_images_have_the_pixels_of_an_evaluation(classifier: Classifier, place: Path, loader: str) -> None:
     table = find_images([str(place / "images")]).table()
     prepared = classifier.description["preprocessing"]
     mean, std = tuple(prepared["mean"]), tuple(prepared["std"])
     transforms = Transforms(8, train=False, eval_resize=10, mean=mean, std=std)
     pipeline: Pipeline = build_pipeline(
-        table, transforms, EvalSampler(COUNT, 32), loader="torchvision", seed=5, device=CPU, threads=2
+        table, transforms, EvalSampler(COUNT, 32), loader=loader, seed=5, device=CPU, threads=2
     )
     pipeline.start(0)
-    with open_batches(table, prepared, BulkOptions(32, 2), CPU) as batches:
+    with open_batches(table, prepared, BulkOptions(32, 2, loader), CPU) as batches:
         for ours, theirs in zip(batches, pipeline, strict=True):
             assert torch.equal(ours.images, theirs.images[: theirs.valid])
             assert ours.images.is_contiguous(memory_format=torch.channels_last)
             assert ours.samples.tolist() == theirs.indices[: theirs.valid].tolist()
     pipeline.close()
+
+
+def test_dali_leaves_unusual_images_to_pillow(classifier: Classifier, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(2).integers(0, 256, (10, 10, 4), dtype=np.uint8)
+    rgba, deep = Image.fromarray(pixels), Image.fromarray(pixels[..., 0].astype(np.uint16) * 256)
+    rgba.save(tmp_path / "alpha.png")
+    rgba.convert("RGB").quantize(16).save(tmp_path / "palette.png")
+    deep.save(tmp_path / "16bit.png")
+    rgba.convert("L").save(tmp_path / "transparent.png", transparency=7)
+    rgba.convert("LA").save(tmp_path / "gray_alpha.png")
+    rgba.convert("CMYK").save(tmp_path / "cmyk.jpg")
+    rgba.save(tmp_path / "alpha.webp", lossless=True)
+    rgba.convert("RGB").save(tmp_path / "plain.bmp")
+    rgba.convert("RGB").save(tmp_path / "rgb.png")
+    rgba.convert("L").save(tmp_path / "gray.jpg")
+    table = find_images([str(tmp_path)]).table()
+    prepared = {**classifier.description["preprocessing"], "image_size": 10, "resize_shorter_side": 10}
+    images: list[torch.Tensor] = []
+    for loader in LOADERS:
+        with open_batches(table, prepared, BulkOptions(16, 2, loader), CPU) as batches:
+            (batch,) = batches
+        assert batch.failures == {}
+        images.append(batch.images)
+    assert len(images[0]) == 10
+    assert torch.allclose(*images, atol=1e-5)  # a gray level is 1/255, divided by the SD
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -112,7 +138,8 @@ def test_embeddings_are_those_of_the_classifier(
     suffix: str, dtype: str, place: Path, files: list[Path], classifier: Classifier, tmp_path: Path
 ) -> None:
     out = tmp_path / f"e.{suffix}"
-    done = embed(place, place / "images", "--out", out, "--dtype", dtype, "--json")
+    options = ("--dtype", dtype, "--loader", "torchvision", "--json")
+    done = embed(place, place / "images", "--out", out, *options)
     assert done.code == 0, done.error
     assert (done.result["images"], done.result["dim"], done.result["skipped"]) == (COUNT, 4, [])
     expected = classifier.embed(files).astype(dtype)
@@ -152,7 +179,8 @@ def test_predictions_are_those_of_the_classifier(
     suffix: str, place: Path, files: list[Path], classifier: Classifier, tmp_path: Path
 ) -> None:
     out = tmp_path / f"p.{suffix}"
-    done = predict(place, place / "images", "--out", out, "--top", "2", "--json")
+    options = ("--top", "2", "--loader", "torchvision", "--json")
+    done = predict(place, place / "images", "--out", out, *options)
     assert done.code == 0, done.error
     tops = classifier.predict(files).top(2)
     rows = read_rows(out)
@@ -174,19 +202,26 @@ def test_a_list_is_predicted_in_its_order(
     assert [row["image"] for row in done.result["predictions"]] == [str(place / name) for name in chosen]
 
 
-def test_unreadable_images_are_listed_and_skipped(place: Path, damaged: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("loader", LOADERS)
+def test_unreadable_images_are_listed_and_skipped(
+    place: Path, damaged: Path, tmp_path: Path, loader: str
+) -> None:
     out = tmp_path / "p.csv"
-    done = predict(place, damaged, "--out", out, "--batch-size", "8")
+    done = predict(place, damaged, "--out", out, "--batch-size", "8", "--loader", loader)
     assert done.code == 1
     bad = [str(damaged / "a" / name) for name in ("02.png", "04.png", "06.jpg")]
     lines = [line for line in done.error.splitlines() if line.startswith("skipped ")]
     assert [line.split(": ")[0] for line in lines] == [f"skipped {path}" for path in bad]
     assert "is not an image" in lines[0]
+    assert lines[1].endswith("04.png: cannot be decoded (broken data stream when reading image file)")
+    assert lines[2].endswith("06.jpg: cannot be decoded (image file is truncated (41 bytes not processed))")
     assert "3 of 70 images could not be read" in done.error
     paths = [path for path, _, _ in read_rows(out)]
     assert len(paths) == COUNT - 3
     assert not set(bad) & set(paths)
-    whole = predict(place, place / "images", "--out", tmp_path / "w.csv", "--batch-size", "8")
+    whole = predict(
+        place, place / "images", "--out", tmp_path / "w.csv", "--batch-size", "8", "--loader", loader
+    )
     assert whole.code == 0
     expected = [
         row for row in read_rows(tmp_path / "w.csv") if row[0].replace(str(place), str(tmp_path)) in paths
@@ -194,7 +229,7 @@ def test_unreadable_images_are_listed_and_skipped(place: Path, damaged: Path, tm
     for (_, names, values), (_, wanted, probabilities) in zip(read_rows(out), expected, strict=True):
         assert names == wanted
         assert values == pytest.approx(probabilities, abs=1e-6)
-    embedded = embed(place, damaged, "--out", tmp_path / "e.npz", "--json")
+    embedded = embed(place, damaged, "--out", tmp_path / "e.npz", "--loader", loader, "--json")
     assert embedded.code == 1
     assert [row["image"] for row in embedded.result["skipped"]] == bad
     assert (embedded.result["images"], embedded.result["failed"]) == (COUNT - 3, 3)
@@ -235,7 +270,7 @@ def chunked(monkeypatch: pytest.MonkeyPatch, place: Path, tmp_path: Path) -> Cal
     images = find_images([str(place / "images")])
     columns = Columns(images.paths, None, None)
 
-    def run(stop: int | None = None, batch: int = 16, out: str = "e.npz") -> list[int]:
+    def run(stop: int | None = None, batch: int = 16, out: str = "e.npz", loader: str = "dali") -> list[int]:
         seen: list[int] = []
 
         def progress(done: int, total: int) -> None:
@@ -243,7 +278,7 @@ def chunked(monkeypatch: pytest.MonkeyPatch, place: Path, tmp_path: Path) -> Cal
             if done == stop:
                 raise KeyboardInterrupt
 
-        bulk = BulkClassifier(load_classifier(place), BulkOptions(batch, 2))
+        bulk = BulkClassifier(load_classifier(place), BulkOptions(batch, 2, loader))
         EmbeddingFile(tmp_path / out, "float32").compute(bulk, images.table(), columns, progress)
         return seen
 
@@ -298,6 +333,15 @@ def test_chunks_of_other_settings_are_not_continued(chunked: Callable[..., Any],
         chunked(stop=48)
     with pytest.raises(UserError, match="another value of --batch-size") as caught:
         chunked(batch=8)
+    with pytest.raises(UserError, match="another value of --loader"):
+        chunked(loader="torchvision")
+    record = tmp_path / "e.npz.parts/record.json"
+    earlier = json.loads(record.read_text())
+    del earlier["--loader"]  # written by a version that always decoded with Pillow
+    record.write_text(json.dumps(earlier))
+    with pytest.raises(UserError, match="another value of --loader"):
+        chunked()
+    assert chunked(loader="torchvision")[0] == 32
     assert caught.value.field == "--out"
     assert str(tmp_path / "e.npz.parts") in str(caught.value)
 
@@ -314,6 +358,7 @@ def test_chunks_of_other_settings_are_not_continued(chunked: Callable[..., Any],
         (["predict", "images/a/00.jpg", "--device", "gpu"], "device"),
         (["embed", "images", "--out", "e.csv"], "--out"),
         (["embed", "images", "--out", "e.npz", "--nproc", "0"], "--nproc"),
+        (["embed", "images", "--out", "e.npz", "--nproc", "100000"], "--nproc"),
         (["embed", "images", "--out", "e.npz", "--nproc", "2", "--device", "cuda:0"], "--device"),
         (["embed", "images", "--out", "model.safetensors/e.npz"], "--out"),
     ],
@@ -324,3 +369,11 @@ def test_invalid_input_is_refused(arguments: list[str], field: str, place: Path)
     done = run_here(command, place, *rest, "--json", folder=place)
     assert (done.code, done.result["error"]["field"]) == (2, field), done.error
     assert sorted(place.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["list.csv", "@list.csv"])
+def test_a_list_is_not_overwritten(name: str, place: Path, files: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text(f"{files[0]}\n")
+    done = run_here("predict", place, name, "--out", "list.csv", "--json", folder=tmp_path)
+    assert (done.code, done.result["error"]["field"]) == (2, "--out"), done.error
+    assert (tmp_path / "list.csv").read_text() == f"{files[0]}\n"

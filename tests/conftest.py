@@ -9,6 +9,8 @@ import pytest
 
 # Tests work on small tensors; a second thread per process only competes with the other worker.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Runs that use two threads wait for the second one without occupying the core of the other worker.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 os.environ["DL2PA_CLUSTER"] = ""  # not the site file of the user who runs the tests
 

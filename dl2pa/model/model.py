@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -234,13 +235,24 @@ def find_prototypes(source: str, num_classes: int, dim: int, seed: int) -> Tenso
     check_prototypes_key(source, num_classes, dim)
     if source in CONSTRUCTIONS:
         try:
-            return build_prototypes(num_classes, dim, source, seed).points
+            small = num_classes * dim <= _MAX_KEPT
+            return (_kept if small else _construct)(source, num_classes, dim, seed).clone()
         except UserError as error:
             raise in_terms_of_keys(error) from None
     try:
         return load_prototypes(Path(source), num_classes, dim).points
     except UserError as error:
         raise of_prototype_file(error, source) from None
+
+
+def _construct(source: str, num_classes: int, dim: int, seed: int) -> Tensor:
+    return build_prototypes(num_classes, dim, source, seed).points
+
+
+_MAX_KEPT = 2**20
+"""Largest C·d of prototypes that are kept: 4 MiB."""
+_kept = functools.lru_cache(maxsize=16)(_construct)
+"""The same search is repeated by each run of a search or a notebook."""
 
 
 def load_class_vectors(path: str, num_classes: int) -> Tensor:

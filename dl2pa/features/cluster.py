@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dl2pa.errors import UserError
-from dl2pa.features.join import Block, join
-from dl2pa.osutil import replacing, write_json
+from dl2pa.features.join import Block, join_again
+from dl2pa.osutil import replacing
 from pipelines.datasets.arrays import Split
 from pipelines.datasets.features import FeatureDataset, FeatureFolder, check_digest, load_features
 
@@ -47,20 +47,13 @@ def cluster_features(root: Path, out: Path, clusters: int) -> dict[str, Any]:
         if old.is_file():
             with replacing(new) as temporary:
                 shutil.copyfile(old, temporary)
-    skipped = {split: known["skipped"] for split, known in record["splits"].items()}
     record["classes"] = [f"{name}/{i}" for name in record["classes"] for i in range(clusters)]
     record["identity"] = {**record["identity"], "--clusters": clusters}
 
     def blocks(split: Split) -> Iterator[Block]:
         yield splits[split].features, labels[split]
 
-    join(folder, blocks, record, None)
-    for split, known in record["splits"].items():
-        known["skipped"] = skipped[split]
-    seconds = time.monotonic() - began
-    record |= {"seconds": seconds, "images_per_second": sum(map(len, splits.values())) / seconds}
-    write_json(folder.record, record, indent=1)
-    return record
+    return join_again(folder, blocks, record, None, began)
 
 
 def _cluster_labels(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from dl2pa.errors import UserError
 from dl2pa.features.pca import Pca, fit_pca
-from dl2pa.osutil import replacing, sha256_of
+from dl2pa.osutil import replacing, sha256_of, write_json
 from pipelines.datasets.arrays import Split
 from pipelines.datasets.features import SPLITS, FeatureFolder
 
@@ -40,6 +41,32 @@ def join(folder: FeatureFolder, source: Source, record: dict[str, Any], pca: int
     network = record["network"]
     digest = hashlib.sha256(json.dumps([network["sha256"], network["pca"]], sort_keys=True).encode())
     network["digest"] = digest.hexdigest()[:16]
+
+
+def join_again(
+    folder: FeatureFolder, source: Source, record: dict[str, Any], pca: int | None, began: float
+) -> dict[str, Any]:
+    """Join blocks of an existing feature data set and write its record, which keeps the numbers of skipped images.
+
+    Args:
+        record: as for `join`, with the `splits` of the existing data set.
+        began: `time.monotonic()` at the start of the command.
+
+    Returns:
+        The record.
+
+    Raises:
+        UserError: as for `join`.
+    """
+    skipped = {split: known["skipped"] for split, known in record["splits"].items()}
+    join(folder, source, record, pca)
+    for split, known in record["splits"].items():
+        known["skipped"] = skipped[split]
+    images = sum(known["images"] for known in record["splits"].values())
+    seconds = time.monotonic() - began
+    record |= {"seconds": seconds, "images_per_second": images / seconds}
+    write_json(folder.record, record, indent=1)
+    return record
 
 
 def _join_split(

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from dl2pa.errors import UserError
-from dl2pa.features.join import Block, join
-from dl2pa.osutil import replacing, write_json
+from dl2pa.features.join import Block, join_again
+from dl2pa.osutil import replacing
 from pipelines.datasets.features import FeatureDataset, FeatureFolder, check_digest, load_features
 
 _ROWS = 2048
@@ -39,16 +39,9 @@ def project_features(root: Path, out: Path, pca: int, dtype: str) -> dict[str, A
     folder.root.mkdir(parents=True, exist_ok=True)
     with replacing(folder.backbone) as temporary:
         shutil.copyfile(source.backbone, temporary)
-    skipped = {split: known["skipped"] for split, known in record["splits"].items()}
     record |= {"dim": pca, "dtype": dtype, "network": {**record["network"], "dim": pca}}
     record["identity"] = {**record["identity"], "--pca": pca, "--dtype": dtype}
-    join(folder, lambda split: _blocks(splits[split]), record, pca)
-    for split, known in record["splits"].items():
-        known["skipped"] = skipped[split]
-    seconds = time.monotonic() - began
-    record |= {"seconds": seconds, "images_per_second": sum(map(len, splits.values())) / seconds}
-    write_json(folder.record, record, indent=1)
-    return record
+    return join_again(folder, lambda split: _blocks(splits[split]), record, pca, began)
 
 
 def _blocks(dataset: FeatureDataset) -> Iterator[Block]:

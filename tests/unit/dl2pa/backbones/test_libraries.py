@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -89,11 +90,26 @@ def test_features_layout_and_randomness_are_found(
         assert embedder.eval()(torch.randn(2, 3, image_size, image_size)).shape == (2, 5)
 
 
-def test_every_torchvision_model_is_accepted() -> None:
+def first_of_each_family() -> list[str]:
+    """One network of each module of torchvision, whose networks differ in their sizes."""
+    import torchvision
+
+    families: dict[str, str] = {}
+    for name in zoo.torchvision_models():
+        families.setdefault(torchvision.models.get_model_builder(name).__module__, name)
+    return list(families.values())
+
+
+@pytest.mark.parametrize(
+    "names",
+    [first_of_each_family, pytest.param(zoo.torchvision_models, marks=pytest.mark.thorough)],
+    ids=["one of each family", "all"],
+)
+def test_every_torchvision_model_is_accepted(names: Callable[[], list[str]]) -> None:
     """Without weights; the networks that compute with them while being built are covered by `test_libraries`."""
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for name in zoo.torchvision_models():
+        for name in names():
             if not name.startswith("regnet"):
                 embedder = build_embedder(name, 7, image_size=224)
                 assert isinstance(embedder.head, nn.Linear), name

@@ -53,6 +53,19 @@ def test_validation_split_is_the_test_batch(cifar10: Path) -> None:
     assert dataset.labels.tolist() == [5, 9]
 
 
+def test_cifar100_has_its_fine_labels(tmp_path: Path) -> None:
+    folder = tmp_path / "cifar-100-python"
+    folder.mkdir()
+    for name, first in (("train", 0), ("test", 7)):
+        save(folder / name, {"data": rows(2, first), "fine_labels": [1, 2], "coarse_labels": [0, 0]})
+    save(folder / "meta", {"fine_label_names": ["apple", "bee", "cat"], "coarse_label_names": ["thing"]})
+    train, val = load_cifar100(tmp_path, "train"), load_cifar100(folder, "val")
+    assert train.classes == val.classes == ("apple", "bee", "cat")
+    assert train.labels.tolist() == val.labels.tolist() == [1, 2]
+    assert train.images[0, 5, 7].tolist() == [5, 55, 105]
+    assert val.images[0, 5, 7].tolist() == [12, 62, 112]
+
+
 class Malicious:
     def __init__(self, command: str) -> None:
         self.command = command
@@ -149,6 +162,7 @@ def test_missing_files(cifar10: Path, tmp_path: Path) -> None:
     assert "cifar-100-python.tar.gz" in refused(tmp_path, "no file .*train", load_cifar100).remedy
 
 
+@pytest.mark.thorough  # unpacking the published files takes half a minute; those above have the same format
 def test_published_cifar100(cifar100_root: Path, shared_data: Callable[[str], Path]) -> None:
     train = load_cifar100(cifar100_root, "train")
     val = load_cifar100(cifar100_root / "cifar-100-python", "val")
@@ -162,6 +176,7 @@ def test_published_cifar100(cifar100_root: Path, shared_data: Callable[[str], Pa
     assert mean.round(4).tolist() == [0.5071, 0.4865, 0.4409]
 
 
+@pytest.mark.thorough  # test_longtail.py has the same totals, without the published files
 @pytest.mark.parametrize(("imbalance", "total"), [(0.005, 9_502), (0.01, 10_847), (0.02, 12_608)])
 def test_cifar100_lt_has_the_published_total_and_full_test_set(
     cifar100_root: Path, imbalance: float, total: int

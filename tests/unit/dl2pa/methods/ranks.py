@@ -13,7 +13,7 @@ from torch import distributed as dist
 from dl2pa.config import merge, parse_config
 from dl2pa.errors import TrainingFailure
 from dl2pa.methods import METHODS, Targets
-from dl2pa.model.model import build_model
+from dl2pa.model.model import build_model, init_prototypes
 from dl2pa.training.distributed import World
 from dl2pa.training.train_state import TrainState
 from pipelines.sampler import TrainSampler
@@ -144,4 +144,6 @@ def report(world: World) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    for chosen in TRAININGS.values():  # the forked ranks find the prototypes in memory
+        init_prototypes(parse_config({"model": {"embedding_dim": DIM}, "method": chosen}), CLASSES)
     fork_groups(report, (1, 2, 3))

@@ -118,7 +118,7 @@ def open_and_lock(path: Path) -> tuple[int, LockResult]:
         OSError: it cannot be opened.
     """
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         result = try_lock(descriptor)
         if result is LockResult.HELD or is_file_of(path, descriptor):
             return descriptor, result

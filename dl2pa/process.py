@@ -19,6 +19,8 @@ from dl2pa.osutil import set_parent_death_signal
 
 OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
 """Beginning of an override, `key=value`."""
+_LIKE_OVERRIDE = re.compile(r"[^=/]*=")
+"""Beginning of anything that may be read as an override."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def die_with_parent() -> None:
 
 def shown_words(arguments: Sequence[str]) -> list[str]:
     """Return the arguments that other users may read: all except overrides."""
-    return [word for word in arguments if not OVERRIDE.match(word)]
+    return [word for word in arguments if word.startswith("-") or not _LIKE_OVERRIDE.match(word)]
 
 
 def private_command(arguments: Sequence[str]) -> list[str]:

@@ -198,7 +198,7 @@ class RunDirectory:
         """Refuse a folder with other files and no run, such as a home directory or the folder of all runs."""
         # Another node may be creating the run's files now, the lock first: a single listing is consistent.
         names = {path.name for path in self.root.iterdir()}
-        if names & {self.owner_lock.name, self.status_file.name}:
+        if names & {self.owner_lock.name, self.owner_file.name, self.status_file.name}:
             return
         if foreign := sorted(name for name in names - _EARLY if not name.startswith(".")):
             message = f"contains other files and no run: {', '.join(foreign[:3])}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import re
 import secrets
 import socket
 import time
@@ -18,6 +19,7 @@ from typing import Any
 ANSWER_S = 10.0
 """Time that a node waits for an answer."""
 _MAX_LINE = 1000
+_NONCE = re.compile("[0-9a-f]{64}")
 
 
 class NotAuthentic(ConnectionError):
@@ -44,14 +46,17 @@ class Channel:
 
         Raises:
             NotAuthentic: the other side sends none.
-            OSError: the connection has ended.
+            OSError: the connection has ended, or there was no answer.
         """
         if self._secret is None:
             return
         own = secrets.token_hex(32)
         self._send_line({"nonce": own})
-        other = self._receive_line(timeout_s).get("nonce")
-        if not isinstance(other, str):
+        answer = self._receive_line(timeout_s)
+        if not answer:
+            raise ConnectionError("the other side sent no message")
+        other = answer.get("nonce")
+        if not isinstance(other, str) or not _NONCE.fullmatch(other):
             raise NotAuthentic("the other side uses no secret")
         self._nonces = f"{own} {other}" if self._is_head else f"{other} {own}"
 
@@ -78,7 +83,7 @@ class Channel:
             return message
         text, mac = str(message.get("text")), str(message.get("mac"))
         expected = self._mac(text, self._received, from_head=not self._is_head)
-        if not self._nonces or not hmac.compare_digest(mac.encode(), expected.encode()):
+        if not self._nonces or not hmac.compare_digest(mac.encode(errors="surrogatepass"), expected.encode()):
             raise NotAuthentic("the other side has another secret")
         self._received += 1
         return _parse(text)
@@ -89,7 +94,8 @@ class Channel:
     def _mac(self, text: str, number: int, *, from_head: bool) -> str:
         assert self._secret is not None
         content = f"dl2pa {self._nonces} {from_head} {number} {text}"
-        return hmac.new(self._secret, content.encode(), hashlib.sha256).hexdigest()
+        # JSON may contain half of a surrogate pair, which UTF-8 does not.
+        return hmac.new(self._secret, content.encode(errors="surrogatepass"), hashlib.sha256).hexdigest()
 
     def _send_line(self, content: dict[str, Any]) -> None:
         self._connection.sendall(json.dumps(content).encode() + b"\n")

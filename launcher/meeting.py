@@ -72,7 +72,9 @@ def _gather(node: Node, secret: bytes | None, deadline: float) -> str:
         while len(others) < node.count - 1:
             missing = sorted(set(range(1, node.count)) - set(others))
             try:
-                listener.settimeout(max(0.01, deadline - time.monotonic()))
+                if (left := deadline - time.monotonic()) <= 0:  # also if strangers connect again and again
+                    raise TimeoutError
+                listener.settimeout(left)
                 connection = listener.accept()[0]
             except TimeoutError:
                 shown = ", ".join(map(str, missing[:10]))

@@ -6,8 +6,8 @@ import re
 from enum import Enum
 
 _OUTAGE = re.compile(
-    r"unable to contact|timed out|temporarily un|backup controller|zero bytes were|connection (refused|reset)"
-    r"|not connected|missing socket",
+    r"unable to contact|timed out|munge|protocol authentication|temporarily un|backup controller|zero bytes were"
+    r"|connection (refused|reset)|not connected|missing socket",
     re.IGNORECASE,
 )
 _FULL = re.compile(r"SubmitJob")

@@ -80,7 +80,11 @@ _notify() {
 _end_notifier() {
   [[ -n $notifier_pid ]] || return 0
   exec {notifier_input}>&-
-  while kill -0 "$notifier_pid"; do wait "$notifier_pid"; done
+  # A signal interrupts wait, with a status above 128; otherwise the notifier has ended.
+  while kill -0 "$notifier_pid"; do
+    wait "$notifier_pid"
+    (($? > 128)) || break
+  done
 } 2>/dev/null
 
 # Run srun so that it ends with this shell and ignores the signals sent to this shell.

@@ -20,13 +20,15 @@ from torch import Tensor
 from pipelines.datasets.table import ImageTable
 from pipelines.encoded import FaultLimits, ImageReader
 from pipelines.files import Decoder, ImageFilePipeline
-from pipelines.header import has_common_format
-from pipelines.images import BadImage, convert_to_bmp
+from pipelines.header import has_common_format, image_size
+from pipelines.images import BadImage, convert_to_bmp, convert_to_png
 from pipelines.sampler import SubsetSampler
 from pipelines.single import evaluation_transforms
 from pipelines.transforms import Transforms
 
 LOADERS = ("dali", "torchvision")
+_MAX_UNCOMPRESSED = 1 << 20
+"""Largest number of pixels of an image that is passed on without compression."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +83,11 @@ class _DaliReader(_Reader):
         super().reject(epoch, sample, reason)
 
     def _for_decoder(self, data: bytes, rejected: bool) -> bytes:
-        return data if has_common_format(data) and not rejected else convert_to_bmp(data)
+        if has_common_format(data) and not rejected:
+            return data
+        height, width = image_size(data)
+        # Uncompressed images of all steps that are read ahead would need too much memory.
+        return convert_to_bmp(data) if height * width <= _MAX_UNCOMPRESSED else convert_to_png(data)
 
 
 @contextmanager

@@ -56,8 +56,8 @@ def is_cut_png(data: bytes) -> bool:
 def has_common_format(data: bytes) -> bool:
     """Whether DALI and Pillow decode an image to the same colors.
 
-    True for a JPEG with one or three components of 8 bits, and for a complete PNG with 8-bit gray or RGB values and
-    without transparency. False for all others, also damaged ones.
+    True for a JPEG with one or three components of 8 bits, whether or not it is complete, and for a complete PNG with
+    8-bit gray or RGB values and without transparency. False for all others.
     """
     if data.startswith(b"\x89PNG"):
         plain = data[24:25] == b"\x08" and data[25:26] in (b"\x00", b"\x02")

@@ -67,7 +67,8 @@ def _nproc(args: argparse.Namespace) -> int:
 def _embed(args: argparse.Namespace, images: NamedImages, nproc: int) -> int:
     from dl2pa.bulk.embeddings import Columns, EmbeddingFile
 
-    classifier = many_images.load_bulk(args)  # imports torch, so it comes after the checks
+    table = images.table()
+    classifier = many_images.load_bulk(args, images, table)  # imports torch, so it comes after the checks
     classes, labels = images.classes(classifier.classifier.classes)
     columns = Columns(images.paths, classes, labels) if any(classes) else Columns(images.paths, None, None)
     began = time.monotonic()
@@ -79,7 +80,7 @@ def _embed(args: argparse.Namespace, images: NamedImages, nproc: int) -> int:
             first = done if first is None else first
             progress(done, total)
 
-        table, file = images.table(), EmbeddingFile(args.out, args.dtype)
+        file = EmbeddingFile(args.out, args.dtype)
         elsewhere = (
             None if nproc == 1 else lambda: _embed_on_ranks(args, classifier, table.fingerprint, nproc)
         )

@@ -22,8 +22,11 @@ from dl2pa.osutil import usable_cores
 if TYPE_CHECKING:
     from dl2pa.bulk.classifier import BulkClassifier
     from pipelines.datasets.named import NamedImages
+    from pipelines.datasets.table import ImageTable
 
 _LOG_EVERY_S = 10.0
+_COMMON = (".jpg", ".jpeg", ".png")
+_LARGE = 1 << 20
 
 
 def add_images(parser: argparse.ArgumentParser) -> None:
@@ -61,7 +64,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     add(
         "--loader",
         choices=("dali", "torchvision"),
-        help="decoder of the images (default: dali with --out, otherwise torchvision)",
+        help="decoder of the images (default: dali for small JPEG and PNG files with --out, otherwise torchvision)",
     )
 
 
@@ -118,17 +121,30 @@ def find(args: argparse.Namespace) -> NamedImages:
     return find_images(map(str, args.images), args.root, args.list)
 
 
-def load_bulk(args: argparse.Namespace) -> BulkClassifier:
-    """Load the model on its device."""
+def load_bulk(args: argparse.Namespace, images: NamedImages, table: ImageTable) -> BulkClassifier:
+    """Load the model on its device.
+
+    DALI is the default only for small JPEG and PNG files, because it holds whole images of several steps in memory.
+
+    Args:
+        images, table: the images of the arguments.
+    """
     from dl2pa.api import load
     from dl2pa.bulk.classifier import BulkClassifier
     from dl2pa.model.inference import BATCH
     from pipelines.bulk import BulkOptions
 
     classifier = load(args.model, args.checkpoint, args.device)
-    loader = args.loader or ("dali" if args.out is not None and _has_dali() else "torchvision")
+    for_dali = args.out is not None and _has_dali() and are_small(images, table)
+    loader = args.loader or ("dali" if for_dali else "torchvision")
     options = BulkOptions(args.batch_size or BATCH, usable_cores(), loader)
     return BulkClassifier(classifier, options, args.precision)
+
+
+def are_small(images: NamedImages, table: ImageTable) -> bool:
+    """Whether all images are JPEG or PNG files, by their names, of at most 1 MiB."""
+    is_large = int(table.lengths.max(initial=0)) > _LARGE
+    return not is_large and all(path.lower().endswith(_COMMON) for path in images.paths)
 
 
 def _has_dali() -> bool:

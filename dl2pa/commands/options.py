@@ -237,7 +237,7 @@ def resolve_nproc_option(value: str | None, device: str) -> int:
     if not value.isdecimal() or int(value) < 1:
         raise UserError("--nproc", value, "must be a positive number or auto", "Give for example --nproc 2.")
     most = _MAX_PER_CORE * usable_cores()
-    if len(value) > len(str(most)) or int(value) > most:
+    if len(value.lstrip("0")) > len(str(most)) or int(value) > most:
         message = f"is more than {_MAX_PER_CORE} processes per core of this machine"
         raise UserError("--nproc", value, message, f"Give at most {most}.")
     return int(value)

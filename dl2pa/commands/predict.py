@@ -56,10 +56,11 @@ def _to_console(args: argparse.Namespace, images: NamedImages) -> int:
     # Imports torch, so it comes after the checks.
     from dl2pa.bulk.prediction_files import row_of
 
-    classifier = many_images.load_bulk(args)
+    table = images.table()
+    classifier = many_images.load_bulk(args, images, table)
     rows: list[dict[str, Any]] = []
     failures: dict[int, str] = {}
-    for batch, tops in classifier.predictions(images.table(), args.top):
+    for batch, tops in classifier.predictions(table, args.top):
         failures |= batch.failures
         for i, top in zip(batch.samples.tolist(), tops, strict=True):
             if args.json:
@@ -80,7 +81,8 @@ def _text(top: Sequence[Prediction]) -> str:
 def _to_file(args: argparse.Namespace, images: NamedImages) -> int:
     from dl2pa.bulk.prediction_files import prediction_file
 
-    classifier = many_images.load_bulk(args)
+    table = images.table()
+    classifier = many_images.load_bulk(args, images, table)
     count = min(args.top, len(classifier.classifier.classes))
     failures: dict[int, str] = {}
     began, done = time.monotonic(), 0
@@ -89,7 +91,7 @@ def _to_file(args: argparse.Namespace, images: NamedImages) -> int:
             many_images.stopped_by_signals(),
             many_images.show_progress("predicting") as progress,
             prediction_file(args.out, count) as write,
-            closing(classifier.predictions(images.table(), count)) as predicted,
+            closing(classifier.predictions(table, count)) as predicted,
         ):
             for batch, tops in predicted:
                 failures |= batch.failures

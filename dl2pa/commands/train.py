@@ -309,7 +309,7 @@ def _launch_torchrun(plan: RunPlan, before: dict[str, Any], node: Node) -> int:
         _raise_reported(errors[0])
     if directory.is_taken_over(owner, launch):
         raise TakenOver(f"{plan.run_dir} was taken over by another process while this one did not respond")
-    if code == EXIT_STOPPED:
+    if code == EXIT_STOPPED and node.count > 1:
         raise NodesMissing("not all nodes of this launch connected to node 0; the same command tries again")
     status = directory.status()
     if node.index > 0:

@@ -236,7 +236,9 @@ def find_prototypes(source: str, num_classes: int, dim: int, seed: int) -> Tenso
     if source in CONSTRUCTIONS:
         try:
             small = num_classes * dim <= _MAX_KEPT
-            return (_kept if small else _construct)(source, num_classes, dim, seed).clone()
+            return (_kept if small else _construct)(
+                source, num_classes, dim, seed, torch.get_num_threads()
+            ).clone()
         except UserError as error:
             raise in_terms_of_keys(error) from None
     try:
@@ -245,14 +247,15 @@ def find_prototypes(source: str, num_classes: int, dim: int, seed: int) -> Tenso
         raise of_prototype_file(error, source) from None
 
 
-def _construct(source: str, num_classes: int, dim: int, seed: int) -> Tensor:
+def _construct(source: str, num_classes: int, dim: int, seed: int, _threads: int) -> Tensor:
+    """Construct prototypes; those of many classes depend on the number of threads."""
     return build_prototypes(num_classes, dim, source, seed).points
 
 
 _MAX_KEPT = 2**20
 """Largest C·d of prototypes that are kept: 4 MiB."""
 _kept = functools.lru_cache(maxsize=16)(_construct)
-"""The same search is repeated by each run of a search or a notebook."""
+"""Several trainings in one process, as in a notebook, construct the same prototypes."""
 
 
 def load_class_vectors(path: str, num_classes: int) -> Tensor:

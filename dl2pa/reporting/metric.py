@@ -19,7 +19,7 @@ _FOLDERS = {"eval": "", "ood": "ood/", "retrieval": "retrieval/"}
 
 
 class Metric:
-    """A number of each run.
+    """A number of each run of one table.
 
     Args:
         name: one of `RESULTS`, or the name of an evaluation's metric in MLflow, such as

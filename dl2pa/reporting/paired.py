@@ -59,7 +59,7 @@ def compare_paired(runs: Sequence[Run], reference: str, metric: str = "top1_last
         UserError: there is no such variant, or it has several recipes for one table (``--paired``), or no run has the
             metric (``--metric``).
     """
-    measured = Metric(metric)
+    Metric(metric)  # refuses other names before the runs are read
     tables: dict[str, list[Group]] = {}
     for group in group_runs(runs):
         tables.setdefault(_title(group), []).append(group)
@@ -68,7 +68,7 @@ def compare_paired(runs: Sequence[Run], reference: str, metric: str = "top1_last
     if not any(reference in groups for groups in named.values()):
         remedy = f"Use one of {'; '.join(known)}." if known else "Give a folder with finished runs."
         raise UserError("--paired", reference, "no finished run has this variant", remedy)
-    result = [_table(title, groups, reference, measured) for title, groups in sorted(named.items())]
+    result = [_table(title, groups, reference, Metric(metric)) for title, groups in sorted(named.items())]
     if not any(table.rows for table in result):
         remedy = "Run `dl2pa evaluate` for each run, or use another metric."
         raise UserError("--metric", metric, "no run has this metric", remedy)

@@ -52,7 +52,8 @@ def test_overrides_of_a_sweep_file_are_not_on_a_command_line(config: Path, tmp_p
 
 
 def test_overrides_are_not_on_the_command_line_of_the_agent(tmp_path: Path) -> None:
-    arguments = ["train", "c.yaml", f"notify.url={URL}", "launch.nproc=2", "--run-dir", "/runs/a=b"]
+    overrides = [f"notify.url={URL}", f" notify.url ={URL}", "tracking.tags.my-tag=x", "launch.nproc=2"]
+    arguments = ["train", "c.yaml", *overrides, "--run-dir", "/runs/a=b"]
     words = agent_command(2, ["dl2pa.cli"], arguments, Node(0, 1, "localhost", 0, "local"), tmp_path)
     assert words[-4:] == ["train", "c.yaml", "--run-dir", "/runs/a=b"]
 

@@ -137,9 +137,11 @@ def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(UserError, match=r"run-dir=.* contains other files and no run: thesis.tex"):
         run.check_place()
-    (tmp_path / "owner.lock").touch()  # the first file of a run: another node may be creating the others
-    run.check_place()
-    (tmp_path / "owner.lock").unlink()
+    # The first file of a run, while another node creates the others; and of one that ended before its status.
+    for name in ("owner.lock", "owner.json"):
+        (tmp_path / name).touch()
+        run.check_place()
+        (tmp_path / name).unlink()
     run.write_status(state="failed")
     run.check_place()
 

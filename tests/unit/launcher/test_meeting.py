@@ -166,6 +166,51 @@ def test_node_obeys_only_a_head_that_knows_the_secret(pool: ThreadPoolExecutor, 
     assert start(pool, node(0, port, 2), SECRET).result(60) == one.result(60)
 
 
+HALF = '"\\ud800"'
+"""A JSON text that cannot be encoded in UTF-8: half of a surrogate pair."""
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        f'{{"nonce": {HALF}}}\n{{"text": "a", "mac": "b"}}\n',
+        f'{{"nonce": "{64 * "0"}"}}\n{{"text": "a", "mac": {HALF}}}\n',
+        f'{{"nonce": "{64 * "0"}"}}\n{{"text": {HALF}, "mac": "b"}}\n',
+        f'{{"nonce": "{64 * "0"} 1"}}\n{{"text": "a", "mac": "b"}}\n',
+        "",
+    ],
+)
+def test_no_text_of_a_stranger_ends_a_node(lines: str, pool: ThreadPoolExecutor, port: int) -> None:
+    zero = start(pool, node(0, port, 2), SECRET)
+    with hello(port, {}) as first:
+        first.close()
+    with socket.create_connection(("127.0.0.1", port + 1), 60) as stranger:
+        stranger.sendall(lines.encode())
+        stranger.shutdown(socket.SHUT_WR)
+        with suppress(ConnectionResetError):
+            stranger.makefile().read()
+    assert start(pool, node(1, port, 2), SECRET).result(60) == zero.result(60)
+
+
+def test_a_head_that_does_not_answer_is_not_said_to_have_another_secret(pool: ThreadPoolExecutor) -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        silent = Channel(ours, SECRET, is_head=False)
+        with pytest.raises(ConnectionError, match="no message") as caught:
+            silent.open(0.05)
+        assert not isinstance(caught.value, NotAuthentic)
+        silent.close()
+
+
+def test_strangers_do_not_extend_the_deadline(pool: ThreadPoolExecutor, port: int) -> None:
+    zero = pool.submit(meeting.meet, node(0, port, 2), SECRET, 1)
+    with pytest.raises(meeting.NodesMissing, match="did not arrive"):
+        while not zero.done():
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port + 1), 60):
+                pass
+        zero.result(60)
+
+
 def test_node_with_another_secret_names_the_variable(pool: ThreadPoolExecutor, port: int) -> None:
     zero = start(pool, node(0, port, 2), SECRET)
     with pytest.raises(meeting.NodesMissing, match="is DL2PA_SECRET the same on all nodes"):

@@ -17,6 +17,7 @@ from PIL import Image
 from dl2pa.bulk import embeddings, ranks
 from dl2pa.bulk.classifier import BulkClassifier
 from dl2pa.bulk.embeddings import Columns, EmbeddingFile
+from dl2pa.commands.many_images import are_small
 from dl2pa.config import parse_config
 from dl2pa.errors import UserError
 from dl2pa.model.inference import Classifier, load_classifier
@@ -26,6 +27,7 @@ from pipelines.batch import Pipeline
 from pipelines.build import build_pipeline
 from pipelines.bulk import LOADERS, BulkOptions, open_batches
 from pipelines.datasets.named import find_images
+from pipelines.images import convert_to_png
 from pipelines.sampler import EvalSampler
 from pipelines.transforms import Transforms
 from support.commands import run_here
@@ -130,6 +132,45 @@ def test_dali_leaves_unusual_images_to_pillow(classifier: Classifier, tmp_path: 
         images.append(batch.images)
     assert len(images[0]) == 10
     assert torch.allclose(*images, atol=1e-5)  # a gray level is 1/255, divided by the SD
+
+
+def test_large_images_stay_compressed_until_dali_decodes_them(
+    classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.bulk._MAX_UNCOMPRESSED", 200)
+    passed: list[bytes] = []
+
+    def keep(data: bytes) -> bytes:
+        passed.append(convert_to_png(data))
+        return passed[-1]
+
+    monkeypatch.setattr("pipelines.bulk.convert_to_png", keep)
+    pixels = np.random.default_rng(2).integers(0, 256, (15, 15, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "large.bmp")
+    Image.fromarray(pixels[:10, :10]).save(tmp_path / "small.bmp")
+    table = find_images([str(tmp_path)]).table()
+    prepared = classifier.description["preprocessing"]
+    with open_batches(table, prepared, BulkOptions(16, 2, "dali"), CPU) as batches:
+        (batch,) = batches
+    assert (len(batch.images), len(passed)) == (2, 1)
+
+
+def test_dali_is_the_default_for_small_jpeg_and_png_files(tmp_path: Path) -> None:
+    image = Image.new("RGB", (4, 4))
+    image.save(tmp_path / "a.png")
+    image.save(tmp_path / "b.JPG", "jpeg")
+
+    def uses_dali() -> bool:
+        images = find_images([str(tmp_path)])
+        return are_small(images, images.table())
+
+    assert uses_dali()
+    image.save(tmp_path / "c.webp")
+    assert not uses_dali()
+    (tmp_path / "c.webp").unlink()
+    with (tmp_path / "large.png").open("wb") as file:
+        file.truncate((1 << 20) + 1)
+    assert not uses_dali()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])

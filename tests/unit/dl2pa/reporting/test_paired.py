@@ -101,6 +101,11 @@ def test_evaluations_on_different_images_are_not_compared(runs: Path, make_run: 
         tables(runs, "base", "eval/v2/top1")
     assert caught.value.field == "--metric"
     assert str(record) in str(caught.value)
+    small = make_run({"train.seed": 0, "tracking.tags": {"variant": "base"}, "model.embedding_dim": 4})
+    evaluate(small.parent, "v2", {"top1": 50.0}, "f")
+    file = RunDirectory(small).evaluation_file("v2")
+    file.write_text(file.read_text().replace('"f"', '"g"'))
+    assert len(tables(runs, "base", "eval/v2/top1")) == 3, "data sets are told apart by their table"
     record.write_text("{}")
     with pytest.raises(DamagedFile):
         tables(runs, "base", "eval/v2/top1")

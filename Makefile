@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-# Two worker processes. The tests of a file, or of a group such as "slurm", run on one worker; the longest run first.
-WORKERS := -n 2 --dist loadgroup --no-loadscope-reorder
+# Three worker processes, also on two cores: for a third of the time tests wait. The tests of a file, or of a group such as
+# "slurm", run on one worker; the longest run first.
+WORKERS := -n 3 --dist loadgroup --no-loadscope-reorder
 
 .PHONY: setup quickstart test test-thorough lint bench slurm-demo image docker-test clean
 

@@ -68,7 +68,7 @@ class RemotePath(PosixPath):
         return "/".join(self.parts[1:])
 
     @property
-    def parent_folder(self) -> RemotePath:
+    def parent(self) -> RemotePath:
         """The folder that contains it, with the same options."""
         return _rebuilt(self.parts[:-1], self.options)
 

@@ -88,7 +88,7 @@ def _copy_of_index(store: Store, place: RemotePath, one: RemoteObject | None) ->
     Raises:
         UserError: there is no such object.
     """
-    one = one or store.list(place.parent_folder).get(place.name)
+    one = one or store.list(place.parent).get(place.name)
     if one is None:
         raise UserError("data.index", str(place), "does not exist", "Create it with `dl2pa data index`.")
     name = hashlib.sha256(repr((str(place), one)).encode()).hexdigest()[:32]

@@ -72,12 +72,13 @@ class _Incomplete(Exception):
 
 
 def store_of(options: RemoteOptions) -> Store:
-    """The connection of this process for these options."""
-    return _store(options, os.getpid())
+    """The connection of this process for these options and the present AWS variables of the environment."""
+    variables = frozenset((key, value) for key, value in os.environ.items() if key.startswith("AWS_"))
+    return _store(options, os.getpid(), variables)
 
 
 @functools.lru_cache(maxsize=4)
-def _store(options: RemoteOptions, pid: int) -> Store:
+def _store(options: RemoteOptions, _pid: int, _variables: frozenset[tuple[str, str]]) -> Store:
     return Store(options)
 
 

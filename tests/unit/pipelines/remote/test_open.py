@@ -228,3 +228,11 @@ def test_copies_of_indexes_are_shared_and_replaced(
     build(uploaded, options)
     open_at(uploaded)
     assert len(list(options.folder().glob("*.index"))) == 2
+
+
+def test_parts_of_an_address_are_read_with_its_options() -> None:
+    options = RemoteOptions(s3_retry_s=7.0)
+    root = place_of("ROOT", "s3://bucket/photos", options)
+    for path in (root / "train" / "a.tar", (root / "train" / "a.tar").parent, root.parent):
+        assert isinstance(path, RemotePath)
+        assert path.options is options

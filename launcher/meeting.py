@@ -133,7 +133,7 @@ def _join(node: Node, secret: bytes | None, deadline: float) -> str:
                 launch = _wait_for_launch(Channel(connection, secret, is_head=False), node, deadline)
             if launch is not None:
                 return launch
-            same = f"; is {envvars.SECRET} the same on all nodes?" if secret is not None else ""
+            same = f"; check that {envvars.SECRET} is the same on all nodes" if secret is not None else ""
             reason = f"the connection was closed{same}"
         except OSError as error:
             if not reason:
@@ -157,7 +157,7 @@ def _wait_for_launch(channel: Channel, node: Node, deadline: float) -> str | Non
             remedy = f"Set {envvars.NODES} to the same number on all nodes."
             raise UserError(envvars.NODES, node.count, str(answer["refused"]), remedy)
         if "nonce" in answer:
-            message = "is not set, but on node 0 it is"
+            message = "is set on node 0 but not on this node"
             raise UserError(envvars.SECRET, None, message, "Set it to the same text on all nodes.")
         if "launch" in answer:
             return str(answer["launch"])

@@ -108,7 +108,7 @@ def shared_secret(env: Mapping[str, str] = os.environ) -> bytes | None:
     if text is None:
         return None
     if len(text.strip()) < _MIN_SECRET:
-        message = f"{envvars.SECRET} has fewer than {_MIN_SECRET} characters"
+        message = f"has fewer than {_MIN_SECRET} characters"
         remedy = "Set it to a random text, for example of `openssl rand -hex 32`, or unset it."
         raise UserError("environment", envvars.SECRET, message, remedy)
     return text.strip().encode(errors="surrogateescape")

@@ -112,7 +112,9 @@ class EmbeddingFile:
         changed = next((key for key in identity if before and before.get(key) != identity[key]), None)
         if changed is not None:
             message = f"{self.parts} contains unfinished embeddings with another value of {changed}"
-            remedy = "Repeat that command, give another --out, or remove that folder."
+            if before.get(changed) is not None:
+                message += f", {before[changed]}"
+            remedy = "Repeat the earlier command with that value, give another --out, or remove that folder."
             raise UserError("--out", str(self.path), message, remedy)
 
     def missing_chunks(self, bulk: BulkClassifier, table: ImageTable) -> list[int]:

@@ -51,8 +51,8 @@ _MAX_REFUSALS = 10
 _ENDING_S = 60.0
 """Time for which SLURM is asked often after the record of a run says that it has ended."""
 _REFUSED_REMEDY = (
-    "Correct the options of the jobs, or ask your administrator; running trials continue, and the same command then "
-    "continues the search. Where compute nodes may not submit jobs, add --here."
+    "Correct the options of sbatch, or ask your administrator, then repeat the command. Running trials continue. Where "
+    "compute nodes may not submit jobs, add --here."
 )
 LOG = "search.log"
 

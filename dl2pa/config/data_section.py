@@ -114,7 +114,8 @@ class DataConfig(Section):
     """Time after which a pending image read fails the run, in seconds."""
     s3_cache_dir: str | None = None
     """Folder on a disk of the node in which blocks of shards from object storage are kept. Default: `dl2pa-UID/s3` in
-    the folder of temporary files (TMPDIR), with another end if another user has taken this name."""
+    the folder of temporary files (TMPDIR), or `dl2pa-UID-1` and so on if another user has created a
+    folder of that name."""
     s3_cache_gib: NonNegative = 50.0
     """Size limit of that folder, in GiB. At least 5 % of the file system stays free. 0: keep no blocks."""
     s3_timeout_s: Positive = 30.0

@@ -37,7 +37,7 @@ class Metric:
         self._folder = _FOLDERS.get(kind)
         if name not in RESULTS and (self._folder is None or not self._set or not self._key):
             remedy = (
-                f"Use one of {', '.join(RESULTS)}; eval/SET/METRIC, ood/SET/METRIC, retrieval/SET/METRIC."
+                f"Use one of {', '.join(RESULTS)}, or eval/SET/METRIC, ood/SET/METRIC, retrieval/SET/METRIC."
             )
             raise UserError("--metric", name, "is not the name of a metric", remedy)
 

@@ -81,7 +81,7 @@ def test_variables_describe_a_node() -> None:
         ({"DL2PA_NODE": None}, "DL2PA_NODE must be a whole number"),
         ({"DL2PA_HEAD": None}, "DL2PA_HEAD is not set"),
         ({"DL2PA_HEAD": "node..0"}, "DL2PA_HEAD is not a valid host name"),
-        ({"DL2PA_SECRET": "short"}, "DL2PA_SECRET has fewer than 16 characters"),
+        ({"DL2PA_SECRET": "short"}, "has fewer than 16 characters"),
         ({"DL2PA_PORT": "65535"}, "DL2PA_PORT must be a whole number from 1 to 65534"),
     ],
 )
@@ -148,7 +148,7 @@ def test_process_without_the_secret_takes_no_place(pool: ThreadPoolExecutor, por
     with hello(port, {"node": 1, "nodes": 2}) as stranger:
         with stranger.makefile() as lines:
             assert [key for line in lines for key in json.loads(line)] == ["nonce"], "no launch, and the end"
-        with pytest.raises(UserError, match="is not set, but on node 0 it is"):
+        with pytest.raises(UserError, match="is set on node 0 but not on this node"):
             start(pool, node(1, port, 2)).result(60)
         one = start(pool, node(1, port, 2), SECRET)
         assert zero.result(60) == one.result(60)
@@ -213,7 +213,7 @@ def test_strangers_do_not_extend_the_deadline(pool: ThreadPoolExecutor, port: in
 
 def test_node_with_another_secret_names_the_variable(pool: ThreadPoolExecutor, port: int) -> None:
     zero = start(pool, node(0, port, 2), SECRET)
-    with pytest.raises(meeting.NodesMissing, match="is DL2PA_SECRET the same on all nodes"):
+    with pytest.raises(meeting.NodesMissing, match="check that DL2PA_SECRET is the same on all nodes"):
         while True:  # node 0 may not listen yet
             try:
                 meeting.meet(node(1, port, 2), b"another secret text", 0.5)

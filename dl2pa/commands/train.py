@@ -310,7 +310,8 @@ def _launch_torchrun(plan: RunPlan, before: dict[str, Any], node: Node) -> int:
     if directory.is_taken_over(owner, launch):
         raise TakenOver(f"{plan.run_dir} was taken over by another process while this one did not respond")
     if code == EXIT_STOPPED and node.count > 1:
-        raise NodesMissing("node 0 and the other nodes met, but could not connect for the training; run the same command again")
+        message = "node 0 and the other nodes met, but could not connect for the training; repeat the command"
+        raise NodesMissing(message)
     status = directory.status()
     if node.index > 0:
         unfinished = EXIT_STOPPED if status.get("state") != "finished" else EXIT_DONE

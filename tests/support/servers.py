@@ -6,6 +6,7 @@ import base64
 import contextlib
 import json
 import os
+import secrets
 import shlex
 import signal
 import socket
@@ -24,8 +25,15 @@ from support.waiting import eventually
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
+    """A port on which nobody listens, nor on the next one, outside the range that the kernel gives to connections."""
+    low = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text(encoding="ascii").split()[0])
+    high = low if low > 12_000 else 65_000
+    while True:
+        port = 10_000 + secrets.randbelow(high - 10_001)
+        with contextlib.suppress(OSError):
+            for each in (port, port + 1):
+                socket.create_server(("127.0.0.1", each)).close()
+            return port
 
 
 def is_healthy(address: str) -> bool:

@@ -184,11 +184,11 @@ def test_no_text_of_a_stranger_ends_a_node(lines: str, pool: ThreadPoolExecutor,
     zero = start(pool, node(0, port, 2), SECRET)
     with hello(port, {}) as first:
         first.close()
-    with socket.create_connection(("127.0.0.1", port + 1), 60) as stranger:
+    # node 0 may close the connection before all is sent
+    with socket.create_connection(("127.0.0.1", port + 1), 60) as stranger, suppress(OSError):
         stranger.sendall(lines.encode())
         stranger.shutdown(socket.SHUT_WR)
-        with suppress(ConnectionResetError):
-            stranger.makefile().read()
+        stranger.makefile().read()
     assert start(pool, node(1, port, 2), SECRET).result(60) == zero.result(60)
 
 

@@ -127,7 +127,7 @@ def test_search_ends_at_once_if_sbatch_refuses_the_request(
     slurm: Queue, executor: ClusterExecutor, plan: Any
 ) -> None:
     slurm.refusal = "Batch job submission failed: Invalid account or account/partition combination specified"
-    with pytest.raises(SearchRefused, match=rf"{slurm.refusal}.*same command then continues the search"):
+    with pytest.raises(SearchRefused, match=rf"{slurm.refusal}.*repeat the command"):
         executor.start(TRIAL, plan)
 
 

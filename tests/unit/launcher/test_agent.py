@@ -41,7 +41,7 @@ def test_nodes_that_do_not_connect_are_started_again(tmp_path: Path, monkeypatch
     plan: Any = SimpleNamespace(directory=run, run_dir=run.root, nproc=1, overrides=(), config_file=tmp_path)
     plan.config = SimpleNamespace(launch=launch)
     for index in (0, 1):
-        with pytest.raises(NodesMissing, match="not all nodes"):
+        with pytest.raises(NodesMissing, match="could not connect for the training"):
             train._launch_torchrun(plan, {}, Node(index, 2, "127.0.0.1", 1, "dl2pa"))
 
 

@@ -119,7 +119,8 @@ def test_a_hanging_server_delays_finish_by_the_drain_time_only(
     assert on.mlflow_run_id is None
     assert f"3 events were not sent to MLflow; `dl2pa sync {tmp_path}` sends them" in caplog.text
     for file in (tmp_path / "events").iterdir():
-        assert "s3cret" not in file.read_text()
+        # The sender may be removing the lock.
+        assert file.suffix == ".lock" or "s3cret" not in file.read_text()
 
 
 def test_refused_connections_are_reported_once_without_secrets(

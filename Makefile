@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-# Three worker processes, also on two cores: for a third of the time tests wait. The tests of a file, or of a group such as
+# Three worker processes, also on two cores, because tests often wait. The tests of a file, or of a group such as
 # "slurm", run on one worker; the longest run first.
 WORKERS := -n 3 --dist loadgroup --no-loadscope-reorder
 

@@ -47,7 +47,7 @@ NODE = "DL2PA_NODE"
 """Number of this machine among them, from 0."""
 
 SECRET = "DL2PA_SECRET"
-"""Text that the machines of a training outside SLURM share: none without it can take part."""
+"""Text that the machines of a training outside SLURM share; one without it cannot join."""
 
 RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 """Set by torchrun for each process that it starts."""

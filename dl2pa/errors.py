@@ -11,7 +11,7 @@ EXIT_USER_ERROR = 2
 EXIT_STOPPED = 75
 """Stopped on request; the same command resumes (EX_TEMPFAIL of sysexits)."""
 EXIT_INTERRUPTED = 130
-"""Ended by Ctrl-C, or by SIGTERM in several processes, without a state to resume from."""
+"""Ended by Ctrl-C or SIGTERM before it was finished."""
 
 TRANSIENT_FIELDS = ("run-dir", "node name")
 """Fields of user errors that another attempt may not have: a run directory in use becomes free when its owner ends."""

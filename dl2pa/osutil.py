@@ -122,13 +122,12 @@ def open_and_lock(path: Path) -> tuple[int, LockResult]:
         result = try_lock(descriptor)
         if result is LockResult.HELD or is_file_of(path, descriptor):
             return descriptor, result
-        os.close(
-            descriptor
-        )  # removed by its holder between the two calls; a new file may have another holder
+        # Its holder has removed it between the two calls; a new file may have another holder.
+        os.close(descriptor)
 
 
 def is_file_of(path: Path, descriptor: int) -> bool:
-    """Whether a path still leads to an open file. A lock on a file that was removed excludes nobody.
+    """Whether a path still leads to an open file. A lock on a removed file does not keep other processes out.
 
     The path is opened, because a network file system may answer `stat` from a cache.
     """

@@ -45,7 +45,7 @@ class Embedder(nn.Module):
         """Fix the weights of the layers before a module of the backbone, and keep them in evaluation mode.
 
         Raises:
-            UserError: there is no such module, or nothing before it.
+            UserError: the backbone has no such module, or no layers before it.
         """
         for parameter in parameters_before(self.backbone, name):
             parameter.requires_grad_(False)

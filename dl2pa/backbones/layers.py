@@ -18,7 +18,7 @@ def parameters_before(backbone: nn.Module, name: str) -> list[nn.Parameter]:
         name: of a module of the backbone, such as `layer4` of a ResNet or `blocks.6`.
 
     Raises:
-        UserError: there is no such module, it has no parameters, or nothing is before it.
+        UserError: the backbone has no such module, the module has no parameters, or no layers are before it.
     """
     numbers = layer_numbers(backbone)
     inside = [number for key, number in numbers.items() if key.startswith(f"{name}.")]
@@ -102,6 +102,6 @@ def _units(
 
 
 def _contains_blocks(module: nn.Module) -> bool:
-    """Whether a part of the module is a sequence of modules that consist of others."""
+    """Whether the module contains a sequence of blocks, that is, of modules with submodules."""
     containers = [part for part in module.modules() if type(part) in _CONTAINERS]
     return any(next(block.children(), None) is not None for part in containers for block in part.children())

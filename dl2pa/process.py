@@ -21,6 +21,7 @@ OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
 """Beginning of an override, `key=value`."""
 _LIKE_OVERRIDE = re.compile(r"[^=/]*=")
 """Beginning of anything that may be read as an override."""
+_DL2PA = (sys.executable, "-m", "dl2pa")
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,17 @@ def die_with_parent() -> None:
 def shown_words(arguments: Sequence[str]) -> list[str]:
     """Return the arguments that other users may read: all except overrides."""
     return [word for word in arguments if word.startswith("-") or not _LIKE_OVERRIDE.match(word)]
+
+
+def dl2pa_command(arguments: Sequence[str]) -> list[str]:
+    """Return the command line that runs `dl2pa` with the arguments."""
+    return [*_DL2PA, *arguments]
+
+
+def dl2pa_arguments(command: Sequence[str]) -> list[str] | None:
+    """Return the arguments of a `dl2pa_command`; None for other commands."""
+    count = len(_DL2PA)
+    return list(command[count:]) if tuple(command[:count]) == _DL2PA else None
 
 
 def private_command(arguments: Sequence[str]) -> list[str]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from dl2pa.process import environment_without_ranks, private_command, private_input
+from dl2pa.process import dl2pa_arguments, environment_without_ranks, private_command, private_input
 
 _POLL_S = 0.1
 _MAX_INTERRUPTS = 3
@@ -26,23 +26,23 @@ class Task:
     """A command whose output is appended to a log file.
 
     Args:
+        command: other users of the machine cannot read the arguments of a `dl2pa_command`.
         env: variables in addition to the environment of this process.
-        private: the arguments, if the command is `dl2pa`: it gets them where other users cannot read them.
     """
 
     command: Sequence[str]
     log: Path
     env: Mapping[str, str]
-    private: Sequence[str] | None = None
 
     @contextmanager
     def opened(self) -> Generator[tuple[Sequence[str], int]]:
         """Yield the command line to start, and its standard input."""
-        if self.private is None:
+        arguments = dl2pa_arguments(self.command)
+        if arguments is None:
             yield self.command, subprocess.DEVNULL
             return
-        with private_input(self.private) as standard_input:
-            yield private_command(self.private), standard_input
+        with private_input(arguments) as standard_input:
+            yield private_command(arguments), standard_input
 
 
 class Pool:

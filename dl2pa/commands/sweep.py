@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import shlex
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -35,7 +34,7 @@ from dl2pa.errors import EXIT_DONE, EXIT_FAILURE, UserError
 from dl2pa.finished import FinishedRuns
 from dl2pa.gpus import visible_gpus
 from dl2pa.osutil import usable_cores
-from dl2pa.process import OVERRIDE
+from dl2pa.process import OVERRIDE, dl2pa_command
 from dl2pa.records import DamagedFile
 from dl2pa.runplan import (
     RunPlan,
@@ -318,9 +317,8 @@ def train_task(plan: RunPlan, parallel: int, overrides: Sequence[str] = ()) -> T
         threads = max(1, usable_cores() // (parallel * plan.nproc))
         extra.append(f"launch.threads={threads}")
     arguments = [str(plan.config_file), *plan.overrides, *extra, "--run-dir", str(plan.run_dir), "--json"]
-    command = [sys.executable, "-m", "dl2pa", "train", *arguments]
     env = {envvars.AGENT_PID: str(os.getpid())}
-    return Task(command, plan.directory.sweep_log, env, private=["train", *arguments])
+    return Task(dl2pa_command(["train", *arguments]), plan.directory.sweep_log, env)
 
 
 def worker_environments(configs: Sequence[Config], parallel: int) -> list[dict[str, str]]:

@@ -13,6 +13,7 @@ import yaml
 from dl2pa import cli, private_command
 from dl2pa.commands.sweep import train_task
 from dl2pa.config.sweep import load_sweep
+from dl2pa.process import dl2pa_command
 from dl2pa.runplan import RunSpec, plan_runs
 from launcher.local import agent_command
 from launcher.node import Node
@@ -60,7 +61,9 @@ def test_overrides_are_not_on_the_command_line_of_the_agent(tmp_path: Path) -> N
 
 def test_a_task_of_the_pool_gets_its_arguments(config: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
-    task = Task([], log, {}, private=["config", str(config), "optim.lr=0.3125", "tracking.run_name=it's; so"])
+    task = Task(
+        dl2pa_command(["config", str(config), "optim.lr=0.3125", "tracking.run_name=it's; so"]), log, {}
+    )
     assert Pool([{}]).run([task]) == [0], log.read_text()
     assert "lr: 0.3125" in log.read_text() and "run_name: it's; so" in log.read_text()
 

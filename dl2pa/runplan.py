@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -344,9 +345,13 @@ def expand(
         option: command-line option that the grid comes from, named in errors.
 
     Raises:
-        UserError: invalid grid syntax, or too many runs.
+        UserError: invalid grid syntax, a key that is given twice, or too many runs.
     """
     axes = [_axis(text, option) for text in grid]
+    for key, count in Counter(axis[0][0] for axis in axes).items():
+        if count > 1:
+            remedy = f"Give all values in one: {option} {key}=A,B."
+            raise UserError(option, key, "is given more than once", remedy)
     check_count(math.prod(len(axis) for axis in axes), option)
     specs: list[RunSpec] = []
     for combination in itertools.product(*axes):

@@ -231,18 +231,24 @@ def _read_request(args: argparse.Namespace) -> SweepRequest:
         raise UserError("--parallel", args.parallel, "must be at least 1", "Give 1 or more.")
     if args.tables is not None and not published:
         raise UserError("--tables", str(args.tables), "requires --published", "Add --published, or omit it.")
-    if args.seeds is not None:
-        sweep = sweep.model_copy(update={"seeds": args.seeds})
+    grid = [*(args.grid or ()), *([] if args.seeds is None else [f"train.seed={args.seeds}"])]
+    words = [word for word in words if word not in files]
     return SweepRequest(
         name=file.stem if file is not None else published[0].partition(":")[0],
         config=config,
         published=published,
-        overrides=(*(() if variants else sweep.override_texts()), *(w for w in words if w not in files)),
-        grid=(*(args.grid or ()), *sweep.grid_texts()),
+        overrides=(*(() if variants else sweep.override_texts()), *words),
+        grid=_grid(sweep, grid, words),
         parallel=args.parallel or sweep.parallel,
         variants=variants,
         file=file if file is not None and is_sweep(file) else None,
     )
+
+
+def _grid(sweep: Sweep, grid: Sequence[str], overrides: Sequence[str]) -> tuple[str, ...]:
+    """Return the grid of the command line, and that of the sweep file without the keys the command line sets."""
+    keys = {text.partition("=")[0] for text in (*grid, *overrides)}
+    return (*grid, *(text for text in sweep.grid_texts() if text.partition("=")[0] not in keys))
 
 
 def _variants(sweep: Sweep, file: Path | None, config: Path | None) -> tuple[Variant, ...]:

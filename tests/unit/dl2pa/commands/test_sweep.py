@@ -152,6 +152,26 @@ def test_the_command_line_overrides_a_sweep_file(plan: Callable[..., Planned], f
     assert json.loads(runs[0][1]["tracking.tags.sweep"]).startswith("all-")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], [("0.1", "0"), ("0.1", "1"), ("0.2", "0"), ("0.2", "1")]),
+        (["--grid", "optim.lr=0.3,0.4"], [("0.3", "0"), ("0.3", "1"), ("0.4", "0"), ("0.4", "1")]),
+        (["optim.lr=0.5"], [("0.5", "0"), ("0.5", "1")]),
+        (["train.seed=7"], [("0.1", "7"), ("0.2", "7")]),
+        (["--grid", "train.seed=8", "optim.lr=0.5"], [("0.5", "8")]),
+    ],
+)
+def test_a_key_of_the_command_line_replaces_the_grid_of_the_file(
+    plan: Callable[..., Planned], folder: Path, arguments: list[str], expected: list[tuple[str, str]]
+) -> None:
+    for variants in ({}, {"variants": {"a": {"method.name": "hpn"}}}):
+        tree = {"config": "tiny.yaml", "seeds": [0, 1], "grid": {"optim.lr": [0.1, 0.2]}, **variants}
+        (folder / "grid.yaml").write_text(yaml.safe_dump({"sweep": tree}))
+        runs = plan("grid.yaml", *arguments)
+        assert [(o["optim.lr"], o["train.seed"]) for _, o, _ in runs] == expected
+
+
 def test_variants_of_a_sweep_file(plan: Callable[..., Planned], folder: Path) -> None:
     (folder / "wide.yaml").write_text(
         yaml.safe_dump({**TINY, "model": {**TINY["model"], "widths": [8, 8, 8]}})
@@ -213,6 +233,8 @@ def test_published_results_are_run(plan: Callable[..., Planned], folder: Path) -
         (["tiny.yaml", "--seeds", ""], "--grid"),
         (["tiny.yaml", "--seeds", "1,1"], "--grid"),
         (["tiny.yaml", "--grid", "optim.lr"], "--grid"),
+        (["tiny.yaml", "--grid", "optim.lr=1", "--grid", "optim.lr=2"], "--grid"),
+        (["tiny.yaml", "--seeds", "1", "--grid", "train.seed=2"], "--grid"),
         (["tiny.yaml", "--grid", "optim.lrr=1,2"], "optim.lrr"),
         (["tiny.yaml", "--grid", "train.batch_size=8,100"], "train.batch_size"),
         (["tiny.yaml", "--grid", "data.dataset=synthetic,imagefolder"], "data.root"),

@@ -103,12 +103,14 @@ def calibration_results(calibration: Calibration | None) -> dict[str, Any]:
 
 
 def calibrate(trainer: Trainer, data: DataSplits) -> tuple[bool, Calibration | None]:
-    """Fit the temperature of a trained model; a collective.
+    """Fit the temperature of a trained model, which gets the state of the last validation; a collective.
 
     Returns:
         False if all ranks agreed to stop before the end; and the calibration, on rank 0 if it was not skipped.
     """
-    num_classes = len(data.classes)
+    num_classes, progress = len(data.classes), trainer.progress
+    # A resumed run at its end has trained and validated nothing in this attempt.
+    trainer.train_state.begin_epoch(progress.epoch + (progress.step > 0))
     most = max(num_samples(split) for split in (data.val, data.calibration) if split is not None)
     if most * num_classes > MAX_STORED:
         log.warning(
@@ -264,14 +266,13 @@ def _mean(values: NDArray[np.float64]) -> float:
 
 @torch.inference_mode()
 def _score(trainer: Trainer, pipeline: Pipeline, num_classes: int) -> tuple[bool, ScoredImages | None]:
-    """Score every image of a pipeline in the state of the last validation; a collective.
+    """Score every image of a pipeline; a collective.
 
     Returns:
         False if all ranks agreed to stop; and the logits, on rank 0.
     """
-    state, progress, world = trainer.train_state, trainer.progress, trainer.world
+    state, world = trainer.train_state, trainer.world
     state.sync_buffers()
-    state.begin_epoch(progress.epoch + (progress.step > 0))  # as in the last validation, also after a resume
     state.evaluated.eval()
     rows = _Rows(pipeline.num_samples, num_classes, world)
     size = max(1, trainer.config.method.max_logits // num_classes)

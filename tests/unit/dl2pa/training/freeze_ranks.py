@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -11,9 +12,13 @@ from torch import distributed as dist
 
 from dl2pa.config import parse_config
 from dl2pa.model.model import build_model
+from dl2pa.training.calibrate import calibrate
+from dl2pa.training.data import DataSplits
 from dl2pa.training.distributed import World
+from dl2pa.training.progress import Progress
 from dl2pa.training.train_state import TrainState
-from pipelines.sampler import TrainSampler
+from pipelines.dataset import SyntheticDataset
+from pipelines.sampler import EvalSampler, TrainSampler
 from pipelines.synthetic import SyntheticPipeline
 from support.process_groups import fork_groups
 
@@ -66,7 +71,27 @@ def report(world: World) -> dict[str, Any]:
     for stop in range(1, STEPS):
         state, _ = run(world, None, 0, stop)
         resumed[stop] = run(world, state, stop, STEPS)[1]
-    return {"expected": expected, "resumed": resumed}
+    return {"expected": expected, "resumed": resumed, "calibrated": calibrated(world)}
+
+
+def calibrated(world: World) -> bool:
+    """Whether a run that was stopped after its last validation ends; the resume begins with a frozen backbone."""
+    config, dataset = parse_config(CONFIG), SyntheticDataset(BATCH, tuple(map(str, range(CLASSES))))
+    train_state = TrainState(config, build_model(config, CLASSES), world, 2)
+    train_state.wrap()
+    trainer: Any = SimpleNamespace(
+        train_state=train_state,
+        progress=Progress(epoch=3),
+        world=world,
+        config=config,
+        stop=SimpleNamespace(poll=lambda: False),
+        display=SimpleNamespace(evaluating=lambda *_: None),
+        eval_pipeline=SyntheticPipeline(
+            CLASSES, 8, EvalSampler(BATCH, BATCH, world.rank, world.size), 0, CPU
+        ),
+    )
+    finished, _ = calibrate(trainer, DataSplits(dataset, dataset, dataset.classes))
+    return finished and not train_state.model.embedder.frozen
 
 
 if __name__ == "__main__":

@@ -231,3 +231,18 @@ def test_too_many_logits_are_skipped(digits: Path, tmp_path: Path, monkeypatch: 
     run = run_once(config(digits), tmp_path / "run")
     assert json.loads(run.result.read_text())["temperature"] is None
     assert load_classifier(run.model).temperature == 1.0
+
+
+def test_a_repeated_end_without_a_temperature_keeps_the_trained_class_vectors(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No image is scored after the resume, so that nothing but its start can select the trained class vectors."""
+    monkeypatch.setattr(module, "MAX_STORED", 100)
+    settings = config(digits, method={"assignment": "static", "loss": "cross_entropy", "release_epoch": 0})
+    with monkeypatch.context() as patch:
+        patch.setattr("dl2pa.training.finish.write_json", kill)  # after the model was written
+        with pytest.raises(RuntimeError, match="killed"), process_state_restored():
+            train(settings, tmp_path / "run", "test")
+    run = RunDirectory(tmp_path / "run")
+    expected = run.model.read_bytes()
+    assert run_once(settings, run.root).model.read_bytes() == expected

@@ -223,6 +223,7 @@ def test_two_processes_unfreeze_and_resume_exactly(tmp_path: Path) -> None:
     assert len(reports) == 2
     for report in reports:
         assert set(report["resumed"].values()) == {report["expected"]}
+        assert report["calibrated"]
 
 
 def test_freezing_random_weights_is_noted() -> None:

@@ -16,7 +16,7 @@ from dl2pa.assignment.quadratic import QuadraticSolution, QuadraticSolver
 from dl2pa.assignment.solve import AssignmentSolver, Solution
 from dl2pa.assignment.statistic import ClassStatistic
 from dl2pa.errors import TrainingFailure
-from dl2pa.geometry import principal_directions
+from dl2pa.geometry import directions_of_seen
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def match(
     if is_main(group):
         rows = directions
         if pooled is not None and isinstance(solver, AssignmentSolver):
-            rows = principal_directions(rows, prototypes_cd.shape[1])
+            rows = directions_of_seen(rows, prototypes_cd.shape[1])
         problem = rows.cpu().numpy(), prototypes_cd.double().cpu().numpy()
         solution = solver.solve(*problem, assignment_c.cpu().numpy(), rows.device)
     seconds = reduced.seconds + time.perf_counter() - began

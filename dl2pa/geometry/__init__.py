@@ -5,7 +5,7 @@ from dl2pa.geometry.bounds import max_cosine_bound
 from dl2pa.geometry.certificate import Certificate, certify, nearest_cosines
 from dl2pa.geometry.files import load_prototypes, save_prototypes
 from dl2pa.geometry.prototypes import Prototypes, build_prototypes
-from dl2pa.geometry.vectors import principal_directions, prototypes_from_vectors
+from dl2pa.geometry.vectors import directions_of_seen, principal_directions, prototypes_from_vectors
 
 __all__ = [
     "CONSTRUCTIONS",
@@ -13,6 +13,7 @@ __all__ = [
     "Prototypes",
     "build_prototypes",
     "certify",
+    "directions_of_seen",
     "load_prototypes",
     "max_cosine_bound",
     "nearest_cosines",

@@ -22,6 +22,21 @@ def principal_directions(vectors_ck: Tensor, dim: int) -> Tensor:
     return F.normalize(_principal_components(vectors_ck, dim), dim=1)
 
 
+def directions_of_seen(rows_ck: Tensor, dim: int) -> Tensor:
+    """`principal_directions` of the non-zero rows; the others are not part of the PCA and stay zero.
+
+    Args:
+        rows_ck: class means [C, k]; zero for a class without samples.
+    """
+    seen = rows_ck.norm(dim=1) > 0
+    if bool(seen.all()):
+        return principal_directions(rows_ck, dim)
+    directions = rows_ck.new_zeros(len(rows_ck), dim, dtype=torch.float64)
+    if bool(seen.any()):
+        directions[seen] = principal_directions(rows_ck[seen], dim)
+    return directions
+
+
 def prototypes_from_vectors(vectors_ck: Tensor, dim: int) -> Tensor:
     """Prototypes [C, d], float32, from class vectors [C, k] by `principal_directions`.
 

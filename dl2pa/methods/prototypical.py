@@ -22,7 +22,7 @@ from dl2pa.assignment import (
     set_directions,
     solve_assignment,
 )
-from dl2pa.geometry import principal_directions
+from dl2pa.geometry import directions_of_seen, principal_directions
 from dl2pa.methods.base import Method
 from dl2pa.methods.losses import dot_regression, global_counts, head_cross_entropy, ntce, squared_cosine
 from dl2pa.methods.negatives import nearest_classes, sampled_cross_entropy
@@ -171,8 +171,7 @@ class PrototypeMethod(Method):
         parts, cosine = (self.prototypes, self.assignment), self.options.refit_cosine
         before = self.prototypes.clone()
         if cosine is not None and self.pooled is not None:
-            seen = self.pooled.rows.norm(dim=1, keepdim=True) > 0
-            directions = principal_directions(self.pooled.rows, self.dim) * seen
+            directions = directions_of_seen(self.pooled.rows, self.dim)
             if cosine < 1.0:
                 rotate(*parts, directions, group)  # the principal directions have a rotation of their own
                 refit(*parts, directions, cosine, group)

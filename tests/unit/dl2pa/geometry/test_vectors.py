@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dl2pa.errors import UserError
-from dl2pa.geometry import principal_directions, prototypes_from_vectors
+from dl2pa.geometry import directions_of_seen, principal_directions, prototypes_from_vectors
 
 
 def vectors(count: int = 9, width: int = 14) -> torch.Tensor:
@@ -38,6 +38,16 @@ def test_fewer_dimensions_keep_the_largest_variance() -> None:
     expected = rows[:, 1:] - rows[:, 1:].mean(dim=0)
     expected = expected / expected.norm(dim=1, keepdim=True)
     assert torch.allclose(points @ points.T, (expected @ expected.T).double(), atol=0.02)
+
+
+def test_rows_of_classes_without_samples_do_not_affect_the_others() -> None:
+    rows, seen = vectors().double(), torch.tensor([1, 1, 0, 1, 1, 1, 0, 1, 1], dtype=torch.bool)
+    assert torch.equal(directions_of_seen(rows, 3), principal_directions(rows, 3))
+    rows[~seen] = 0
+    directions = directions_of_seen(rows, 3)
+    assert torch.equal(directions[seen], principal_directions(rows[seen], 3))
+    assert not directions[~seen].any()
+    assert not directions_of_seen(torch.zeros(4, 6), 3).any()
 
 
 def test_classes_with_the_same_vector_are_rejected() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -68,6 +69,25 @@ def test_the_code_has_the_angles_of_the_pooled_class_means(solver: str) -> None:
     left, _, right = torch.linalg.svd(expected.T @ features.double())
     assert torch.allclose(weights, expected @ left @ right, atol=1e-3)
     assert not method.due_after_epoch(1), "held from then on"
+
+
+@pytest.mark.parametrize("refit_cosine", [None, 1.0])
+def test_classes_without_images_do_not_affect_the_others(refit_cosine: float | None) -> None:
+    """The pooled features of a ReLU have a common direction, in which a zero row is an outlier."""
+    method = built(match={"refit_cosine": refit_cosine, "warmup_epochs": 0, "rotate": False})
+    pooled, seen = F.normalize(rows(CLASSES, WIDTH, 2).abs() + 0.5, dim=1), torch.arange(CLASSES - 2)
+    before, expected = method.weights.clone(), principal_directions(pooled[seen], DIM)
+    method.begin_epoch(0)
+    method.observe(rows(len(seen), DIM, 1), Targets(seen), pooled[seen])
+    assert method.rematch() is not None
+    if refit_cosine is not None:
+        assert torch.allclose(method.weights[seen].double(), expected, atol=1e-6)
+        return
+    gain = expected @ method.prototypes.double().T
+    best = linear_sum_assignment(gain.numpy(), maximize=True)[1]
+    reached = gain[seen, method.assignment[seen]].sum()
+    assert float(reached) == pytest.approx(float(gain[seen, best].sum()), abs=1e-6)
+    assert not torch.equal(method.weights, before)
 
 
 def test_the_largest_cosine_of_the_code_is_bounded() -> None:

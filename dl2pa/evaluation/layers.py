@@ -37,7 +37,7 @@ class Layers:
     """Activations for N images, float32, in the data set's order.
 
     Attributes:
-        embedding: embeddings [N, d], not normalized.
+        embedding: embeddings [N, d], not normalized; of a head with a LayerNorm of the features, after it.
         backbone: features of the backbone [N, p], the input of the projection head; [N, 0] if they were not computed.
         labels: int64 [N].
         samples: int64 [N], numbers of the images in the data set.
@@ -155,7 +155,8 @@ def share_of_batches(samples: NDArray[np.int64], batch: int, rank: int, world_si
 @torch.inference_mode()
 def _forward(classifier: Classifier, pipeline: Pipeline, with_backbone: bool) -> Layers:
     """Layers of the readable images of a pipeline, in its order."""
-    dim, device = classifier.head.vectors.shape[1], classifier.device
+    head, device = classifier.head, classifier.device
+    dim = head.vectors.shape[1]
     embedding, backbone = [torch.empty(0, dim, device=device)], list[Tensor]()
     numbers = [torch.empty(0, 2, dtype=torch.int64, device=device)]
     missing = 0
@@ -165,7 +166,7 @@ def _forward(classifier: Classifier, pipeline: Pipeline, with_backbone: bool) ->
         if not batch.valid:
             continue
         features = classifier.embedder.backbone(batch.images)
-        embedding.append(classifier.embedder.head(features)[: batch.valid].float())
+        embedding.append(head.layer_norm(classifier.embedder.head(features)[: batch.valid]))
         if with_backbone:
             backbone.append(features[: batch.valid].float())
         numbers.append(torch.stack([batch.targets, batch.indices], dim=1)[: batch.valid].clone())
@@ -182,7 +183,7 @@ class Detector:
     """
 
     def __init__(self, classifier: Classifier, reference: Layers) -> None:
-        self._head = classifier.head
+        self._head = classifier.head._replace(feature_norm=None)  # part of `Layers.embedding`
         self._embedding = F.normalize(reference.embedding, dim=1)
         self._backbone = F.normalize(reference.backbone, dim=1)
         self._means = _class_means(self._backbone, reference.labels)

@@ -51,11 +51,16 @@ class ClassifierHead(NamedTuple):
         biases = [None] * len(vectors) if self.bias is None else self.bias.split(classes)
         return [self._replace(vectors=v, bias=b) for v, b in zip(vectors, biases, strict=True)]
 
-    def embed(self, features: Tensor) -> Tensor:
-        """Features [B, d] as multiplied with the vectors: float32 and normalized."""
+    def layer_norm(self, features: Tensor) -> Tensor:
+        """Features [B, d] in float32 after the LayerNorm, if there is one."""
         features = features.float()
         if self.feature_norm is not None:
             features = F.layer_norm(features, features.shape[1:], *self.feature_norm)
+        return features
+
+    def embed(self, features: Tensor) -> Tensor:
+        """Features [B, d] as multiplied with the vectors: float32 and normalized."""
+        features = self.layer_norm(features)
         return F.normalize(features, dim=1) if self.normalize else features
 
     def logits(self, features: Tensor) -> Tensor:

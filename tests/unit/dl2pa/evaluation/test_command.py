@@ -20,11 +20,12 @@ from sklearn.preprocessing import normalize
 import dl2pa
 from dl2pa.errors import UserError
 from dl2pa.evaluation import measure
-from dl2pa.evaluation.layers import Layers, compute_layers, join_layers
+from dl2pa.evaluation.layers import Detector, Layers, compute_layers, join_layers
+from dl2pa.model.head import Norm
 from dl2pa.model.inference import Classifier, load_classifier
 from dl2pa.recorded_run import load_run_config
 from dl2pa.tracking.spool import read_events
-from dl2pa.training.data import open_split
+from dl2pa.training.data import build_eval_pipeline, open_split
 from dl2pa.training.distributed import World
 from pipelines.datasets import index_folder
 from pipelines.datasets.index import INDEX_NAME, Index, SplitIndex, write_index
@@ -169,6 +170,20 @@ def test_shares_of_the_batches_join_to_the_layers_of_one_process(
     for name in ("embedding", "backbone", "labels", "samples"):
         assert torch.equal(getattr(joined, name), getattr(whole, name)), name
     assert whole.samples.tolist() == list(range(36)) and len(whole.backbone) == 36
+
+
+def test_embedding_of_a_head_with_a_layer_norm_is_that_of_embed(finished: Path) -> None:
+    config, plain = load_run_config(finished, []), load_classifier(finished)
+    norm = Norm(torch.tensor([1.0, 2.0, 0.5, 3.0]), torch.tensor([0.5, -1.0, 0.0, 1.0]))
+    classifier = replace(plain, head=plain.head._replace(feature_norm=norm))
+    world, val = World(0, 1, 0, 1, torch.device("cpu"), 1), open_split(config, "val")
+    layers = compute_layers(config, classifier, val, world)
+    batches = [b.images[: b.valid] for b in build_eval_pipeline(config, val, world)]
+    expected = torch.cat([classifier.unit_vectors(images) for images in batches])
+    assert torch.allclose(layers.unit, expected, atol=1e-6)
+    logits = torch.cat([classifier.score(images) for images in batches])
+    energy = Detector(classifier, layers).score(layers)["embedding_energy"]
+    assert np.allclose(energy, logits.double().logsumexp(dim=1).numpy(), atol=1e-5)
 
 
 def test_unreadable_images_of_all_processes_are_counted_together() -> None:

@@ -49,7 +49,7 @@ class InitRecord:
         loaded: number of tensors taken from the file.
         missing: tensors of the backbone that the file lacks; they keep their random values.
         unexpected: tensors of the file that the embedder does not have, such as a classifier.
-        left_out: tensors of the head with another size than that of the embedder.
+        left_out: tensors of the head, if one of them has another size than in the embedder.
     """
 
     source: str
@@ -145,7 +145,8 @@ def load_state(embedder: Embedder, state: Mapping[str, Tensor], source: str, sha
     renamed = _fit_positions(embedder.backbone, renamed)
     known = {key: value for key, value in renamed.items() if key in target}
     other = [key for key, value in known.items() if value.shape != target[key].shape]
-    left_out = [key for key in other if key.startswith("head.")]
+    head = [key for key in known if key.startswith("head.")]
+    left_out = head if set(head) & set(other) else []  # a bias alone belongs to another projection
     if differing := [key for key in other if key not in left_out]:
         key = differing[0]
         shapes = f"{list(known[key].shape)} instead of {list(target[key].shape)}"

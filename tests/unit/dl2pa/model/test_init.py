@@ -198,6 +198,18 @@ def test_a_head_of_another_size_is_left_out_and_logged(
     assert torch.equal(embedder.head.weight, before)
 
 
+def test_a_head_with_one_tensor_of_another_size_is_left_out_entirely(tmp_path: Path) -> None:
+    """The bias has the size of that of a BatchNorm, but is that of a projection."""
+    run = run_of(tmp_path / "run", 4)
+    settings = config(str(run), "resnet8")
+    model = settings.model.model_copy(update={"head": "batchnorm"})
+    settings = settings.model_copy(update={"model": model})
+    embedder = build_configured_embedder(settings)
+    record = load_initial_weights(settings, embedder)
+    assert sorted(record.left_out) == ["head.bias", "head.weight"]
+    assert not embedder.head.bias.any()
+
+
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     torch.save(torchvision_state("resnet18"), tmp_path / "a.pth")
     assert "another shape" in refused(config(str(tmp_path / "a.pth"), "resnet50")).message

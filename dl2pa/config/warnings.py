@@ -32,6 +32,7 @@ def warnings(config: Config, num_classes: int) -> list[str]:
             f"model.freeze_epochs = {frozen} freezes the backbone in all {epochs} epochs; if this is intended, set "
             "model.freeze_epochs=all, which needs less memory."
         )
+    result.extend(_about_warmup(config))
     if config.model.freeze_epochs and config.model.init is None:
         result.append("model.freeze_epochs freezes a backbone with random weights; set model.init.")
     if config.model.freeze_before is not None and config.model.init is None:
@@ -46,6 +47,25 @@ def warnings(config: Config, num_classes: int) -> list[str]:
             f"{round(data.image_size / 0.875)} uses seven eighths of each side."
         )
     result.extend(f"{key} is ignored: {why}." for key, why in _ignored(config) if _was_set(config, key))
+    return result
+
+
+def _about_warmup(config: Config) -> list[str]:
+    """Sentences about a warm-up with a learned classifier that no assignment update can end."""
+    match, epochs = config.method.match, config.train.epochs
+    if config.assignment != "dynamic" or not match.warmup_epochs:
+        return []
+    result: list[str] = []
+    if match.last_epoch is not None and match.last_epoch < match.warmup_epochs:
+        result.append(
+            f"method.match.last_epoch = {match.last_epoch} is before the end of the warm-up "
+            f"(method.match.warmup_epochs = {match.warmup_epochs}), so no assignment update is made."
+        )
+    if match.warmup_epochs > epochs:
+        result.append(
+            f"method.match.warmup_epochs = {match.warmup_epochs} is longer than the {epochs} epochs: the run trains "
+            "and exports the learned classifier of the warm-up and uses no prototypes."
+        )
     return result
 
 

@@ -263,6 +263,16 @@ def test_a_contradictory_recipe_is_refused(tree: dict[str, Any], field: str) -> 
     assert caught.value.remedy
 
 
+def test_a_warm_up_that_no_assignment_update_ends_is_noted() -> None:
+    match = {"warmup_epochs": 3, "last_epoch": 2}
+    (sentence,) = warnings(config(SMALL, {"method": {"match": match}}), 100)
+    assert "no assignment update is made" in sentence
+    trial = {"method": {"match": {"warmup_epochs": 3, "last_epoch": 3}}, "train": {"epochs": 2}}
+    (sentence,) = warnings(config(SMALL, trial), 100)
+    assert "longer than the 2 epochs" in sentence
+    assert warnings(config(SMALL, trial, {"train": {"epochs": 3}}), 100) == []
+
+
 def test_patience_without_the_best_checkpoint_gives_a_warning() -> None:
     (sentence,) = warnings(config(SMALL, {"train": {"patience": 3}, "checkpoint": {"keep_best": False}}), 100)
     assert "checkpoint.keep_best=true" in sentence

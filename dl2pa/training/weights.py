@@ -44,9 +44,10 @@ def model_file(path: Path, config: Config, which: str) -> Path:
     train_state = TrainState(config, model, World(0, 1, 0, 1, torch.device("cpu"), 1), 1)
     train_state.load(state)
     progress = Progress(**state["progress"])
-    # The same epoch as the validation at this step used, also where `train.max_steps` ended inside an epoch.
-    inside_epoch = progress.step > 0 and progress.validated
-    train_state.begin_epoch(progress.epoch + inside_epoch)
+    # The same epoch as the validation at this step uses, also where `train.max_steps` ended inside an epoch, and if the
+    # run was stopped in the validation.
+    is_over = progress.phase == "evaluate" or (progress.step > 0 and progress.validated)
+    train_state.begin_epoch(progress.epoch + is_over)
     target = run.checkpoint_model(which)
     save_classifier(target, train_state.evaluated, config, classes, groups_of(config, train))
     return target

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,16 +20,37 @@ from pipelines.synthetic import SyntheticPipeline
 from support.commands import process_state_restored
 
 
-def config(ema: float) -> Config:
+def config(ema: float, **method: Any) -> Config:
     return parse_config(
         {
             "data": {"dataset": "synthetic", "num_classes": 5, "image_size": 8},
             "model": {"backbone": "resnet8", "embedding_dim": 3, "widths": [4, 4, 4]},
             "optim": {"lr": 0.1, "schedule": "constant"},
+            "method": method,
             "train": {"batch_size": 8, "ema": ema},
             "launch": {"device": "cpu", "threads": 1},
         }
     )
+
+
+@pytest.mark.parametrize("phase", ["train", "evaluate"])
+def test_a_checkpoint_of_an_unfinished_validation_has_its_class_vectors(
+    phase: str, alone: World, tmp_path: Path
+) -> None:
+    """The validation after the warm-up is that of the prototypes."""
+    settings = config(0.0, match={"warmup_epochs": 1})
+    train_state = TrainState(settings, build_model(settings, 5), alone, 4)
+    run = RunDirectory(tmp_path / "run")
+    run.create()
+    run.config.write_text(dump_config(settings))
+    store = CheckpointStore(run.checkpoints, 1, True)
+    progress = Progress(epoch=0, step=4, global_step=4, phase=phase)
+    store.save(4, {**train_state.state(), "progress": progress.as_dict()}, wait=True)
+    store.close()
+    with process_state_restored():
+        written = load_file(model_file(run.root, settings, "latest"))
+    train_state.begin_epoch(0 if phase == "train" else 1)
+    assert torch.equal(written["class_vectors"], train_state.model.method.class_vectors())
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])

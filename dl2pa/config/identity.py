@@ -49,7 +49,7 @@ _CHANGEABLE = (
 """Prefixes of keys that may change between two attempts of a run, with a warning."""
 _NOT_CHANGEABLE = (
     *("optim.name", "optim.decay_all", "optim.layer_decay", "optim.head_lr_scale"),
-    "method.match.warmup_epochs",
+    *("method.match.warmup_epochs", "method.match.statistic"),
 )
 """Exceptions to ``_CHANGEABLE``."""
 

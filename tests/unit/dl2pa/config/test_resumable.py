@@ -86,6 +86,15 @@ def test_other_changes_are_refused_with_both_values(change: dict[str, Any], key:
     assert "--run-dir" in caught.value.remedy
 
 
+@pytest.mark.parametrize(
+    ("key", "value"), [("warmup_epochs", 2), ("statistic", "pooled")], ids=["warm-up", "statistic"]
+)
+def test_changes_of_the_assignment_updates_that_need_another_state_are_refused(key: str, value: Any) -> None:
+    with pytest.raises(UserError, match="this run was started with") as caught:
+        check_resumable(identity({}), identity({"method": {"match": {key: value}}}))
+    assert (caught.value.field, caught.value.value) == (f"method.match.{key}", value)
+
+
 def test_other_images_are_refused() -> None:
     with pytest.raises(UserError, match="images differ") as caught:
         check_resumable(identity({}), identity({}, fingerprint="other"))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from dl2pa.config import Config
+from dl2pa.config.identity import data_identity
+from dl2pa.errors import UserError
 from dl2pa.model.inference import Classifier, load_classifier
 from dl2pa.model.model import build_model, prototypes_of_checkpoint
 from dl2pa.model.saved import save_classifier
@@ -27,8 +31,11 @@ def load_weights(path: Path, config: Config, which: str) -> Classifier:
 def model_file(path: Path, config: Config, which: str) -> Path:
     """Return the run's `final` model file, or write one from its `latest` or `best` checkpoint.
 
+    Args:
+        config: of the run; its data may be at another place.
+
     Raises:
-        UserError: the run has no such weights.
+        UserError: the run has no such weights, or the data has other classes.
     """
     check_weights(path, which)
     run = RunDirectory(path)
@@ -40,6 +47,7 @@ def model_file(path: Path, config: Config, which: str) -> Path:
         raise no_checkpoint(path)
     train = open_split(config, "train")
     classes = tuple(train.classes)
+    _check_classes(state, config, classes)
     model = build_model(config, len(classes), prototypes_of_checkpoint(state))
     train_state = TrainState(config, model, World(0, 1, 0, 1, torch.device("cpu"), 1), 1)
     train_state.load(state)
@@ -51,3 +59,12 @@ def model_file(path: Path, config: Config, which: str) -> Path:
     target = run.checkpoint_model(which)
     save_classifier(target, train_state.evaluated, config, classes, groups_of(config, train))
     return target
+
+
+def _check_classes(state: Mapping[str, Any], config: Config, classes: tuple[str, ...]) -> None:
+    """Refuse data with other classes than those of a checkpoint, which does not contain their names."""
+    known = state.get("identity", {}).get("data.classes")  # early checkpoints do not have it
+    if known is not None and known != data_identity("", classes)["data.classes"]:
+        message, folder = "has other classes than the model was trained on", config.data.root
+        remedy = "Give a data set with the classes of the model, or set data.classes."
+        raise UserError("data.root", folder, message, remedy)

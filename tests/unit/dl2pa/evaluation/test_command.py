@@ -350,6 +350,16 @@ def test_only_the_final_model_is_recorded(run: Path, images: Path) -> None:
     assert not (run / "evaluations").exists()
 
 
+@pytest.mark.parametrize("count", [6, 5])
+def test_checkpoint_does_not_take_the_classes_of_other_data(count: int, run: Path, tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        write_images(tmp_path / "other" / split, dict.fromkeys("ghijkl"[:count], 3), 1)
+    done = evaluate(run, "--checkpoint", "best", f"data.root={tmp_path / 'other'}")
+    assert done.code == 2, done.result
+    assert done.result["error"]["field"] == "data.root"
+    assert "other classes than the model was trained on" in done.result["error"]["message"]
+
+
 def backbone_scores(model: Classifier, images: Path, other: Path) -> dict[str, np.ndarray]:
     """Scores of the layer before the embedding for the validation images, then others, by scikit-learn."""
     outputs: list[torch.Tensor] = []

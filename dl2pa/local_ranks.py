@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 import time
 import traceback
@@ -47,6 +48,7 @@ def _interrupt() -> NoReturn:
 
 def work_as_rank(folder: Path, work: Callable[[dict[str, Any]], None]) -> int:
     """Do the work of one rank with the job of the folder; return the exit code. An error is written to the folder."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the agent sends TERM when another rank failed
     rank = int(os.environ["RANK"])
     level = logging.INFO if rank == 0 else logging.ERROR
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)

@@ -12,7 +12,7 @@ from dl2pa.evaluation.layers import Layers, compute_layers, reference_samples
 from dl2pa.evaluation.sets import OOD, SET, NamedFolder, config_of_sets, open_sets
 from dl2pa.model.compose import join_frozen
 from dl2pa.model.inference import load_classifier
-from dl2pa.training.data import open_split
+from dl2pa.training.data import open_split, with_training_limit
 from dl2pa.training.distributed import World
 from pipelines.dataset import Dataset, num_samples
 
@@ -33,6 +33,10 @@ class Source:
     @property
     def is_folder(self) -> bool:
         return self.kind in ("set", "ood")
+
+    @property
+    def is_training(self) -> bool:
+        return self.kind in ("train", "reference")
 
     def open(self, config: Config) -> Dataset:
         """Open the images.
@@ -56,7 +60,8 @@ def compute_sources(
 ) -> Iterator[Layers]:
     """Compute the layers of each source; with several processes, this rank's share of its batches.
 
-    Folders contain images, so a model of features is joined with its frozen network for them.
+    Folders contain images, so a model of features is joined with its frozen network for them. Unreadable training
+    images are left out up to the limit of training.
     """
     classifier = load_classifier(model)
     joined = classifier
@@ -66,5 +71,6 @@ def compute_sources(
     folders = config_of_sets(config, joined)
     for source, dataset in sources:
         samples = reference_samples(num_samples(dataset)) if source.kind == "reference" else None
-        chosen = (folders, joined) if source.is_folder else (config, classifier)
+        own = with_training_limit(config, dataset) if source.is_training else config
+        chosen = (folders, joined) if source.is_folder else (own, classifier)
         yield compute_layers(*chosen, dataset, world, samples, with_backbone)

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from dl2pa.config import Config
 from dl2pa.model.compose import load_network
 from dl2pa.osutil import replacing
-from dl2pa.training.data import build_subset_pipeline, open_split
+from dl2pa.training.data import build_subset_pipeline, open_split, with_training_limit
 from dl2pa.training.distributed import set_numerics
 from dl2pa.training.train_state import autocast, memory_format
 from pipelines.dataset import num_samples
@@ -123,8 +123,8 @@ def compute(task: Task) -> None:
 def _compute_split(
     task: Task, network: nn.Module, split: Split, chunks: tuple[int, ...], device: torch.device
 ) -> None:
-    config = limits_for(task.config, split)
-    dataset = open_split(config, split)
+    dataset = open_split(task.config, split)
+    config = task.config if split == "val" else with_training_limit(task.config, dataset)
     layout = Chunks(num_samples(dataset), task.batch)
     samples = tuple(sample for chunk in chunks for sample in layout.samples(chunk))
     pipeline = build_subset_pipeline(config, dataset, samples, task.batch, device, task.threads)
@@ -164,11 +164,3 @@ def _write(path: Path, rows: list[tuple[Tensor, Tensor, Tensor]]) -> None:
     features, labels, samples = (torch.cat(column).numpy() for column in zip(*rows, strict=True))
     with replacing(path, features.nbytes, durable=False) as temporary:
         np.savez(temporary, features=features, labels=labels, samples=samples)
-
-
-def limits_for(config: Config, split: Split) -> Config:
-    """Configuration in which unreadable training images are left out up to `data.max_bad_fraction`."""
-    if split == "val":
-        return config
-    limit = {"max_bad_val_fraction": min(config.data.max_bad_fraction, 0.999)}
-    return config.model_copy(update={"data": config.data.model_copy(update=limit)})

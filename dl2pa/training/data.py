@@ -248,9 +248,18 @@ def build_calibration_pipeline(config: Config, dataset: Dataset, world: World) -
 
     Unreadable ones are left out up to `data.max_bad_fraction`, as in training.
     """
-    limit = {"max_bad_val_fraction": min(config.data.max_bad_fraction, 0.999)}
-    data = config.data.model_copy(update=limit)
-    return build_eval_pipeline(config.model_copy(update={"data": data}), dataset, world)
+    return build_eval_pipeline(with_training_limit(config, dataset), dataset, world)
+
+
+def with_training_limit(config: Config, dataset: Dataset) -> Config:
+    """Configuration to evaluate training images: as many unreadable ones as in training are left out."""
+    from pipelines.encoded import FaultLimits
+
+    count, data = num_samples(dataset), config.data
+    allowed = FaultLimits(data.max_bad_fraction).allowed(count, train=True)
+    fraction = min((allowed + 0.5) / count, 0.999) if allowed else 0.0
+    limit = {"max_bad_val_fraction": max(data.max_bad_val_fraction, fraction)}
+    return config.model_copy(update={"data": data.model_copy(update=limit)})
 
 
 def build_subset_pipeline(

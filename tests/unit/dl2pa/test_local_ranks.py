@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from dl2pa import local_ranks
 from dl2pa.cli import main
 from dl2pa.commands import evaluate
 from dl2pa.evaluation.ranks import Job, evaluate_on_ranks
@@ -53,3 +54,17 @@ def test_an_interrupted_evaluation_ends_its_processes_and_leaves_no_file(
     assert ended.wait(30), "the processes end"
     assert list(scratch.iterdir()) == []
     assert capfd.readouterr().err == "dl2pa: interrupted: `dl2pa evaluate` did not finish\n"
+
+
+def test_a_rank_ends_when_another_one_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The agent ignores TERM, which ranks inherit, and sends it to the ranks that are left."""
+    monkeypatch.setenv("RANK", "1")
+    (tmp_path / "job.json").write_text("{}")
+    handlers: list[object] = []
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        work = lambda job: handlers.append(signal.getsignal(signal.SIGTERM))  # noqa: E731
+        assert local_ranks.work_as_rank(tmp_path, work) == 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert handlers == [signal.SIG_DFL]

@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from dl2pa.local_ranks import run_ranks, work_as_rank
+from dl2pa.rundir import MODEL
+
+if TYPE_CHECKING:
+    from dl2pa.model.inference import Classifier
 
 _MODULES = (__name__, "dl2pa.bulk.classifier", "dl2pa.bulk.embeddings", "dl2pa.api", "torch._dynamo")
 
@@ -33,14 +37,24 @@ class EmbedJob:
     """Of the images; other files than those of the command are refused."""
 
 
-def embed_on_ranks(job: EmbedJob, nproc: int) -> None:
+def embed_on_ranks(job: EmbedJob, classifier: Classifier, nproc: int) -> None:
     """Compute the missing chunks of the file in `nproc` processes.
+
+    Args:
+        classifier: the model of the job. If it is from a checkpoint, the processes load a copy, because a training may
+            write another checkpoint meanwhile.
 
     Raises:
         UserError, TrainingFailure: the first error of a process.
         KeyboardInterrupt: a stop signal; the chunks that are complete are kept.
     """
+    from dl2pa.model.saved import write_classifier
+
     with tempfile.TemporaryDirectory(prefix="dl2pa-") as name:
+        if job.checkpoint != "final":
+            copy = Path(name) / MODEL
+            write_classifier(copy, classifier)
+            job = replace(job, model=str(copy), checkpoint="final")
         run_ranks(_MODULES, asdict(job), nproc, Path(name))
 
 

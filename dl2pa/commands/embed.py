@@ -113,4 +113,4 @@ def _embed_on_ranks(args: argparse.Namespace, bulk: BulkClassifier, fingerprint:
         loader=bulk.options.loader,
         fingerprint=fingerprint,
     )
-    embed_on_ranks(job, nproc)
+    embed_on_ranks(job, bulk.classifier, nproc)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dl2pa.api import load
 from dl2pa.bulk import embeddings, ranks
 from dl2pa.bulk.classifier import BulkClassifier
 from dl2pa.bulk.embeddings import Columns, EmbeddingFile
@@ -367,6 +368,23 @@ def test_several_processes_embed_with_the_same_bits(
     with np.load(tmp_path / "e.npz") as first, np.load(tmp_path / "whole.npz") as second:
         assert np.array_equal(first["embedding"], second["embedding"])
         assert first["path"].tolist() == second["path"].tolist()
+
+
+def test_all_processes_embed_with_the_same_checkpoint(
+    classifier: Classifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A training may write a new one after the command has loaded its model."""
+
+    def check(modules: object, job: dict[str, Any], nproc: int, folder: Path) -> None:
+        loaded = load(job["model"], job["checkpoint"], "cpu")
+        assert BulkClassifier(loaded, options).digest() == BulkClassifier(classifier, options).digest()
+        checked.append(nproc)
+
+    options, checked = BulkOptions(16, 1), list[int]()
+    monkeypatch.setattr(ranks, "run_ranks", check)
+    settings: Any = ([], None, False, "e.npz", "float32", "cpu", 16, "fp32", "torchvision", "")
+    ranks.embed_on_ranks(ranks.EmbedJob(str(tmp_path / "run"), "latest", *settings), classifier, 2)
+    assert checked == [2]
 
 
 def test_chunks_of_other_settings_are_not_continued(chunked: Callable[..., Any], tmp_path: Path) -> None:

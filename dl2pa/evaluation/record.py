@@ -112,7 +112,8 @@ class Recorder:
             problem = f"is recorded with other options ({json.dumps(stored['options'])}) in {file}"
         else:
             return
-        raise UserError("evaluation", subject.name, problem, "Give the set another name.")
+        remedy = "Give the images another name by --set NAME=DIR or --ood NAME=DIR, or delete that file."
+        raise UserError("evaluation", subject.name, problem, remedy)
 
     def record(self, subject: Subject, outcome: Outcome) -> None:
         """Write the record, once per data, options and model, and append it to the run's record in MLflow."""

@@ -306,6 +306,18 @@ def test_other_data_under_a_recorded_name_is_refused(run: Path, subset: Path, im
     assert (run / "evaluations" / "x.json").read_bytes() == content
 
 
+def test_retrieval_with_other_options_follows_the_remedy(run: Path, images: Path) -> None:
+    """The validation split has a fixed name."""
+    assert evaluate(run, "--retrieval").code == 0
+    error = evaluate(run, "--retrieval", "train.precision=bf16").result["error"]
+    assert (error["field"], error["value"]) == ("evaluation", "retrieval/validation")
+    assert "--set NAME=DIR" in error["remedy"] and "delete that file" in error["remedy"]
+    split = f"half={images / 'val'}"
+    assert evaluate(run, "--retrieval", "train.precision=bf16", "--set", split).code == 0
+    (run / "evaluations" / "retrieval" / "validation.json").unlink()
+    assert evaluate(run, "--retrieval", "train.precision=bf16").code == 0
+
+
 def test_record_that_a_kill_interrupted_is_completed(run: Path, images: Path) -> None:
     assert evaluate(run, "--set", f"val={images}").code == 0
     spool = run / "events" / "events.jsonl"

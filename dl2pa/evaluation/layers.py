@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from dl2pa.config import Config
 from dl2pa.errors import UserError
 from dl2pa.evaluation.detection import Scores, detect
+from dl2pa.evaluation.sizes import check_image_size
 from dl2pa.model.inference import Classifier
 from dl2pa.specs import MAX_LOGITS
 from dl2pa.training.data import build_eval_pipeline, build_subset_pipeline
@@ -121,8 +122,9 @@ def compute_layers(
     ``join_layers`` joins them.
 
     Raises:
-        UserError: no image could be read, or more are unreadable than allowed.
+        UserError: no image could be read, more are unreadable than allowed, or the network does not accept their size.
     """
+    check_image_size(config, classifier)
     everything = samples is None or len(samples) == num_samples(dataset)
     if everything and world.size == 1:
         pipeline = build_eval_pipeline(config, dataset, world)

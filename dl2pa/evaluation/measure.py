@@ -9,6 +9,7 @@ from dl2pa.config import Config
 from dl2pa.errors import UserError
 from dl2pa.evaluation.ranks import Job
 from dl2pa.evaluation.sets import SET, LabeledSet, NamedFolder, evaluate_set, label_sets, open_sets
+from dl2pa.evaluation.sizes import check_image_size
 from dl2pa.model.compose import join_frozen
 from dl2pa.model.inference import Classifier, load_classifier
 from dl2pa.recorded_run import load_run_config
@@ -62,6 +63,7 @@ def evaluate_all(config: Config, classifier: Classifier, targets: Targets, world
 
 def evaluate_split(config: Config, classifier: Classifier, dataset: Dataset, world: World) -> Evaluation:
     """Evaluate on the validation split; a collective."""
+    check_image_size(config, classifier)
     pipeline = build_eval_pipeline(config, dataset, world)
     try:
         with autocast(config.train.precision, world.device):

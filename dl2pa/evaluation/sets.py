@@ -127,10 +127,11 @@ def evaluate_set(config: Config, classifier: Classifier, one: LabeledSet, world:
         classifier: a model of images, on the device.
 
     Raises:
-        UserError: more unreadable images than allowed.
+        UserError: more unreadable images than allowed, or the network does not accept their size.
     """
     import torch
 
+    from dl2pa.evaluation.sizes import check_image_size
     from dl2pa.training.data import build_eval_pipeline
     from dl2pa.training.evaluate import Likelihood, evaluate
     from dl2pa.training.train_state import autocast
@@ -143,7 +144,9 @@ def evaluate_set(config: Config, classifier: Classifier, one: LabeledSet, world:
         return logits if whole else logits[:, kept]
 
     groups = classifier.groups
-    pipeline = build_eval_pipeline(config_of_sets(config, classifier), one.images, world)
+    prepared = config_of_sets(config, classifier)
+    check_image_size(prepared, classifier)
+    pipeline = build_eval_pipeline(prepared, one.images, world)
     try:
         with autocast(config.train.precision, world.device):
             result = evaluate(

@@ -14,7 +14,8 @@ from dl2pa.errors import UserError
 from dl2pa.model.inference import Classifier, load_classifier
 from dl2pa.model.model import build_model, prototypes_of_checkpoint
 from dl2pa.model.saved import save_classifier
-from dl2pa.recorded_run import check_weights, no_checkpoint
+from dl2pa.model.weight_sources import PREPROCESSING_KEYS
+from dl2pa.recorded_run import check_weights, load_run_config, no_checkpoint
 from dl2pa.rundir import RunDirectory
 from dl2pa.training.checkpoint import CheckpointStore
 from dl2pa.training.data import groups_of, open_split
@@ -48,6 +49,7 @@ def model_file(path: Path, config: Config, which: str) -> Path:
     train = open_split(config, "train")
     classes = tuple(train.classes)
     _check_classes(state, config, classes)
+    config = _with_recorded_preprocessing(config, run)
     model = build_model(config, len(classes), prototypes_of_checkpoint(state))
     train_state = TrainState(config, model, World(0, 1, 0, 1, torch.device("cpu"), 1), 1)
     train_state.load(state)
@@ -59,6 +61,13 @@ def model_file(path: Path, config: Config, which: str) -> Path:
     target = run.checkpoint_model(which)
     save_classifier(target, train_state.evaluated, config, classes, groups_of(config, train))
     return target
+
+
+def _with_recorded_preprocessing(config: Config, run: RunDirectory) -> Config:
+    """Configuration with the preprocessing of the run, which overrides for an evaluation do not change."""
+    recorded = load_run_config(run.root, ()).data
+    kept = {key: getattr(recorded, key) for key in (*PREPROCESSING_KEYS, "loader")}
+    return config.model_copy(update={"data": config.data.model_copy(update=kept)})
 
 
 def _check_classes(state: Mapping[str, Any], config: Config, classes: tuple[str, ...]) -> None:

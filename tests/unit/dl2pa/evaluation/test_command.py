@@ -18,11 +18,16 @@ from sklearn.neighbors import NearestCentroid, NearestNeighbors
 from sklearn.preprocessing import normalize
 
 import dl2pa
+from dl2pa.config import parse_config
 from dl2pa.errors import UserError
 from dl2pa.evaluation import measure
 from dl2pa.evaluation.layers import Detector, Layers, compute_layers, join_layers
+from dl2pa.evaluation.measure import evaluate_split
+from dl2pa.evaluation.sizes import check_image_size
 from dl2pa.model.head import Norm
 from dl2pa.model.inference import Classifier, load_classifier
+from dl2pa.model.model import build_model
+from dl2pa.model.saved import save_classifier
 from dl2pa.recorded_run import load_run_config
 from dl2pa.tracking.spool import read_events
 from dl2pa.training.data import build_eval_pipeline, open_split
@@ -184,6 +189,30 @@ def test_embedding_of_a_head_with_a_layer_norm_is_that_of_embed(finished: Path) 
     logits = torch.cat([classifier.score(images) for images in batches])
     energy = Detector(classifier, layers).score(layers)["embedding_energy"]
     assert np.allclose(energy, logits.double().logsumexp(dim=1).numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize(("backbone", "accepted"), [("resnet8", True), ("timm:test_vit3", False)])
+def test_image_size_that_the_network_does_not_accept_is_refused(
+    backbone: str, accepted: bool, tmp_path: Path
+) -> None:
+    data = {"dataset": "synthetic", "num_classes": 3, "synthetic_samples": [8, 8]}
+    trained, larger = (
+        parse_config({"data": {**data, "image_size": side}, "model": {"backbone": backbone}})
+        for side in (32, 48)
+    )
+    save_classifier(tmp_path / "model.safetensors", build_model(trained, 3), trained, ("a", "b", "c"))
+    classifier, val = load_classifier(tmp_path), open_split(larger, "val")
+    world = World(0, 1, 0, 1, torch.device("cpu"), 1)
+    check_image_size(trained, classifier)
+    if accepted:
+        check_image_size(larger, classifier)
+        return
+    for measurement in (evaluate_split, compute_layers):
+        with pytest.raises(
+            UserError, match=r"data.image_size=48: the network .* Set data.image_size=32"
+        ) as e:
+            measurement(larger, classifier, val, world)
+        assert e.value.field == "data.image_size"
 
 
 def test_unreadable_images_of_all_processes_are_counted_together() -> None:

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from dl2pa.config import Config, dump_config, parse_config
+from dl2pa.model.inference import load_classifier
 from dl2pa.model.model import build_model
 from dl2pa.rundir import RunDirectory
 from dl2pa.training.checkpoint import CheckpointStore
@@ -51,6 +52,22 @@ def test_a_checkpoint_of_an_unfinished_validation_has_its_class_vectors(
         written = load_file(model_file(run.root, settings, "latest"))
     train_state.begin_epoch(0 if phase == "train" else 1)
     assert torch.equal(written["class_vectors"], train_state.model.method.class_vectors())
+
+
+def test_a_checkpoint_has_the_preprocessing_of_its_run(alone: World, tmp_path: Path) -> None:
+    """Also if an evaluation sets another image size."""
+    settings = config(0.0)
+    train_state = TrainState(settings, build_model(settings, 5), alone, 4)
+    run = RunDirectory(tmp_path / "run")
+    run.create()
+    run.config.write_text(dump_config(settings))
+    store = CheckpointStore(run.checkpoints, 1, True)
+    store.save(4, {**train_state.state(), "progress": Progress(epoch=1).as_dict()}, wait=True)
+    store.close()
+    larger = settings.model_copy(update={"data": settings.data.model_copy(update={"image_size": 16})})
+    with process_state_restored():
+        classifier = load_classifier(model_file(run.root, larger, "latest"))
+    assert classifier.description["preprocessing"]["image_size"] == 8
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])

@@ -11,6 +11,8 @@ from launcher.request import Request
 
 STOP_BEFORE_S = 60
 _SCRIPT = """\
+set +e # lines of a site file may have set it; the code below tests exit codes itself
+trap - ERR
 ended=
 trap 'ended=limit; kill -TERM "$child" 2>/dev/null' USR2
 trap 'ended=cancelled; kill -TERM "$child" 2>/dev/null' TERM

@@ -22,6 +22,10 @@ guard() {
 
 supervise() {
   local run=$1 before_attempt before_step child code=0
+  # Lines of a site file may have set these; the code below tests exit codes and expands patterns itself.
+  set +eEfuC
+  shopt -u failglob
+  trap - ERR
   # The owner record before this launch, to detect that another launch has taken over the run.
   before_owner=$(cat "$1/owner.json" 2>/dev/null)
   shift

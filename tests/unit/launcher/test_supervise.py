@@ -437,6 +437,35 @@ def test_run_directories_of_any_name(tmp_path: Path, name: str) -> None:
     assert "saved at step 12" in done.stdout
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "set -euo pipefail",
+        "set -eE; trap 'exit 9' ERR",
+        "set -f",
+        "set -C",
+        "shopt -s failglob",
+        "shopt -s nullglob",
+    ],
+)
+def test_shell_options_of_the_site_file_change_no_decision(batch: Batch, line: str) -> None:
+    (batch.run / "slurm").mkdir()
+    for attempt in range(2, 6):  # more attempts than failures without progress are allowed
+        leave(batch.after, "running", attempt, attempt)
+        bash, option, text = batch.command(ATTEMPT, 1)
+        done = subprocess.run(
+            [bash, option, f"{line}\n{text}"],
+            env=batch.environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=DEADLINE_S,
+        )
+        assert done.returncode == 0, done.stdout
+        assert f"last checkpoint at step {attempt}: requeueing" in done.stdout
+    assert batch.requeues() == REQUEUE * 4
+
+
 # ---- requeueing ----
 
 
@@ -762,6 +791,52 @@ def test_a_notifier_that_does_not_work_changes_nothing(batch: Batch, notifier: s
     )
     assert (done.returncode, batch.requeues()) == (0, []), done.stderr
     assert "dl2pa: finished" in done.stdout
+
+
+NOTIFIER = """
+echo "notifier ready"
+while read -r event message; do echo "notifier got $event"; done
+echo "notifier sends"
+read -r <"$1"
+echo "notifier ends"
+"""
+
+
+def test_stop_signals_during_the_delivery_do_not_end_the_job(
+    batch: Batch, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    a_finished_run(batch)
+    gate = batch.place / "gate"
+    bash, option, text = batch.command(ATTEMPT, 0)
+    notifier = f"notifier=({shlex.join(['bash', '-c', NOTIFIER, 'notifier', str(gate)])})"
+    process = start([bash, option, f"{notifier}; {text}; code=$?; echo 'shell ends'; exit $code"])
+    until(process, "notifier got finished")
+    until(process, "notifier sends")
+    assert process.stdout is not None
+    for number in (signal.SIGUSR2, signal.SIGTERM):
+        os.killpg(process.pid, number)  # as SLURM does when a job is cancelled
+        # The signal has interrupted the wait for the notifier.
+        assert "stop requested" in process.stdout.readline()
+    gate.write_text("go\n", encoding="utf-8")
+    assert process.stdout.read() == "notifier ends\nshell ends\n"
+    assert process.wait(DEADLINE_S) == 0
+    assert batch.requeues() == []
+
+
+@pytest.mark.parametrize("end", ["exit 3", "kill -KILL $$"])
+def test_a_notifier_that_ends_early_ends_the_job_normally(batch: Batch, end: str) -> None:
+    a_finished_run(batch)
+    bash, option, text = batch.command(ATTEMPT, 0)
+    notifier = f"notifier=({shlex.join(['bash', '-c', f'read -r line; echo {chr(36)}line; {end}'])})"
+    done = subprocess.run(
+        [bash, option, f"{notifier}; {text}"],
+        env=batch.environment(),
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+    )
+    assert (done.returncode, batch.requeues()) == (0, []), done.stderr
+    assert "finished" in done.stdout.splitlines()[-1]
 
 
 # ---- slurm/train.sbatch ----

@@ -12,7 +12,11 @@ from dl2pa.errors import UserError
 
 COMMENT = "dl2pa"
 """Job comment that marks jobs of dl2pa, because SLURM reuses job numbers."""
-LIVE = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED", "STOPPED")
+LIVE = (
+    *("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SUSPENDED", "STOPPED"),
+    *("REQUEUE_FED", "RESIZING", "RESV_DEL_HOLD", "SIGNALING", "SPECIAL_EXIT", "STAGE_OUT"),
+)
+"""States of a job that runs or may run later (squeue's manual, job state codes)."""
 _QUEUE_FORMAT = "%i|%F|%K|%T|%r|%N|%k"
 
 

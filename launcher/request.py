@@ -11,7 +11,7 @@ from typing import Any
 
 from dl2pa.errors import UserError
 from dl2pa.records import check_record
-from launcher.jobs import states
+from launcher.jobs import LIVE, UNKNOWN, states
 from launcher.partition import default_cpus_per_process, partition_fields
 from launcher.sbatch import check_options, gpus_of_gres, parse_options
 
@@ -221,12 +221,19 @@ def check_texts(request: Request) -> None:
 
 
 def _check_after(job: str) -> None:
-    """Refuse an unknown job, because SLURM ignores a dependency on one."""
+    """Refuse an unknown job, because SLURM ignores a dependency on one, and one that has ended without success."""
     if not re.fullmatch(r"\d{1,10}(_\d{1,10})?", job):
         raise UserError("--after", job, "is not a job number", "Give N, or N_K for a task of an array.")
-    known = subprocess.run(["scontrol", "show", "job", job], capture_output=True, check=False).returncode == 0
-    if not known and states([job])[job].state != "COMPLETED":
+    command = ["scontrol", "show", "job", "-o", job]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    found = re.findall(r" JobState=(\w+)", done.stdout) if done.returncode == 0 else []
+    found = found or [states([job])[job].state]
+    if found == [UNKNOWN.state]:
         raise UserError("--after", job, "is not known to SLURM", "See `squeue` or `sacct`.")
+    failed = next((state for state in found if state != "COMPLETED" and state not in LIVE), None)
+    if failed is not None:
+        message = f"has ended without success ({failed}), so the job would never start"
+        raise UserError("--after", job, message, "Give a job that waits, runs or has succeeded, or omit it.")
 
 
 def _partition_limits(name: str | None) -> tuple[int | None, int | None]:

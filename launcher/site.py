@@ -26,7 +26,7 @@ from dl2pa.config.places import finder, placed
 from dl2pa.config.schema_errors import explain_errors
 from dl2pa.config.section import NonNegativeInt, PositiveInt, Section
 from dl2pa.errors import UserError
-from dl2pa.redaction import is_secret_name
+from dl2pa.redaction import is_secret_name, redact
 from launcher.request import Request, Setup, check_form
 from launcher.sbatch import as_words, gpus_of_gres, parse_options, without_gpus
 
@@ -260,7 +260,7 @@ def _check_setup(prefix: str, layer: Layer) -> None:
             problems.add(UserError(key, value, "is not the name of a variable", "Use letters, digits and _."))
         elif name.startswith(_OWN_VARIABLES) or name in _OWN_NAMES:
             problems.add(UserError(key, value, "is set by SLURM or dl2pa", "Remove it."))
-        elif is_secret_name(name):
+        elif is_secret_name(name) or (value is not None and redact(value) != value):
             remedy = "Export it in your shell: sbatch passes your environment to the job."
             problems.add(
                 UserError(key, "***", "is a secret, and others can read the script of a job", remedy)

@@ -102,10 +102,8 @@ def test_several_jobs_need_one_query(fake: Fake) -> None:
 @pytest.mark.parametrize(
     ("state", "is_live"),
     [
-        *(
-            (state, True)
-            for state in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED", "SUSPENDED")
-        ),
+        *((state, True) for state in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED")),
+        *((state, True) for state in ("SUSPENDED", "RESV_DEL_HOLD", "SPECIAL_EXIT", "SIGNALING")),
         *(
             (state, False)
             for state in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "UNKNOWN")

@@ -139,6 +139,19 @@ def test_other_malformed_site_files_are_refused(text: str, site: Path) -> None:
         resolve({})
 
 
+@pytest.mark.parametrize(
+    "variable",
+    ["API_TOKEN: abcdef12", "HTTPS_PROXY: 'http://me:hunter22@proxy:3128'", "AUTH: bearer abcdef12"],
+)
+def test_secrets_in_the_variables_of_a_site_file_are_refused(variable: str, site: Path) -> None:
+    site.write_text(f"defaults: {{environment: {{{variable}}}}}")
+    with pytest.raises(UserError, match="is a secret, and others can read the script") as caught:
+        resolve({})
+    assert "hunter22" not in str(caught.value) and "abcdef12" not in str(caught.value)
+    site.write_text("defaults: {environment: {HTTPS_PROXY: 'http://proxy:3128', OMP_PROC_BIND: close}}")
+    assert resolve({}).setup.environment["HTTPS_PROXY"] == "http://proxy:3128"
+
+
 def test_an_unknown_profile_is_refused_with_a_suggestion() -> None:
     with pytest.raises(UserError, match=r"is not a profile of .*cluster.yaml. Did you mean long\?"):
         resolve({"profile": "lnog"})

@@ -233,6 +233,38 @@ def test_a_job_requests_eight_cores_per_gpu_if_slurm_does_not_answer(tmp_path: P
     assert with_cores(Request(gpus_per_node=0), 2, threads=3).cpus_per_gpu == 3
 
 
+def shown_job(state: str) -> str:
+    return f"JobId=8 JobName=prepare Priority=1 JobState={state} Reason=None Dependency=(null) Requeue=1"
+
+
+@pytest.mark.parametrize(
+    ("shown", "message"),
+    [
+        ([shown_job("RUNNING")], None),
+        ([shown_job("PENDING")], None),
+        ([shown_job("COMPLETED")], None),
+        ([shown_job("COMPLETED"), shown_job("RUNNING")], None),
+        ([shown_job("FAILED")], r"has ended without success \(FAILED\), so the job would never start"),
+        ([shown_job("RUNNING"), shown_job("CANCELLED")], r"\(CANCELLED\)"),
+        ([shown_job("TIMEOUT")], r"\(TIMEOUT\)"),
+        ([], "is not known to SLURM"),
+    ],
+)
+def test_a_job_waits_only_for_one_that_can_succeed(
+    shown: list[str], message: str | None, tmp_path: Path
+) -> None:
+    lines = "\n".join(shown)
+    answer = f"cat <<'END'\n{lines}\nEND" if shown else "exit 1"
+    make_fake(tmp_path, "scontrol", f"[[ $2 == partition ]] && exit\n{answer}")
+    make_fake(tmp_path, "squeue", "")
+    make_fake(tmp_path, "sacct", "")
+    if message is None:
+        return check_request(Request(after="8"))
+    with pytest.raises(UserError, match=message) as caught:
+        check_request(Request(after="8"))
+    assert caught.value.field == "--after"
+
+
 # ---- the script in bash ----
 
 

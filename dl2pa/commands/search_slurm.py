@@ -13,11 +13,12 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 from dl2pa.commands import cancel, submit
 from dl2pa.commands.output import note, say
@@ -32,6 +33,7 @@ from dl2pa.commands.search import (
     print_results,
 )
 from dl2pa.errors import EXIT_DONE, UserError
+from dl2pa.ownership import is_owned
 from dl2pa.runplan import RunPlan, check_trainings
 from dl2pa.search.driver import PlannedTrial, SearchRefused, TryLater, error_of, trial_folder
 from dl2pa.search.journal import Journal, State, Trial, is_search, read_state
@@ -55,6 +57,7 @@ _REFUSED_REMEDY = (
     "compute nodes may not submit jobs, add --here."
 )
 LOG = "search.log"
+T = TypeVar("T")
 
 
 def run_on_slurm(plan: SearchPlan, args: argparse.Namespace) -> int:
@@ -66,7 +69,9 @@ def run_on_slurm(plan: SearchPlan, args: argparse.Namespace) -> int:
         plan, lambda specs: submit.plan_jobs(specs, everywhere, in_folder=True, option="search.parameters")
     )
     plan = replace(plan, ends=ends)
-    submit.check_runs(ends, request)
+    check = partial(submit.check_runs, ends, request)
+    # The job of a search starts again, for example after its time limit, also while SLURM does not answer.
+    _asking_again(check) if args.here and is_search(plan.folder) else check()
     facts = check_trainings([(plan.config, request.nodes * ends[0].nproc)])
     check_search(plan, facts[plan.config.data.model_dump_json()])
     if args.dry_run:
@@ -86,6 +91,23 @@ def run_on_slurm(plan: SearchPlan, args: argparse.Namespace) -> int:
     executor = ClusterExecutor(plan, request)
     with executor:
         return drive(plan, executor, None if uri == local_uri(base) else uri, planner, args.json)
+
+
+def _asking_again(call: Callable[[], T], stop: threading.Event | None = None) -> T:
+    """Repeat a call while SLURM does not answer.
+
+    Raises:
+        ConnectionError: SLURM does not answer, and this command was asked to stop.
+    """
+    stop = stop or threading.Event()
+    while True:
+        try:
+            return call()
+        except ConnectionError as error:
+            if stop.is_set():
+                raise
+            note(f"{error}; asked again in {_RETRY_S:.0f} s")
+            stop.wait(_RETRY_S)
 
 
 class ClusterExecutor:
@@ -131,12 +153,17 @@ class ClusterExecutor:
         return len(self._jobs) < self._plan.parallel and time.monotonic() >= self._retry_at
 
     def state_of(self, trial: Trial, plan: RunPlan) -> str:
-        job = self._find(trial, plan)
-        if job is not None and jobs.states([job])[job].is_live:
+        job = _asking_again(lambda: self._find_live(trial, plan), self._stop)
+        if job is not None:
             self._jobs[trial.number] = (plan, job)
             return "running"
         state = plan.directory.status().get("state")
         return str(state) if state in ("finished", "failed") else "stopped"
+
+    def _find_live(self, trial: Trial, plan: RunPlan) -> str | None:
+        """Return the last job of a trial if it runs or may run later."""
+        job = self._find(trial, plan)
+        return job if job is not None and jobs.states([job])[job].is_live else None
 
     def _find(self, trial: Trial, plan: RunPlan) -> str | None:
         """Return the last job of a trial: that of its record, or one that was queued without a record."""
@@ -163,11 +190,14 @@ class ClusterExecutor:
                 self._cancel_unrecorded(trial)
             submitted = submit.queue([plan], self._request, self._name(trial))
         except (UserError, ConnectionError) as error:
-            if isinstance(error, UserError) and error.field not in ("sbatch", "job"):
+            # The last heartbeat of a process that was killed counts as one of a living process for a minute.
+            is_used = isinstance(error, UserError) and error.field == "run-dir" and is_owned(plan.directory)
+            if isinstance(error, UserError) and error.field not in ("sbatch", "job") and not is_used:
                 raise
-            self._refused.add(trial.number)
             self._retry_at = time.monotonic() + _RETRY_S
-            self._check_refusals(error)
+            if not is_used:
+                self._refused.add(trial.number)
+                self._check_refusals(error)
             raise TryLater(str(error)) from None
         self._refused.discard(trial.number)
         self._refusals = 0

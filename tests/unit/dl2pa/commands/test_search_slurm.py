@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +13,10 @@ from typing import Any
 import pytest
 
 from dl2pa.commands import search_slurm, submit
+from dl2pa.commands.search import SearchPlan
 from dl2pa.commands.search_slurm import ClusterExecutor
+from dl2pa.config import Config
+from dl2pa.config.search import Search
 from dl2pa.errors import UserError
 from dl2pa.rundir import RunDirectory
 from dl2pa.search.driver import SearchRefused, TryLater
@@ -28,8 +33,12 @@ class Queue:
         self.queries = 0
         self.times_out = False
         self.refusal = ""
+        self.outages = 0
 
     def named(self, name: str) -> list[str]:
+        if self.outages:
+            self.outages -= 1
+            raise ConnectionError("SLURM does not answer (squeue)")
         return [job for job, its_name in self.jobs.items() if its_name == name]
 
     def cancel(self, job_ids: Sequence[str]) -> None:
@@ -177,3 +186,73 @@ def test_slurm_is_asked_rarely_about_a_stopped_run_in_the_queue(
     slurm.jobs.clear()
     now += 20.0
     assert executor.ended() == [(0, None)]
+
+
+def test_trial_in_the_directory_of_a_process_that_may_be_alive_waits(
+    slurm: Queue, executor: ClusterExecutor, plan: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process was killed on another node less than a minute ago."""
+    plan.directory.write_status(state="running", attempt=1)
+    owner = {"host": "node9", "pid": 1, "id": "x", "launch": "7.0", "machine": "another", "start": 1}
+    plan.directory.owner_file.write_text(json.dumps(owner))
+
+    def refuse(plans: Sequence[Any], request: Request, name: str) -> list[Any]:
+        raise UserError("run-dir", str(plan.run_dir), "a process is training in it", "Wait for it.")
+
+    with monkeypatch.context() as refusing:
+        refusing.setattr(submit, "queue", refuse)
+        for _ in range(20):
+            with pytest.raises(TryLater, match="a process is training in it"):
+                executor.start(TRIAL, plan)
+        plan.directory.owner_file.unlink()
+        with pytest.raises(UserError, match="a process is training in it"):
+            executor.start(TRIAL, plan)
+    executor.start(TRIAL, plan)
+    assert len(slurm.jobs) == 1
+
+
+def test_search_continues_after_an_outage_at_its_start(
+    slurm: Queue, executor: ClusterExecutor, plan: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search_slurm, "_RETRY_S", 0.0)
+    submissions.write(submissions.Submission("9", plan.run_dir))
+    slurm.jobs["9"] = "dl2pa-lr-000"
+    write_job_file(plan.directory, "9")
+    slurm.outages = 3
+    assert executor.state_of(TRIAL, plan) == "running"
+    assert slurm.outages == 0
+    executor._stop.set()
+    slurm.outages = 1
+    with pytest.raises(ConnectionError):
+        executor.state_of(TRIAL, plan)
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_job_of_a_search_waits_for_slurm_to_check_its_request(
+    begun: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first command of a search, which a user waits for, fails at once."""
+    end: Any = SimpleNamespace(config=Config(), nproc=1)
+    answers: list[Exception | None] = [ConnectionError("no answer"), ConnectionError("no answer"), None]
+
+    def check_runs(plans: Any, request: Request) -> None:
+        if error := answers.pop(0):
+            raise error
+
+    data = end.config.data.model_dump_json()
+    for name, value in {
+        **{"_RETRY_S": 0.0, "check_request": lambda request: None, "plan_ends": lambda plan, planned: (end,)},
+        **{"check_trainings": lambda trainings: {data: None}, "check_search": lambda plan, facts: None},
+        **{"is_search": lambda folder: begun, "choose_uri": lambda uri, base: None},
+        "drive": lambda *arguments: 7,
+    }.items():
+        monkeypatch.setattr(search_slurm, name, value)
+    monkeypatch.setattr(submit, "request_of", lambda args: Request())
+    monkeypatch.setattr(submit, "check_runs", check_runs)
+    search = SearchPlan("lr", Search(), [], tmp_path / "c.yaml", (), tmp_path)
+    args = argparse.Namespace(here=True, dry_run=False, json=False, run_dir=None)
+    if begun:
+        assert search_slurm.run_on_slurm(search, args) == 7 and not answers
+    else:
+        with pytest.raises(ConnectionError):
+            search_slurm.run_on_slurm(search, args)

@@ -21,7 +21,9 @@ OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
 """Beginning of an override, `key=value`."""
 _LIKE_OVERRIDE = re.compile(r"[^=/]*=")
 """Beginning of anything that may be read as an override."""
-_DL2PA = (sys.executable, "-m", "dl2pa")
+_PYTHON = (sys.executable, "-P")
+"""Python that, like the installed `dl2pa`, imports nothing from the working directory, such as a file `queue.py`."""
+_DL2PA = (*_PYTHON, "-m", "dl2pa")
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ def dl2pa_arguments(command: Sequence[str]) -> list[str] | None:
 
 def private_command(arguments: Sequence[str]) -> list[str]:
     """Command line of a process that runs `dl2pa` with the arguments; its input is `private_input(arguments)`."""
-    return [sys.executable, "-m", "dl2pa.private_command", *shown_words(arguments)]
+    return [*_PYTHON, "-m", "dl2pa.private_command", *shown_words(arguments)]
 
 
 @contextmanager

@@ -328,7 +328,8 @@ class RunDirectory:
 
     def logged_ranks(self) -> list[int]:
         """Ranks that have a log, in order."""
-        return sorted(int(path.stem.removeprefix("rank-")) for path in self.logs.glob("rank-*.log"))
+        names = (path.stem.removeprefix("rank-") for path in self.logs.glob("rank-*.log"))
+        return sorted(int(name) for name in names if re.fullmatch("[0-9]{1,9}", name))
 
     def error_reports(self) -> list[dict[str, Any]]:
         """Error reports of the ranks and nodes of all launches."""

@@ -86,7 +86,7 @@ class Container:
 def _srun_has_pyxis() -> bool:
     try:
         done = subprocess.run(["srun", "--help"], capture_output=True, text=True, timeout=20, check=False)
-    except OSError:
+    except (OSError, subprocess.TimeoutExpired):
         return False
     return "--container-image" in done.stdout
 

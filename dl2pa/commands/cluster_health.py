@@ -180,7 +180,7 @@ def _check_on_node_with(folder: Path, partition: str | None) -> list[Finding]:
     options = ["--nodes=1", "--ntasks=1", "--time=1", f"--immediate={_NODE_WAIT_S}", "--quiet"]
     options += [f"--partition={partition}"] if partition else []
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".doctor-") as shared:
-        program = [sys.executable, "-c", _ON_NODE, str(Path(shared.name).absolute())]
+        program = [sys.executable, "-P", "-c", _ON_NODE, str(Path(shared.name).absolute())]
         start = time.time()
         try:
             done = subprocess.run(

@@ -113,7 +113,7 @@ def started(monkeypatch: pytest.MonkeyPatch, code: int = 75, output: str = "") -
 
     def end(command: list[str], quiet: bool, standard_input: int) -> tuple[int, str]:
         arguments = json.loads(os.read(standard_input, 10_000))
-        assert command[1:] == ["-m", "dl2pa.private_command", *shown_words(arguments)]
+        assert command[1:] == ["-P", "-m", "dl2pa.private_command", *shown_words(arguments)]
         commands.append([*arguments, Path(arguments[1]).read_text()])
         return code, output
 

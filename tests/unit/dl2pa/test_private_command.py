@@ -39,6 +39,7 @@ def test_overrides_of_a_sweep_file_are_not_on_a_command_line(config: Path, tmp_p
     task = train_task(plan, 2, ['tracking.tags.sweep="a"'])
     with task.opened() as (command, standard_input):
         shown = [
+            "-P",
             "-m",
             "dl2pa.private_command",
             "train",
@@ -48,7 +49,7 @@ def test_overrides_of_a_sweep_file_are_not_on_a_command_line(config: Path, tmp_p
             "--json",
         ]
         assert command == [sys.executable, *shown]
-        assert json.loads(os.read(standard_input, 10_000)) == task.command[3:]
+        assert json.loads(os.read(standard_input, 10_000)) == task.command[4:]
         assert [word for word in task.command if SECRET in word] == list(overrides)
 
 
@@ -59,7 +60,12 @@ def test_overrides_are_not_on_the_command_line_of_the_agent(tmp_path: Path) -> N
     assert words[-4:] == ["train", "c.yaml", "--run-dir", "/runs/a=b"]
 
 
-def test_a_task_of_the_pool_gets_its_arguments(config: Path, tmp_path: Path) -> None:
+def test_a_task_of_the_pool_gets_its_arguments(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("queue", "yaml"):  # files of the user with the names of modules
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('imported from the working directory')")
     log = tmp_path / "log"
     task = Task(
         dl2pa_command(["config", str(config), "optim.lr=0.3125", "tracking.run_name=it's; so"]), log, {}

@@ -256,3 +256,9 @@ def test_a_released_run_can_be_acquired_again(run: RunDirectory) -> None:
         assert is_owned(run)
         owner.release()
         assert not is_owned(run)
+
+
+def test_a_copied_log_is_not_the_log_of_a_rank(run: RunDirectory) -> None:
+    for name in ("rank-0", "rank-11", "rank-0 (copy)", "rank-1.old"):
+        (run.logs / f"{name}.log").touch()
+    assert run.logged_ranks() == [0, 11]

@@ -43,8 +43,9 @@ def plan(capsys: pytest.CaptureFixture[str]) -> Callable[..., Planned]:
         assert main(["sweep", *arguments, "--dry-run"]) == 0, capsys.readouterr().err
         runs: Planned = []
         for line in capsys.readouterr().out.splitlines():
-            python, module, program, command, config, *rest = shlex.split(line)
-            assert (python, module, program, command) == (sys.executable, "-m", "dl2pa", "train")
+            python, safe, module, program, command, config, *rest = shlex.split(line)
+            assert (python, safe, module, program) == (sys.executable, "-P", "-m", "dl2pa")
+            assert command == "train"
             *overrides, option, run_dir, as_json = rest
             assert (option, as_json) == ("--run-dir", "--json")
             runs.append((Path(config), dict(text.split("=", 1) for text in overrides), Path(run_dir)))

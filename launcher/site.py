@@ -206,12 +206,21 @@ def _plain(prefix: str, profile: Profile) -> Layer:
         layer |= gpus_layer(f"{prefix}.gpus_per_node", layer["gpus_per_node"])
     elif "gpus_per_node" in layer:
         layer["gpu_type"] = None
-    for name in ("sbatch", "environment"):
-        if name in layer:
-            layer[name] = {str(k): _text(f"{prefix}.{name}.{k}", v) for k, v in layer[name].items()}
+    if "environment" in layer:
+        variables = layer["environment"].items()
+        layer["environment"] = {str(k): _value(f"{prefix}.environment.{k}", v) for k, v in variables}
     if "sbatch" in layer:
+        layer["sbatch"] = {str(k): _text(f"{prefix}.sbatch.{k}", v) for k, v in layer["sbatch"].items()}
         layer["sbatch"] = {str(k).removeprefix("--").replace("_", "-"): v for k, v in layer["sbatch"].items()}
     return _with_gres(layer)
+
+
+def _value(field_name: str, value: Any) -> str | None:
+    """Text of the value of a variable."""
+    if isinstance(value, bool):
+        remedy = f'Put it in quotes, as in "{str(value).lower()}", or write 1 or 0.'
+        raise UserError(field_name, value, "must be text, a number or null", remedy)
+    return _text(field_name, value)
 
 
 def _text(field_name: str, value: Any) -> str | None:

@@ -152,6 +152,17 @@ def test_secrets_in_the_variables_of_a_site_file_are_refused(variable: str, site
     assert resolve({}).setup.environment["HTTPS_PROXY"] == "http://proxy:3128"
 
 
+@pytest.mark.parametrize("value", ["true", "false"])
+def test_a_variable_of_a_site_file_is_not_true_or_false(value: str, site: Path) -> None:
+    site.write_text(f"defaults: {{environment: {{NCCL_IB_DISABLE: {value}}}}}")
+    message = f'must be text, a number or null. Put it in quotes, as in "{value}", or write 1 or 0'
+    with pytest.raises(UserError, match=message):
+        resolve({})
+    site.write_text(f'defaults: {{environment: {{NCCL_IB_DISABLE: "{value}"}}, sbatch: {{exclusive: true}}}}')
+    request = resolve({})
+    assert request.setup.environment == {"NCCL_IB_DISABLE": value} and request.sbatch == ("exclusive",)
+
+
 def test_an_unknown_profile_is_refused_with_a_suggestion() -> None:
     with pytest.raises(UserError, match=r"is not a profile of .*cluster.yaml. Did you mean long\?"):
         resolve({"profile": "lnog"})

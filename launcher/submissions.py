@@ -146,7 +146,10 @@ def find(job: str) -> list[Submission]:
         return [submission]
     if _exists(Path(job)):
         remedy = "Name a job of `dl2pa jobs`, or submit it with `dl2pa submit CONFIG --run-dir`."
-        problem = damage(Path(job).absolute())
+        run, problem = RunDirectory(Path(job).absolute()), damage(Path(job).absolute())
+        if problem is None and run.status_file.is_file():
+            remedy = "Stop its `dl2pa train` with Ctrl-C or TERM, or its job with scancel; the same command continues it."
+            raise UserError("job", job, "is a run that was started without `dl2pa submit`", remedy)
         text = f"has no readable {RunDirectory(Path()).job}" + (f": {problem}" if problem else "")
         raise UserError("job", job, text, remedy)
     message = "is not a dl2pa job that this user submitted from this home directory"

@@ -169,3 +169,11 @@ def test_an_empty_name_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(submitted(tmp_path / "a", "7"))
     with pytest.raises(UserError, match="is empty"):
         submissions.find("")
+
+
+def test_a_run_that_was_not_submitted_is_named_as_such(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    run.create()
+    run.write_status(state="running")
+    with pytest.raises(UserError, match=r"was started without `dl2pa submit`\. Stop its `dl2pa train`"):
+        submissions.find(str(run.root))

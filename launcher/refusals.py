@@ -7,7 +7,7 @@ from enum import Enum
 
 _OUTAGE = re.compile(
     r"unable to contact|timed out|munge|protocol authentication|temporarily un|backup controller|zero bytes were"
-    r"|connection (refused|reset)|not connected|missing socket",
+    r"|connection (refused|reset)|not connected|missing socket|configuration source|establish controller",
     re.IGNORECASE,
 )
 _FULL = re.compile(r"SubmitJob")

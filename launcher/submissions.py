@@ -148,7 +148,7 @@ def find(job: str) -> list[Submission]:
         remedy = "Name a job of `dl2pa jobs`, or submit it with `dl2pa submit CONFIG --run-dir`."
         run, problem = RunDirectory(Path(job).absolute()), damage(Path(job).absolute())
         if problem is None and run.status_file.is_file():
-            remedy = "Stop its `dl2pa train` with Ctrl-C or TERM, or its job with scancel; the same command continues it."
+            remedy = "Stop its `dl2pa train` with Ctrl-C or TERM, its job with scancel; the same command continues it."
             raise UserError("job", job, "is a run that was started without `dl2pa submit`", remedy)
         text = f"has no readable {RunDirectory(Path()).job}" + (f": {problem}" if problem else "")
         raise UserError("job", job, text, remedy)

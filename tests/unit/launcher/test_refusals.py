@@ -18,6 +18,7 @@ from launcher.refusals import Refusal, kind_of
         ),
         ("auth/munge: _decode_cred: Munge decode failed: Invalid credential format", Refusal.OUTAGE),
         ("Batch job submission failed: Protocol authentication error", Refusal.OUTAGE),
+        ("fatal: Could not establish a configuration source", Refusal.OUTAGE),
         ("AssocMaxSubmitJobLimit; Job violates accounting/QOS policy (job submit limit)", Refusal.FULL),
         ("QOSMaxSubmitJobPerUserLimit", Refusal.FULL),
         ("invalid partition specified: none", Refusal.INVALID),

@@ -16,7 +16,9 @@ from dl2pa.config.sweep import KEY, VARIANT_KEY
 from dl2pa.config.yaml_core import dump_yaml
 from dl2pa.errors import UserError
 from dl2pa.osutil import write_atomically
+from dl2pa.redaction import redact
 from dl2pa.runplan import RunPlan
+from dl2pa.specs import IMAGE_FOLDER
 
 _SEED, _SPLIT = "train.seed", "data.val_fraction"
 _SEEDS = "0..4"
@@ -69,7 +71,8 @@ def check_best(path: Path, inputs: Collection[Path]) -> None:
 def write_best(plans: Sequence[RunPlan], path: Path, failed: Collection[Path] = ()) -> None:
     """Write the settings of each variant with the highest mean top-1 accuracy at the last epoch.
 
-    The runs of the new sweep have the validation split of the data set, which `data.val_fraction` replaced.
+    The runs of the new sweep have the validation split of the data set, which `data.val_fraction` replaced, unless
+    the images are class folders.
 
     Args:
         plans: runs of the sweep that have ended.
@@ -81,7 +84,7 @@ def write_best(plans: Sequence[RunPlan], path: Path, failed: Collection[Path] = 
     variants: dict[str, dict[str, _Setting]] = {}
     for plan in plans:
         name = plan.config.tracking.tags.get(VARIANT_KEY) or plan.label
-        values = _values(plan.overrides)
+        values = _values(plan)
         values.pop(_SEED, None)
         settings = variants.setdefault(name, {})
         key = f"{plan.config_file} {sorted((k, repr(v)) for k, v in values.items())}"
@@ -111,7 +114,7 @@ def write_best(plans: Sequence[RunPlan], path: Path, failed: Collection[Path] = 
     text = "\n".join(lines) + "\n" + dump_yaml({KEY: _content(best, path)})
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, text)
+        write_atomically(path, text, private=redact(text) != text)
     except OSError as error:
         message = f"cannot be written ({error.strerror or error})"
         raise UserError("--best", str(path), message, "Give another file.") from None
@@ -135,9 +138,11 @@ def _content(best: Mapping[str, _Setting], path: Path) -> dict[str, Any]:
     return {"overrides": shared, "variants": rest, "seeds": _SEEDS}
 
 
-def _values(overrides: Sequence[str]) -> dict[str, Any]:
-    """Settings by key; later ones win."""
-    result = {k: v for k, v in flat_overrides(overrides).items() if not k.startswith("tracking.tags")}
-    if result.get(_SPLIT) is not None:
+def _values(plan: RunPlan) -> dict[str, Any]:
+    """Settings of a run by key; later ones win. Class folders have no other validation split than the drawn one."""
+    result = {k: v for k, v in flat_overrides(plan.overrides).items() if not k.startswith("tracking.tags")}
+    data = plan.config.data
+    is_drawn = data.val_fraction is not None or result.get(_SPLIT) is not None
+    if is_drawn and data.dataset != IMAGE_FOLDER:
         result[_SPLIT] = None
     return result

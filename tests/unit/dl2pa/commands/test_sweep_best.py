@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import yaml
 
 from dl2pa.cli import main
 from dl2pa.commands.sweep_best import check_best, write_best
-from dl2pa.config import load_config
+from dl2pa.config import load_config, parse_config
 from dl2pa.config.sweep import load_sweep
 from dl2pa.errors import UserError
 from dl2pa.runplan import RunPlan, RunSpec, plan_runs
@@ -88,7 +89,8 @@ def test_sections_given_as_a_whole_keep_their_meaning(
     assert main(["sweep", "final.yaml", "--dry-run", "--seeds", "100", "--run-dir", "final"]) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if 'variant="c"' in line]
     words = shlex.split(line)
-    config = load_config(words[4], words[5 : words.index("--run-dir")])
+    first = words.index("train") + 1
+    config = load_config(words[first], words[first + 1 : words.index("--run-dir")])
     left, found = third.config, config
     assert found.optim == left.optim and found.method == left.method
     assert (found.optim.momentum, found.optim.lr, found.method.scale) == (0.5, 0.3, 5.0)
@@ -104,6 +106,38 @@ def test_the_final_runs_use_the_validation_split_of_the_data(plans: list[RunPlan
     ]
     write_best(drawn, Path("final.yaml"))
     assert load_sweep(Path("final.yaml")).overrides["data.val_fraction"] is None
+
+
+@pytest.mark.parametrize(
+    ("dataset", "in_file", "expected"),
+    [
+        *(("digits", True, {"data.val_fraction": None}), ("digits", False, {"data.val_fraction": None})),
+        *(("imagefolder", True, {}), ("imagefolder", False, {"data.val_fraction": 0.2})),
+    ],
+)
+def test_only_a_validation_split_of_the_data_replaces_the_drawn_one(
+    dataset: str, in_file: bool, expected: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = {"dataset": dataset, "root": str(tmp_path), **({"val_fraction": 0.2} if in_file else {})}
+    Path("own.yaml").write_text(yaml.safe_dump({"data": data}))
+    spec = RunSpec(Path("own.yaml"), () if in_file else ("data.val_fraction=0.2",))
+    (plan,) = plan_runs([spec], Path("runs"), in_folder=True)
+    plan.run_dir.mkdir(parents=True)
+    (plan.run_dir / "result.json").write_text(json.dumps({**RESULT, "top1_last": 50.0}))
+    write_best([plan], Path("final.yaml"))
+    assert load_sweep(Path("final.yaml")).overrides == expected
+
+
+def test_only_the_owner_can_read_a_file_with_a_secret(plans: list[RunPlan]) -> None:
+    write_best(plans, Path("plain.yaml"))
+    url = "https://hooks.example.org/T0/secret"
+    secret = [replace(plan, overrides=(*plan.overrides, f"notify.url={url}")) for plan in plans]
+    parse_config({"notify": {"url": url}})  # as planning such a run does
+    write_best(secret, Path("secret.yaml"))
+    assert load_sweep(Path("secret.yaml")).overrides["notify.url"] == url
+    modes = [Path(name).stat().st_mode & 0o777 for name in ("plain.yaml", "secret.yaml")]
+    assert modes[0] & 0o400 and modes[1] == 0o600 != modes[0]
 
 
 def test_settings_with_a_failed_run_are_left_out(plans: list[RunPlan]) -> None:

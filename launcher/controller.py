@@ -11,13 +11,14 @@ from launcher.request import Request
 
 STOP_BEFORE_S = 60
 _SCRIPT = """\
-set +e # lines of a site file may have set it; the code below tests exit codes itself
+set +eu # lines of a site file may have set these; the code below tests exit codes itself
 trap - ERR
-ended=
+ended='' child=''
 trap 'ended=limit; kill -TERM "$child" 2>/dev/null' USR2
 trap 'ended=cancelled; kill -TERM "$child" 2>/dev/null' TERM
 {command} &
 child=$!
+[[ -z $ended ]] || kill -TERM "$child" # a signal came before its number was known
 while :; do # a trapped signal ends `wait` early
   wait "$child"
   code=$?

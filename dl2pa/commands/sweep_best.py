@@ -71,8 +71,7 @@ def check_best(path: Path, inputs: Collection[Path]) -> None:
 def write_best(plans: Sequence[RunPlan], path: Path, failed: Collection[Path] = ()) -> None:
     """Write the settings of each variant with the highest mean top-1 accuracy at the last epoch.
 
-    The runs of the new sweep have the validation split of the data set, which `data.val_fraction` replaced, unless
-    the images are class folders.
+    The runs of the new sweep have the validation split of the data set, which `data.val_fraction` replaced.
 
     Args:
         plans: runs of the sweep that have ended.
@@ -139,10 +138,13 @@ def _content(best: Mapping[str, _Setting], path: Path) -> dict[str, Any]:
 
 
 def _values(plan: RunPlan) -> dict[str, Any]:
-    """Settings of a run by key; later ones win. Class folders have no other validation split than the drawn one."""
+    """Settings of a run by key; later ones win.
+
+    A `data.val_fraction` of the configuration file is kept with class folders, which may have no other validation split.
+    """
     result = {k: v for k, v in flat_overrides(plan.overrides).items() if not k.startswith("tracking.tags")}
     data = plan.config.data
-    is_drawn = data.val_fraction is not None or result.get(_SPLIT) is not None
-    if is_drawn and data.dataset != IMAGE_FOLDER:
+    in_file = data.val_fraction is not None and data.dataset != IMAGE_FOLDER
+    if in_file or result.get(_SPLIT) is not None:
         result[_SPLIT] = None
     return result

@@ -112,10 +112,10 @@ def test_the_final_runs_use_the_validation_split_of_the_data(plans: list[RunPlan
     ("dataset", "in_file", "expected"),
     [
         *(("digits", True, {"data.val_fraction": None}), ("digits", False, {"data.val_fraction": None})),
-        *(("imagefolder", True, {}), ("imagefolder", False, {"data.val_fraction": 0.2})),
+        *(("imagefolder", True, {}), ("imagefolder", False, {"data.val_fraction": None})),
     ],
 )
-def test_only_a_validation_split_of_the_data_replaces_the_drawn_one(
+def test_a_drawn_validation_split_is_reset_unless_the_file_of_class_folders_has_it(
     dataset: str, in_file: bool, expected: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -133,6 +134,20 @@ def add_grid(parser: argparse.ArgumentParser, option: str) -> None:
         help="one run per value: train.seed=0..4, optim.lr=0.1,0.2, config=A.yaml,B.yaml; "
         "repeat the option for all combinations",
     )
+
+
+def check_not_varied(overrides: Sequence[str], grid: Sequence[str], option: str = "--grid") -> None:
+    """Refuse overrides of the command line for keys of the grid, whose values come last.
+
+    Raises:
+        UserError: the first such override.
+    """
+    varied = {text.partition("=")[0].strip() for text in grid}
+    for text in overrides:
+        if text.partition("=")[0].strip() in varied:
+            message = "has no effect, because the grid varies this key"
+            remedy = f"Leave it out, or replace the values of the grid: {option} {text}."
+            raise UserError("override", text, message, remedy)
 
 
 def add_run(parser: argparse.ArgumentParser, **kwargs: Any) -> None:

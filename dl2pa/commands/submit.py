@@ -18,6 +18,7 @@ from dl2pa.commands.options import (
     add_grid,
     add_run_dir,
     add_slurm_request,
+    check_not_varied,
     check_output_file,
     nonempty_path,
 )
@@ -65,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
     script = args.write_script
     if script is not None and not os.access(script, os.W_OK):  # an existing file is written in place
         check_output_file("--write-script", script)
+    check_not_varied(args.overrides, args.grid or [], "--array")
     specs = expand(args.config, args.overrides, args.grid or [], "--array")
     plans = plan_jobs(specs, args, in_folder=len(specs) > 1, option="--array")
     if args.write_script is not None and len(plans) > 1:

@@ -18,6 +18,7 @@ from dl2pa.commands.options import (
     add_renamed,
     add_slurm_request,
     add_tables,
+    check_not_varied,
     nonempty_path,
     nonempty_text,
 )
@@ -26,6 +27,7 @@ from dl2pa.commands.published_runs import expand_results, select_results
 from dl2pa.commands.sweep_best import check_best, write_best
 from dl2pa.commands.sweep_outcomes import Outcome, damaged, print_outcomes, run_pool
 from dl2pa.config import Config, fingerprint
+from dl2pa.config.identity import SEED
 from dl2pa.config.paths import expand_path
 from dl2pa.config.places import finder, place_in_sweep, placed
 from dl2pa.config.published import load_published, published_file
@@ -223,6 +225,9 @@ def _read_request(args: argparse.Namespace) -> SweepRequest:
         config = file.parent / expand_path("sweep.config", sweep.config) if sweep.config else None
     published = tuple(args.published or sweep.published)
     variants = _select_variants(_variants(sweep, file, config), args.variant, file)
+    grid = _grid(sweep, args, [name for name, *_ in variants])
+    own = [word for word in words if word not in files]
+    check_not_varied(own, grid)
     if bool(config or variants) == bool(published):
         message = "cannot be combined with published results" if published else "is missing"
         remedy = "Give either a configuration or --published TABLE[:ROW[:COLUMN]]."
@@ -231,24 +236,36 @@ def _read_request(args: argparse.Namespace) -> SweepRequest:
         raise UserError("--parallel", args.parallel, "must be at least 1", "Give 1 or more.")
     if args.tables is not None and not published:
         raise UserError("--tables", str(args.tables), "requires --published", "Add --published, or omit it.")
-    grid = [*(args.grid or ()), *([] if args.seeds is None else [f"train.seed={args.seeds}"])]
-    words = [word for word in words if word not in files]
     return SweepRequest(
         name=file.stem if file is not None else published[0].partition(":")[0],
         config=config,
         published=published,
-        overrides=(*(() if variants else sweep.override_texts()), *words),
-        grid=_grid(sweep, grid, words),
+        overrides=(*(() if variants else sweep.override_texts()), *own),
+        grid=grid,
         parallel=args.parallel or sweep.parallel,
         variants=variants,
         file=file if file is not None and is_sweep(file) else None,
     )
 
 
-def _grid(sweep: Sweep, grid: Sequence[str], overrides: Sequence[str]) -> tuple[str, ...]:
-    """Return the grid of the command line, and that of the sweep file without the keys the command line sets."""
-    keys = {text.partition("=")[0] for text in (*grid, *overrides)}
-    return (*grid, *(text for text in sweep.grid_texts() if text.partition("=")[0] not in keys))
+def _grid(sweep: Sweep, args: argparse.Namespace, variants: Sequence[str]) -> tuple[str, ...]:
+    """Grid of the command line, then that of the file without the keys that the command line gives.
+
+    Args:
+        variants: names of the selected variants.
+    """
+    texts: list[str] = args.grid or []
+    keys = {text.partition("=")[0].strip() for text in texts}
+    if args.seeds is not None:
+        if SEED in keys:
+            remedy = "Remove one of them."
+            raise UserError("--seeds", args.seeds, f"the seeds are also given by --grid {SEED}", remedy)
+        sweep = sweep.model_copy(update={"seeds": args.seeds})
+    for name in variants:
+        if same := sorted(keys & sweep.variants[name].keys()):
+            remedy = "Leave the key out of the grid, or select other variants with --variant."
+            raise UserError("--grid", same[0], f"is set by the variant {name}", remedy)
+    return (*texts, *(text for text in sweep.grid_texts() if text.partition("=")[0] not in keys))
 
 
 def _variants(sweep: Sweep, file: Path | None, config: Path | None) -> tuple[Variant, ...]:

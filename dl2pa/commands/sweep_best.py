@@ -140,7 +140,7 @@ def _content(best: Mapping[str, _Setting], path: Path) -> dict[str, Any]:
 def _values(plan: RunPlan) -> dict[str, Any]:
     """Settings of a run by key; later ones win.
 
-    A `data.val_fraction` of the configuration file is kept with class folders, which may have no other validation split.
+    A `data.val_fraction` of the configuration file is kept with class folders, which may have no other split.
     """
     result = {k: v for k, v in flat_overrides(plan.overrides).items() if not k.startswith("tracking.tags")}
     data = plan.config.data

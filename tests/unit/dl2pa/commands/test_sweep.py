@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable
@@ -134,6 +135,48 @@ def test_one_run_at_a_time_uses_all_gpus_with_auto(nproc: str, expected: list[di
     assert worker_environments(configs, 1) == expected
 
 
+SWEEP: dict[str, Any] = {
+    "config": "tiny.yaml",
+    "grid": {"optim.lr": [0.1, 0.2]},
+    "seeds": "0..1",
+    "variants": {"a": {"method.name": "psc"}, "b": {"method.margin": 0.2}},
+}
+
+
+def test_a_grid_on_the_command_line_replaces_that_of_the_file(plan: Callable[..., Planned]) -> None:
+    Path("sweep.yaml").write_text(yaml.safe_dump({"sweep": SWEEP}))
+    runs = plan("sweep.yaml", "--grid", "optim.lr=0.3", "--grid", "train.seed=7", "--variant", "a")
+    assert [(o["optim.lr"], o["train.seed"]) for _, o, _ in runs] == [("0.3", "7")]
+    runs = plan("sweep.yaml", "--grid", "optim.lr=0.3", "--seeds", "5", "--variant", "a")
+    assert [(o["optim.lr"], o["train.seed"]) for _, o, _ in runs] == [("0.3", "5")]
+    assert len(plan("sweep.yaml")) == 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["sweep.yaml", "train.seed=3"], "has no effect, because the grid varies this key"),
+        (["sweep.yaml", "optim.lr=1"], r"Leave it out, or replace the values of the grid: --grid optim.lr=1"),
+        (["tiny.yaml", "optim.lr=1", "--grid", "optim.lr=1,2"], "has no effect"),
+        (["sweep.yaml", "--grid", "train.seed=1", "--seeds", "0..1"], "are also given by --grid train.seed"),
+        (["sweep.yaml", "--grid", "method.margin=0,0.1"], "is set by the variant b"),
+    ],
+)
+def test_settings_that_a_grid_would_hide_are_refused(
+    arguments: list[str], message: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("sweep.yaml").write_text(yaml.safe_dump({"sweep": SWEEP}))
+    assert main(["sweep", *arguments, "--dry-run"]) == 2
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_an_override_that_an_array_would_hide_is_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["submit", "tiny.yaml", "train.seed=3", "--array", "train.seed=0..1", "--dry-run"]) == 2
+    assert "replace the values of the grid: --array train.seed=3" in capsys.readouterr().err
+
+
 def test_the_command_line_overrides_a_sweep_file(plan: Callable[..., Planned], folder: Path) -> None:
     (folder / "deep").mkdir()
     (folder / "tiny.yaml").rename(folder / "deep/tiny.yaml")
@@ -151,26 +194,6 @@ def test_the_command_line_overrides_a_sweep_file(plan: Callable[..., Planned], f
     ]
     assert values == [[m, lr, "7", "4"] for m in ("dl2pa", "hpn") for lr in ("0.1", "0.2")]
     assert json.loads(runs[0][1]["tracking.tags.sweep"]).startswith("all-")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        ([], [("0.1", "0"), ("0.1", "1"), ("0.2", "0"), ("0.2", "1")]),
-        (["--grid", "optim.lr=0.3,0.4"], [("0.3", "0"), ("0.3", "1"), ("0.4", "0"), ("0.4", "1")]),
-        (["optim.lr=0.5"], [("0.5", "0"), ("0.5", "1")]),
-        (["train.seed=7"], [("0.1", "7"), ("0.2", "7")]),
-        (["--grid", "train.seed=8", "optim.lr=0.5"], [("0.5", "8")]),
-    ],
-)
-def test_a_key_of_the_command_line_replaces_the_grid_of_the_file(
-    plan: Callable[..., Planned], folder: Path, arguments: list[str], expected: list[tuple[str, str]]
-) -> None:
-    for variants in ({}, {"variants": {"a": {"method.name": "hpn"}}}):
-        tree = {"config": "tiny.yaml", "seeds": [0, 1], "grid": {"optim.lr": [0.1, 0.2]}, **variants}
-        (folder / "grid.yaml").write_text(yaml.safe_dump({"sweep": tree}))
-        runs = plan("grid.yaml", *arguments)
-        assert [(o["optim.lr"], o["train.seed"]) for _, o, _ in runs] == expected
 
 
 def test_variants_of_a_sweep_file(plan: Callable[..., Planned], folder: Path) -> None:
@@ -235,7 +258,6 @@ def test_published_results_are_run(plan: Callable[..., Planned], folder: Path) -
         (["tiny.yaml", "--seeds", "1,1"], "--grid"),
         (["tiny.yaml", "--grid", "optim.lr"], "--grid"),
         (["tiny.yaml", "--grid", "optim.lr=1", "--grid", "optim.lr=2"], "--grid"),
-        (["tiny.yaml", "--seeds", "1", "--grid", "train.seed=2"], "--grid"),
         (["tiny.yaml", "--grid", "optim.lrr=1,2"], "optim.lrr"),
         (["tiny.yaml", "--grid", "train.batch_size=8,100"], "train.batch_size"),
         (["tiny.yaml", "--grid", "data.dataset=synthetic,imagefolder"], "data.root"),

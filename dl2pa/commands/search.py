@@ -15,7 +15,7 @@ from dl2pa.commands.options import add_overrides, add_slurm_request, nonempty_pa
 from dl2pa.commands.output import note, say, table
 from dl2pa.config import Config, fingerprint, flat_overrides
 from dl2pa.config.gather import Problems
-from dl2pa.config.paths import expand_path
+from dl2pa.config.paths import expand_path, literal_path
 from dl2pa.config.places import finder, place_in_sweep, placed
 from dl2pa.config.search import Parameter, Search, load_search
 from dl2pa.errors import EXIT_DONE, EXIT_FAILURE, EXIT_STOPPED, UserError
@@ -258,7 +258,7 @@ def _run_here(plan: SearchPlan, args: argparse.Namespace) -> int:
         return PlannedTrial(run, data[run.config.data.model_dump_json()])
 
     uri = choose_uri(plan.config.tracking.uri, plan.folder.parent)
-    in_store = [f"tracking.uri={uri}"] if uri == local_uri(plan.folder.parent) else []
+    in_store = [f"tracking.uri={literal_path(uri)}"] if uri and uri == local_uri(plan.folder.parent) else []
     with executor.pool.handling_signals():
         return drive(plan, executor, uri, lambda trial, tags: planner(trial, tags, in_store), args.json)
 

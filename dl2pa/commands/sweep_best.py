@@ -12,6 +12,7 @@ from typing import Any
 from dl2pa.commands.options import check_output_file
 from dl2pa.commands.output import note
 from dl2pa.config import flat_overrides
+from dl2pa.config.paths import literal_path
 from dl2pa.config.sweep import KEY, VARIANT_KEY
 from dl2pa.config.yaml_core import dump_yaml
 from dl2pa.errors import UserError
@@ -124,7 +125,7 @@ def _content(best: Mapping[str, _Setting], path: Path) -> dict[str, Any]:
     """Content of the key `sweep`: settings that all variants share are its overrides."""
     folder = path.absolute().parent
     variants = {
-        name: {"config": os.path.relpath(s.plan.config_file.absolute(), folder), **s.values}
+        name: {"config": literal_path(os.path.relpath(s.plan.config_file.absolute(), folder)), **s.values}
         for name, s in best.items()
     }
     first, *others = variants.values()

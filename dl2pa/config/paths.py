@@ -63,6 +63,12 @@ def expand_path(field: str, text: str) -> str:
     return text[:start] + _expand_home(field, _expand_variables(field, text[start:]))
 
 
+def literal_path(path: str) -> str:
+    """Return the text that `expand_path` expands to a path or a URI of a file."""
+    text = path.replace("$", "$$")
+    return f"./{text}" if text.startswith("~") else text
+
+
 def _expand_variables(field: str, text: str) -> str:
     def value_of(match: re.Match[str]) -> str:
         if match[1]:

@@ -129,6 +129,14 @@ def test_a_drawn_validation_split_is_reset_unless_the_file_of_class_folders_has_
     assert load_sweep(Path("final.yaml")).overrides == expected
 
 
+@pytest.mark.parametrize("name", ["$HOME", "~root", "a ${X} $$"])
+def test_a_configuration_in_a_folder_of_any_name_is_found(plans: list[RunPlan], name: str) -> None:
+    Path(name).mkdir()
+    Path("tiny.yaml").rename(Path(name) / "tiny.yaml")
+    write_best([replace(plan, config_file=Path(name) / "tiny.yaml") for plan in plans], Path("final.yaml"))
+    assert main(["sweep", "final.yaml", "--dry-run"]) == 0
+
+
 def test_only_the_owner_can_read_a_file_with_a_secret(plans: list[RunPlan]) -> None:
     write_best(plans, Path("plain.yaml"))
     url = "https://hooks.example.org/T0/secret"

@@ -12,7 +12,7 @@ import yaml
 from dl2pa.commands.sweep import SweepRequest
 from dl2pa.config import Config, dump_config, load_config, load_recorded_config, parse_config
 from dl2pa.config.load import read_yaml
-from dl2pa.config.paths import expand_path
+from dl2pa.config.paths import expand_path, literal_path
 from dl2pa.config.sweep import load_sweep
 from dl2pa.config.yaml_core import dump_yaml, parse_value, parse_yaml, value_text
 from dl2pa.errors import UserError
@@ -391,3 +391,11 @@ def test_a_file_that_cannot_be_read_is_named(write: Callable[[str], Path]) -> No
     path = write("")
     path.write_bytes(b"tracking: {run_name: \xff}")
     assert "utf-8" in refused(lambda: load_config(path)).message
+
+
+@pytest.mark.parametrize(
+    "path", ["/a b", "/a $HOME/${X}", "~", "~root/x", "sqlite:////a$b/mlflow.db", "$$", "a/~"]
+)
+def test_a_literal_path_is_not_expanded(path: str) -> None:
+    expanded = expand_path("data.root", literal_path(path))
+    assert expanded == (f"./{path}" if path.startswith("~") else path)

@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from dl2pa.cli import main
-from dl2pa.search.journal import Header, Journal
+from dl2pa.commands import search as search_command
+from dl2pa.search.journal import Header, Journal, Trial
 
 TINY: dict[str, Any] = {
     "data": {"dataset": "synthetic", "num_classes": 5, "synthetic_samples": [64, 20], "image_size": 8},
@@ -141,3 +142,22 @@ def test_a_changed_search_is_refused_and_a_larger_budget_is_not(
     assert "--run-dir" in output["error"]["remedy"]
     code, output = search("--dry-run", "--trials", "9", "--parallel", "3", "tracking.experiment=other")
     assert code == 0 and output["command"]
+
+
+@needs_optuna
+def test_trials_use_the_store_of_a_folder_of_any_name(
+    folder: Path, search: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uris: list[str | None] = []
+
+    def drive(plan: Any, executor: Any, uri: str, planner: Any, as_json: bool) -> int:
+        trial = Trial(0, {"optim.lr": 0.1, "train.batch_size": "8"}, {})
+        uris.extend([uri, planner(trial, {}).plan.config.tracking.uri])
+        print("{}")
+        return 7
+
+    monkeypatch.setattr(search_command, "drive", drive)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    place = folder / "a $HOME ${X} b"
+    code, _ = search("--run-dir", str(place / "lr"), overrides={"tracking.uri": None})
+    assert (code, uris) == (7, [f"sqlite:///{place}/mlflow.db"] * 2)

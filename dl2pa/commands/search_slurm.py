@@ -70,8 +70,10 @@ def run_on_slurm(plan: SearchPlan, args: argparse.Namespace) -> int:
     )
     plan = replace(plan, ends=ends)
     check = partial(submit.check_runs, ends, request)
-    # The job of a search starts again, for example after its time limit, also while SLURM does not answer.
-    _asking_again(check) if args.here and is_search(plan.folder) else check()
+    if args.here and is_search(plan.folder):  # perhaps the job of the search, which was requeued
+        _asking_again(check)
+    else:
+        check()
     facts = check_trainings([(plan.config, request.nodes * ends[0].nproc)])
     check_search(plan, facts[plan.config.data.model_dump_json()])
     if args.dry_run:
@@ -170,7 +172,10 @@ class ClusterExecutor:
         queued = jobs.named(f"dl2pa-{self._name(trial)}")
         unrecorded = [job for job in queued if slurm.is_submitted(job, plan.directory.submission)]
         if unusable := sorted(set(queued) - set(unrecorded)):  # SLURM queued it although sbatch failed
-            jobs.cancel(unusable)
+            try:
+                jobs.cancel(unusable)
+            except UserError as error:  # it has ended meanwhile
+                note(str(error))
         last = submissions.last(plan.run_dir)
         if unrecorded:
             job = max(unrecorded, key=int)  # an earlier one may be completing

@@ -132,6 +132,17 @@ def test_job_queued_in_spite_of_an_error_before_a_kill_is_replaced(
     assert len(slurm.jobs) == 1
 
 
+def test_a_job_that_ends_before_it_is_replaced_does_not_end_the_search(
+    slurm: Queue, executor: ClusterExecutor, plan: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cancel(job_ids: Sequence[str]) -> None:
+        raise UserError("job", ", ".join(job_ids), "Invalid job id specified", "See `squeue`.")
+
+    slurm.jobs["5"] = "dl2pa-lr-000"  # without the files of a job
+    monkeypatch.setattr(jobs, "cancel", cancel)
+    assert executor.state_of(TRIAL, plan) == "stopped"
+
+
 def test_search_ends_at_once_if_sbatch_refuses_the_request(
     slurm: Queue, executor: ClusterExecutor, plan: Any
 ) -> None:

@@ -40,14 +40,14 @@ def run(args: argparse.Namespace) -> int:
     from dl2pa.config import load_config
     from dl2pa.gpus import resolve_nproc
     from dl2pa.runplan import follow_weights
-    from dl2pa.specs import DATASETS
+    from dl2pa.specs import dataset_spec
 
     config = follow_weights(load_config(args.config, args.overrides))
     nproc = resolve_nproc(config.launch.nproc if args.nproc is None else args.nproc, config.launch.device)
     if nproc < 1:
         raise UserError("--nproc", nproc, "must be at least 1", "Give 1 or more.")
     check_output_folder("--out", args.out)
-    if DATASETS[config.data.dataset].layout == "features":
+    if dataset_spec(config.data.dataset).layout == "features":
         return _print(args, _project(args, config))
     if args.clusters is not None:
         remedy = "First write the features, then their clusters, with data.dataset=features."

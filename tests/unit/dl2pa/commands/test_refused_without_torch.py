@@ -56,6 +56,7 @@ ROWS: list[tuple[str, list[str]]] = [
     ("model.backbone", ["train", "c.yaml", "model.backbone=identity"]),
     ("data.root", ["features", "c.yaml", FOLDER, "data.root=gone", "--out", "f"]),
     ("data.dataset", ["features", "c.yaml", *FEATURES, "--out", "f"]),
+    ("data.dataset", ["features", "c.yaml", "data.dataset=nomodule:f", "data.num_classes=", "--out", "f"]),
     ("--out", ["features", "c.yaml", "--out", "c.yaml"]),
     ("--nproc", ["features", "c.yaml", "--out", "f", "--nproc", "0"]),
     ("data.root", ["submit", "c.yaml", FOLDER, "data.root=gone"]),

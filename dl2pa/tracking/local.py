@@ -46,7 +46,7 @@ class LocalServer:
         allowed = dict.fromkeys([*local, *(form for name in names for form in (name, f"{name}:*"))])
         self._log = log
         self._command = [
-            *(sys.executable, "-m", "mlflow", "server"),
+            *(sys.executable, "-P", "-m", "mlflow", "server"),
             *("--host", host, "--port", str(port), "--workers", "1"),
             *("--artifacts-destination", str(artifacts)),
             *("--allowed-hosts", ",".join(allowed)),
@@ -54,6 +54,7 @@ class LocalServer:
         ]
         self._environment = {
             **os.environ,
+            "PYTHONSAFEPATH": "1",  # do not import from the working directory
             "MLFLOW_BACKEND_STORE_URI": store,
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             "MLFLOW_DISABLE_TELEMETRY": "true",

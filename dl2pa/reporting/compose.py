@@ -124,7 +124,8 @@ def _result_columns(
 
     def recipe(group: Group) -> str:
         same = [g.identity for g in groups if (g.method, g.dim) == (group.method, group.dim)]
-        return describe(group.identity, among=same if similar is None else similar)
+        text = describe(group.identity, among=same if similar is None else similar)
+        return text if group.images is None else f"{text}; data {group.images}"
 
     return {
         "best": lambda group: str(group.best),

@@ -1,7 +1,8 @@
 """Compare the configuration, data, code, machine and results of two runs.
 
 Differences between results are compared with the seed noise, the standard deviation over seeds. Runs have the same
-recipe if their configurations differ only in the seed and in settings that do not affect results.
+recipe if their data is the same and their configurations differ only in the seed and in settings that do not affect
+results.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ _CODE = ("git_commit", "git_dirty", *_VERSIONS)
 _MACHINE = ("device", "processor", "python", "world_size", "threads")
 _CONFIDENCE = 0.95
 _EXPLANATION = (
-    "Runs have the same recipe if their configurations differ only in the seed and in settings that do not affect "
-    "results. A mean is over the runs found with the recipe of A or B, one run per seed. The seed noise is the "
+    "Runs have the same recipe if their data is the same and their configurations differ only in the seed and in "
+    "settings that do not affect results. A mean is over the runs found with the recipe of A or B, one run per seed. The seed noise is the "
     "standard deviation over seeds, pooled over both recipes. The interval is Student's 95 % confidence interval of "
     "the difference between the means or, if A and B have the same recipe, between the two runs. With one seed per "
     "recipe the seed noise is unknown. Raw values are measured before, calibrated ones after the logits are divided by "
@@ -115,6 +116,7 @@ def compare_runs(first: Path, second: Path, below: Path | None = None) -> Differ
     recipe = _differing(identities, {**identities[0], **identities[1]})
     data_keys = [key for key in recipe if key.startswith("data.")]
     fingerprints = [{"dl2pa.data": env.get("data_fingerprint")} for env in environments]
+    same_data = len({env["dl2pa.data"] for env in fingerprints} - {None}) < 2
     sizes = [run.result.model_dump() for run in runs if isinstance(run, Run)]
     neutral = [k for k in flat[0] if k.startswith((*LOCAL_KEYS, *NEUTRAL)) and not k.startswith("data.")]
     results, unknown = _results(runs, paths, below)
@@ -122,7 +124,7 @@ def compare_runs(first: Path, second: Path, below: Path | None = None) -> Differ
         a=str(first),
         b=str(second),
         conclusion=_conclusion(results.get("top1_last"), unknown),
-        same_recipe=not recipe,
+        same_recipe=not recipe and same_data,
         config=_differing(flat, [*(key for key in recipe if key not in data_keys), SEED]),
         data=_differing(flat, [*data_keys, "data.root", "data.val_root", "data.classes"])
         | _differing(fingerprints, ["dl2pa.data"])

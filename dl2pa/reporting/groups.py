@@ -31,7 +31,7 @@ class Summary:
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Finished runs with the same recipe and data size, one per seed.
+    """Finished runs with the same recipe and images, one per seed.
 
     Attributes:
         identity: the recipe; `train.max_steps` is None unless it ended the runs early.
@@ -41,6 +41,8 @@ class Group:
         steps, epochs: length of training; of the longest run if `train.patience` ended some.
         is_cut: whether `train.max_steps` ended the runs before their last epoch.
         changed: configuration keys that changed between attempts.
+        images: fingerprint of the data if the recipe was trained on several data sets, `unknown` for runs that did not
+            record it; None if there is only one.
     """
 
     identity: Identity
@@ -51,6 +53,7 @@ class Group:
     num_validated: int
     is_cut: bool
     changed: tuple[str, ...]
+    images: str | None = None
 
     @property
     def method(self) -> str:
@@ -101,8 +104,8 @@ class Group:
 
 
 def group_runs(runs: Iterable[Run]) -> list[Group]:
-    """Group runs by recipe and data size; groups are ordered by method and embedding dimension."""
-    by_recipe: dict[str, tuple[Identity, dict[int, list[Run]]]] = {}
+    """Group runs by recipe and data; groups are ordered by method and embedding dimension."""
+    by_recipe: dict[str, tuple[Identity, list[Run]]] = {}
     for run in runs:
         identity = run_identity(run.config, run.result.epochs)
         result = run.result
@@ -110,14 +113,31 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
         steps = None if ends_early else result.steps
         size = (result.num_validated, result.num_classes, steps, run.changed)
         key = json.dumps([identity, size], sort_keys=True)
-        _, seeds = by_recipe.setdefault(key, (identity, {}))
-        seeds.setdefault(run.seed, []).append(run)
-    groups: list[Group] = []
-    for identity, seeds in by_recipe.values():
-        ordered = [sorted(seeds[seed], key=lambda r: (r.finished, str(r.path))) for seed in sorted(seeds)]
-        counted = tuple(same[0] for same in ordered)
-        repeats = tuple(run for same in ordered for run in same[1:])
-        first, longest = counted[0], max((run.result for run in counted), key=lambda r: r.steps)
-        size = (longest.steps, longest.epochs, longest.num_validated)
-        groups.append(Group(identity, counted, repeats, *size, first.is_cut, first.changed))
+        by_recipe.setdefault(key, (identity, []))[1].append(run)
+    groups = [
+        _group(identity, part, images)
+        for identity, same in by_recipe.values()
+        for images, part in _by_images(same).items()
+    ]
     return sorted(groups, key=lambda g: (g.method, g.dim, g.is_cut, -g.epochs, str(g.runs[0].path)))
+
+
+def _by_images(runs: Sequence[Run]) -> dict[str | None, list[Run]]:
+    """Divide runs of a recipe by the fingerprint of their data, because its path is not part of the recipe."""
+    if len({run.data_fingerprint for run in runs} - {None}) < 2:
+        return {None: list(runs)}
+    parts: dict[str | None, list[Run]] = {}
+    for run in runs:
+        parts.setdefault(run.data_fingerprint or "unknown", []).append(run)
+    return parts
+
+
+def _group(identity: Identity, runs: Sequence[Run], images: str | None) -> Group:
+    seeds: dict[int, list[Run]] = {}
+    for run in sorted(runs, key=lambda run: (run.seed, run.finished, str(run.path))):
+        seeds.setdefault(run.seed, []).append(run)
+    counted = tuple(same[0] for same in seeds.values())
+    repeats = tuple(run for same in seeds.values() for run in same[1:])
+    first, longest = counted[0], max((run.result for run in counted), key=lambda r: r.steps)
+    size = (longest.steps, longest.epochs, longest.num_validated)
+    return Group(identity, counted, repeats, *size, first.is_cut, first.changed, images)

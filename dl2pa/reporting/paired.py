@@ -50,7 +50,7 @@ def compare_paired(runs: Sequence[Run], reference: str, metric: str = "top1_last
     """Compare the variants of each data set and dimension with the reference.
 
     A variant is the runs with its tag and the same recipe; runs without the tag have the name of their group. If the
-    runs of a tag have several recipes, the settings that differ are added to its name.
+    runs of a tag have several recipes or images, the settings that differ or the data fingerprint are added to its name.
 
     Args:
         metric: name of a ``Metric``.
@@ -94,7 +94,10 @@ def _named(groups: Sequence[Group]) -> dict[str, Group]:
     for tag, group in zip(tags, groups, strict=True):
         same = [other for name, other in zip(tags, groups, strict=True) if name == tag]
         keys = sorted(set().union(*(differing(group.identity, other.identity) for other in same)))
-        suffix = ", ".join(f"{key}={group.identity.get(key)}" for key in keys)
+        parts = [f"{key}={group.identity.get(key)}" for key in keys]
+        if group.images is not None and any(o.identity == group.identity for o in same if o is not group):
+            parts.append(f"data {group.images}")
+        suffix = ", ".join(parts)
         name = f"{tag} ({suffix})" if suffix else tag
         while name in names:  # equal recipes of different length
             name += "'"

@@ -67,6 +67,11 @@ class Run:
         return self.config.train.seed
 
     @property
+    def data_fingerprint(self) -> str | None:
+        """Fingerprint of the training and validation images; None if the run did not record it."""
+        return self.environment.get("data_fingerprint")
+
+    @property
     def is_cut(self) -> bool:
         """Whether `train.max_steps` ended the run before its last epoch."""
         return self.result.epochs < self.config.train.epochs and not self.result.stopped_early

@@ -35,7 +35,7 @@ def metrics(comparison: Comparison) -> dict[str, float]:
     """Metrics of the report: the gaps, and mean and standard deviation over seeds of each group by its name."""
     values = gaps(comparison)
     for group in comparison.groups:
-        name = group_name(group.runs[0].config)
+        name = group_name(group.runs[0].config) + (f" {group.images}" if group.images else "")
         values[f"last_mean/{name}"] = round(group.last.mean, 2)
         if group.last.std is not None:
             values[f"last_std/{name}"] = round(group.last.std, 2)
@@ -89,4 +89,5 @@ def _named(group: Group, among: Sequence[Group]) -> str:
     name = f"{group.method} (d = {group.dim}"
     if len(same) > 1:
         name += f", {group.identity['method.assignment']}, {group.epochs} epochs"
+        name += f", data {group.images}" if group.images else ""
     return f"{name})"

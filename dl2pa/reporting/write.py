@@ -96,6 +96,7 @@ def _group(group: Group) -> dict[str, Any]:
         "steps": group.steps,
         "epochs": group.epochs,
         "changed_midway": list(group.changed),
+        "data_fingerprint": group.runs[0].data_fingerprint,
         "seeds": [run.seed for run in group.runs],
         "runs": [str(run.path) for run in group.runs],
         "repeats": [str(run.path) for run in group.repeats],

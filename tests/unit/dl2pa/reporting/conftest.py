@@ -56,7 +56,8 @@ def make_runs_in(config_with: Callable[..., Config]) -> Callable[[Path], MakeRun
     """Create a function that creates finished run directories in a folder.
 
     ``make_run({"train.seed": 1}, last=50.0)`` builds on the small configuration, ``make_run(config)`` on another;
-    further keywords are written to result.json. ``attempts`` are the configurations of the attempts.
+    further keywords are written to result.json. ``attempts`` are the configurations of the attempts, ``fingerprint`` is
+    that of the data.
     """
 
     def in_folder(folder: Path) -> MakeRun:
@@ -78,6 +79,7 @@ def _make_run(
     status: Mapping[str, Any] | None = None,
     attempts: Sequence[Config] = (),
     steps_per_epoch: int = STEPS_PER_EPOCH,
+    fingerprint: str | None = None,
     **result: Any,
 ) -> Path:
     config = changes if isinstance(changes, Config) else config_with(changes)
@@ -101,7 +103,8 @@ def _make_run(
     (run / "result.json").write_text(json.dumps(content), encoding="utf-8")
     defaults = {"state": state, "step": steps, "total_steps": steps, "updated": 1000.0 + len(made)}
     (run / "status.json").write_text(json.dumps({**defaults, **(status or {})}), encoding="utf-8")
-    environment = {"device": "cpu", "git_commit": "0123456789abcdef", "git_dirty": False}
+    environment: dict[str, Any] = {"device": "cpu", "git_commit": "0123456789abcdef", "git_dirty": False}
+    environment |= {} if fingerprint is None else {"data_fingerprint": fingerprint}
     (run / "environment.json").write_text(json.dumps({"attempts": [environment]}), encoding="utf-8")
     _record_attempts(run, attempts or [config])
     return run

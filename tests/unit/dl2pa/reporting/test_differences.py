@@ -146,3 +146,13 @@ def test_raw_and_calibrated_errors_are_compared_under_their_names(make_run: Make
     assert {"ece_last", "ece_calibrated", "nll", "nll_calibrated"} < asdict(content)["results"].keys()
     raw = make_run({"train.seed": 2})  # without a temperature
     assert "calibrated |" not in to_markdown(compose_differences(compare_runs(runs[0], raw)))
+
+
+def test_runs_on_other_images_have_another_recipe(make_run: MakeRun) -> None:
+    a = [make_run({"train.seed": s}, last=50.0 + s, fingerprint="one") for s in (0, 1)]
+    b = [make_run({"train.seed": s}, last=60.0 + s, fingerprint="other") for s in (0, 1)]
+    differences = compare_runs(a[0], b[1])
+    assert not differences.same_recipe
+    assert differences.data == {"dl2pa.data": ["one", "other"]}
+    result = differences.results["top1_last"]
+    assert (result.mean, result.n, result.gap) == ([50.5, 60.5], [2, 2], 10.0)

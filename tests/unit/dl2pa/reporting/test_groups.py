@@ -113,6 +113,25 @@ def test_the_data_size_separates_groups(make_run: MakeRun) -> None:
     assert [group.n for group in groups] == [1, 1, 1]
 
 
+def test_other_images_separate_groups(make_run: MakeRun) -> None:
+    # The path of the data is not part of a recipe: features of two networks have the same configuration.
+    paths = [
+        make_run({"train.seed": seed, "data.root": root}, last=last + seed, fingerprint=root)
+        for root, last in (("one", 50.0), ("other", 70.0))
+        for seed in (0, 1)
+    ]
+    groups = groups_of(*paths)
+    assert [(group.last.mean, group.n, group.repeats) for group in groups] == [(50.5, 2, ()), (70.5, 2, ())]
+    assert [group.images for group in groups] == ["one", "other"]
+
+
+def test_a_run_that_did_not_record_its_images_joins_the_only_ones(make_run: MakeRun) -> None:
+    old, new = make_run({"train.seed": 0}), make_run({"train.seed": 1}, fingerprint="one")
+    assert [(group.n, group.images) for group in groups_of(old, new)] == [(2, None)]
+    third = make_run({"train.seed": 2}, fingerprint="other")
+    assert {group.images for group in groups_of(old, new, third)} == {"unknown", "one", "other"}
+
+
 def test_a_metric_missing_in_one_run_is_not_averaged(make_run: MakeRun) -> None:
     (group,) = groups_of(
         make_run({"train.seed": 0}, top1_head=50.0), make_run({"train.seed": 1}, ece_last=None)

@@ -61,6 +61,20 @@ def test_several_recipes_of_a_variant_are_told_apart(runs: Path, make_run: Calla
     assert {row.name for row in table.rows} == {"base", "other (optim.lr=0.2)", "other (optim.lr=0.3)"}
 
 
+def test_variants_on_other_images_are_told_apart(make_run: Callable[..., Path]) -> None:
+    # The path of the data is not part of a recipe: features of two networks have the same configuration.
+    runs = [
+        make_run({"train.seed": s, "tracking.tags": {"variant": v}}, last=last + s, fingerprint=data)
+        for v, data, last in (("a", "one", 50.0), ("b", "other", 60.0))
+        for s in (0, 1)
+    ]
+    (table,) = tables(runs[0].parent, "a")
+    assert [(row.name, row.summary.n, row.difference) for row in table.rows] == [("a", 2, None), ("b", 2, 10.0)]
+    make_run({"train.seed": 0, "tracking.tags": {"variant": "b"}}, last=40.0, fingerprint="third")
+    (table,) = tables(runs[0].parent, "a")
+    assert {row.name for row in table.rows} == {"a", "b (data other)", "b (data third)"}
+
+
 def evaluate(folder: Path, name: str, metrics: dict[str, object], fingerprint: str = "f") -> None:
     """Record an evaluation of every run; a metric may be a function of the top-1 accuracy."""
     for path in folder.iterdir():

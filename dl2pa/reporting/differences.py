@@ -40,8 +40,8 @@ _EXPLANATION = (
     "settings that do not affect results. A mean is over the runs found with the recipe of A or B, one run per seed. "
     "The seed noise is the standard deviation over seeds, pooled over both recipes. The interval is Student's 95 % "
     "confidence interval of the difference between the means or, if A and B have the same recipe, between the two "
-    "runs. With one seed per recipe the seed noise is unknown. Raw values are measured before, calibrated ones after the "
-    "logits are divided by the temperature of the run."
+    "runs. With one seed per recipe the seed noise is unknown. Raw values are measured before, calibrated ones after "
+    "the logits are divided by the temperature of the run."
 )
 
 

@@ -50,7 +50,7 @@ def compare_paired(runs: Sequence[Run], reference: str, metric: str = "top1_last
     """Compare the variants of each data set and dimension with the reference.
 
     A variant is the runs with its tag and the same recipe; runs without the tag have the name of their group. If the
-    runs of a tag have several recipes or images, the settings that differ or the data fingerprint are added to the name.
+    runs of a tag have several recipes or images, the settings or the data that differ are added to its name.
 
     Args:
         metric: name of a ``Metric``.

@@ -69,7 +69,10 @@ def test_variants_on_other_images_are_told_apart(make_run: Callable[..., Path]) 
         for s in (0, 1)
     ]
     (table,) = tables(runs[0].parent, "a")
-    assert [(row.name, row.summary.n, row.difference) for row in table.rows] == [("a", 2, None), ("b", 2, 10.0)]
+    assert [(row.name, row.summary.n, row.difference) for row in table.rows] == [
+        ("a", 2, None),
+        ("b", 2, 10.0),
+    ]
     make_run({"train.seed": 0, "tracking.tags": {"variant": "b"}}, last=40.0, fingerprint="third")
     (table,) = tables(runs[0].parent, "a")
     assert {row.name for row in table.rows} == {"a", "b (data other)", "b (data third)"}

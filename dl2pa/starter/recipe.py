@@ -236,10 +236,10 @@ def _set_data(recipe: Recipe, data: Survey, size: int, pretrained: bool, network
     if not pretrained:
         set_("data.trivial_augment", True, "Random weights need more augmentation.")
     if data.unreadable:
-        limit = min(0.5, math.ceil(200 * data.bad_fraction) / 100 + 0.02)
         found = f"{len(data.unreadable):,} of {data.num_inspected:,} inspected images cannot be read."
-        set_("data.max_bad_fraction", limit, f"{found} Lower both limits when they are repaired or removed.")
-        set_("data.max_bad_val_fraction", limit)
+        train, val = (min(0.5, math.ceil(200 * fraction) / 100) for fraction in data.bad_fractions)
+        set_("data.max_bad_fraction", train, f"{found} Lower both limits when they are repaired or removed.")
+        set_("data.max_bad_val_fraction", val)
 
 
 def _set_model(

@@ -51,6 +51,8 @@ class Survey:
         short_side: median of the shorter sides of the inspected images, in pixels; None if none is readable.
         num_inspected: inspected images of both splits, evenly spaced.
         unreadable: the unreadable ones, with the reason.
+        bad_fractions: of the training and of the validation split, fraction of unreadable images among the inspected
+            ones, with one more image than were found.
         num_rotated: inspected images with a camera orientation, which training ignores.
         skipped: files that are not read, as text; empty if there are none.
     """
@@ -65,13 +67,9 @@ class Survey:
     short_side: int | None
     num_inspected: int
     unreadable: list[tuple[Path, str]] = field(default_factory=list[tuple[Path, str]])
+    bad_fractions: tuple[float, float] = (0.0, 0.0)
     num_rotated: int = 0
     skipped: str = ""
-
-    @property
-    def bad_fraction(self) -> float:
-        """Fraction of unreadable images among the inspected ones."""
-        return len(self.unreadable) / max(1, self.num_inspected)
 
     @property
     def is_long_tailed(self) -> bool:
@@ -123,9 +121,15 @@ def survey(
             for table, i, one in inspected
             if one.flags & UNUSABLE
         ],
+        (_bad_fraction(train, inspected), _bad_fraction(val, inspected)),
         sum(bool(one.flags & Flag.ROTATED) for _, _, one in inspected),
         str(skipped) if skipped.total else "",
     )
+
+
+def _bad_fraction(split: ImageTable, inspected: list[tuple[ImageTable, int, Probe]]) -> float:
+    bad = [bool(one.flags & UNUSABLE) for table, _, one in inspected if table is split]
+    return (1 + sum(bad)) / max(1, len(bad))
 
 
 def normalized(folder: Path) -> Path:

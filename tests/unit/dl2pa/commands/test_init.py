@@ -18,6 +18,9 @@ from safetensors.torch import save_file
 from dl2pa import gpus
 from dl2pa.config import load_config
 from dl2pa.runplan import RunSpec, check_initial_weights, check_trainings, plan_runs
+from dl2pa.training.data import open_split
+from pipelines.datasets import ImageTable
+from pipelines.encoded import FaultLimits
 from support.commands import Completed, run_here
 
 Folder = Callable[..., Path]
@@ -120,9 +123,24 @@ def test_unreadable_rotated_and_skipped_files_are_reported(pets: Folder) -> None
         True
     ] * 3
     data = load_config(root.parent / "pets.yaml").data
-    assert 0.05 < data.max_bad_fraction == data.max_bad_val_fraction < 0.5
+    assert 0.05 < data.max_bad_fraction < 0.5
     plain = init(root, "--init", "none", "--force")
     assert "3.jpg: is not an image" in plain.error
+
+
+def test_training_and_validation_accept_the_unreadable_images_that_were_found(pets: Folder) -> None:
+    root = pets(count=50)
+    result = written(root, "--init", "none")
+    val = open_split(load_config(root.parent / "pets.yaml"), "val")
+    assert isinstance(val, ImageTable)
+    for i in (0, -1):
+        val.path(range(len(val))[i]).write_bytes(b"no image")
+    result = written(root, "--init", "none", "--force")
+    assert (result["val_images"], len(result["unreadable"])) == (20, 2)
+    data = load_config(root.parent / "pets.yaml").data
+    limits = FaultLimits(data.max_bad_fraction, data.max_bad_val_fraction)
+    assert limits.allowed(20, train=False) >= 2
+    assert data.max_bad_val_fraction <= 0.5
 
 
 def test_an_existing_file_needs_force(pets: Folder) -> None:

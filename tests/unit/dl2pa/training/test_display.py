@@ -141,4 +141,7 @@ def test_the_log_in_the_documentation_is_that_of_a_piped_run() -> None:
     form = r"epoch (\d)/3, step (\d+)/87: loss \d\.\d{4}, lr [\d.]+, [\d,]+ images/s, ETA \d:\d\d:\d\d"
     steps = [int(match[2]) for line in lines if (match := re.fullmatch(form, line))]
     assert steps == list(range(10, 90, 10)), "train.log_every_steps of the quickstart is 10"
-    assert len([line for line in lines if re.match(r"epoch \d/3, step \d+: top-1 ", line)]) == 3
+    form = r"epoch \d/3, step \d+: top-1 [\d.]+ %, top-5 [\d.]+ %, raw ECE [\d.]+ % on 359 images"
+    assert len([line for line in lines if re.fullmatch(form, line)]) == 3
+    form = r"temperature [\d.]+, fitted on 359 validation images: NLL raw [\d.]+, calibrated [\d.]+; ECE calibrated .*"
+    assert re.fullmatch(form, lines[-1])

@@ -63,16 +63,19 @@ class FaultLimits:
         max_bad_val_fraction: allowed fraction of unreadable validation images, which are left out.
         read_warn_s: seconds after which, and interval at which, an unfinished read is logged.
         read_timeout_s: seconds after which an unfinished read ends the run.
+        of_training: the images are training images, also if they are read as in validation: the limit is that of
+            training.
     """
 
     max_bad_fraction: float = 0.01
     max_bad_val_fraction: float = 0.0
     read_warn_s: float = 30.0
     read_timeout_s: float = 300.0
+    of_training: bool = False
 
     def allowed(self, num_samples: int, train: bool) -> int:
         """Allowed number of distinct unreadable images among `num_samples`."""
-        if train:
+        if train or self.of_training:
             return max(1, int(self.max_bad_fraction * num_samples)) if self.max_bad_fraction > 0 else 0
         return int(self.max_bad_val_fraction * num_samples)
 
@@ -150,7 +153,8 @@ class ImageReader:
             UserError: more unreadable images than allowed.
         """
         path = self.dataset.path(sample)
-        train = self.transforms.train
+        replaced = self.transforms.train
+        train = replaced or self.limits.of_training
         if not train and self.limits.max_bad_val_fraction == 0:
             raise UserError(
                 "data.val_root",
@@ -163,11 +167,14 @@ class ImageReader:
                 return
             self.bad[sample] = reason
             count = len(self.bad)
-        kind, action = ("training", "replaced by another image") if train else ("validation", "left out")
+        kind, action = (
+            "training" if train else "validation",
+            "replaced by another image" if replaced else "left out",
+        )
         log.warning("%s image %s %s: %s (%d so far)", kind, path, reason, action, count)
         if count > self.allowed:
             problem = f"exceed the {self.allowed} allowed"
-        elif train and count > _SLACK + 2 * self.limits.max_bad_fraction * self._num_requested:
+        elif replaced and count > _SLACK + 2 * self.limits.max_bad_fraction * self._num_requested:
             # At this rate, the data set far exceeds the limit, but one of many processes would reach it late.
             problem = f"are too many of the {self._num_requested} read so far"
         else:

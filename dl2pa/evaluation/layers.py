@@ -79,18 +79,19 @@ class Layers:
 _TENSORS = ("embedding", "backbone", "labels", "samples")
 
 
-def join_layers(parts: Sequence[Layers], root: str) -> Layers:
+def join_layers(parts: Sequence[Layers], root: str, *, of_training: bool = False) -> Layers:
     """Join the shares of all processes, in the data set's order.
 
     Args:
         root: folder of the images, for messages.
+        of_training: the images are training images.
 
     Raises:
         UserError: no image could be read, or more are unreadable than allowed.
     """
     missing, allowed = sum(part.missing for part in parts), parts[0].allowed
     if missing > allowed:
-        raise too_many(False, missing, f"exceed the {allowed} allowed")
+        raise too_many(of_training, missing, f"exceed the {allowed} allowed")
     readable = [part for part in parts if len(part.labels)]
     if not readable:
         raise UserError("data", root, "contains no image that can be read", "Check the files.")
@@ -115,11 +116,16 @@ def compute_layers(
     world: World,
     samples: NDArray[np.int64] | None = None,
     with_backbone: bool = True,
+    *,
+    of_training: bool = False,
 ) -> Layers:
     """Compute both layers, or only the embedding, for every image or for `samples`.
 
     Unreadable images are left out if allowed. With several processes, each computes its share of the batches and
     ``join_layers`` joins them.
+
+    Args:
+        of_training: the images are training images, and have their limit of unreadable ones.
 
     Raises:
         UserError: no image could be read, more are unreadable than allowed, or the network does not accept their size.
@@ -127,20 +133,24 @@ def compute_layers(
     check_image_size(config, classifier)
     everything = samples is None or len(samples) == num_samples(dataset)
     if everything and world.size == 1:
-        pipeline = build_eval_pipeline(config, dataset, world)
+        pipeline = build_eval_pipeline(config, dataset, world, of_training=of_training)
     else:
         batch = config.train.eval_batch_size or config.train.batch_size
         chosen = np.arange(num_samples(dataset)) if samples is None else samples
         share = tuple(share_of_batches(chosen, batch, world.rank, world.size).tolist())
         if not share:
             return _no_layers(classifier)
-        pipeline = build_subset_pipeline(config, dataset, share, batch, world.device, world.threads)
+        pipeline = build_subset_pipeline(
+            config, dataset, share, batch, world.device, world.threads, of_training=of_training
+        )
     try:
         with autocast(config.train.precision, world.device):
             result = _forward(classifier, pipeline, with_backbone)
     finally:
         pipeline.close()
-    return join_layers([result], str(getattr(dataset, "root", "data"))) if world.size == 1 else result
+    if world.size > 1:
+        return result
+    return join_layers([result], str(getattr(dataset, "root", "data")), of_training=of_training)
 
 
 def _no_layers(classifier: Classifier) -> Layers:

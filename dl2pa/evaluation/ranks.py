@@ -71,7 +71,7 @@ def layers_on_ranks(job: Job, sources: Sequence[Source], with_backbone: bool, np
         run_ranks(_MODULES, asdict(job), nproc, folder)
         for index, source in enumerate(sources):
             parts = [Layers.load(_part(folder, index, rank)) for rank in range(nproc)]
-            yield join_layers(parts, source.root)
+            yield join_layers(parts, source.root, of_training=source.of_training)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -12,7 +12,7 @@ from dl2pa.evaluation.layers import Layers, compute_layers, reference_samples
 from dl2pa.evaluation.sets import OOD, SET, NamedFolder, config_of_sets, open_sets
 from dl2pa.model.compose import join_frozen
 from dl2pa.model.inference import load_classifier
-from dl2pa.training.data import open_split, with_training_limit
+from dl2pa.training.data import open_split
 from dl2pa.training.distributed import World
 from pipelines.dataset import Dataset, num_samples
 
@@ -35,7 +35,8 @@ class Source:
         return self.kind in ("set", "ood")
 
     @property
-    def is_training(self) -> bool:
+    def of_training(self) -> bool:
+        """Whether the images are training images."""
         return self.kind in ("train", "reference")
 
     def open(self, config: Config) -> Dataset:
@@ -71,6 +72,5 @@ def compute_sources(
     folders = config_of_sets(config, joined)
     for source, dataset in sources:
         samples = reference_samples(num_samples(dataset)) if source.kind == "reference" else None
-        own = with_training_limit(config, dataset) if source.is_training else config
-        chosen = (folders, joined) if source.is_folder else (own, classifier)
-        yield compute_layers(*chosen, dataset, world, samples, with_backbone)
+        chosen = (folders, joined) if source.is_folder else (config, classifier)
+        yield compute_layers(*chosen, dataset, world, samples, with_backbone, of_training=source.of_training)

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from dl2pa.config import Config
 from dl2pa.model.compose import load_network
 from dl2pa.osutil import replacing
-from dl2pa.training.data import build_subset_pipeline, open_split, with_training_limit
+from dl2pa.training.data import build_subset_pipeline, open_split
 from dl2pa.training.distributed import set_numerics
 from dl2pa.training.train_state import autocast, memory_format
 from pipelines.dataset import num_samples
@@ -123,11 +123,14 @@ def compute(task: Task) -> None:
 def _compute_split(
     task: Task, network: nn.Module, split: Split, chunks: tuple[int, ...], device: torch.device
 ) -> None:
-    dataset = open_split(task.config, split)
-    config = task.config if split == "val" else with_training_limit(task.config, dataset)
+    config = task.config
+    dataset = open_split(config, split)
     layout = Chunks(num_samples(dataset), task.batch)
     samples = tuple(sample for chunk in chunks for sample in layout.samples(chunk))
-    pipeline = build_subset_pipeline(config, dataset, samples, task.batch, device, task.threads)
+    of_training = split == "train"
+    pipeline = build_subset_pipeline(
+        config, dataset, samples, task.batch, device, task.threads, of_training=of_training
+    )
     rows: list[tuple[Tensor, Tensor, Tensor]] = []
     try:
         for step, row in enumerate(_rows(config, network, pipeline, device)):

@@ -236,11 +236,17 @@ def build_train_pipeline(config: Config, dataset: Dataset, world: World) -> Pipe
     return _build(config, dataset, sampler, True, world.device, world.threads)
 
 
-def build_eval_pipeline(config: Config, dataset: Dataset, world: World) -> Pipeline:
-    """Pipeline of this rank's validation batches."""
+def build_eval_pipeline(
+    config: Config, dataset: Dataset, world: World, *, of_training: bool = False
+) -> Pipeline:
+    """Pipeline of this rank's validation batches.
+
+    Args:
+        of_training: the images are training images, and have their limit of unreadable ones.
+    """
     batch = config.train.eval_batch_size or config.train.batch_size
     sampler = EvalSampler(num_samples(dataset), batch, world.rank, world.size)
-    return _build(config, dataset, sampler, False, world.device, world.threads)
+    return _build(config, dataset, sampler, False, world.device, world.threads, of_training)
 
 
 def build_calibration_pipeline(config: Config, dataset: Dataset, world: World) -> Pipeline:
@@ -248,25 +254,21 @@ def build_calibration_pipeline(config: Config, dataset: Dataset, world: World) -
 
     Unreadable ones are left out up to `data.max_bad_fraction`, as in training.
     """
-    return build_eval_pipeline(with_training_limit(config, dataset), dataset, world)
-
-
-def with_training_limit(config: Config, dataset: Dataset) -> Config:
-    """Configuration to evaluate training images: as many unreadable ones as in training are left out."""
-    from pipelines.encoded import FaultLimits
-
-    count, data = num_samples(dataset), config.data
-    allowed = FaultLimits(data.max_bad_fraction).allowed(count, train=True)
-    fraction = min((allowed + 0.5) / count, 0.999) if allowed else 0.0
-    limit = {"max_bad_val_fraction": max(data.max_bad_val_fraction, fraction)}
-    return config.model_copy(update={"data": data.model_copy(update=limit)})
+    return build_eval_pipeline(config, dataset, world, of_training=True)
 
 
 def build_subset_pipeline(
-    config: Config, dataset: Dataset, samples: tuple[int, ...], batch: int, device: torch.device, threads: int
+    config: Config,
+    dataset: Dataset,
+    samples: tuple[int, ...],
+    batch: int,
+    device: torch.device,
+    threads: int,
+    *,
+    of_training: bool = False,
 ) -> Pipeline:
-    """Pipeline of given samples, preprocessed as in validation, in batches of `batch`."""
-    return _build(config, dataset, SubsetSampler(samples, batch), False, device, threads)
+    """Pipeline of given samples, preprocessed as in validation, in batches of `batch`; see `build_eval_pipeline`."""
+    return _build(config, dataset, SubsetSampler(samples, batch), False, device, threads, of_training)
 
 
 def _build(
@@ -276,6 +278,7 @@ def _build(
     train: bool,
     device: torch.device,
     threads: int,
+    of_training: bool = False,
 ) -> Pipeline:
     from pipelines.build import build_pipeline
     from pipelines.encoded import FaultLimits
@@ -289,6 +292,6 @@ def _build(
         seed=config.train.seed,
         device=device,
         threads=config.data.threads or threads,
-        limits=_from_section(FaultLimits, config.data),
+        limits=_from_section(FaultLimits, config.data, of_training=of_training),
         hints=_from_section(DecoderHints, config.data),
     )

@@ -156,6 +156,19 @@ def test_validation_leaves_out_unreadable_images(
         assert sum(record["class_total"]) == 20 - len(bad)
 
 
+def test_training_images_that_are_read_as_in_validation_have_the_limit_of_training(
+    folder: Folder, pipeline_over: Build
+) -> None:
+    """Images held out for calibration, or whose features are computed; training tolerates at least one."""
+    limits = FaultLimits(of_training=True)
+    pipeline = pipeline_over(folder(20, {3: b""}), "torchvision", EVAL, EvalSampler(20, 4), limits=limits)
+    assert sum(batch.missing for batch in pipeline) == pipeline.max_bad_images == 1
+    table = folder(20, dict.fromkeys((1, 2), b""))
+    with pytest.raises(UserError, match="unreadable training images exceed the 1 allowed") as caught:
+        list(pipeline_over(table, "torchvision", EVAL, EvalSampler(20, 4), limits=limits))
+    assert caught.value.field == "data.max_bad_fraction"
+
+
 def test_too_many_unreadable_validation_images_raise_an_error(folder: Folder, pipeline_over: Build) -> None:
     table = folder(20, dict.fromkeys((1, 2, 3), b""))
     limits = FaultLimits(max_bad_val_fraction=0.1)

@@ -221,6 +221,9 @@ def test_unreadable_images_of_all_processes_are_counted_together() -> None:
     with pytest.raises(UserError, match="exceed the 1 allowed") as caught:
         join_layers([part, part], "root")
     assert (caught.value.field, caught.value.value) == ("data.max_bad_val_fraction", 2)
+    with pytest.raises(UserError, match="unreadable training images") as caught:
+        join_layers([part, part], "root", of_training=True)
+    assert caught.value.field == "data.max_bad_fraction"
     nothing = Layers(rows[:0], rows[:0], numbers[:0], numbers[:0], 0, 1)
     with pytest.raises(UserError, match="no image that can be read"):
         join_layers([nothing, nothing], "root")

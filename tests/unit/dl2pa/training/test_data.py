@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from dl2pa.config import Config, merge, parse_config
 from dl2pa.errors import UserError
-from dl2pa.training.data import DataSplits, open_data
+from dl2pa.training.data import DataSplits, build_calibration_pipeline, open_data
+from dl2pa.training.distributed import World
 from pipelines.dataset import SyntheticDataset, num_samples
-from pipelines.datasets import write_digits
+from pipelines.datasets import ImageTable, write_digits
 
 SMALL: dict[str, Any] = {
     "data": {"dataset": "digits", "image_size": 16, "eval_resize": 16, "loader": "torchvision"},
@@ -57,6 +60,24 @@ def test_the_subset_is_independent_of_the_seed(
     }
     assert all(prints[i, 0] == prints[i, 1] for i in (None, 0.1, 0.2))
     assert len(set(prints.values())) == 3
+
+
+def test_an_unreadable_image_held_out_for_calibration_is_left_out(digits: Path, tmp_path: Path) -> None:
+    root = tmp_path / "digits"
+    shutil.copytree(digits, root)
+    held = open_data(config(root, data={"calibration_fraction": 0.05}), 1).calibration
+    assert isinstance(held, ImageTable)
+    held.path(3).write_bytes(b"no image")
+    settings = config(
+        root, data={"calibration_fraction": 0.05}
+    )  # max_bad_fraction: 0.01 of 72 images is none
+    held = open_data(settings, 1).calibration
+    assert held is not None
+    pipeline = build_calibration_pipeline(settings, held, World(0, 1, 0, 1, torch.device("cpu"), 1))
+    try:
+        assert sum(batch.missing for batch in pipeline) == 1
+    finally:
+        pipeline.close()
 
 
 def test_a_batch_larger_than_the_long_tail_is_refused(digits: Path) -> None:

@@ -63,3 +63,15 @@ def test_every_form_is_redacted_and_redaction_is_idempotent(
     once = redact(FORMS[name])
     assert SECRET not in once.replace("/", "").replace("%2F", ""), once
     assert redact(once) == once
+
+
+@pytest.mark.parametrize("text", ["." * 200_000, "a." * 100_000, "x-.5.25" * 30_000])
+def test_long_text_without_spaces_is_searched_once(text: str) -> None:
+    assert redact(text) == text  # otherwise the time limit of a test ends it
+
+
+@pytest.mark.parametrize(
+    "text", ["x.pass=abc", "see...password=abc", "db.secret.key: abc", "a.b --token abc"]
+)
+def test_names_with_dots_are_recognized(text: str) -> None:
+    assert redact(text) == text.replace("abc", "***")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -51,10 +52,14 @@ def prepare(image: ImageInput, **preprocessing: Any) -> Tensor:
     if isinstance(image, str | os.PathLike):
         return load_image(Path(image), **preprocessing)
     if isinstance(image, Tensor):
+        if image.dtype != torch.uint8:  # NumPy lacks some types of torch
+            raise _not_uint8(f"{image.dtype} {list(image.shape)}")
         image = image.detach().cpu().numpy()
     pixels: Any = _of_array(image) if isinstance(image, np.ndarray) else image
     if not isinstance(pixels, Image.Image):
         raise UserError("images", type(image).__name__, "is not an image", _REMEDY)
+    if not pixels.width or not pixels.height:
+        raise UserError("images", f"{pixels.width} x {pixels.height}", "has no pixels", "Give another image.")
     try:
         return prepare_pixels(pixels, **preprocessing)
     except OSError as error:
@@ -68,10 +73,14 @@ def _of_array(values: NDArray[Any]) -> Image.Image:
 
     described = f"{values.dtype} {list(values.shape)}"
     if values.dtype != np.uint8:
-        raise UserError("images", described, "the values must be uint8, 0 to 255", _REMEDY)
+        raise _not_uint8(described)
     if values.ndim != 3 or values.shape[2] != 3 or not values.size:
         remedy = _REMEDY
         if values.ndim == 3 and values.shape[0] == 3:
             remedy = "Put the channels last: array.transpose(1, 2, 0), or tensor.permute(1, 2, 0)."
         raise UserError("images", described, "the shape of an image must be [H, W, 3]", remedy)
     return Image.fromarray(np.ascontiguousarray(values))
+
+
+def _not_uint8(described: str) -> UserError:
+    return UserError("images", described, "the values must be uint8, 0 to 255", _REMEDY)

@@ -66,6 +66,8 @@ def test_batches_and_iterables_are_taken_apart_in_order() -> None:
     [
         (PIXELS.astype(np.float32), "must be uint8"),
         (torch.zeros(3, 4, 5), "must be uint8"),
+        (torch.zeros(4, 5, 3, dtype=torch.bfloat16), "must be uint8"),
+        (Image.new("RGB", (0, 5)), "has no pixels"),
         (PIXELS[..., 0], r"the shape of an image must be \[H, W, 3\]"),
         (PIXELS.transpose(2, 0, 1), r"permute\(1, 2, 0\)"),
         (PIXELS[:0], "the shape of an image"),

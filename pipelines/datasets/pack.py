@@ -156,7 +156,7 @@ def _ratio(table: ImageTable, options: PackOptions) -> float:
         return 1.0
     before = after = 1
     for i in np.unique(np.linspace(0, len(table) - 1, _NUM_SAMPLED).astype(np.int64)).tolist():
-        data = table.read(i)
+        _, data = _read(table, i)
         before, after = before + len(data), after + len(_resized(data, options)[0])
     return after / before
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from dl2pa.errors import UserError
 from dl2pa.osutil import DiskFull
+from pipelines import images
 from pipelines.datasets import ImageTable, open_dataset
 from pipelines.datasets import pack as packing
 from pipelines.datasets.build_index import build_index, list_source
@@ -201,6 +202,13 @@ def test_missing_source_image_is_reported(pets: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="No such file") as caught:
         packing.pack(source, tmp_path / "packed", SMALL, 1, lambda done, total: None)
     assert caught.value.value == str(pets / "train/dog/0.jpg")
+
+
+def test_an_image_that_is_too_large_for_training_is_packed_smaller(
+    pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images, "MAX_BYTES", 100)  # 256 MiB
+    assert run(pets, tmp_path / "out", PackOptions(short_side=8)).images == 16
 
 
 def test_shards_are_not_packed_again(pets: Path, tmp_path: Path) -> None:

@@ -28,10 +28,9 @@ def run(args: argparse.Namespace) -> int:
     from dl2pa.recorded_run import check_weights, load_run_config
     from dl2pa.rundir import RunDirectory
     from dl2pa.specs import FEATURES
-    from dl2pa.tracking import choose_uri, sync
     from dl2pa.tracking.payloads import model_payload
     from dl2pa.tracking.spool import load_identity
-    from dl2pa.tracking.sync import resolve_uri
+    from dl2pa.tracking.sync import recorded_server, resolve_uri, sync
 
     if args.uri is not None:
         check_uri("--uri", args.uri)
@@ -50,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
         remedy = "Train with tracking.enabled=true."
         raise UserError("run", str(args.run), "was not tracked", remedy)
     result = directory.read_result()
-    recorded = choose_uri(config.tracking.uri, args.run.absolute().parent)
+    recorded = recorded_server(args.run, config.tracking.uri)
     uri = resolve_uri(args.run, args.uri, recorded)
     sent = sync(args.run, args.uri, recorded=recorded)
     if sent.run_id is None or sent.error is not None:

@@ -66,7 +66,7 @@ def _sync(path: Path, uri: str | None, *, keep_going: bool) -> dict[str, Any]:
     from dl2pa.ownership import is_owned
     from dl2pa.rundir import RunDirectory
     from dl2pa.search.journal import is_running, is_search
-    from dl2pa.tracking import choose_uri, sync
+    from dl2pa.tracking.sync import recorded_server, sync
 
     directory = RunDirectory(path)
     try:
@@ -75,7 +75,7 @@ def _sync(path: Path, uri: str | None, *, keep_going: bool) -> dict[str, Any]:
             return {key: _plain(value) for key, value in dataclasses.asdict(report).items()}
         if not directory.config.is_file():
             raise UserError("run", str(path), "is not a run directory", "Give the folder of a run.")
-        recorded = choose_uri(load_recorded_config(directory.config).tracking.uri, path.absolute().parent)
+        recorded = recorded_server(path, load_recorded_config(directory.config).tracking.uri)
         report = sync(path, uri, recorded=recorded, alive=is_owned(directory))
     except (UserError, OSError) as error:
         if not keep_going:

@@ -127,12 +127,12 @@ class Recorder:
 
     def send(self) -> list[str]:
         """Send what was appended to the server of the run; return messages about what was not recorded or sent."""
-        from dl2pa.tracking import choose_uri
         from dl2pa.tracking.append import is_tracked, send_appended
+        from dl2pa.tracking.sync import recorded_server
 
         root = self._run.root
         if is_tracked(root):
-            recorded = choose_uri(self._config.tracking.uri, root.absolute().parent)
+            recorded = recorded_server(root, self._config.tracking.uri)
             problem = None if recorded is None else send_appended(root, recorded)
             if problem is not None:
                 self._notes.append(f"not sent to MLflow ({problem}); `dl2pa sync {root}` sends it")

@@ -17,7 +17,7 @@ from dl2pa.tracking.delivery import Delivery, count_events
 from dl2pa.tracking.filelock import Busy, exclusive_lock
 from dl2pa.tracking.nodes import OtherNodes
 from dl2pa.tracking.refusal import refusal
-from dl2pa.tracking.server import RunDeleted, set_client_defaults, sqlite_file
+from dl2pa.tracking.server import RunDeleted, choose_uri, set_client_defaults, sqlite_file
 from dl2pa.tracking.spool import Spool, load_identity
 from dl2pa.tracking.sync_state import last_server
 
@@ -149,6 +149,20 @@ def close_killed(run_dir: Path) -> bool:
             return attempt is not None
     except Busy:
         return False
+
+
+def recorded_server(run_dir: Path, configured: str | None) -> str | None:
+    """The server of a run by its configuration, else the one it was last sent to, else the default of its folder.
+
+    A SQLite file is not taken from the last sending: the default store moves with the folder of the runs.
+
+    Args:
+        configured: `tracking.uri` of the run, which lacks a server that `MLFLOW_TRACKING_URI` named in training.
+    """
+    last = last_server(run_dir) if configured is None else None
+    if last is not None and sqlite_file(last) is None:
+        configured = last
+    return choose_uri(configured, run_dir.absolute().parent)
 
 
 def resolve_uri(run_dir: Path, uri: str | None, recorded: str | None = None) -> str:

@@ -21,7 +21,7 @@ from dl2pa.tracking.delivery import Delivery
 from dl2pa.tracking.filelock import Busy, exclusive_lock
 from dl2pa.tracking.imports import importing
 from dl2pa.tracking.sender import Sender
-from dl2pa.tracking.sync import close_killed
+from dl2pa.tracking.sync import close_killed, recorded_server, resolve_uri
 from dl2pa.tracking.sync_state import SyncState, last_server, load_sync_state, save_sync_state
 
 
@@ -281,6 +281,26 @@ def test_sync_errors_name_the_missing_option(tmp_path: Path, monkeypatch: pytest
     save_sync_state(tmp_path, "http://me:pw@host", SyncState("id"))
     with pytest.raises(UserError, match="credentials"):
         sync(tmp_path)
+
+
+def test_a_run_belongs_to_the_server_that_it_was_sent_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its configuration lacks the server if MLFLOW_TRACKING_URI named it in training."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("DL2PA_SUPERVISED", raising=False)
+    run = tmp_path / "run"
+    run.mkdir()
+    tracker(run).start({}, {})
+    assert recorded_server(run, None) == local_uri(tmp_path)
+    save_sync_state(run, "sqlite:////elsewhere/mlflow.db", SyncState("id"))
+    assert recorded_server(run, None) == local_uri(tmp_path), "the store moves with the folder"
+    save_sync_state(run, "http://host:5000", SyncState("id"))
+    assert resolve_uri(run, None, recorded_server(run, None)) == "http://host:5000"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://other:5000")
+    assert resolve_uri(run, None, recorded_server(run, None)) == "http://host:5000"
+    assert recorded_server(run, "http://configured:5000") == "http://configured:5000"
+    assert resolve_uri(run, "http://named:5000", recorded_server(run, None)) == "http://named:5000"
 
 
 def test_local_uri_is_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,6 +76,9 @@ def choose_network(init: str | None, backbone: str | None, on_gpu: bool) -> Netw
         UserError: unknown weights or backbone, or the backbone of a file is not known.
     """
     spec = None if backbone is None else backbone_spec(backbone)
+    if spec is not None and spec.takes_features:
+        remedy = "Choose a network for images, for example resnet50."
+        raise UserError("model.backbone", backbone, "takes features, not images", remedy)
     if init == NONE or (init is None and spec is not None and spec.small):
         return None if backbone is None else Network({"backbone": backbone})
     if init is None and backbone is None:

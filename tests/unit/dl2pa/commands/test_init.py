@@ -164,6 +164,7 @@ def test_an_existing_file_needs_force(pets: Folder) -> None:
         (("pets", "--init", "gone.pt"), "--init", "no such file"),
         (("pets", "--init", "resnet18"), "--init", "is the name of a network"),
         (("pets", "--backbone", "resnet19"), "--backbone", "is not a known backbone"),
+        (("pets", "--backbone", "identity"), "--backbone", "takes features, not images"),
         (("pets", "--out", "pets"), "--out", "is a folder"),
     ],
 )

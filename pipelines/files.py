@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -21,6 +22,10 @@ from pipelines.transforms import Transforms, finish
 log = logging.getLogger(__name__)
 
 _DECODING_ERRORS = (RuntimeError, BadImage)
+_OF_THE_MACHINE = re.compile(
+    r"out of memory|CUDA allocation|bad_alloc|CUDA (?:runtime|driver) API error|cudaError"
+)
+"""Decoding errors for which no image is to blame, also if they occur again with a single image."""
 
 
 class Decoder(Protocol):
@@ -76,6 +81,8 @@ class ImageFilePipeline(SamplerPipeline):
             except StalledRead:
                 raise
             except _DECODING_ERRORS as error:
+                if _OF_THE_MACHINE.search(str(error)):
+                    raise
                 self._reject_bad_images(error)
 
     def _batches(self, epoch: int, step: int) -> Iterator[Batch]:
@@ -121,6 +128,8 @@ class ImageFilePipeline(SamplerPipeline):
             for _ in self._decoder.decode(iter([encoded])):
                 pass
         except _DECODING_ERRORS as error:
+            if _OF_THE_MACHINE.search(str(error)):
+                raise
             return str(error).rpartition("encountered:")[2].strip().partition("\n")[0]
         return None
 

@@ -304,8 +304,18 @@ def test_more_rejected_images_than_allowed_raise_an_error(
     assert caught.value.field == "data.max_bad_fraction"
 
 
-def test_decoder_error_not_caused_by_an_image_is_raised(folder: Folder, pipeline_over: Build) -> None:
-    """The decoder fails on batches but not on single images, like a device that is out of memory."""
+@pytest.mark.parametrize(
+    ("fails", "message"),
+    [
+        ("batches", "any"),
+        ("everything", "out of memory"),
+        ("everything", "encountered:\n\nCUDA allocation failed"),
+    ],
+)
+def test_decoder_error_not_caused_by_an_image_is_raised(
+    folder: Folder, pipeline_over: Build, fails: str, message: str
+) -> None:
+    """The decoder fails on batches, or also on single images, like a device that is out of memory."""
     pipeline = pipeline_over(folder(20), "torchvision", TRAIN, TrainSampler(20, 4, 0))
 
     class Failing:
@@ -315,8 +325,8 @@ def test_decoder_error_not_caused_by_an_image_is_raised(folder: Folder, pipeline
         def decode(self, source: Any) -> Any:
             for step in source:
                 self.current = [step]
-                if len(step.samples) > 1:
-                    raise RuntimeError("out of memory")
+                if len(step.samples) > 1 or fails == "everything":
+                    raise RuntimeError(message)
                 yield step, torch.zeros(1, 24, 24, 3, dtype=torch.uint8)
 
         def in_flight(self) -> list[Any]:
@@ -326,6 +336,6 @@ def test_decoder_error_not_caused_by_an_image_is_raised(folder: Folder, pipeline
             pass
 
     pipeline._decoder = Failing()  # type: ignore[attr-defined]
-    with pytest.raises(RuntimeError, match="out of memory"):
+    with pytest.raises(RuntimeError, match=message.partition(":")[0]):
         list(pipeline)
     assert pipeline.bad_images() == []

@@ -5,6 +5,7 @@ An image is unreadable if Pillow cannot decode it, whatever the loader: one that
 
 from __future__ import annotations
 
+import errno
 import logging
 import threading
 from collections import deque
@@ -31,6 +32,9 @@ _JOBS_PER_THREAD = 4
 _MAX_SUBSTITUTES = 100
 _SLACK = 10
 """Unreadable images that one process may have before their rate is checked."""
+
+_OF_THE_PROCESS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""Errors of a read for which the image is not to blame: too many open files, no memory."""
 
 _Job = Future["list[Fetched | None]"]
 Fetched = tuple[int, NDArray[np.uint8], tuple[int, int]]
@@ -194,6 +198,8 @@ class ImageReader:
         except (OSError, ValueError) as error:  # ValueError: not a valid file name
             if isinstance(error, UserError) and self.dataset.remote is not None:
                 raise  # the shard, not this image, is wrong
+            if isinstance(error, OSError) and error.errno in _OF_THE_PROCESS:
+                raise
             reason = error.strerror if isinstance(error, OSError) else error
             raise BadImage(f"cannot be read ({reason})") from None
         finally:

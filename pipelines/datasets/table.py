@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import tarfile
@@ -103,13 +104,26 @@ class _OpenFiles:
         return _OpenFiles, ()  # another process opens the files itself
 
     def read(self, shard: int, path: Callable[[int], Path], offset: int, length: int) -> bytes:
+        file = self._open(shard, path)  # kept until it has been read: it may not be in the cache
+        try:
+            return os.pread(file.fileno(), length, offset)
+        except OSError as error:
+            if error.errno != errno.ESTALE:
+                raise
+        # A network file system was restarted: open files are lost, and can be opened again.
+        with self._lock:
+            self._files.pop(shard, None)
+        file = self._open(shard, path)
+        return os.pread(file.fileno(), length, offset)
+
+    def _open(self, shard: int, path: Callable[[int], Path]) -> FileIO:
         file = self._files.get(shard)
         if file is None:
             file = FileIO(path(shard))
             with self._lock:
                 if len(self._files) < _MAX_OPEN:
                     file = self._files.setdefault(shard, file)
-        return os.pread(file.fileno(), length, offset)
+        return file
 
 
 @dataclass(frozen=True, eq=False)

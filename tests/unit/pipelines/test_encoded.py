@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -91,6 +93,20 @@ def test_unreadable_validation_image_raises_an_error(drawn: Any, folder: Folder,
         reader.fetch(0, 5)
     assert caught.value.field == "data.val_root"
     assert caught.value.value == str(reader.dataset.path(5))
+
+
+def test_too_many_open_files_are_not_a_fault_of_an_image(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = ImageReader(folder(8), TRAIN, 0, FaultLimits(0.5))
+
+    def refuse(*_: Any) -> bytes:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(ImageTable, "read", refuse)
+    with pytest.raises(OSError, match="Too many open files"):
+        reader.fetch(0, 3)
+    assert reader.bad == {}
 
 
 def test_missing_file_is_replaced(folder: Folder) -> None:

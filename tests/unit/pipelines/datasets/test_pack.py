@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -90,6 +92,24 @@ def test_shards_have_the_images_of_the_folder_in_order(pets: Path, tmp_path: Pat
         assert [after.read(i) for i in range(len(after))] == [before.read(i) for i in range(len(before))]
         assert len({after.path(i) for i in range(len(after))}) == len(after)
     assert result.index.words == {"dog": "a friend"}
+
+
+def test_a_shard_is_opened_again_after_a_restart_of_the_file_system(
+    pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(pets, tmp_path / "packed", PackOptions())
+    train, _ = tables(tmp_path / "packed")
+    expected, pread, lost = train.read(0), os.pread, set[int]()
+
+    def read(file: int, length: int, offset: int) -> bytes:
+        if not lost:
+            lost.add(file)
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return pread(file, length, offset)
+
+    monkeypatch.setattr(os, "pread", read)
+    assert train.read(0) == expected
+    assert len(lost) == 1
 
 
 def test_keys_are_unique_and_have_no_dots(pets: Path, tmp_path: Path) -> None:

@@ -207,6 +207,9 @@ def _read_table(file: Path, text: str) -> list[tuple[str, str]]:
     labels = [k for k, name in enumerate(names) if name in LABEL_COLUMNS]
     if len(paths) == 1:
         return [(_cell(row, paths[0]), _cell(row, labels[0]) if labels else "") for row in rows[1:]]
+    if len(paths) > 1:
+        message = f"its columns {', '.join(rows[0][k] for k in paths)} can all contain the paths"
+        raise UserError("image", f"@{file}", message, "Rename all but one of them.")
     if rows and not is_image(names[0]):
         message = f"its first row has no column of paths: {', '.join(rows[0])}"
         raise UserError("image", f"@{file}", message, f"Name it {' or '.join(PATH_COLUMNS[:2])}.")

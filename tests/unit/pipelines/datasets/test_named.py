@@ -82,12 +82,14 @@ def test_tables_have_a_column_of_paths(here: Path, name: str, text: str) -> None
         (["empty.txt"], "contains no images"),
         (["@away.txt"], "--root d"),
         (["@a.csv"], "no column of paths"),
+        (["@two.csv"], "image, image_path can all contain the paths"),
     ],
 )
 def test_names_without_an_image_are_refused(here: Path, words: list[str], message: str) -> None:
     (here / "empty.txt").write_text("# nothing\n")
     (here / "d" / "away.txt").write_text("dog/2.png\n")
     (here / "a.csv").write_text("x,y\n1,2\n")
+    (here / "two.csv").write_text("image,image_path,label\na,b.png,1\n")
     words = ["@d/away.txt"] if words == ["@away.txt"] else words
     with pytest.raises(UserError, match=message) as caught:
         find_images(words)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import pickle
 import pickletools
+import re
 from pathlib import Path
 from typing import Any, cast
 
@@ -37,19 +38,59 @@ def _latin1(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
-_RECONSTRUCT = np.empty(0).__reduce__()[0]
-_FROM_BUFFER = np.zeros(1).__reduce_ex__(5)[0]
-_SCALAR = np.int64(0).__reduce__()[0]
+_KIND = re.compile(r"[biuf][1248]|[SU]\d{1,4}", re.ASCII)
+"""Types of the values of an array: numbers, and text such as class names."""
+
+
+class _Kind:
+    """The type of an array in place of ``numpy.dtype``, which a file could give any size and flags."""
+
+    def __init__(self, code: str, *_: object) -> None:
+        if not isinstance(code, str) or _KIND.fullmatch(code) is None:
+            raise pickle.UnpicklingError(f"it contains values of the type {code!r}")
+        self._code = code
+        self._order = "="
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self._order = str(state[1])
+
+    def array(self, data: bytes | str, shape: Any, order: Any) -> NDArray[Any]:
+        """The array of these bytes, which are text in the files of Python 2."""
+        content = data.encode("latin1") if isinstance(data, str) else data
+        return np.frombuffer(content, np.dtype(self._code).newbyteorder(self._order)).reshape(
+            shape, order=order
+        )
+
+
+class _Array:
+    """An array in place of ``numpy.ndarray``, whose state may claim another length than its values have."""
+
+    def __init__(self, *_: object) -> None:
+        self.values: NDArray[Any] = np.empty(0)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, kind, is_fortran, data = state
+        self.values = kind.array(data, shape, "F" if is_fortran else "C")
+
+
+def _scalar(kind: _Kind, data: bytes | str) -> Any:
+    return kind.array(data, (), "C")[()]
+
+
+def _from_buffer(data: bytes, kind: _Kind, shape: Any, order: Any) -> NDArray[Any]:
+    return kind.array(data, shape, order)
+
+
 _ALLOWED: dict[tuple[str, str], Any] = {
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
-    ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
+    ("numpy", "ndarray"): _Array,
+    ("numpy", "dtype"): _Kind,
+    ("numpy.core.multiarray", "_reconstruct"): _Array,
+    ("numpy._core.multiarray", "_reconstruct"): _Array,
     # Files that were saved again, perhaps with pickle protocol 5.
-    ("numpy.core.numeric", "_frombuffer"): _FROM_BUFFER,
-    ("numpy._core.numeric", "_frombuffer"): _FROM_BUFFER,
-    ("numpy.core.multiarray", "scalar"): _SCALAR,
-    ("numpy._core.multiarray", "scalar"): _SCALAR,
+    ("numpy.core.numeric", "_frombuffer"): _from_buffer,
+    ("numpy._core.numeric", "_frombuffer"): _from_buffer,
+    ("numpy.core.multiarray", "scalar"): _scalar,
+    ("numpy._core.multiarray", "scalar"): _scalar,
     # Python 3 writes bytes like this at pickle protocol 2, in files that were saved again.
     ("_codecs", "encode"): _latin1,
 }
@@ -110,10 +151,20 @@ def _batch(path: Path, label_key: str) -> tuple[NDArray[np.uint8], NDArray[np.in
     rows: object = _field(path, content, "data")
     if not isinstance(rows, np.ndarray) or rows.dtype != np.uint8 or rows.shape[1:] != (_ROW,):
         raise damaged(path, f"its 'data' is not an array of bytes of shape [n, {_ROW}]")
-    labels = integers(path, f"its {label_key!r}", _field(path, content, label_key))
+    values: object = _field(path, content, label_key)
+    if isinstance(values, list | tuple) and any(map(_is_nested, cast(list[object], values))):
+        raise damaged(path, f"its {label_key!r} are not integers")
+    labels = integers(path, f"its {label_key!r}", values)
     if labels.shape != (len(rows),):
         raise damaged(path, f"it contains {len(rows):,} images and {labels.size:,} labels")
     return rows, labels
+
+
+def _is_nested(label: object) -> bool:
+    """Whether a label is a sequence: lists that contain one list many times would fill the memory as an array."""
+    return isinstance(label, list | tuple | dict | _Array) or (
+        isinstance(label, np.ndarray) and label.ndim > 0
+    )
 
 
 def _text(path: Path, name: object) -> str:
@@ -147,4 +198,9 @@ def _unpickle(path: Path) -> dict[str, Any]:
         raise damaged(path, f"it contains a {type(content).__name__}, not a dictionary")
     # A file that was read with bytes as keys, and saved again.
     pairs = cast(dict[object, Any], content).items()
-    return {key.decode("latin1") if isinstance(key, bytes) else str(key): value for key, value in pairs}
+    return {
+        key.decode("latin1") if isinstance(key, bytes) else str(key): value.values
+        if isinstance(value, _Array)
+        else value
+        for key, value in pairs
+    }

@@ -128,6 +128,55 @@ def test_labels_may_be_stored_as_numpy_numbers(cifar10: Path, protocol: int) -> 
         assert load_cifar10(cifar10, "val").labels.tolist() == [3, 4]
 
 
+class Pickled:
+    """An object that is pickled as a call, and a state that is set after it."""
+
+    def __init__(self, function: Any, arguments: tuple[Any, ...], state: Any = None) -> None:
+        self.call = function, arguments, state
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+RECONSTRUCT: Any = np.empty(0).__reduce__()[0]
+SCALAR: Any = np.int64(0).__reduce__()[0]
+
+
+def test_arrays_of_python_2_can_be_read(cifar10: Path) -> None:
+    """Their bytes are text after loading."""
+    expected, data = load_cifar10(cifar10, "val"), rows(2, 50)
+    state = (1, data.shape, data.dtype, False, data.tobytes().decode("latin1"))
+    array = Pickled(RECONSTRUCT, (np.ndarray, (0,), "b"), state)
+    labels = expected.labels[:2].tolist()
+    (cifar10 / "test_batch").write_bytes(pickle.dumps({"data": array, "labels": labels}, protocol=2))
+    images = load_cifar10(cifar10, "val").images
+    assert (
+        images.tobytes() == np.ascontiguousarray(data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)).tobytes()
+    )
+
+
+LIST = [[[[[[1] * 30] * 30] * 30] * 30] * 30] * 30
+"""729 million numbers as an array; the file contains 180."""
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        Pickled(np.ndarray, ((10**12,), np.dtype("u1"))),
+        Pickled(RECONSTRUCT, (np.ndarray, (10**12,), b"b")),
+        Pickled(RECONSTRUCT, (np.ndarray, (0,), b"b"), (1, (10**9,), np.dtype("O"), False, [1])),
+        Pickled(RECONSTRUCT, (np.ndarray, (0,), b"b"), (1, (10**9,), np.dtype("u1"), False, b"\1\2")),
+        [Pickled(SCALAR, (np.dtype("V1000000000"),))],
+        LIST,
+    ],
+    ids=["ndarray", "reconstruct", "objects", "short", "scalar", "list"],
+)
+def test_arrays_without_their_values_take_no_memory(cifar10: Path, labels: Any) -> None:
+    """An array of objects with too few values ended the process."""
+    save(cifar10 / "data_batch_2", {"data": rows(2), "labels": labels})
+    refused(cifar10, "cannot be used")
+
+
 def test_damaged_files(cifar10: Path) -> None:
     path = cifar10 / "data_batch_2"
     path.write_bytes(path.read_bytes()[:1000])

@@ -22,6 +22,8 @@ from pipelines.longtail import long_tail_legacy
 
 _SOURCE = "{files}, the official cropped digits"
 _CLASSES = tuple("0123456789")
+_KINDS = ("double", "single", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)))
+"""Types of variables whose values are in the file. Structures and cells allocate the size that their header claims."""
 
 
 def load_svhn(root: Path, split: Split) -> ArrayDataset:
@@ -65,11 +67,14 @@ def load_svhn_lt_legacy(root: Path, imbalance: float) -> ArrayDataset:
 
 
 def _load(root: Path, part: Literal["train", "test", "extra"], source: str) -> ArrayDataset:
-    from scipy.io import loadmat
+    from scipy.io import loadmat, whosmat
 
     folder = subfolder(root, "svhn", source)
     path = require(root, folder / f"{part}_32x32.mat", source)
     try:
+        for variable, _, kind in whosmat(path):
+            if variable in ("X", "y") and kind not in _KINDS:
+                raise damaged(path, f"its {variable!r} is of the type {kind!r}, not an array of numbers")
         content = loadmat(path, variable_names=["X", "y"])
         images = _bytes_of(path, content["X"])
         labels = integers(path, "its 'y'", content["y"]).reshape(-1)

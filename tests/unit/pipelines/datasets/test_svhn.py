@@ -36,6 +36,8 @@ def test_both_splits_and_label_10_as_0(tmp_path: Path) -> None:
         ({"X": np.zeros((32, 32, 3, 1), np.uint8), "y": np.full((1, 1), 11)}, "from 11 to 11"),
         ({"X": np.full((32, 32, 3, 1), 0.5), "y": np.ones((1, 1))}, "not integers from 0 to 255"),
         ({"X": np.zeros((32, 32, 3, 1), np.uint8), "y": np.full((1, 1), 1.5)}, "'y' are not integers"),
+        ({"X": np.array([[1, 2]], dtype=object), "y": np.ones((1, 1))}, "'X' is of the type 'cell'"),
+        ({"X": np.ones((1, 1)), "y": np.zeros((1, 2), [("a", "O")])}, "'y' is of the type 'struct'"),
     ],
 )
 def test_missing_and_damaged_files(tmp_path: Path, content: dict | bytes | None, words: str) -> None:

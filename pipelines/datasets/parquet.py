@@ -207,6 +207,9 @@ def _read(path: Path, image: str, label: str, decode: bool) -> dict[str, Any]:
     labels: list[int | str] = []
     skipped = SkippedFiles()
     with pyarrow.parquet.ParquetFile(path) as file, path.open("rb") as raw:
+        count, size = file.metadata.num_rows, path.stat().st_size
+        if count > size:  # compressed to less than a byte, they would need any amount of memory
+            raise ValueError(f"{count:,} rows in {size:,} bytes")
         given: list[Any] = file.read(columns=[label]).column(0).to_pylist()
         row = 0
         for chunk in _chunks(file.metadata, image):
@@ -262,6 +265,8 @@ def _chunks(metadata: Any, image: str) -> Iterable[Chunk]:
         if column.has_dictionary_page and column.dictionary_page_offset:
             start = min(start, column.dictionary_page_offset)
         end = start + column.total_compressed_size
+        if column.num_values > metadata.num_rows:
+            raise ValueError(f"a column claims {column.num_values:,} values")
         yield Chunk(start, end, column.compression, leaf.max_definition_level, column.num_values)
 
 

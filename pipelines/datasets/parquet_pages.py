@@ -94,6 +94,8 @@ def values_of(read: Read, chunk: Chunk) -> Iterator[Value | None]:
         if page.kind == _DICTIONARY:
             dictionary = list(_plain(page, 0, page.header[7][1]))
             continue
+        if count + page.header[8 if page.kind == _DATA_V2 else 5][1] > chunk.num_values:
+            raise ValueError(f"more than the {chunk.num_values} values of the column")
         present, position, encoding = _levels(page, chunk.max_level)
         number = int(np.count_nonzero(present))
         if encoding == _PLAIN:

@@ -182,6 +182,16 @@ def test_damaged_files_are_refused(
         index(tmp_path)
 
 
+def test_more_rows_than_bytes_are_refused(tmp_path: Path, pictures: list[bytes]) -> None:
+    """Rows that compress to less than a byte would need any amount of memory."""
+    count = 300_000
+    path = write(tmp_path / "train.parquet", [pictures[1], *[None] * (count - 1)], [0] * count)
+    assert path.stat().st_size < count
+    with pytest.raises(UserError, match="300,000 rows in") as caught:
+        index(tmp_path)
+    assert caught.value.field == "ROOT"
+
+
 def test_splits_are_in_the_names_of_files_or_folders(tmp_path: Path, pictures: list[bytes]) -> None:
     for name in ("train/0000.parquet", "test/0000.parquet", "validation/0000.parquet"):
         write(tmp_path / "one" / name, pictures[:2])

@@ -45,14 +45,14 @@ _KIND = re.compile(r"[biuf][1248]|[SU]\d{1,4}", re.ASCII)
 class _Kind:
     """The type of an array in place of ``numpy.dtype``, which a file could give any size and flags."""
 
-    def __init__(self, code: str, *_: object) -> None:
+    def __init__(self, code: object, *_: object) -> None:
         if not isinstance(code, str) or _KIND.fullmatch(code) is None:
             raise pickle.UnpicklingError(f"it contains values of the type {code!r}")
         self._code = code
-        self._order = "="
+        self._order: Any = "="
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self._order = str(state[1])
+        self._order = state[1]
 
     def array(self, data: bytes | str, shape: Any, order: Any) -> NDArray[Any]:
         """The array of these bytes, which are text in the files of Python 2."""

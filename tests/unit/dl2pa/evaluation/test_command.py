@@ -415,8 +415,8 @@ def test_unreadable_training_images_have_the_limit_of_training(
     assert (done.result["num_reference"], done.result["num_validated"]) == (71, 36)
     (root / "train" / "bee" / "0.png").write_bytes(b"not an image")
     error = evaluate(run, "--embedding", *settings).result["error"]
-    assert error["field"] == "data.max_bad_val_fraction" and "exceed the 1 allowed" in error["message"]
-    done = evaluate(run, "--embedding", *settings, "data.max_bad_val_fraction=0.03")
+    assert error["field"] == "data.max_bad_fraction" and "exceed the 1 allowed" in error["message"]
+    done = evaluate(run, "--embedding", *settings, "data.max_bad_fraction=0.03")
     assert done.result["num_reference"] == 70
 
 

@@ -38,8 +38,8 @@ def _latin1(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
-_KIND = re.compile(r"[biuf][1248]|[SU]\d{1,4}", re.ASCII)
-"""Types of the values of an array: numbers, and text such as class names."""
+_KIND = re.compile(r"[biuf][1248]|[SU]\d{1,4}|O8", re.ASCII)
+"""Types of the values of an array: numbers, text such as class names, and objects, which are given as a list."""
 
 
 class _Kind:
@@ -54,8 +54,12 @@ class _Kind:
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         self._order = state[1]
 
-    def array(self, data: bytes | str, shape: Any, order: Any) -> NDArray[Any]:
-        """The array of these bytes, which are text in the files of Python 2."""
+    def array(self, data: Any, shape: Any, order: Any) -> Any:
+        """The array of these bytes, which are text in the files of Python 2; the list itself of objects."""
+        if self._code == "O8":
+            if not isinstance(data, list) or shape != (len(cast(list[object], data)),):
+                raise pickle.UnpicklingError("it contains an array of objects without its values")
+            return cast(list[object], data)
         content = data.encode("latin1") if isinstance(data, str) else data
         return np.frombuffer(content, np.dtype(self._code).newbyteorder(self._order)).reshape(
             shape, order=order
@@ -66,18 +70,18 @@ class _Array:
     """An array in place of ``numpy.ndarray``, whose state may claim another length than its values have."""
 
     def __init__(self, *_: object) -> None:
-        self.values: NDArray[Any] = np.empty(0)
+        self.values: Any = np.empty(0)
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, kind, is_fortran, data = state
         self.values = kind.array(data, shape, "F" if is_fortran else "C")
 
 
-def _scalar(kind: _Kind, data: bytes | str) -> Any:
+def _scalar(kind: _Kind, data: Any) -> Any:
     return kind.array(data, (), "C")[()]
 
 
-def _from_buffer(data: bytes, kind: _Kind, shape: Any, order: Any) -> NDArray[Any]:
+def _from_buffer(data: Any, kind: _Kind, shape: Any, order: Any) -> Any:
     return kind.array(data, shape, order)
 
 

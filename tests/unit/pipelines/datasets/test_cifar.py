@@ -128,6 +128,14 @@ def test_labels_may_be_stored_as_numpy_numbers(cifar10: Path, protocol: int) -> 
         assert load_cifar10(cifar10, "val").labels.tolist() == [3, 4]
 
 
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_class_names_may_be_an_array_of_objects(cifar10: Path, protocol: int) -> None:
+    names = load_cifar10(cifar10, "train").classes
+    content = {"label_names": np.array(names, dtype=object), "of": np.array([[1, "x"]], dtype=object)[0]}
+    (cifar10 / "batches.meta").write_bytes(pickle.dumps(content, protocol=protocol))
+    assert load_cifar10(cifar10, "train").classes == names
+
+
 class Pickled:
     """An object that is pickled as a call, and a state that is set after it."""
 

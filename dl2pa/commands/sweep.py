@@ -265,6 +265,9 @@ def _grid(sweep: Sweep, args: argparse.Namespace, variants: Sequence[str]) -> tu
         if same := sorted(keys & sweep.variants[name].keys()):
             remedy = "Leave the key out of the grid, or select other variants with --variant."
             raise UserError("--grid", same[0], f"is set by the variant {name}", remedy)
+        if args.seeds is not None and SEED in sweep.variants[name]:
+            remedy = "Leave it out, or select other variants with --variant."
+            raise UserError("--seeds", args.seeds, f"{SEED} is set by the variant {name}", remedy)
     return (*texts, *(text for text in sweep.grid_texts() if text.partition("=")[0] not in keys))
 
 
@@ -282,6 +285,9 @@ def _variants(sweep: Sweep, file: Path | None, config: Path | None) -> tuple[Var
         if duplicates := sorted(sweep.grid.keys() & sweep.variants[name].keys()):
             remedy = "Remove the key from one of them."
             raise UserError(field, duplicates[0], "is set by the variant and by sweep.grid", remedy)
+        if sweep.seeds is not None and SEED in sweep.variants[name]:
+            remedy = "Remove one of them."
+            raise UserError(field, SEED, "is set by the variant and by sweep.seeds", remedy)
         variants.append((name, path, (*sweep.override_texts(), *overrides)))
     return tuple(variants)
 

@@ -160,12 +160,16 @@ def test_a_grid_on_the_command_line_replaces_that_of_the_file(plan: Callable[...
         (["tiny.yaml", "optim.lr=1", "--grid", "optim.lr=1,2"], "has no effect"),
         (["sweep.yaml", "--grid", "train.seed=1", "--seeds", "0..1"], "are also given by --grid train.seed"),
         (["sweep.yaml", "--grid", "method.margin=0,0.1"], "is set by the variant b"),
+        (["seed.yaml", "--seeds", "0..1"], r"train.seed is set by the variant c\. Leave it out"),
+        (["both.yaml"], "is set by the variant and by sweep.seeds"),
     ],
 )
 def test_settings_that_a_grid_would_hide_are_refused(
     arguments: list[str], message: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    Path("sweep.yaml").write_text(yaml.safe_dump({"sweep": SWEEP}))
+    seed = {"config": "tiny.yaml", "variants": {"c": {"train.seed": 7}}}
+    for name, sweep in {"sweep": SWEEP, "seed": seed, "both": {**seed, "seeds": "0..1"}}.items():
+        Path(f"{name}.yaml").write_text(yaml.safe_dump({"sweep": sweep}))
     assert main(["sweep", *arguments, "--dry-run"]) == 2
     assert re.search(message, capsys.readouterr().err)
 

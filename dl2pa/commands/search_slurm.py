@@ -174,8 +174,10 @@ class ClusterExecutor:
         if unusable := sorted(set(queued) - set(unrecorded)):  # SLURM queued it although sbatch failed
             try:
                 jobs.cancel(unusable)
-            except UserError as error:  # it has ended meanwhile
-                note(str(error))
+            except UserError as error:
+                if kind_of(error.message) is Refusal.OUTAGE:
+                    raise ConnectionError(error.message) from None
+                note(str(error))  # it has ended meanwhile
         last = submissions.last(plan.run_dir)
         if unrecorded:
             job = max(unrecorded, key=int)  # an earlier one may be completing

@@ -143,6 +143,24 @@ def test_a_job_that_ends_before_it_is_replaced_does_not_end_the_search(
     assert executor.state_of(TRIAL, plan) == "stopped"
 
 
+def test_a_job_that_may_run_is_cancelled_before_its_trial_continues(
+    slurm: Queue, executor: ClusterExecutor, plan: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cancelled: list[str] = []
+
+    def cancel(job_ids: Sequence[str]) -> None:
+        cancelled.extend(job_ids)
+        if len(cancelled) == 1:
+            message = "Unable to contact slurm controller (connect failure)"
+            raise UserError("job", job_ids[0], message, "See `squeue`.")
+
+    slurm.jobs["5"] = "dl2pa-lr-000"  # without the files of a job
+    monkeypatch.setattr(search_slurm, "_RETRY_S", 0.0)
+    monkeypatch.setattr(jobs, "cancel", cancel)
+    assert executor.state_of(TRIAL, plan) == "stopped"
+    assert cancelled == ["5", "5"]
+
+
 def test_search_ends_at_once_if_sbatch_refuses_the_request(
     slurm: Queue, executor: ClusterExecutor, plan: Any
 ) -> None:

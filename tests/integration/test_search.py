@@ -16,6 +16,7 @@ import yaml
 pytest.importorskip("optuna", reason="optuna is not installed")
 
 from dl2pa.commands import search_local
+from dl2pa.process import dl2pa_arguments
 from dl2pa.search.driver import Driver
 from dl2pa.training.trainer import Trainer
 from support.commands import run_here
@@ -80,7 +81,7 @@ def test_useless_trials_are_stopped_and_can_be_resumed(
 
         def wait(self) -> None:
             number, task = self._task
-            done = run_here(*task.command[3:])
+            done = run_here(*(dl2pa_arguments(task.command) or ()))
             task.log.write_text(done.output + done.error)
             self._task, self._done = None, [(number, done.code)]
 

@@ -200,7 +200,8 @@ def test_interrupted_while_validating(train: Callable[..., Training], digits: Pa
         interrupt_once(way, started, cut.run, random.Random(0))
         code = started.wait()
         cut.assert_gone()
-        assert f"epoch {epoch}/2" not in started.error, "validation had ended before the interruption"
+        validated = f"step {epoch * steps_per_epoch}: top-1"
+        assert validated not in started.error, "validation had ended before the interruption"
         if way == "term launcher":
             assert code == STOPPED
             assert (cut.status["state"], cut.status["phase"]) == ("stopped", "evaluate")

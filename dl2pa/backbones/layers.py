@@ -102,6 +102,6 @@ def _units(
 
 
 def _contains_blocks(module: nn.Module) -> bool:
-    """Whether the module contains a sequence of blocks, that is, of modules with submodules."""
+    """Whether the module contains a sequence of blocks (modules with submodules)."""
     containers = [part for part in module.modules() if type(part) in _CONTAINERS]
     return any(next(block.children(), None) is not None for part in containers for block in part.children())

@@ -142,7 +142,7 @@ def load_bulk(args: argparse.Namespace, images: NamedImages, table: ImageTable) 
 
 
 def are_small(images: NamedImages, table: ImageTable) -> bool:
-    """Whether every file has the suffix of a JPEG or PNG file and at most 1 MiB."""
+    """Whether all files are JPEG or PNG files, by their suffixes, of at most 1 MiB."""
     is_large = int(table.lengths.max(initial=0)) > _LARGE
     return not is_large and all(path.lower().endswith(_COMMON) for path in images.paths)
 

@@ -46,7 +46,7 @@ class LocalServer:
         allowed = dict.fromkeys([*local, *(form for name in names for form in (name, f"{name}:*"))])
         self._log = log
         self._command = [
-            *(sys.executable, "-P", "-m", "mlflow", "server"),
+            *(sys.executable, "-m", "mlflow", "server"),
             *("--host", host, "--port", str(port), "--workers", "1"),
             *("--artifacts-destination", str(artifacts)),
             *("--allowed-hosts", ",".join(allowed)),

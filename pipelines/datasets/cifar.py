@@ -165,7 +165,7 @@ def _batch(path: Path, label_key: str) -> tuple[NDArray[np.uint8], NDArray[np.in
 
 
 def _is_nested(label: object) -> bool:
-    """Whether a label is a sequence: lists that contain one list many times would fill the memory as an array."""
+    """Whether a label is a sequence. A small file can repeat one list so often that an array would fill the memory."""
     return isinstance(label, list | tuple | dict | _Array) or (
         isinstance(label, np.ndarray) and label.ndim > 0
     )

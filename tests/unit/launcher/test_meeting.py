@@ -193,9 +193,9 @@ def test_no_text_of_a_stranger_ends_a_node(lines: str, pool: ThreadPoolExecutor,
 
 
 def test_a_head_that_does_not_answer_is_not_said_to_have_another_secret(pool: ThreadPoolExecutor) -> None:
-    ours, theirs = socket.socketpair()
-    with theirs:
-        silent = Channel(ours, SECRET, is_head=False)
+    node, stranger = socket.socketpair()
+    with stranger:
+        silent = Channel(node, SECRET, is_head=False)
         with pytest.raises(ConnectionError, match="no message") as caught:
             silent.open(0.05)
         assert not isinstance(caught.value, NotAuthentic)

@@ -75,7 +75,7 @@ def report(world: World) -> dict[str, Any]:
 
 
 def calibrated(world: World) -> bool:
-    """Whether a run that was stopped after its last validation ends; the resume begins with a frozen backbone."""
+    """Whether a run that was stopped in its final calibration finishes after a resume."""
     config, dataset = parse_config(CONFIG), SyntheticDataset(BATCH, tuple(map(str, range(CLASSES))))
     train_state = TrainState(config, build_model(config, CLASSES), world, 2)
     train_state.wrap()

@@ -20,7 +20,7 @@ from pipelines.crop import center_crop, decode_image
 from pipelines.datasets.arrays import ArrayDataset
 from pipelines.datasets.table import ImageTable
 from pipelines.header import image_size
-from pipelines.images import BadImage
+from pipelines.images import BadImage, is_fault_of_process
 from pipelines.parallel import in_parallel
 from pipelines.pixel_cache import Progress, cached_pixels
 
@@ -125,6 +125,8 @@ def _decode_one(chunk: _Chunk, i: int) -> NDArray[np.uint8]:
         window, resized, offset = (part[0].tolist() for part in center_crop(size, side, side))
         return np.asarray(decode_image(data, window, resized, offset, side, chunk.interpolation))
     except (BadImage, OSError) as error:
+        if is_fault_of_process(error):
+            raise
         remedy = "Restore or remove it."
         raise UserError("data.root", str(images.path(i)), f"cannot be decoded ({error})", remedy) from None
 

@@ -5,7 +5,6 @@ An image is unreadable if Pillow cannot decode it, whatever the loader: one that
 
 from __future__ import annotations
 
-import errno
 import logging
 import threading
 from collections import deque
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 from dl2pa.errors import UserError
 from pipelines.datasets.table import ImageTable
 from pipelines.header import image_size, is_cut_png
-from pipelines.images import BadImage, check_bytes, convert_to_png
+from pipelines.images import BadImage, check_bytes, convert_to_png, is_fault_of_process
 from pipelines.readers import PendingReads, ReaderPool, StalledRead, describe_stall
 from pipelines.rng import Stream, randint
 from pipelines.transforms import CropParams, Draws, Transforms, draw_augmentation, draw_crop_params
@@ -32,9 +31,6 @@ _JOBS_PER_THREAD = 4
 _MAX_SUBSTITUTES = 100
 _SLACK = 10
 """Unreadable images that one process may have before their rate is checked."""
-
-_OF_THE_PROCESS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-"""Errors of a read for which the image is not to blame: too many open files, no memory."""
 
 _Job = Future["list[Fetched | None]"]
 Fetched = tuple[int, NDArray[np.uint8], tuple[int, int]]
@@ -198,7 +194,7 @@ class ImageReader:
         except (OSError, ValueError) as error:  # ValueError: not a valid file name
             if isinstance(error, UserError) and self.dataset.remote is not None:
                 raise  # the shard, not this image, is wrong
-            if isinstance(error, OSError) and error.errno in _OF_THE_PROCESS:
+            if is_fault_of_process(error):
                 raise
             reason = error.strerror if isinstance(error, OSError) else error
             raise BadImage(f"cannot be read ({reason})") from None

@@ -6,6 +6,7 @@ opened only by the plugins listed here.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import stat
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 _SUFFIX_OF = {b"\xff\xd8": "jpg", b"\x89PNG": "png", b"RIFF": "webp", b"BM": "bmp"}
 MAX_BYTES = 2**28
+_FAULTS_OF_PROCESS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _BMP_HEADERS = 54
 _FREE_PIXELS = 2**24
 """Number of pixels that any file may claim: 48 MiB in RGB."""
@@ -64,6 +66,11 @@ _AN = ("A", "E", "HTML", "I", "SVG", "X", "xz")
 
 class BadImage(Exception):
     """An image that cannot be decoded; the message gives the reason."""
+
+
+def is_fault_of_process(error: Exception) -> bool:
+    """Whether a read failed because of too many open files or no memory, for which the image is not to blame."""
+    return isinstance(error, OSError) and error.errno in _FAULTS_OF_PROCESS
 
 
 def check_bytes(length: int) -> None:

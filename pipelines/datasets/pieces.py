@@ -19,6 +19,7 @@ from dl2pa.osutil import replacing
 from pipelines.datasets.probe import Flag, Probe, probe
 from pipelines.datasets.shards import ShardContent, read_shard
 from pipelines.datasets.table import PathTable
+from pipelines.images import is_fault_of_process
 from pipelines.parallel import in_parallel
 
 log = logging.getLogger(__name__)
@@ -66,11 +67,17 @@ def inspect_images(piece: Piece) -> int:
 
 
 def inspect_image(path: Path, length: int, decode: bool) -> Probe:
-    """Inspect an image file of `length` bytes; see `probe.probe`."""
+    """Inspect an image file of `length` bytes; see `probe.probe`.
+
+    Raises:
+        OSError: too many open files, or no memory.
+    """
     try:
         # Without O_NONBLOCK, opening a pipe would wait for a writer.
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    except OSError:
+    except OSError as error:
+        if is_fault_of_process(error):
+            raise
         return Probe(0, 0, Flag.UNREADABLE)
     try:
         return probe(handle, 0, length, path.name, decode)

@@ -9,7 +9,7 @@ from enum import IntFlag
 from typing import TYPE_CHECKING, NamedTuple
 
 from pipelines.header import has_jpeg_structure, image_size
-from pipelines.images import MAX_BYTES, BadImage, open_image, why_not_an_image
+from pipelines.images import MAX_BYTES, BadImage, is_fault_of_process, open_image, why_not_an_image
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -77,6 +77,9 @@ def probe(handle: int, offset: int, length: int, name: str, decode: bool = False
     Args:
         name: file name; its suffix is compared with the format.
         decode: decode every image, which also finds damage inside its data.
+
+    Raises:
+        OSError: no memory.
     """
     if length == 0:
         return Probe(0, 0, Flag.EMPTY)
@@ -98,7 +101,9 @@ def probe(handle: int, offset: int, length: int, name: str, decode: bool = False
         ):
             return Probe(header.height, header.width, _format_flags(header, name))
         return _probe_by_decoding(os.pread(handle, length, offset), length, name)
-    except OSError:
+    except OSError as error:
+        if is_fault_of_process(error):
+            raise
         return Probe(0, 0, Flag.UNREADABLE)
 
 

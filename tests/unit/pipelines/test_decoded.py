@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import io
 import logging
@@ -243,6 +244,20 @@ def test_unreadable_image_is_named(folder: Folder, cache: Path) -> None:
     with pytest.raises(UserError, match="is not an image") as caught:
         decode_folder(table, SIDE, 1)
     assert (caught.value.field, caught.value.value) == ("data.root", str(table.path(3)))
+    assert not list(cache.glob("*.pixels"))
+
+
+def test_too_many_open_files_are_not_a_fault_of_an_image(
+    folder: Folder, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = folder(5)
+
+    def refuse(*_: Any) -> bytes:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(ImageTable, "read", refuse)
+    with pytest.raises(OSError, match="Too many open files"):
+        decode_folder(table, SIDE, 1)
     assert not list(cache.glob("*.pixels"))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import resource
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from dl2pa.errors import UserError
 from pipelines.datasets import ImageTable, build_index, open_dataset
 from pipelines.datasets.build_index import problems_of
 from pipelines.datasets.index import INDEX_NAME, Index, open_index
+from pipelines.datasets.pieces import inspect_image
 
 Make = Callable[..., Path]
 
@@ -159,6 +161,21 @@ def test_problems_are_listed(pets: Path, kind: str) -> None:
 def test_pipe_does_not_block_indexing(pets: Path) -> None:
     os.mkfifo(pets / "train/cat/pipe.jpg")
     assert [p["kinds"] for p in problems_of(build(pets), pets)] == ["empty"]
+
+
+def test_too_many_open_files_are_not_a_fault_of_an_image(pets: Path) -> None:
+    image = pets / "train/cat/2.JPG"
+    length = image.stat().st_size
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.open(image, os.O_RDONLY)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            inspect_image(image, length, decode=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert inspect_image(image, length, decode=False).flags == 0
 
 
 def test_interrupted_indexing_continues_with_the_same_result(

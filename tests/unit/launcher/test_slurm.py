@@ -32,8 +32,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(work)
     (tmp_path / "bin").mkdir()
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
-    make_fake(tmp_path, "srun", "")
-    make_fake(tmp_path, "sbatch", "")
+    for name in ("srun", "sbatch", "scontrol"):
+        make_fake(tmp_path, name, "")
     return work
 
 

@@ -40,7 +40,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     Path("tiny.yaml").write_text(yaml.safe_dump(CONFIG), encoding="utf-8")
     (tmp_path / "bin").mkdir()
-    for name, text in (("sbatch", SBATCH), ("squeue", ENDED), ("scancel", ENDED)):
+    programs = {"sbatch": SBATCH, **dict.fromkeys(("squeue", "scancel", "scontrol", "srun"), ENDED)}
+    for name, text in programs.items():
         (tmp_path / "bin" / name).write_text(text, encoding="utf-8")
         (tmp_path / "bin" / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")

@@ -26,6 +26,7 @@ from dl2pa.commands.output import note, say
 from dl2pa.config import dump_config, merge, parse_config
 from dl2pa.config.identity import RECIPE_TAG, run_title
 from dl2pa.config.places import finder, placed
+from dl2pa.config.tracking import sync_command
 from dl2pa.errors import EXIT_DONE, UserError
 from dl2pa.finished import FinishedRuns
 from dl2pa.osutil import LockResult, open_and_lock, open_private, remove_locked
@@ -393,7 +394,7 @@ def _print_jobs(submitted: Sequence[Submission], first: RunPlan, sweep: str | No
     rows = [{"job_id": s.job_id, "run_dir": str(s.run_dir), "log": str(s.log)} for s in submitted]
     tracking = first.config.tracking
     uri = tracking.uri or os.environ.get(envvars.TRACKING_URI) or "none"
-    is_spooled = not tracking.enabled or uri == "none"
+    is_sent = tracking.enabled and uri != "none"
     result: dict[str, Any] = dict(rows[0])
     if len(rows) > 1:
         result = {
@@ -404,15 +405,20 @@ def _print_jobs(submitted: Sequence[Submission], first: RunPlan, sweep: str | No
         }
     if sweep is not None:
         result["sweep"] = sweep
-    result["mlflow"] = None if is_spooled else redact(uri)
+    result["mlflow"] = redact(uri) if is_sent else None
     if as_json:
         say(result, True, "")
         return
     listed = {k: v for k, v in result.items() if k != "jobs"}
-    if is_spooled:
-        listed["mlflow"] = f"events are spooled; send them with `dl2pa sync {first.run_dir}`"
-    else:
+    if is_sent:
         listed["mlflow"] = f"{listed['mlflow']}, experiment {tracking.experiment}"
+    elif tracking.enabled:
+        several = len(rows) > 1
+        folder = first.run_dir.parent if several else first.run_dir
+        command = sync_command(tracking.uri, folder, every_run=several)
+        listed["mlflow"] = f"events are spooled; send them with `{command}`"
+    else:
+        listed["mlflow"] = "not recorded: tracking.enabled is false"
     say(listed, False, "submitted:" if len(rows) == 1 else f"submitted {len(rows)} runs:")
     for row in rows if len(rows) > 1 else []:
         note(f"  {row['job_id']:<12} {row['run_dir']}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from dl2pa import envvars
@@ -16,6 +17,17 @@ DISABLED = "none"
 _SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql")
 _MAX_EXPERIMENT_NAME = 500
 """MLflow's limit (3.17), characters."""
+
+
+def sync_command(configured: str | None, folder: Path, *, every_run: bool = False) -> str:
+    """Command that sends spooled events; of a run with `tracking.uri=none` the user names the server.
+
+    Args:
+        configured: `tracking.uri` of the run.
+        folder: the run directory; with `every_run` the folder of several.
+    """
+    command = f"dl2pa sync {'--all ' if every_run else ''}{folder}"
+    return f"{command} --uri SERVER" if configured == DISABLED else command
 
 
 def check_tracking(tracking: TrackingConfig) -> None:

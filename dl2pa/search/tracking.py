@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dl2pa.config import Config
+from dl2pa.config.tracking import sync_command
 from dl2pa.rundir import RunDirectory
 from dl2pa.search.journal import FAILED, State
 from dl2pa.tracking import Tracker
@@ -41,6 +42,7 @@ class SearchTracker:
             run_name=name,
             attempt=starts + 1,
             drain_seconds=10,
+            sync_command=sync_command(config.tracking.uri, folder.absolute()),
         )
 
     def start(self, params: Mapping[str, Any]) -> None:

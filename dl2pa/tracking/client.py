@@ -55,6 +55,7 @@ class Tracker:
         run_name: name of the run in MLflow; the one of an earlier attempt takes precedence.
         attempt: number of this attempt, from 1.
         drain_seconds: maximum time that :meth:`finish` waits for the server.
+        sync_command: command that sends the events later, for the log; by default ``dl2pa sync RUN``.
     """
 
     def __init__(
@@ -67,10 +68,12 @@ class Tracker:
         run_name: str,
         attempt: int,
         drain_seconds: float = 30,
+        sync_command: str | None = None,
     ) -> None:
         self.enabled = enabled
         self._run_dir = run_dir.absolute()
         self._drain_seconds = drain_seconds
+        self._sync_command = sync_command or f"dl2pa sync {self._run_dir}"
         self._sender: Sender | None = None
         self._delivery: Delivery | None = None
         self._failed: set[str] = set()
@@ -172,12 +175,12 @@ class Tracker:
         if self._spool.dropped:
             _log.warning("%d tracking events were dropped in this attempt", self._spool.dropped)
         if self._sender is None:
-            _log.info("events are in %s; `dl2pa sync %s` sends them", self._spool.path, self._run_dir)
+            _log.info("events are in %s; `%s` sends them", self._spool.path, self._sync_command)
         elif not self._sender.finish(self._drain_seconds if drain_seconds is None else drain_seconds):
             left, lost = (self._delivery.left(), len(self._delivery.unspooled)) if self._delivery else (0, 0)
             exception = f", except {lost} that could not be written to disk" if lost else ""
-            message = "%d events were not sent to MLflow; `dl2pa sync %s` sends them%s"
-            _log.warning(message, left, self._run_dir, exception)
+            message = "%d events were not sent to MLflow; `%s` sends them%s"
+            _log.warning(message, left, self._sync_command, exception)
 
     def _hand_over(self, lines: list[bytes], *, drop_metrics: bool) -> None:
         """Give the sender the lines that could not be written to disk.

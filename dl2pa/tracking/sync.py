@@ -27,6 +27,7 @@ _CREDENTIALS = tuple(
     f"MLFLOW_TRACKING_{name}"
     for name in ("USERNAME", "PASSWORD", "TOKEN", "AUTH", "AWS_SIGV4", "CLIENT_CERT_PATH")
 )
+_NAME_SERVER = f"Give --uri SERVER, or set {envvars.TRACKING_URI}."
 _CREDENTIALS_FILE = Path("~/.mlflow/credentials")
 
 
@@ -184,7 +185,7 @@ def resolve_uri(run_dir: Path, uri: str | None, recorded: str | None = None) -> 
     if ambient and (last is None or redact(ambient) == redact(last)):
         return ambient
     if last is None:
-        raise UserError("uri", None, "no tracking server is known for this run", "Give --uri.")
+        raise UserError("--uri", None, "no tracking server is known for this run", _NAME_SERVER)
     if has_hidden_credentials(last):
         raise UserError("uri", last, "needs credentials, which are never stored", "Give the full --uri.")
     if not _is_harmless(last, run_dir):

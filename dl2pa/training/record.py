@@ -13,6 +13,7 @@ import torch
 from dl2pa import envvars
 from dl2pa.config import Config, dump_config, flatten
 from dl2pa.config.identity import data_identity, run_title
+from dl2pa.config.tracking import sync_command
 from dl2pa.model.example import write_example
 from dl2pa.osutil import write_atomically, write_json
 from dl2pa.rundir import RunDirectory
@@ -52,6 +53,7 @@ def start_tracker(
         experiment=config.tracking.experiment,
         run_name=config.tracking.run_name or run_title(config, name),
         attempt=attempt,
+        sync_command=sync_command(config.tracking.uri, run.root.absolute()),
     )
     if not world.is_main:
         return tracker

@@ -37,7 +37,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     Path("tiny.yaml").write_text(yaml.safe_dump(tree))
     (tmp_path / "bin").mkdir()
-    for name, text in (("sbatch", SBATCH), ("squeue", "#!/bin/sh\n")):
+    silent = "#!/bin/sh\n"
+    for name, text in (("sbatch", SBATCH), ("squeue", silent), ("scontrol", silent), ("srun", silent)):
         (tmp_path / "bin" / name).write_text(text)
         (tmp_path / "bin" / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
@@ -138,3 +139,27 @@ def test_submit_tags_an_array_but_not_a_single_run(folder: Path, capsys: pytest.
     single = last_json(capsys)
     assert (single["run_dir"], "sweep" in single) == (str(folder / "one"), False)
     assert load_config("one/slurm/config.yaml").tracking.tags == {"recipe": "tiny"}
+
+
+@pytest.mark.parametrize(
+    ("words", "output"),
+    [
+        ((), "send them with `dl2pa sync --all {runs}`"),
+        (("tracking.uri=none",), "send them with `dl2pa sync --all {runs} --uri SERVER`"),
+        (("tracking.uri=none", "--array", "train.seed=3"), "send them with `dl2pa sync {runs}/tiny-"),
+        (("tracking.enabled=false",), "not recorded: tracking.enabled is false"),
+    ],
+)
+def test_submit_names_the_command_that_sends_the_events(
+    words: tuple[str, ...],
+    output: str,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    seeds = () if "--array" in words else ("--array", "train.seed=0..1")
+    assert main(["submit", "tiny.yaml", "--gpus-per-node", "0", *seeds, *words]) == 0
+    printed = capsys.readouterr().out
+    assert output.format(runs=folder / "runs") in printed
+    assert ("dl2pa sync" in printed) == ("tracking.enabled=false" not in words)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from dl2pa import envvars
 from dl2pa.config import parse_config
-from dl2pa.config.tracking import check_experiment, check_tracking, check_uri
+from dl2pa.config.tracking import check_experiment, check_tracking, check_uri, sync_command
 from dl2pa.errors import UserError
 
 VALID = (
@@ -71,3 +73,11 @@ def test_settings_and_environment_are_checked(monkeypatch: pytest.MonkeyPatch) -
         check_tracking(parse_config({"tracking": tracking}).tracking)
     with pytest.raises(UserError, match=r"tracking\.uri"):
         check_tracking(parse_config({"tracking": {"uri": "mlruns"}}).tracking)
+
+
+@pytest.mark.parametrize(("uri", "options"), [(None, ""), ("http://host", ""), ("none", " --uri SERVER")])
+def test_the_command_that_sends_later_names_a_server_where_it_needs_one(
+    uri: str | None, options: str
+) -> None:
+    assert sync_command(uri, Path("runs/a")) == f"dl2pa sync runs/a{options}"
+    assert sync_command(uri, Path("runs"), every_run=True) == f"dl2pa sync --all runs{options}"

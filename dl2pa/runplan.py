@@ -60,6 +60,7 @@ class RunPlan:
         nproc: number of processes per machine, with `launch.nproc=auto` resolved.
         label: name of the run: the stem of its configuration file, which a submitted run has in a tag.
         varied: see `RunSpec`.
+        by_option: `key=value` of the keys that an option of the command has set, such as `--nproc`.
     """
 
     config_file: Path
@@ -69,6 +70,12 @@ class RunPlan:
     nproc: int
     label: str
     varied: tuple[str, ...] = ()
+    by_option: tuple[str, ...] = ()
+
+    @property
+    def source(self) -> tuple[Path, tuple[str, ...]]:
+        """Configuration file, and everything on the command line that replaces its values."""
+        return self.config_file, (*self.overrides, *self.by_option)
 
     @property
     def title(self) -> str:
@@ -103,8 +110,9 @@ def plan_runs(
     """
     plans: list[RunPlan] = []
     problems = Problems()
+    by_option = () if nproc is None and not gpus else (f"launch.nproc={nproc or gpus}",)
     for spec in specs:
-        with problems, placed(finder([(spec.config_file, spec.overrides)])):
+        with problems, placed(finder([(spec.config_file, (*spec.overrides, *by_option))])):
             plans.append(_plan(spec, run_dir, in_folder, nproc, gpus))
     problems.raise_any()
     directories = [plan.run_dir for plan in plans]
@@ -140,11 +148,12 @@ def _plan(
     config = _follow_valid_weights(config, place)
     if gpus is not None:
         nproc = gpus or (1 if config.launch.nproc == "auto" else None)
+    by_option = () if nproc is None else (f"launch.nproc={nproc}",)
     if nproc is not None:
         config = parse_config(merge(config.model_dump(mode="json"), {"launch": {"nproc": nproc}}))
     label = config.tracking.tags.get(RECIPE_TAG) or stem
     processes = resolve_nproc(config.launch.nproc, config.launch.device)
-    return RunPlan(spec.config_file, spec.overrides, config, place, processes, label, spec.varied)
+    return RunPlan(spec.config_file, spec.overrides, config, place, processes, label, spec.varied, by_option)
 
 
 def _follow_valid_weights(config: Config, run_dir: Path) -> Config:

@@ -174,7 +174,7 @@ def check_runs(plans: Sequence[RunPlan], request: Request) -> None:
             raise UserError("launch.device", "cuda", "the job requests no GPU", remedy)
         _check_names(plan)
         check_resume(plan)
-    with placed(finder([(plan.config_file, plan.overrides) for plan in plans])):
+    with placed(finder([plan.source for plan in plans])):
         data = check_trainings([(plan.config, request.nodes * plan.nproc) for plan in plans])
     for plan in plans:
         check_resume(plan, data[plan.config.data.model_dump_json()])

@@ -224,7 +224,7 @@ def _check_before_start(plan: RunPlan, world_size: int) -> DataSplits:
     from dl2pa.training.data import open_data
 
     config = plan.config
-    with placed(finder([(plan.config_file, plan.overrides)])):
+    with placed(finder([plan.source])):
         check_resume(plan)
         data = open_data(config, world_size)
         check_source(config, len(data.classes))

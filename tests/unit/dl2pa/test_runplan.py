@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from dl2pa.config import fingerprint, load_config
+from dl2pa.config.places import finder
 from dl2pa.errors import UserError
 from dl2pa.runplan import RunSpec, expand, plan_runs
 
@@ -112,6 +113,19 @@ def test_the_default_run_directory_is_named_by_config_and_fingerprint(
     assert (plan.config.launch.nproc, plan.config.train.epochs) == (2, 3)
     (named,) = plan_runs([RunSpec(config_file, ())], Path("here"))
     assert named.run_dir == tmp_path / "here"
+
+
+def test_a_problem_of_an_option_does_not_name_the_line_that_it_replaces(config_file: Path) -> None:
+    with config_file.open("a", encoding="utf-8") as file:
+        file.write("launch: {nproc: 2}\n")
+    (plan,) = plan_runs([RunSpec(config_file, ())], None)
+    assert finder([plan.source])("launch.nproc") == "small.yaml:2"
+    for nproc, gpus in ((5, None), (None, 5)):
+        (plan,) = plan_runs([RunSpec(config_file, ())], None, nproc=nproc, gpus=gpus)
+        assert finder([plan.source])("launch.nproc") is None
+    with pytest.raises(UserError) as caught:
+        plan_runs([RunSpec(config_file, ())], None, nproc=0)
+    assert (caught.value.field, caught.value.place) == ("launch.nproc", None)
 
 
 def test_identical_runs_are_refused(config_file: Path) -> None:

@@ -191,15 +191,25 @@ def cores_policy(value: str) -> int | str:
     return int(value)
 
 
-def add_slurm_request(parser: argparse.ArgumentParser) -> None:
-    """Add the options of a SLURM job. They have no defaults here: `launcher.request.Request` has them."""
-    add = parser.add_argument_group("SLURM job").add_argument
-    add("--nodes", type=int, metavar="N", help="number of nodes (default: 1)")
+def add_slurm_request(parser: argparse.ArgumentParser, *, resumes: bool = False) -> None:
+    """Add the options of a SLURM job. They have no defaults here: `launcher.request.Request` has them.
+
+    Args:
+        resumes: the job continues a run, and options that are not given have the values of the last job.
+    """
+
+    def default(value: int | str) -> str:
+        return "" if resumes else f" (default: {value})"
+
+    kept = "Options that are not given have the values of the last job, except --after." if resumes else None
+    add = parser.add_argument_group("SLURM job", kept).add_argument
+    add("--nodes", type=int, metavar="N", help=f"number of nodes{default(1)}")
     add(
         "--gpus-per-node",
         type=nonempty_text,
         metavar="[TYPE:]G",
-        help="GPUs and processes per node, for example 8 or h100:8; 0 starts launch.nproc processes on CPUs",
+        help="GPUs and processes per node, for example 8 or h100:8; 0 starts launch.nproc processes on CPUs"
+        + default(1),
     )
     add(
         "--time",
@@ -207,14 +217,15 @@ def add_slurm_request(parser: argparse.ArgumentParser) -> None:
         metavar="T",
         help="time limit per attempt: minutes, H:MM:SS or D-HH:MM:SS",
     )
-    add("--stop-before", type=int, metavar="S", help="seconds before the limit to save at (default: 180)")
+    add("--stop-before", type=int, metavar="S", help=f"seconds before the limit to save at{default(180)}")
     for name in ("partition", "account", "qos", "constraint", "exclude", "mem"):
         add(f"--{name}", type=nonempty_text, metavar=name[0].upper(), help=f"passed to sbatch as --{name}")
     add(
         "--cpus-per-gpu",
         type=cores_policy,
         metavar="N",
-        help="CPU cores per process; auto: the cores per GPU of the partition (default); site: request none",
+        help="CPU cores per process; auto: the cores per GPU of the partition; site: request none"
+        + default("auto"),
     )
     image = "image to run in, with Pyxis or Apptainer; none: no image"
     add("--container", type=nonempty_text, metavar="IMAGE", help=image)

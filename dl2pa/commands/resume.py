@@ -20,7 +20,7 @@ from launcher.request import Request, check_request
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_run(parser, help="run directory, or number of its last job")
     add_overrides(parser, "train.epochs=200")
-    add_slurm_request(parser)
+    add_slurm_request(parser, resumes=True)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -78,3 +78,14 @@ def test_a_home_folder_that_the_shell_did_not_expand_is_refused(
     assert main(["train", str(CONFIG), "--run-dir=~/run", "--json"]) == 2
     assert "./~/run" in json.loads(capsys.readouterr().out.splitlines()[-1])["error"]["message"]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("command", "defaults"), [("submit", 4), ("resume", 0)])
+def test_help_of_resume_names_no_defaults_because_it_keeps_the_last_job(
+    command: str, defaults: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    job = capsys.readouterr().out.partition("SLURM job:")[2]
+    assert job.count("(default: ") == defaults
+    assert ("of the last job" in job) == (command == "resume")

@@ -25,7 +25,7 @@ from dl2pa.redaction import HIDDEN, redact, without_path
 
 _WAITS_S = (1.0, 3.0)
 """Pauses before the message is sent again to a server that has not accepted it."""
-_BUSY = (429, 500, 502, 503, 504)
+_TOO_MANY_REQUESTS, _FIRST_SERVER_ERROR = 429, 500
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -89,7 +89,7 @@ def _post_once(url: str, message: Mapping[str, Any], timeout_s: float) -> tuple[
         with urllib.request.build_opener(_NoRedirect).open(request, timeout=timeout_s):
             return None, False
     except urllib.error.HTTPError as error:
-        return f"HTTP {error.code}", error.code in _BUSY
+        return f"HTTP {error.code}", error.code == _TOO_MANY_REQUESTS or error.code >= _FIRST_SERVER_ERROR
     except urllib.error.URLError as error:
         return str(error.reason), not isinstance(error.reason, TimeoutError)
     except (OSError, http.client.HTTPException, ValueError) as error:

@@ -107,6 +107,7 @@ def test_a_webhook_gets_the_message_as_json(hook: Receiver) -> None:
     ("codes", "count", "problem"),
     [
         ([503, 200], 2, None),
+        ([520, 200], 2, None),
         ([500, 429, 502, 500], 3, "HTTP 502"),
         ([404, 200], 1, "HTTP 404"),
         ([302, 200], 1, "HTTP 302"),

@@ -10,7 +10,7 @@ import difflib
 import os
 import re
 import subprocess
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -150,23 +150,32 @@ def _site_of(file: Path, tree: Mapping[str, Any]) -> Site:
 def _layer(prefix: str, content: Any) -> Layer:
     """Validate one section of a site file."""
     problems = Problems()
+    profile = _valid_keys(prefix, content, problems)
+    layer = _plain(prefix, profile, problems)
+    for each in _parts(layer):
+        with problems, _named(prefix):
+            check_form(Request(**each))
+    with problems:
+        _check_setup(prefix, layer)
+    with problems:
+        layer = _with_gres(layer)
+    problems.raise_any()
+    return layer
+
+
+def _valid_keys(prefix: str, content: Any, problems: Problems) -> Profile:
+    """Parse a section; add its unknown keys and invalid values to the problems and return the other keys."""
     try:
-        profile = Profile.model_validate(content)
+        return Profile.model_validate(content)
     except ValidationError as error:
         tree = content if isinstance(content, dict) else {}
         for problem in explain_errors(error, tree, Profile, {}, {}, f"{prefix}."):
             problems.add(problem)
+        invalid = {str(each["loc"][0]) for each in error.errors() if each["loc"]}
+    try:
+        return Profile.model_validate({key: value for key, value in tree.items() if str(key) not in invalid})
+    except ValidationError:
         raise problems.error() from None
-    with problems:
-        layer = _plain(prefix, profile)
-        for each in _parts(layer):
-            with problems, _named(prefix):
-                check_form(Request(**each))
-        with problems:
-            _check_setup(prefix, layer)
-        problems.raise_any()
-        return layer
-    raise problems.error()
 
 
 def _parts(layer: Layer) -> list[Layer]:
@@ -188,31 +197,48 @@ def _named(prefix: str) -> Generator[None]:
         raise UserError(f"{prefix}.{name}", error.value, error.message, error.remedy) from None
 
 
-def _plain(prefix: str, profile: Profile) -> Layer:
-    """Return the keys that a section sets, in the types of `Request` and `Setup`."""
+def _plain(prefix: str, profile: Profile, problems: Problems) -> Layer:
+    """Return the keys that a section sets, in the types of `Request` and `Setup`; invalid values are left out."""
     layer: Layer = {name: getattr(profile, name) for name in profile.model_fields_set}
     for name in ("time", "mem"):
         if layer.get(name) is not None:
             layer[name] = str(layer[name])
-    if "container" in layer and layer["container"] is not None:
-        layer["container"] = expand_path(f"{prefix}.container", layer["container"])
-    mounts = layer.get("container_mounts", ())
-    layer |= (
-        {"container_mounts": tuple(expand_path(f"{prefix}.container_mounts", m) for m in mounts)}
-        if mounts
-        else {}
-    )
-    if isinstance(layer.get("gpus_per_node"), str):
-        layer |= gpus_layer(f"{prefix}.gpus_per_node", layer["gpus_per_node"])
-    elif "gpus_per_node" in layer:
-        layer["gpu_type"] = None
+    if layer.get("container") is not None:
+        with problems:
+            layer["container"] = expand_path(f"{prefix}.container", layer["container"])
+    if layer.get("container_mounts"):
+        with problems:
+            mounts = (expand_path(f"{prefix}.container_mounts", m) for m in layer["container_mounts"])
+            layer["container_mounts"] = tuple(mounts)
+    if "gpus_per_node" in layer:
+        gpus = layer.pop("gpus_per_node")
+        with problems:
+            is_text = isinstance(gpus, str)
+            layer |= gpus_layer(f"{prefix}.gpus_per_node", gpus) if is_text else _number_of_gpus(gpus)
     if "environment" in layer:
-        variables = layer["environment"].items()
-        layer["environment"] = {str(k): _value(f"{prefix}.environment.{k}", v) for k, v in variables}
+        layer["environment"] = _texts(f"{prefix}.environment", layer["environment"], _value, problems)
     if "sbatch" in layer:
-        layer["sbatch"] = {str(k): _text(f"{prefix}.sbatch.{k}", v) for k, v in layer["sbatch"].items()}
-        layer["sbatch"] = {str(k).removeprefix("--").replace("_", "-"): v for k, v in layer["sbatch"].items()}
-    return _with_gres(layer)
+        options = _texts(f"{prefix}.sbatch", layer["sbatch"], _text, problems)
+        layer["sbatch"] = {key.removeprefix("--").replace("_", "-"): v for key, v in options.items()}
+    return layer
+
+
+def _number_of_gpus(gpus: int | None) -> Layer:
+    return {"gpus_per_node": gpus, "gpu_type": None}
+
+
+def _texts(
+    prefix: str,
+    values: Mapping[Any, Any],
+    text_of: Callable[[str, Any], str | None],
+    problems: Problems,
+) -> dict[str, str | None]:
+    """Texts of the valid values of a mapping."""
+    texts: dict[str, str | None] = {}
+    for key, value in values.items():
+        with problems:
+            texts[str(key)] = text_of(f"{prefix}.{key}", value)
+    return texts
 
 
 def _value(field_name: str, value: Any) -> str | None:

@@ -104,6 +104,11 @@ profiles:
     environment: {API_TOKEN: x, SLURM_CONF: y}
     setup: ["if true"]
   three: 3
+  four:
+    queue: gpu
+    gpus_per_node: "8:h100"
+    environment: {API_TOKEN: x, DEBUG: true}
+    sbatch: {time: 5, mail-type: [END]}
 """
 
 
@@ -125,6 +130,12 @@ def test_all_problems_of_a_site_file_are_named_with_their_line(site: Path) -> No
             ("profiles.two.environment.SLURM_CONF", 11),
             ("profiles.two.setup", 12),
             ("profiles.three", 13),
+            ("profiles.four.queue", 15),
+            ("profiles.four.gpus_per_node", 16),
+            ("profiles.four.environment.API_TOKEN", 17),
+            ("profiles.four.environment.DEBUG", 17),
+            ("profiles.four.sbatch.time", 18),
+            ("profiles.four.sbatch.mail-type", 18),
         ]
     }
     assert "Did you mean defaults.partition?" in str(caught.value)

@@ -48,6 +48,9 @@ def run(args: argparse.Namespace) -> int:
     out = args.out or RunDirectory(args.run).export
     check_weights(args.run, args.checkpoint)
     check_output_folder("--out", out)
+    if RunDirectory(out).config.is_file():
+        remedy = f"Choose another folder, as in {RunDirectory(args.run).export}."
+        raise UserError("--out", str(out), "is a run directory, whose model would be replaced", remedy)
 
     # These import torch, so they come after the checks.
     from dl2pa.model.compose import join_frozen

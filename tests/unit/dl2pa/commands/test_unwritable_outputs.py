@@ -56,6 +56,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("out", ["finished", "other"])
+def test_export_replaces_the_model_of_no_run(out: str, folder: Path) -> None:
+    (folder / "other").mkdir(exist_ok=True)
+    (folder / "other/config.yaml").write_text("", encoding="utf-8")
+    done = run_here("export", "finished", "--out", out, "--json", folder=folder)
+    assert (done.code, done.result["error"]["field"]) == (2, "--out"), done.error
+    assert "is a run directory" in done.error
+
+
 @pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
 @pytest.mark.parametrize(("field", "words"), COMMANDS, ids=[" ".join(words) for _, words in COMMANDS])
 def test_an_output_that_cannot_be_written_is_refused(

@@ -119,11 +119,11 @@ def _shape_of(path: Path) -> tuple[int, ...] | None:
         return None
 
 
-def check_written_file(path: Path) -> None:
-    """Raise a UserError unless prototypes can be written to a file of this name."""
+def check_written_file(path: Path, field: str = "path") -> None:
+    """Raise a UserError for `field` unless prototypes can be written to a file of this name."""
     if path.suffix not in WRITTEN_SUFFIXES:
         message = "prototypes cannot be written in this format"
-        raise UserError(str(path), path.suffix, message, "Use .safetensors or .npy.")
+        raise UserError(field, str(path), message, "Use .safetensors or .npy.")
 
 
 def check_plot_file(path: Path) -> None:

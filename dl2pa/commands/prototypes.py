@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from dl2pa.geometry import Prototypes
 
 _PROGRESS_S = 10.0
+_OPTIONS = {"num_classes": "--num-classes", "dim": "--dim", "method.prototypes": "--construction"}
+"""Fields of an undefined construction to the options that set them."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -92,9 +94,12 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError("--construction", args.construction, "is not a construction", remedy)
     if args.seed < 0:
         raise UserError("--seed", args.seed, "must not be negative", "Give 0 or more.")
-    check_defined(args.construction, args.num_classes, args.dim)
+    try:
+        check_defined(args.construction, args.num_classes, args.dim)
+    except UserError as error:
+        raise UserError(_OPTIONS[error.field], error.value, error.message, error.remedy) from None
     if args.out is not None:
-        check_written_file(args.out)
+        check_written_file(args.out, "--out")
         check_output_file("--out", args.out)
     if args.plot is not None:
         check_plot_file(args.plot)

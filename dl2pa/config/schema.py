@@ -261,7 +261,7 @@ class TrainConfig(Section):
     channels_last: bool | None = None
     """Use the channels_last memory format in the backbone. Default: where it is faster (convolutional networks)."""
     sync_bn: bool = False
-    """Synchronize batch normalization statistics over all processes."""
+    """Synchronize batch normalization statistics over all processes; needs GPUs."""
     mixup: NonNegative = 0.0
     """Alpha of the Beta distribution of mixup. 0: off."""
     cutmix: NonNegative = 0.0
@@ -298,8 +298,9 @@ class TrackingConfig(Section):
     enabled: bool = True
     """Record the run in MLflow."""
     uri: str | None = None
-    """Address of the tracking server or store. `none`: write only the local spool. Default: an SQLite file in the
-    parent folder of the run directory."""
+    """Address of the tracking server or store. `none`: write only the local spool. Default: the environment variable
+    MLFLOW_TRACKING_URI; otherwise an SQLite file in the parent folder of the run directory, and in a SLURM job only the
+    spool."""
     experiment: str = "dl2pa"
     """Name of the MLflow experiment."""
     run_name: str | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 import time
@@ -45,12 +46,17 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("log", str(path), f"is not written yet{detail}", remedy)
     if path.exists() and not path.is_file():
         raise UserError("log", str(path), "is not a file", "Remove it, or name another run.")
+    line = ""
     try:
         lines = _follow(path, is_live) if args.follow else _lines(path)
         for line in lines if args.attempt is None else _of_attempt(list(lines), args.attempt, path):
             sys.stdout.write(line)
     except KeyboardInterrupt:
         note("the job continues" if name else "the run continues")
+    if args.json:
+        if line and not line.endswith("\n"):  # a process is writing it, or was killed
+            print()  # noqa: T201
+        print(json.dumps({"run_dir": str(run.root), "job_id": name, "log": str(path)}))  # noqa: T201
     sys.stdout.flush()
     return EXIT_DONE
 

@@ -227,6 +227,12 @@ def test_logs_shows_a_run_of_this_machine_and_each_attempt(capsys: pytest.Captur
     assert main(["logs", "runs/a", "--attempt", "1"]) == 0
     shown = capsys.readouterr().out.splitlines()
     assert shown == [lines[0], "first", "ERROR: disk \\x1b[2J"]
+    for text in ("\n".join(lines), "\n".join(lines) + "\n"):
+        run.rank_log(0).write_text(text)
+        assert main(["logs", "runs/a", "--json"]) == 0
+        shown = capsys.readouterr().out.splitlines()
+        paths = {"run_dir": str(run.root.absolute()), "log": str(run.rank_log(0).absolute())}
+        assert (len(shown), json.loads(shown[-1])) == (6, {**paths, "job_id": None})
     assert main(["logs", "runs/a", "--attempt", "3"]) == 2
     assert "which has the attempts 1, 2" in capsys.readouterr().err
     assert main(["logs", "runs/a", "--follow"]) == 0, "the run has ended"

@@ -134,7 +134,11 @@ def submit(
         return
     check_runs(plans, request)
     if args.dry_run:
-        print(_script(plans, request, name, parallel))  # noqa: T201
+        script = _script(plans, request, name, parallel)
+        if args.json:
+            say({"run_dirs": [str(plan.run_dir) for plan in plans], "script_text": script}, True, "")
+        else:
+            print(script)  # noqa: T201
         return
     if script_file is not None:
         _write_hand_script(script_file, plans[0], request, name)

@@ -163,3 +163,17 @@ def test_submit_names_the_command_that_sends_the_events(
     printed = capsys.readouterr().out
     assert output.format(runs=folder / "runs") in printed
     assert ("dl2pa sync" in printed) == ("tracking.enabled=false" not in words)
+
+
+def test_a_dry_run_prints_the_script_or_one_json_object(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["submit", "tiny.yaml", "--gpus-per-node", "0", "--run-dir", "run", "--dry-run"]
+    assert main(words) == 0
+    script = capsys.readouterr().out.strip()
+    assert script.startswith("#!/bin/bash")
+    assert main([*words, "--json"]) == 0
+    result = last_json(capsys)
+    assert result["run_dirs"] == [str(folder / "run")]
+    assert result["script_text"].strip() == script
+    assert not (folder / "run").exists()

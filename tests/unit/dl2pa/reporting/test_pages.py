@@ -15,7 +15,7 @@ from dl2pa.config import Config
 from dl2pa.config.published import PublishedMatch, load_published, published_file
 from dl2pa.reporting.class_metrics import class_rows, confuse
 from dl2pa.reporting.pages import classes_csv, classes_page, confusion_page, page_links
-from dl2pa.reporting.run_data import RunData
+from dl2pa.reporting.run_data import RunData, check_run
 from dl2pa.reporting.run_plots import curve_panels
 from dl2pa.reporting.samples import select_samples
 from dl2pa.reporting.summary import summary_page
@@ -127,6 +127,21 @@ def test_the_calibrated_error_comes_first_and_both_are_named(run_data: RunData) 
     assert (
         "(ECE): raw 12.00 %, calibrated 2.50 %. Mean negative log-likelihood (NLL): raw 1.500" in calibrated
     )
+
+
+@pytest.mark.parametrize(
+    ("classes", "top1", "is_close"),
+    [(2, 97.0, False), (2, 55.0, True), (3, 60.0, False), (20, 9.0, True), (20, 11.0, False)],
+)
+def test_only_an_accuracy_close_to_chance_level_is_a_bad_sign(
+    run_data: RunData, classes: int, top1: float, is_close: bool
+) -> None:
+    names = tuple(map(str, range(classes)))
+    data = DataSplits(SyntheticDataset(80, names), SyntheticDataset(40, names), names)
+    predictions = replace(PREDICTIONS, targets=TARGETS % classes, predicted=PREDICTED % classes)
+    result = {**run_data.result, "top1_last": top1}
+    checks = check_run(replace(run_data, data=data, predictions=predictions, result=result))
+    assert any("chance level" in check.text for check in checks) == is_close
 
 
 def test_the_best_epoch_is_an_integer_also_in_a_cut_run(run_data: RunData) -> None:

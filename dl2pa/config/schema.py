@@ -11,7 +11,15 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 
 from dl2pa.config.data_section import DataConfig
-from dl2pa.config.section import Fraction, NonNegative, NonNegativeInt, Positive, PositiveInt, Section
+from dl2pa.config.section import (
+    BelowOne,
+    Fraction,
+    NonNegative,
+    NonNegativeInt,
+    Positive,
+    PositiveInt,
+    Section,
+)
 from dl2pa.redaction import hide_address
 from dl2pa.specs import DEFAULT_BACKBONE, MAX_LOGITS, METHODS, MethodSpec, backbone_spec, dataset_spec
 
@@ -195,7 +203,7 @@ class OptimConfig(Section):
     """Momentum of sgd and lars."""
     nesterov: bool = False
     """Use Nesterov momentum (sgd and lars)."""
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)
     """Decay rates of the moment estimates of adamw and lamb."""
     weight_decay: NonNegative = 2e-5
     """Weight decay. Not applied to normalization layers, biases and other one-dimensional parameters unless

@@ -45,6 +45,13 @@ def test_val_fraction_is_refused_with_another_validation_split(data: dict[str, A
     assert (caught.value.field, caught.value.value) == ("data.val_fraction", 0.1)
 
 
+@pytest.mark.parametrize("betas", [[1.0, 0.999], [0.9, 1.0], [0.9, -0.1]])
+def test_decay_rates_of_one_are_refused(betas: list[float]) -> None:
+    with pytest.raises(UserError, match="< 1") as caught:
+        config({"optim": {"betas": betas}})
+    assert caught.value.field == "optim.betas"
+
+
 @pytest.mark.parametrize("world", [1, 2, 3, 4, 6, 12])
 def test_a_world_that_divides_the_shards_is_accepted(world: int) -> None:
     check_batches(config({"train": {"batch_size": 48}}), world)

@@ -88,6 +88,7 @@ def test_every_wrong_value_of_a_key_is_one_problem_with_the_accepted_forms(key: 
         ("model.freeze_epochs", "an integer ≥ 0 or all"),
         ("optim.milestones", "a list of integers ≥ 1"),
         ("data.crop_ratio", "a list [number > 0, number > 0]"),
+        ("optim.betas", "a list [number ≥ 0 and < 1, number ≥ 0 and < 1]"),
         ("tracking.tags", "a mapping of names to texts"),
     ],
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from typing import Any
 
 import torch
@@ -90,5 +89,6 @@ def learning_rate(config: OptimConfig, step: int, steps_per_epoch: int, epochs: 
         progress = min(1.0, (step - warmup) / max(1, epochs * steps_per_epoch - warmup))
         return config.min_lr + 0.5 * (config.lr - config.min_lr) * (1.0 + math.cos(math.pi * progress))
     if config.schedule == "step":
-        return config.lr * config.gamma ** bisect_right(config.milestones, step // steps_per_epoch)
+        epoch = step // steps_per_epoch
+        return config.lr * config.gamma ** sum(milestone <= epoch for milestone in config.milestones)
     return config.lr

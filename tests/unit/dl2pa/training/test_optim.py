@@ -50,6 +50,14 @@ def test_step_schedule_falls_right_after_each_milestone() -> None:
     assert rates[50:] == pytest.approx([0.01] * 40)
 
 
+def test_the_order_of_the_milestones_does_not_matter() -> None:
+    rates = [
+        [learning_rate(config(schedule="step", milestones=order), step, STEPS, 9) for step in range(90)]
+        for order in ([2, 5, 7], [7, 2, 5])
+    ]
+    assert rates[0] == rates[1]
+
+
 def test_the_schedule_of_the_long_tailed_recipe() -> None:
     """Warm-up 5, then x0.1 after 160 and x0.01 after 180 of 200 epochs."""
     optim = config(lr=0.1, schedule="step", milestones=[160, 180], warmup_epochs=5)

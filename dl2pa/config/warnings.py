@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import reduce
 
 from dl2pa.config.schema import MOMENTUM_OPTIMIZERS, Config, MatchConfig
-from dl2pa.specs import FEATURES, MLP, backbone_spec, dataset_spec
+from dl2pa.specs import FEATURES, IDENTITY, MLP, backbone_spec, dataset_spec
 
 
 def warnings(config: Config, num_classes: int) -> list[str]:
@@ -32,12 +32,13 @@ def warnings(config: Config, num_classes: int) -> list[str]:
             f"model.freeze_epochs = {frozen} freezes the backbone in all {epochs} epochs; if this is intended, set "
             "model.freeze_epochs=all, which needs less memory."
         )
-    result.extend(_about_warmup(config))
-    if config.model.freeze_epochs and config.model.init is None:
+    result.extend((*_about_warmup(config), *_about_updates(config), *_about_rate(config)))
+    is_random = config.model.init is None and config.model.backbone != IDENTITY
+    if config.model.freeze_epochs and is_random:
         result.append("model.freeze_epochs freezes a backbone with random weights; set model.init.")
-    if config.model.freeze_before is not None and config.model.init is None:
+    if config.model.freeze_before is not None and is_random:
         result.append("model.freeze_before freezes layers with random weights; set model.init.")
-    if config.model.freeze_norm and config.model.init is None:
+    if config.model.freeze_norm and is_random:
         result.append("model.freeze_norm fixes the statistics of random weights; set model.init.")
     side, data = config.data.image_size / config.data.eval_resize, config.data
     if config.loader in ("dali", "torchvision") and side < 0.5:
@@ -69,6 +70,46 @@ def _about_warmup(config: Config) -> list[str]:
     return result
 
 
+def _about_updates(config: Config) -> list[str]:
+    """Sentences about assignment updates and a release of the class vectors that the run does not reach."""
+    match, epochs, release = config.method.match, config.train.epochs, config.method.release_epoch
+    result: list[str] = []
+    if release is not None and release >= epochs and not config.method_defaults.learned:
+        result.append(f"method.release_epoch = {release} has no effect: the run has train.epochs = {epochs}.")
+    by_epoch = 0 < match.every_epochs <= min(epochs, match.last_epoch or epochs)
+    by_step = match.every_steps or (match.early_steps and match.early_epochs)
+    if config.assignment == "dynamic" and not (by_epoch or by_step or match.warmup_epochs):
+        result.append(
+            f"method.assignment is dynamic, but no assignment update is made in the {epochs} epochs of the run "
+            f"(method.match.every_epochs = {match.every_epochs}); method.assignment=static costs less."
+        )
+    return result
+
+
+def _about_rate(config: Config) -> list[str]:
+    """Sentences about a schedule of the learning rate that the run does not reach, or that rises."""
+    optim, epochs, peak = config.optim, config.train.epochs, config.scaled_optim.lr
+    late = [milestone for milestone in optim.milestones if milestone >= epochs]
+    result: list[str] = []
+    if optim.warmup_epochs >= epochs:
+        result.append(
+            f"optim.warmup_epochs = {optim.warmup_epochs:g} is not shorter than the {epochs} epochs of the run: the "
+            "learning rate does not reach its peak."
+        )
+    if optim.schedule == "cosine" and optim.min_lr > peak:
+        result.append(
+            f"optim.min_lr = {optim.min_lr:g} is greater than the peak rate {peak:g}, so that the learning rate rises "
+            "after the warm-up."
+        )
+    if optim.schedule == "step" and late:
+        result.append(
+            f"optim.milestones: {', '.join(map(str, late))} has no effect: the run has train.epochs = {epochs}."
+        )
+    if optim.schedule == "step" and not optim.milestones:
+        result.append("optim.schedule = step without optim.milestones keeps the learning rate constant.")
+    return result
+
+
 def _match_keys(config: Config) -> tuple[str, ...]:
     """Keys of assignment updates; class vectors use the solver without updates, too."""
     if config.method.class_vectors is None:
@@ -79,6 +120,7 @@ def _match_keys(config: Config) -> tuple[str, ...]:
 def _ignored(config: Config) -> list[tuple[str, str]]:
     """Keys that other settings make ineffective, each with the reason."""
     data, method, optim = config.data, config.method, config.optim
+    match, dynamic = method.match, config.assignment == "dynamic"
     name, schedule = method.name, f"optim.schedule is {optim.schedule}"
     learned, softmax = config.method_defaults.learned, config.loss == "cross_entropy"
     scales = ("method.scale", "method.learn_scale")
@@ -106,6 +148,13 @@ def _ignored(config: Config) -> list[tuple[str, str]]:
         ),
         (not softmax and config.loss != "ntce", scales, f"the loss is {config.loss}"),
         (not softmax and not learned, ("method.normalize",), f"the loss is {config.loss}"),
+        (dynamic and not match.early_epochs, ("method.match.early_steps",), "method.match.early_epochs is 0"),
+        (dynamic and not match.early_steps, ("method.match.early_epochs",), "method.match.early_steps is 0"),
+        (
+            dynamic and not match.warmup_epochs,
+            ("method.match.warmup_scale",),
+            "method.match.warmup_epochs is 0",
+        ),
         (learned, ("method.release_epoch",), f"{name} learns its class vectors from the start"),
         (
             learned and not spec.fixed_form and not config.normalize,
@@ -135,12 +184,13 @@ def _ignored(config: Config) -> list[tuple[str, str]]:
         ),
         (not backbone_spec(backbone).small, ("model.shortcut", "model.widths"), f"{backbone} defines them"),
         (data.crop != "random_resized", ("data.crop_scale", "data.crop_ratio"), f"data.crop is {data.crop}"),
+        (not generated, ("data.synthetic_samples",), f"data.dataset is {data.dataset}"),
         (not data.label_noise, ("data.label_noise_seed",), "data.label_noise is 0"),
         (data.crop != "pad", ("data.pad",), f"data.crop is {data.crop}"),
         (not data.rand_augment, ("data.rand_magnitude",), "data.rand_augment is 0"),
         (config.loader == "resident", ("data.eval_resize",), "resident arrays are not resized"),
         (
-            config.model.freeze_epochs == "all",
+            config.model.freeze_epochs == "all" and backbone != IDENTITY,
             ("optim.layer_decay", "train.checkpoint_activations", "model.freeze_before", "model.freeze_norm"),
             "the backbone is frozen",
         ),
@@ -149,6 +199,13 @@ def _ignored(config: Config) -> list[tuple[str, str]]:
             ("train.sync_bn",),
             "model.freeze_norm fixes the statistics",
         ),
+        (
+            backbone == IDENTITY,
+            ("model.freeze_epochs", "model.freeze_norm", "optim.layer_decay"),
+            f"{backbone} has no weights",
+        ),
+        (not optim.warmup_epochs, ("optim.warmup_start",), "optim.warmup_epochs is 0"),
+        (momentum and not optim.momentum, ("optim.nesterov",), "optim.momentum is 0"),
         (optim.schedule != "step", ("optim.milestones", "optim.gamma"), schedule),
         (optim.schedule != "cosine", ("optim.min_lr",), schedule),
         (not momentum, ("optim.momentum", "optim.nesterov"), f"{optim.name} uses optim.betas"),

@@ -205,6 +205,7 @@ def test_static_assignment_in_a_simplex_gives_no_warning() -> None:
 
 
 SMALL = {"model": {"embedding_dim": 10}, "method": {"assignment": "dynamic"}}
+VECTORS = {"data": {"dataset": "features"}, "model": {"backbone": "identity"}}
 
 
 @pytest.mark.parametrize(
@@ -248,6 +249,15 @@ SMALL = {"model": {"embedding_dim": 10}, "method": {"assignment": "dynamic"}}
         ({"model": {"init": "FILE", "freeze_epochs": "all", "freeze_norm": True}}, "model.freeze_norm"),
         ({"model": {"init": "F", "freeze_epochs": "all", "freeze_before": "x"}}, "model.freeze_before"),
         ({"model": {"init": "FILE", "freeze_norm": True}, "train": {"sync_bn": True}}, "train.sync_bn"),
+        ({"optim": {"warmup_start": 0.5}}, "optim.warmup_start"),
+        ({"optim": {"nesterov": True, "momentum": 0.0}}, "optim.nesterov"),
+        ({"method": {"match": {"early_steps": 5}}}, "method.match.early_steps"),
+        ({"method": {"match": {"early_epochs": 5}}}, "method.match.early_epochs"),
+        ({"method": {"match": {"warmup_scale": 5.0}}}, "method.match.warmup_scale"),
+        ({"data": {"synthetic_samples": [64, 64]}}, "data.synthetic_samples"),
+        ({**VECTORS, "optim": {"layer_decay": 0.5}}, "optim.layer_decay"),
+        (merge(VECTORS, {"model": {"freeze_epochs": 2}}), "model.freeze_epochs"),
+        (merge(VECTORS, {"model": {"freeze_epochs": "all"}}), "model.freeze_epochs"),
     ],
 )
 def test_an_ignored_setting_gives_a_warning(tree: dict[str, Any], key: str) -> None:
@@ -278,6 +288,24 @@ def test_a_warm_up_that_no_assignment_update_ends_is_noted() -> None:
     (sentence,) = warnings(config(SMALL, trial), 100)
     assert "longer than the 2 epochs" in sentence
     assert warnings(config(SMALL, trial, {"train": {"epochs": 3}}), 100) == []
+
+
+@pytest.mark.parametrize(
+    ("tree", "words"),
+    [
+        ({"optim": {"min_lr": 0.6}}, "rises"),
+        ({"optim": {"warmup_epochs": 4}}, "does not reach its peak"),
+        ({"optim": {"schedule": "step", "milestones": [2, 4, 9]}}, "milestones: 4, 9 has no effect"),
+        ({"optim": {"schedule": "step"}}, "keeps the learning rate constant"),
+        ({"method": {"match": {"every_epochs": 0}}}, "no assignment update is made"),
+        ({"method": {"match": {"every_epochs": 5}}}, "no assignment update is made"),
+        ({"method": {"match": {"every_epochs": 3, "last_epoch": 2}}}, "no assignment update is made"),
+        ({"method": {"match": {"last_epoch": 4}, "release_epoch": 4}}, "release_epoch = 4 has no effect"),
+    ],
+)
+def test_a_schedule_that_the_run_does_not_reach_gives_a_warning(tree: dict[str, Any], words: str) -> None:
+    (sentence,) = warnings(config(SMALL, {"train": {"epochs": 4}}, tree), 100)
+    assert words in sentence
 
 
 def test_patience_without_the_best_checkpoint_gives_a_warning() -> None:
@@ -311,6 +339,10 @@ def test_a_small_validation_crop_gives_a_warning() -> None:
         {"optim": {"schedule": "step", "milestones": [3]}},
         {"optim": {"name": "adamw", "betas": [0.8, 0.9], "momentum": 0.9}},
         {"tracking": {"enabled": False, "experiment": "dl2pa"}},
+        {"method": {"match": {"every_epochs": 0, "every_steps": 5}}},
+        {"method": {"match": {"every_epochs": 0, "early_steps": 5, "early_epochs": 1}}},
+        {"method": {"match": {"every_epochs": 0, "warmup_epochs": 2, "warmup_scale": 5.0}}},
+        {"optim": {"warmup_epochs": 2, "warmup_start": 0.5, "nesterov": True, "min_lr": 0.01}},
     ],
 )
 def test_effective_settings_give_no_warning(tree: dict[str, Any]) -> None:

@@ -31,7 +31,8 @@ def parameters_before(backbone: nn.Module, name: str) -> list[nn.Parameter]:
         )
         names = ", ".join(_first_modules(numbers))
         message = f"{why} of the backbone" if inside or not known else why
-        raise UserError("model.freeze_before", name, message, f"Use one of: {names}.")
+        remedy = f"Use one of: {names}." if names else "Leave it out: the backbone has no such modules."
+        raise UserError("model.freeze_before", name, message, remedy)
     return before
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dl2pa.backbones import build_embedder, synchronize_norms
+from dl2pa.backbones.layers import parameters_before
 from dl2pa.config import Config, merge, parse_config
 from dl2pa.config.warnings import warnings
 from dl2pa.errors import UserError
@@ -138,6 +139,11 @@ def test_a_module_with_nothing_before_it_is_refused(name: str, why: str) -> None
         build_model(config(model={"freeze_before": name}), CLASSES)
     assert caught.value.field == "model.freeze_before"
     assert caught.value.remedy == "Use one of: blocks, blocks.1, blocks.2."
+
+
+def test_no_modules_are_offered_for_a_backbone_without_any() -> None:
+    with pytest.raises(UserError, match="Leave it out"):
+        parameters_before(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), "0")
 
 
 def statistics(train_state: TrainState, part: str = "backbone") -> dict[str, Tensor]:

@@ -285,7 +285,7 @@ def check_num_classes(config: Config, num_classes: int) -> Iterator[UserError]:
 def check_loader(config: Config) -> None:
     """Check that the loader supports the data set and its cropping."""
     problems = Problems()
-    for check in (_check_layout, _check_eval_resize, _check_generated, _check_crop_scale, _check_crop_ratio):
+    for check in (_check_layout, _check_eval_resize, check_generated, _check_crop_scale, _check_crop_ratio):
         with problems:
             check(config)
     problems.raise_any()
@@ -341,7 +341,8 @@ def _check_eval_resize(config: Config) -> Iterator[UserError]:
 
 
 @gathered
-def _check_generated(config: Config) -> Iterator[UserError]:
+def check_generated(config: Config) -> Iterator[UserError]:
+    """Check the settings of synthetic data."""
     if dataset_spec(config.data.dataset).layout != "generated":
         return
     if config.data.num_classes is None:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dl2pa.config import Config
-from dl2pa.config.checks import check_calibration_fraction, check_val_fraction
+from dl2pa.config.checks import check_calibration_fraction, check_generated, check_val_fraction
 from dl2pa.config.gather import Problems
 from dl2pa.config.prototypes import check_source_exists
 from dl2pa.config.remote import check_remote
@@ -87,10 +87,11 @@ def _open_train_and_calibration(config: Config) -> tuple[Dataset, Dataset]:
 def _open_whole(config: Config, split: Literal["train", "val"]) -> Dataset:
     check_val_fraction(config)  # `evaluate` opens a split without `validate`
     check_remote(config)
+    check_generated(config)
     data = config.data
     spec = dataset_spec(data.dataset)
     if spec.layout == "generated":
-        assert data.num_classes is not None, "checked with the loader"
+        assert data.num_classes is not None, "checked above"
         count = data.synthetic_samples[0 if split == "train" else 1]
         return SyntheticDataset(count, tuple(str(c) for c in range(data.num_classes)))
     default = None if spec.needs_root or is_own(data.dataset) else _digits_root()

@@ -10,7 +10,7 @@ import torch
 
 from dl2pa.config import Config, merge, parse_config
 from dl2pa.errors import UserError
-from dl2pa.training.data import DataSplits, build_calibration_pipeline, open_data
+from dl2pa.training.data import DataSplits, build_calibration_pipeline, open_data, open_split
 from dl2pa.training.distributed import World
 from pipelines.dataset import SyntheticDataset, num_samples
 from pipelines.datasets import ImageTable, write_digits
@@ -96,6 +96,12 @@ def test_a_long_tailed_folder_has_groups(digits: Path, tmp_path: Path) -> None:
     splits = open_data(config(tmp_path, data={"dataset": "imagefolder"}), 1)
     assert train_counts(splits)[:2] == [130, 65]
     assert splits.groups == ("head", *["medium"] * 5, *["tail"] * 4)
+
+
+def test_synthetic_data_without_a_number_of_classes_is_refused() -> None:
+    with pytest.raises(UserError, match=r"Set data\.num_classes") as caught:
+        open_split(parse_config({"data": {"dataset": "synthetic"}}), "val")
+    assert caught.value.field == "data.num_classes"
 
 
 def test_digits_are_written_to_runs_if_data_is_read_only(

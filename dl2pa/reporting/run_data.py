@@ -63,7 +63,12 @@ class RunData(FinishedRun):
 
     @property
     def best_epoch(self) -> int:
-        """Epoch of the highest top-1 accuracy, from 1; 0 without validation points."""
+        """Epoch of the highest top-1 accuracy, from 1; 0 without validation points.
+
+        The points may include validations of an attempt that was killed and that the next one has repeated.
+        """
+        if (known := self.result.get("epoch_best")) is not None:  # early results do not have it
+            return int(known)
         curve = self.points.get("val/top1", ())
         return math.ceil(best_point(curve)[0] / self.steps_per_epoch) if curve else 0
 

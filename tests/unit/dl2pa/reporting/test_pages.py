@@ -149,6 +149,12 @@ def test_the_best_epoch_is_an_integer_also_in_a_cut_run(run_data: RunData) -> No
     assert (cut.best_epoch, run_data.best_epoch) == (11, 10)
 
 
+def test_the_best_epoch_is_that_of_the_result(run_data: RunData) -> None:
+    """The points keep the value of a validation that was repeated, with another result, after a kill."""
+    repeated = replace(run_data, result={**run_data.result, "epoch_best": 3})
+    assert (repeated.best_epoch, run_data.best_epoch) == (3, 10)
+
+
 def test_each_curve_has_axes_of_its_own(run_data: RunData) -> None:
     points = {**run_data.points, "val/ece": [(1000, 60.0)], "train/lr": [(1, 0.1)]}
     titles = [title for title, _ in curve_panels(points, 100, 60.0)]

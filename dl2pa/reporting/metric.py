@@ -45,8 +45,8 @@ class Metric:
         """Value of a run; None if it has none.
 
         Raises:
-            UserError: the evaluation used other data or options than that of an earlier run (``--metric``); its
-                record is damaged.
+            UserError: the evaluation used other data or options than that of an earlier run, or the run was trained
+                further after it (``--metric``); its record is damaged.
         """
         if self._folder is None:
             return getattr(run.result, self.name)
@@ -55,6 +55,13 @@ class Metric:
         value = None if record is None else record["metrics"].get(self._key)
         if record is None or isinstance(value, bool) or not isinstance(value, int | float):
             return None
+        if record["step"] != run.result.steps:
+            problem = (
+                f"was measured at step {record['step']:,} of {run.path}, which ended at {run.result.steps:,}"
+            )
+            raise UserError(
+                "--metric", self.name, problem, "Repeat the `dl2pa evaluate` command of this run."
+            )
         subject = record["data_fingerprint"], record["options"]
         self._first = self._first or (file, subject)
         if self._first[1] != subject:

@@ -81,11 +81,17 @@ def test_variants_on_other_images_are_told_apart(make_run: Callable[..., Path]) 
 def evaluate(folder: Path, name: str, metrics: dict[str, object], fingerprint: str = "f") -> None:
     """Record an evaluation of every run; a metric may be a function of the top-1 accuracy."""
     for path in folder.iterdir():
-        top1 = RunDirectory(path).read_result()["top1_last"]
+        result = RunDirectory(path).read_result()
+        top1 = result["top1_last"]
         file = RunDirectory(path).evaluation_file(name)
         file.parent.mkdir(parents=True, exist_ok=True)
         values = {key: value(top1) if callable(value) else value for key, value in metrics.items()}
-        record = {"data_fingerprint": fingerprint, "options": {}, "model_sha256": "m", "step": 1}
+        record = {
+            "data_fingerprint": fingerprint,
+            "options": {},
+            "model_sha256": "m",
+            "step": result["steps"],
+        }
         write_json(file, {**record, "metrics": values})
 
 
@@ -126,6 +132,16 @@ def test_evaluations_on_different_images_are_not_compared(runs: Path, make_run: 
     record.write_text("{}")
     with pytest.raises(DamagedFile):
         tables(runs, "base", "eval/v2/top1")
+
+
+def test_an_evaluation_before_the_last_training_is_refused(runs: Path) -> None:
+    evaluate(runs, "v2", {"top1": 50.0})
+    run = next(runs.iterdir())
+    result = RunDirectory(run).read_result()
+    write_json(run / "result.json", {**result, "steps": result["steps"] + 100})
+    with pytest.raises(UserError, match=r"at step 2,000 of .* ended at 2,100") as caught:
+        tables(runs, "base", "eval/v2/top1")
+    assert (caught.value.field, "dl2pa evaluate" in caught.value.remedy) == ("--metric", True)
 
 
 @pytest.mark.parametrize(

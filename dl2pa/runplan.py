@@ -221,17 +221,23 @@ def follow_weights(config: Config, run_dir: Path | None = None) -> Config:
 
 @dataclass(frozen=True)
 class DataFacts:
-    """Facts of an open data set that decide whether a run may continue on it."""
+    """Facts of an open data set that decide whether a run may continue on it, and what its validation measures.
+
+    Attributes:
+        groups: groups of classes with an accuracy of their own: head, medium and tail of long-tailed data.
+    """
 
     identity: Identity
     num_train: int
+    groups: frozenset[str] = frozenset()
 
 
 def facts_of(data: DataSplits) -> DataFacts:
     """Facts of an open data set."""
     from dl2pa.training.data import sizes_of
 
-    return DataFacts(data_identity(data.fingerprint, data.classes), sizes_of(data).num_train)
+    identity = data_identity(data.fingerprint, data.classes)
+    return DataFacts(identity, sizes_of(data).num_train, frozenset(data.groups or ()))
 
 
 def check_resume(plan: RunPlan, data: DataFacts | None = None) -> None:

@@ -196,6 +196,10 @@ def check_search(plan: SearchPlan, facts: DataFacts) -> None:
         message = "must be true in a search, which reads the validation curve from the events of the run"
         remedy = "Set it to true; `tracking.uri=none` sends nothing to a server."
         problems.add(UserError("tracking.enabled", False, message, remedy))
+    metric = plan.search.metric
+    if metric.startswith("top1_") and metric.removeprefix("top1_") not in facts.groups:
+        message = "is not measured: the training data has no such group of classes"
+        problems.add(UserError("search.metric", metric, message, "Use top1, or set data.imbalance."))
     last = PlannedTrial(plan.ends[0], facts).last_epoch
     if prune.enabled and prune.first_epoch >= last:
         message = f"is not before the last epoch ({last}), so no trial would be stopped"

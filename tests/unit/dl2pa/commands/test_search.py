@@ -69,6 +69,7 @@ def parameters(**forms: Any) -> dict[str, Any]:
         ([], parameters(launch__threads={"integer": [1, 2]}), "search.parameters"),
         ([], {"overrides": {"tracking.enabled": False}}, "tracking.enabled"),
         ([], {"prune": {"first_epoch": 4}}, "search.prune.first_epoch"),
+        ([], {"metric": "top1_tail"}, "search.metric"),
         (["optim.lr=0.1"], {}, "override"),
         (["optim.name=sdg"], {}, "optim.name"),
         (["--trials", "0"], {}, "--trials"),

@@ -28,7 +28,7 @@ def cluster_features(root: Path, out: Path, clusters: int) -> dict[str, Any]:
     features belong to the nearest center of their class.
 
     Raises:
-        UserError: the features are damaged, a class has too few images, or `out` is not an empty folder.
+        UserError: the features are damaged, a class has too few different ones, or `out` is not an empty folder.
     """
     source, folder = FeatureFolder(root), FeatureFolder(out)
     record = source.read_complete()
@@ -36,10 +36,7 @@ def cluster_features(root: Path, out: Path, clusters: int) -> dict[str, Any]:
         raise UserError("--out", str(out), "is not empty", "Give a new folder.")
     began = time.monotonic()
     splits = {split: load_features(root, split) for split in ("train", "val")}
-    fewest = int(np.bincount(splits["train"].labels, minlength=len(record["classes"])).min())
-    if not 2 <= clusters <= fewest:
-        message = f"must be from 2 to {fewest}, the number of training images of the smallest class"
-        raise UserError("--clusters", clusters, message, "Give another number.")
+    check_count(clusters, splits["train"])
     check_digest(source.backbone, record["network"]["sha256"])
     labels = _cluster_labels(splits["train"], splits["val"], clusters)
     folder.root.mkdir(parents=True, exist_ok=True)
@@ -54,6 +51,23 @@ def cluster_features(root: Path, out: Path, clusters: int) -> dict[str, Any]:
         yield splits[split].features, labels[split]
 
     return join_again(folder, blocks, record, None, began)
+
+
+def check_count(clusters: int, train: FeatureDataset) -> None:
+    """Check that no cluster of a class would be empty: equal features are in one cluster.
+
+    Raises:
+        UserError: names ``--clusters``.
+    """
+    different = [len(np.unique(train.features[train.labels == k], axis=0)) for k in range(len(train.classes))]
+    fewest = min(different)
+    if fewest < 2:
+        name = train.classes[different.index(fewest)]
+        message = f"is not possible: the class {name!r} has {fewest} different training features"
+        raise UserError("--clusters", clusters, message, "Write the features without this class.")
+    if not 2 <= clusters <= fewest:
+        message = f"must be from 2 to {fewest}, the smallest number of different training features of a class"
+        raise UserError("--clusters", clusters, message, "Give another number.")
 
 
 def _cluster_labels(
@@ -75,10 +89,10 @@ def _cluster_labels(
 
 
 def k_means(rows_nd: Floats, count: int, seed: int) -> Floats:
-    """Centers [count, d] of Lloyd's algorithm from centers drawn by k-means++; no cluster is empty.
+    """Centers [count, d] of Lloyd's algorithm from centers drawn by k-means++.
 
     Args:
-        rows_nd: at least `count` rows.
+        rows_nd: at least `count` rows; with as many different ones, no cluster is empty.
     """
     generator = np.random.default_rng(seed)
     centers = rows_nd[generator.integers(len(rows_nd), size=1)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from dl2pa.errors import UserError
-from dl2pa.features.cluster import cluster_features, k_means
+from dl2pa.features.cluster import check_count, cluster_features, k_means
 from dl2pa.training.data import open_data
 from pipelines.datasets.features import load_features
 from support.commands import run_here
@@ -41,6 +42,20 @@ def test_too_many_clusters_are_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         cluster_features(folder, tmp_path / "out", 9)
     assert (caught.value.field, (tmp_path / "out").exists()) == ("--clusters", False)
+
+
+def test_equal_features_do_not_make_empty_classes(folder: Path, tmp_path: Path) -> None:
+    train = load_features(folder, "train")
+    members = np.flatnonzero(train.labels == 1)
+    few = train.features.copy()
+    few[members] = train.features[members[np.arange(len(members)) % 3]]
+    with pytest.raises(UserError, match="from 2 to 3"):
+        check_count(4, replace(train, features=few))
+    check_count(3, replace(train, features=few))
+    few[members] = few[members[0]]
+    with pytest.raises(UserError, match="'class1' has 1 different") as caught:
+        check_count(3, replace(train, features=few))
+    assert caught.value.field == "--clusters"
 
 
 def test_the_command_writes_clusters(on_features: Any, file_of: Any, tmp_path: Path) -> None:

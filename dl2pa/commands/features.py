@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from dl2pa.config import Config
     from dl2pa.training.data import DataSplits
 
+_DTYPE = "float16"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config(parser)
@@ -30,9 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--pca", type=int, metavar="N", help="keep the N principal components of the training features")
     add("--clusters", type=int, metavar="N", help="of existing features: split each class into N clusters")
-    add(
-        "--dtype", choices=("float16", "float32"), default="float16", help="stored numbers (default: float16)"
-    )
+    add("--dtype", choices=("float16", "float32"), help="stored numbers (default: float16)")
     add("--nproc", type=int, metavar="N", help="processes on this machine (default: launch.nproc)")
 
 
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
 
     _stop_on_signals(args.out)
     try:
-        record = write_features(config, data, args.out, FeatureOptions(args.dtype, args.pca, nproc))
+        record = write_features(config, data, args.out, FeatureOptions(args.dtype or _DTYPE, args.pca, nproc))
     except KeyboardInterrupt:
         note("stopped; the same command continues")
         return EXIT_STOPPED
@@ -79,6 +79,16 @@ def _project(args: argparse.Namespace, config: Config) -> dict[str, Any]:
     from pipelines.datasets.features import FeatureFolder
 
     root = Path(config.data.root or "")
+    _check_all_images(config)
+    if config.data.val_fraction is not None:
+        message, remedy = (
+            "existing features keep their splits",
+            "Leave it out here, and set it when training.",
+        )
+        raise UserError("data.val_fraction", config.data.val_fraction, message, remedy)
+    if args.clusters is not None and args.dtype is not None:
+        message = "cannot be combined with --clusters, which keeps the stored numbers"
+        raise UserError("--dtype", args.dtype, message, "Leave it out.")
     if args.clusters is not None and args.pca is not None:
         message = "cannot be combined with --pca"
         raise UserError(
@@ -96,7 +106,7 @@ def _project(args: argparse.Namespace, config: Config) -> dict[str, Any]:
 
     from dl2pa.features.project import project_features  # imports torch, so it comes after the checks
 
-    return project_features(root, args.out, args.pca, args.dtype)
+    return project_features(root, args.out, args.pca, args.dtype or _DTYPE)
 
 
 def _stop_on_signals(out: Path) -> None:
@@ -112,6 +122,22 @@ def _stop_on_signals(out: Path) -> None:
         signal.signal(number, stop)
 
 
+def _check_all_images(config: Config) -> None:
+    """Refuse settings that select images or change labels: the features of all images are written.
+
+    Raises:
+        UserError: the first of them.
+    """
+    data, remedy = config.data, "Leave it out here, and set it when training on the features."
+    for key, message in (
+        ("imbalance", "the features of all images are written"),
+        ("label_noise", "changes the labels"),
+        ("calibration_fraction", "the features of all images are written"),
+    ):
+        if value := getattr(data, key):
+            raise UserError(f"data.{key}", value, message, remedy)
+
+
 def _open_images(config: Config) -> DataSplits:
     """Open both splits and check what the features depend on.
 
@@ -122,17 +148,7 @@ def _open_images(config: Config) -> DataSplits:
     from dl2pa.specs import backbone_spec
     from dl2pa.training.data import DataSplits, open_split
 
-    if config.data.imbalance is not None:
-        remedy = "Leave it out here, and set it when training on the features."
-        message = "the features of all images are written"
-        raise UserError("data.imbalance", config.data.imbalance, message, remedy)
-    if config.data.label_noise:
-        remedy = "Leave it out here, and set it when training on the features."
-        raise UserError("data.label_noise", config.data.label_noise, "changes the labels", remedy)
-    if config.data.calibration_fraction:
-        remedy = "Leave it out here, and set it when training on the features."
-        field, message = "data.calibration_fraction", "the features of all images are written"
-        raise UserError(field, config.data.calibration_fraction, message, remedy)
+    _check_all_images(config)
     if backbone_spec(config.model.backbone).takes_features:
         remedy = "Set the network that computes the features, and its weights by model.init."
         raise UserError("model.backbone", config.model.backbone, "takes features, not images", remedy)

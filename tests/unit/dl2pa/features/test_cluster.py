@@ -67,6 +67,23 @@ def test_the_command_writes_clusters(on_features: Any, file_of: Any, tmp_path: P
     assert refused.result["error"]["field"] == "--clusters"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        (["data.imbalance=0.1", "--pca", "2"], "data.imbalance"),
+        (["data.label_noise=0.1", "--clusters", "2"], "data.label_noise"),
+        (["data.val_fraction=0.25", "--pca", "2"], "data.val_fraction"),
+        (["--clusters", "2", "--dtype", "float16"], "--dtype"),
+    ],
+)
+def test_settings_without_effect_on_existing_features_are_refused(
+    on_features: Any, file_of: Any, tmp_path: Path, arguments: list[str], field: str
+) -> None:
+    refused = run_here("features", file_of(on_features()), *arguments, "--out", tmp_path / "g", "--json")
+    assert (refused.code, refused.result["error"]["field"]) == (2, field)
+    assert not (tmp_path / "g").exists()
+
+
 def test_label_noise_changes_the_training_labels_only(on_features: Any) -> None:
     clean, noisy = (open_data(on_features(data={"label_noise": p}), 1) for p in (0.0, 0.5))
     assert not np.array_equal(noisy.train.labels, clean.train.labels)  # pyright: ignore

@@ -100,7 +100,7 @@ def _check_range(values: NDArray[Any], kind: np.dtype[Any]) -> None:
     if not np.isfinite(largest):
         remedy = "Check model.init, or set train.precision=fp32, and give another --out."
         raise UserError("model.init", largest, "gives features that are not finite", remedy)
-    if largest > np.finfo(kind).max:
+    if largest > float(np.finfo(kind).max):
         message = f"cannot hold features as large as {largest:.3g}"
         raise UserError("--dtype", kind.name, message, "Use --dtype float32, and another --out.")
 

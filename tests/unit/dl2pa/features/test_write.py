@@ -245,6 +245,7 @@ def test_an_impossible_number_of_components_is_refused(pca: int, tmp_path: Path,
     assert not (tmp_path / "f").exists()
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_features_beyond_float16_are_refused(
     tmp_path: Path, write: Write, settings: Callable[..., Config]
 ) -> None:

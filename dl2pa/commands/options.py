@@ -142,11 +142,16 @@ def check_not_varied(overrides: Sequence[str], grid: Sequence[str], option: str 
     Raises:
         UserError: the first such override.
     """
+    from dl2pa.config import flat_overrides
+    from dl2pa.config.yaml_core import value_text
+
     varied = {text.partition("=")[0].strip() for text in grid}
     for text in overrides:
-        if text.partition("=")[0].strip() in varied:
+        values = flat_overrides([text])
+        if same := sorted(varied & {text.partition("=")[0].strip(), *values}):
             message = "has no effect, because the grid varies this key"
-            remedy = f"Leave it out, or replace the values of the grid: {option} {text}."
+            value = f"{same[0]}={value_text(values[same[0]])}" if same[0] in values else text
+            remedy = f"Leave it out, or replace the values of the grid: {option} {value}."
             raise UserError("override", text, message, remedy)
 
 

@@ -31,7 +31,7 @@ from dl2pa.config.identity import SEED
 from dl2pa.config.paths import expand_path
 from dl2pa.config.places import finder, place_in_sweep, placed
 from dl2pa.config.published import load_published, published_file
-from dl2pa.config.sweep import VARIANT_KEY, Sweep, is_sweep, load_sweep
+from dl2pa.config.sweep import VARIANT_KEY, Sweep, common_keys, is_sweep, load_sweep
 from dl2pa.errors import EXIT_DONE, EXIT_FAILURE, UserError
 from dl2pa.finished import FinishedRuns
 from dl2pa.gpus import visible_gpus
@@ -262,10 +262,10 @@ def _grid(sweep: Sweep, args: argparse.Namespace, variants: Sequence[str]) -> tu
             raise UserError("--seeds", args.seeds, f"the seeds are also given by --grid {SEED}", remedy)
         sweep = sweep.model_copy(update={"seeds": args.seeds})
     for name in variants:
-        if same := sorted(keys & sweep.variants[name].keys()):
+        if same := common_keys(keys, sweep.variants[name]):
             remedy = "Leave the key out of the grid, or select other variants with --variant."
             raise UserError("--grid", same[0], f"is set by the variant {name}", remedy)
-        if args.seeds is not None and SEED in sweep.variants[name]:
+        if args.seeds is not None and common_keys([SEED], sweep.variants[name]):
             remedy = "Leave it out, or select other variants with --variant."
             raise UserError("--seeds", args.seeds, f"{SEED} is set by the variant {name}", remedy)
     return (*texts, *(text for text in sweep.grid_texts() if text.partition("=")[0] not in keys))
@@ -282,10 +282,10 @@ def _variants(sweep: Sweep, file: Path | None, config: Path | None) -> tuple[Var
         if path is None:
             remedy = "Give sweep.config, or a config in each variant."
             raise UserError(field, variant_config, "has no configuration", remedy)
-        if duplicates := sorted(sweep.grid.keys() & sweep.variants[name].keys()):
+        if duplicates := common_keys(sweep.grid.keys(), sweep.variants[name]):
             remedy = "Remove the key from one of them."
             raise UserError(field, duplicates[0], "is set by the variant and by sweep.grid", remedy)
-        if sweep.seeds is not None and SEED in sweep.variants[name]:
+        if sweep.seeds is not None and common_keys([SEED], sweep.variants[name]):
             remedy = "Remove one of them."
             raise UserError(field, SEED, "is set by the variant and by sweep.seeds", remedy)
         variants.append((name, path, (*sweep.override_texts(), *overrides)))

@@ -15,6 +15,7 @@ from dl2pa.config.load import read_yaml
 from dl2pa.config.places import finder, placed
 from dl2pa.config.schema_errors import explain_errors
 from dl2pa.config.section import NonNegativeInt, PositiveInt, Section
+from dl2pa.config.sweep import common_keys
 from dl2pa.config.yaml_core import value_text
 from dl2pa.errors import UserError
 
@@ -205,7 +206,7 @@ def _check_keys(content: dict[str, Any], space: list[Parameter]) -> None:
     overrides = content.get("overrides")
     for parameter in space:
         field = f"search.parameters.{parameter.key}"
-        if isinstance(overrides, dict) and parameter.key in overrides:
+        if isinstance(overrides, dict) and common_keys([parameter.key], overrides):
             message, remedy = "is also set by search.overrides", "Remove the key from one of them."
             raise UserError(field, content["parameters"][parameter.key], message, remedy)
         if content.get("sampler") == "grid" and parameter.form != CHOICE:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,16 @@ class Sweep(Section):
             raise UserError("sweep.seeds", self.seeds, message, "Remove one of them.")
         return self
 
+    @model_validator(mode="after")
+    def _refuse_hidden_overrides(self) -> Sweep:
+        for name, keys in (("grid", [*self.grid]), ("seeds", [] if self.seeds is None else ["train.seed"])):
+            if same := common_keys(keys, self.overrides):
+                message = f"sets {same[0]}, which has no effect, because sweep.{name} varies this key"
+                raise UserError(
+                    "sweep.overrides", self.overrides, message, "Remove the key from one of them."
+                )
+        return self
+
     def override_texts(self) -> list[str]:
         """Return the overrides in the form of the command line."""
         return _texts(self.overrides)
@@ -67,6 +78,19 @@ class Sweep(Section):
             f"{key}={','.join(map(value_text, values)) if isinstance(values, list | tuple) else _text(values)}"
             for key, values in axes.items()
         ]
+
+
+def common_keys(keys: Collection[str], values: Mapping[str, Any]) -> list[str]:
+    """Return the keys that settings by key also set, perhaps as part of a section: `optim: {lr: 0.1}`."""
+    return sorted(set(keys) & {*values, *_inner_keys(values)})
+
+
+def _inner_keys(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _inner_keys(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
 
 
 def _texts(values: dict[str, Any]) -> list[str]:

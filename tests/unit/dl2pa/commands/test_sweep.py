@@ -157,7 +157,13 @@ def test_a_grid_on_the_command_line_replaces_that_of_the_file(plan: Callable[...
     [
         (["sweep.yaml", "train.seed=3"], "has no effect, because the grid varies this key"),
         (["sweep.yaml", "optim.lr=1"], r"Leave it out, or replace the values of the grid: --grid optim.lr=1"),
+        (
+            ["sweep.yaml", "optim={lr: 1}"],
+            r"Leave it out, or replace the values of the grid: --grid optim.lr=1",
+        ),
         (["tiny.yaml", "optim.lr=1", "--grid", "optim.lr=1,2"], "has no effect"),
+        (["section.yaml"], "is set by the variant and by sweep.grid"),
+        (["margin.yaml", "--grid", "method.margin=0,0.1"], "is set by the variant d"),
         (["sweep.yaml", "--grid", "train.seed=1", "--seeds", "0..1"], "are also given by --grid train.seed"),
         (["sweep.yaml", "--grid", "method.margin=0,0.1"], "is set by the variant b"),
         (["seed.yaml", "--seeds", "0..1"], r"train.seed is set by the variant c\. Leave it out"),
@@ -168,7 +174,12 @@ def test_settings_that_a_grid_would_hide_are_refused(
     arguments: list[str], message: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seed = {"config": "tiny.yaml", "variants": {"c": {"train.seed": 7}}}
-    for name, sweep in {"sweep": SWEEP, "seed": seed, "both": {**seed, "seeds": "0..1"}}.items():
+    margin, section = (
+        {**SWEEP, "variants": {"d": v}} for v in ({"method": {"margin": 0.2}}, {"optim": {"lr": 0.3}})
+    )
+    files = {"sweep": SWEEP, "seed": seed, "both": {**seed, "seeds": "0..1"}}
+    files |= {"margin": margin, "section": section}
+    for name, sweep in files.items():
         Path(f"{name}.yaml").write_text(yaml.safe_dump({"sweep": sweep}))
     assert main(["sweep", *arguments, "--dry-run"]) == 2
     assert re.search(message, capsys.readouterr().err)

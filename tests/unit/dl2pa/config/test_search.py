@@ -70,6 +70,7 @@ def test_the_calibration_error_is_minimized_unless_the_file_says_otherwise(tmp_p
         ({"sampler": "grid"}, PARAMETER),
         ({"sampler": "genetic"}, "search.sampler"),
         ({"overrides": {"optim.lr": 0.1}}, PARAMETER),
+        ({"overrides": {"optim": {"lr": 0.1}}}, PARAMETER),
         ({"trials": 0}, "search.trials"),
         ({"metric": "loss"}, "search.metric"),
         ({"direction": "up"}, "search.direction"),

@@ -111,7 +111,7 @@ class _Explainer:
             return self._not_text(field, value, key, first["loc"], len(same) - 1)
         cause = first.get("ctx", {}).get("error")
         if isinstance(cause, UserError):
-            return UserError(field, value, cause.message, cause.remedy)
+            return UserError(field, value, cause.message, cause.remedy) if first["loc"] else cause
         known = self._keys.get(self._name(key))
         if known is None:
             return self._section(key, first)

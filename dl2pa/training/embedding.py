@@ -23,19 +23,19 @@ class EmbeddingQuality:
         class_mean_top1: accuracy of the nearest class mean of the training images.
         compactness: mean over classes of the mean cosine of validation features to their class's mean direction.
         mean_class_cosine, largest_class_cosine: mean and maximum cosine between the mean directions of two
-            validation classes; NaN with one class.
+            validation classes; None with one class.
         num_reference, num_validated: images in the training and validation split.
     """
 
     knn_top1: float
     class_mean_top1: float
     compactness: float
-    mean_class_cosine: float
-    largest_class_cosine: float
+    mean_class_cosine: float | None
+    largest_class_cosine: float | None
     num_reference: int
     num_validated: int
 
-    def metrics(self) -> dict[str, float | int]:
+    def metrics(self) -> dict[str, float | int | None]:
         return asdict(self)
 
 
@@ -68,8 +68,8 @@ def measure_quality(
         knn_top1=100.0 * neighbors / len(labels_m),
         class_mean_top1=100.0 * class_means / len(labels_m),
         compactness=float(lengths.mean()),
-        mean_class_cosine=float(between.mean()),
-        largest_class_cosine=float(between.max()) if len(between) else math.nan,
+        mean_class_cosine=float(between.mean()) if len(between) else None,
+        largest_class_cosine=float(between.max()) if len(between) else None,
         num_reference=len(reference_n),
         num_validated=len(labels_m),
     )

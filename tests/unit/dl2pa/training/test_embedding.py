@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -52,3 +53,14 @@ def test_fewer_references_than_neighbors() -> None:
     found = measure_quality(features, torch.arange(3), features, torch.arange(3), 3)
     assert (found.knn_top1, found.class_mean_top1, found.compactness) == (100, 100, 1)
     assert (found.mean_class_cosine, found.largest_class_cosine) == (0, 0)
+
+
+def test_one_validation_class_gives_valid_json() -> None:
+    features = torch.eye(3)
+    found = measure_quality(features, torch.arange(3), features[:1], torch.zeros(1, dtype=torch.int64), 3)
+    metrics = json.loads(json.dumps(found.metrics(), allow_nan=False))
+    assert (metrics["knn_top1"], metrics["mean_class_cosine"], metrics["largest_class_cosine"]) == (
+        100,
+        None,
+        None,
+    )

@@ -106,6 +106,7 @@ class Group:
 def group_runs(runs: Iterable[Run]) -> list[Group]:
     """Group runs by recipe and data; groups are ordered by method and embedding dimension."""
     by_recipe: dict[str, tuple[Identity, list[Run]]] = {}
+    data: dict[str, set[str]] = {}
     for run in runs:
         identity = run_identity(run.config, run.result.epochs)
         result = run.result
@@ -114,17 +115,28 @@ def group_runs(runs: Iterable[Run]) -> list[Group]:
         size = (result.num_validated, result.num_classes, steps, run.changed)
         key = json.dumps([identity, size], sort_keys=True)
         by_recipe.setdefault(key, (identity, []))[1].append(run)
+        known = data.setdefault(_text(identity), set())
+        if run.data_fingerprint is not None:
+            known.add(run.data_fingerprint)
     groups = [
         _group(identity, part, images)
         for identity, same in by_recipe.values()
-        for images, part in _by_images(same).items()
+        for images, part in _by_images(same, len(data[_text(identity)]) > 1).items()
     ]
     return sorted(groups, key=lambda g: (g.method, g.dim, g.is_cut, -g.epochs, str(g.runs[0].path)))
 
 
-def _by_images(runs: Sequence[Run]) -> dict[str | None, list[Run]]:
-    """Divide runs of a recipe by the fingerprint of their data, because its path is not part of the recipe."""
-    if len({run.data_fingerprint for run in runs} - {None}) < 2:
+def _text(identity: Identity) -> str:
+    return json.dumps(identity, sort_keys=True)
+
+
+def _by_images(runs: Sequence[Run], several: bool) -> dict[str | None, list[Run]]:
+    """Divide runs of a recipe by the fingerprint of their data, because its path is not part of the recipe.
+
+    Args:
+        several: whether the recipe, perhaps in other runs, was trained on several data sets.
+    """
+    if not several:
         return {None: list(runs)}
     parts: dict[str | None, list[Run]] = {}
     for run in runs:

@@ -32,9 +32,14 @@ def gaps(comparison: Comparison) -> dict[str, float]:
 
 
 def metrics(comparison: Comparison) -> dict[str, float]:
-    """Metrics of the report: the gaps, and mean and standard deviation over seeds of each group by its name."""
+    """Metrics of the report: the gaps, and mean and standard deviation over seeds of each group by its name.
+
+    Groups whose configuration changed between attempts have no single recipe and are left out.
+    """
     values = gaps(comparison)
     for group in comparison.groups:
+        if group.changed:
+            continue
         name = group_name(group.runs[0].config) + (f" {group.images}" if group.images else "")
         values[f"last_mean/{name}"] = round(group.last.mean, 2)
         if group.last.std is not None:

@@ -8,8 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dl2pa.config import Config
+from dl2pa.reporting.compare import compare
 from dl2pa.reporting.groups import Group, Summary, group_runs
 from dl2pa.reporting.runs import Run, read_run
+from dl2pa.reporting.verdict import metrics
 
 MakeRun = Callable[..., Path]
 
@@ -123,6 +126,26 @@ def test_other_images_separate_groups(make_run: MakeRun) -> None:
     groups = groups_of(*paths)
     assert [(group.last.mean, group.n, group.repeats) for group in groups] == [(50.5, 2, ()), (70.5, 2, ())]
     assert [group.images for group in groups] == ["one", "other"]
+
+
+def test_data_sets_of_different_size_are_told_apart(make_run: MakeRun) -> None:
+    runs = [make_run(fingerprint=name, num_validated=n, last=n) for name, n in (("one", 20), ("other", 30))]
+    assert [group.images for group in groups_of(*runs)] == ["one", "other"]
+    comparison = compare([read_run(path) for path in runs], None)
+    assert sorted(metrics(comparison).values()) == [20.0, 30.0]
+
+
+def test_a_run_with_changes_does_not_replace_the_metrics_of_its_recipe(
+    make_run: MakeRun, config_with: Callable[..., Config]
+) -> None:
+    config, other = (config_with({"train.seed": 1, "optim.lr": lr}) for lr in (0.1, 9.0))
+    runs = [
+        make_run(last=50.0),
+        make_run(config, last=20.0, attempts=[other, config]),
+    ]
+    comparison = compare([read_run(path) for path in runs], None)
+    assert [group.changed for group in comparison.groups] == [(), ("optim.lr",)]
+    assert list(metrics(comparison).values()) == [50.0]
 
 
 def test_a_run_that_did_not_record_its_images_joins_the_only_ones(make_run: MakeRun) -> None:

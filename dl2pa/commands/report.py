@@ -12,6 +12,7 @@ from typing import Any
 from dl2pa.commands.options import add_run, add_tables, check_output_folder, nonempty_path, nonempty_text
 from dl2pa.commands.output import note, say, table
 from dl2pa.config.published import published_file
+from dl2pa.config.tracking import check_experiment
 from dl2pa.errors import EXIT_DONE, UserError
 from dl2pa.reporting import Comparison, compare, find_runs, read_run, record, write_report
 from dl2pa.reporting.compare import Entry
@@ -71,6 +72,8 @@ def run(args: argparse.Namespace) -> int:
         return _compare_paired(args)
     if args.metric is not None:
         raise UserError("--metric", args.metric, "requires --paired", "Add --paired VARIANT, or remove it.")
+    if args.mlflow is not None:
+        check_experiment("--mlflow", args.mlflow)
     if args.uri is not None:
         _check_uri(args)
     if any(is_search(path) for path in args.run):
@@ -121,9 +124,14 @@ def _compare_paired(args: argparse.Namespace) -> int:
 
 def _refuse_with(option: str, args: argparse.Namespace) -> None:
     """Refuse options of the report on all runs."""
-    others = {"--published": args.published, "--tables": args.tables, "--mlflow": args.mlflow}
+    others = {
+        "--published": args.published,
+        "--tables": args.tables,
+        "--mlflow": args.mlflow,
+        "--uri": args.uri,
+    }
     for other, value in others.items():
-        if value:
+        if value is not None and value is not False:
             raise UserError(other, str(value), f"cannot be combined with {option}", "Remove one of them.")
 
 
@@ -139,6 +147,9 @@ def _compare(args: argparse.Namespace) -> int:
     if args.paired is not None:
         message = "cannot be combined with --compare"
         raise UserError("--paired", args.paired, message, "Remove one of them.")
+    if args.metric is not None:
+        remedy = "Remove it; the comparison shows all metrics."
+        raise UserError("--metric", args.metric, "cannot be combined with --compare", remedy)
     first, second = args.compare
     differences = compare_runs(first, second, args.all)
     blocks, content = compose_differences(differences), asdict(differences)

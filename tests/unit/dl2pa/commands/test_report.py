@@ -86,6 +86,11 @@ def test_the_shipped_tables_are_found_from_anywhere(runs: Path, capsys: pytest.C
         (["runs/0", "--mlflow", "x", "--uri", "none"], "--uri"),
         (["runs/0", "--mlflow", "x", "--uri", "sqlite:////proc/none/x.db"], "--uri"),
         (["runs/0", "train.epochs=3"], "run"),
+        (["runs/0", "--mlflow", ""], "--mlflow"),
+        (["runs/0", "--mlflow", " "], "--mlflow"),
+        (["--compare", "runs/0", "runs/1", "--metric", "ece_last"], "--metric"),
+        (["--compare", "runs/0", "runs/1", "--uri", "http://x"], "--uri"),
+        (["runs/0", "--paired", "x", "--uri", "http://x"], "--uri"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 
 from dl2pa.bench import LINK_GB_PER_S
 from dl2pa.commands.options import add_config
@@ -34,8 +35,8 @@ def run(args: argparse.Namespace) -> int:
 
     for option in ("devices", "steps", "link", "price"):
         value = getattr(args, option)
-        if value is not None and value <= 0:
-            raise UserError(f"--{option}", value, "must be positive", "Give a positive number.")
+        if value is not None and not 0 < value < math.inf:
+            raise UserError(f"--{option}", value, "must be positive and finite", "Give a positive number.")
     try:
         with placed(finder([(args.config, args.overrides)])):
             config = follow_weights(load_config(args.config, args.overrides, check_files))

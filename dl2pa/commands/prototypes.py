@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     from dl2pa.geometry.plot import plot_prototypes
 
     other = None if args.compare_with is None else _load(args)
-    with _Progress() as progress:
+    with _Progress() as progress, _naming_options():
         prototypes = build_prototypes(args.num_classes, args.dim, args.construction, args.seed, progress)
     if args.out is not None:
         save_prototypes(prototypes, args.out)
@@ -94,10 +94,8 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError("--construction", args.construction, "is not a construction", remedy)
     if args.seed < 0:
         raise UserError("--seed", args.seed, "must not be negative", "Give 0 or more.")
-    try:
+    with _naming_options():
         check_defined(args.construction, args.num_classes, args.dim)
-    except UserError as error:
-        raise UserError(_OPTIONS[error.field], error.value, error.message, error.remedy) from None
     if args.out is not None:
         check_written_file(args.out, "--out")
         check_output_file("--out", args.out)
@@ -105,7 +103,7 @@ def _check(args: argparse.Namespace) -> None:
         check_plot_file(args.plot)
         check_output_file("--plot", args.plot)
     if args.compare_with is not None:
-        with _naming_compare_with(args.compare_with):
+        with _naming("--compare-with", args.compare_with):
             check_prototype_file(args.compare_with, args.num_classes, args.dim)
     for flag in ("batch_size", "num_epoch"):
         if getattr(args, flag) is not None:
@@ -115,17 +113,27 @@ def _check(args: argparse.Namespace) -> None:
 def _load(args: argparse.Namespace) -> Prototypes:
     from dl2pa.geometry import load_prototypes
 
-    with _naming_compare_with(args.compare_with):
+    with _naming("--compare-with", args.compare_with):
         return load_prototypes(args.compare_with, args.num_classes, args.dim)
 
 
 @contextmanager
-def _naming_compare_with(path: Path) -> Generator[None]:
+def _naming(option: str, path: Path) -> Generator[None]:
     """Name the option in errors of its file."""
     try:
         yield
     except UserError as error:
-        raise UserError("--compare-with", str(path), error.message, error.remedy) from None
+        raise UserError(option, str(path), error.message, error.remedy) from None
+
+
+@contextmanager
+def _naming_options() -> Generator[None]:
+    """Name the options in errors of a construction."""
+    try:
+        yield
+    except UserError as error:
+        field = _OPTIONS.get(error.field, error.field)
+        raise UserError(field, error.value, error.message, error.remedy) from None
 
 
 class _Progress:

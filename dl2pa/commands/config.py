@@ -43,6 +43,8 @@ def _resolved(args: argparse.Namespace) -> str:
 
     if args.config is None:
         raise UserError("command line", "config", "CONFIG is missing", "See `dl2pa config --help`.")
+    if args.markdown:
+        raise UserError("--markdown", True, "requires --explain", "Leave it out.")
     config = follow_weights(load_config(args.config, args.overrides))
     if args.groups:
         return _groups(config, args.json)

@@ -289,7 +289,7 @@ def _raise_error(code: int, output: str, run: RunDirectory) -> NoReturn:
     with suppress(ValueError, LookupError, TypeError):
         error = json.loads(output.splitlines()[-1])["error"]
     if code == EXIT_USER_ERROR and error:
-        raise UserError(error["field"], error["value"], error["message"], error["remedy"])
+        raise UserError.from_dict(error)
     reason = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
     raise TrainingFailure(f"{error.get('message') or reason}; see {run.logs}")
 

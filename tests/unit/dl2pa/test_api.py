@@ -15,6 +15,7 @@ import pytest
 
 import dl2pa
 from dl2pa import TrainingFailure, UserError, api
+from dl2pa.errors import UserErrors
 from dl2pa.process import shown_words
 from dl2pa.rundir import RunDirectory
 from dl2pa.tracking.sync_state import SyncState, save_sync_state
@@ -105,6 +106,16 @@ def test_error_of_the_training_process_is_raised_here(folder: Path) -> None:
         dl2pa.train({**CONFIG, "data": data}, quiet=True)
     assert (caught.value.field, caught.value.value) == ("data.root", "gone")
     assert not any(folder.iterdir())
+
+
+def test_all_problems_of_the_training_process_are_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    problems = UserErrors(
+        [UserError("a", 1, "is wrong", "Mend it."), UserError("b", 2, "is, too", "Mend it.")]
+    )
+    started(monkeypatch, 2, json.dumps({"error": problems.as_dict()}))
+    with pytest.raises(UserError, match="2 problems") as caught:
+        dl2pa.train(CONFIG)
+    assert [problem.field for problem in caught.value.problems] == ["a", "b"]
 
 
 def started(monkeypatch: pytest.MonkeyPatch, code: int = 75, output: str = "") -> list[list[str]]:

@@ -13,8 +13,10 @@ from dl2pa.local_ranks import run_ranks, work_as_rank
 from dl2pa.osutil import write_atomically
 
 if TYPE_CHECKING:
+    from dl2pa.config import Config
     from dl2pa.evaluation.layers import Layers
     from dl2pa.evaluation.sources import Source
+    from dl2pa.training.distributed import World
     from dl2pa.training.evaluate import Evaluation
 
 _MODULES = (__name__, "dl2pa.evaluation.measure", "dl2pa.evaluation.sources", "torch._dynamo")
@@ -86,10 +88,10 @@ def main(arguments: Sequence[str]) -> int:
 
 def _evaluate(job: Job, folder: Path) -> None:
     from dl2pa.evaluation.measure import evaluate_all, open_job
-    from dl2pa.training.distributed import join_world, leave_world
+    from dl2pa.training.distributed import leave_world
 
     config, targets, classifier = open_job(job)
-    world = join_world(config)
+    world = _join(config)
     results = evaluate_all(config, classifier.to(world.device), targets, world)
     if world.is_main:
         for index, result in enumerate(results):
@@ -100,16 +102,24 @@ def _evaluate(job: Job, folder: Path) -> None:
 def _compute(job: Job, folder: Path) -> None:
     from dl2pa.evaluation.sources import Source, compute_sources
     from dl2pa.recorded_run import load_run_config
-    from dl2pa.training.distributed import join_world, leave_world
+    from dl2pa.training.distributed import leave_world
 
     config = load_run_config(Path(job.run), job.overrides)
     sources = [Source(**source) for source in job.sources]
     opened = [(source, source.open(config)) for source in sources]
-    world = join_world(config)
+    world = _join(config)
     layers = compute_sources(config, Path(job.model), opened, world, job.with_backbone)
     for index, part in enumerate(layers):
         part.save(_part(folder, index, world.rank))
     leave_world()
+
+
+def _join(config: Config) -> World:
+    """Join the processes. `train.sync_bn`, which needs GPUs, has no effect on a trained model."""
+    from dl2pa.training.distributed import join_world
+
+    train = config.train.model_copy(update={"sync_bn": False})
+    return join_world(config.model_copy(update={"train": train}))
 
 
 def _part(folder: Path, index: int, rank: int) -> Path:

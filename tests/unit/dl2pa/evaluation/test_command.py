@@ -134,7 +134,15 @@ def test_the_model_is_loaded_once_for_all_sets(
     assert validation["top1"] == json.loads((run / "result.json").read_text())["top1_last"]
 
 
+def set_sync_bn(run: Path) -> None:
+    """Record `train.sync_bn`, as of a run on GPUs; an evaluation on CPUs does not need it."""
+    config = (run / "config.yaml").read_text()
+    assert "sync_bn: false" in config
+    (run / "config.yaml").write_text(config.replace("sync_bn: false", "sync_bn: true"))
+
+
 def test_several_processes_count_the_same(run: Path, subset: Path, images: Path) -> None:
+    set_sync_bn(run)
     sets = ("--set", f"four={subset}", "--only-present-classes")
     alone = evaluate(run, *sets).result
     shutil.rmtree(run / "evaluations")
@@ -145,6 +153,7 @@ def test_several_processes_count_the_same(run: Path, subset: Path, images: Path)
 
 
 def test_several_processes_detect_and_retrieve_the_same(run: Path, images: Path, tmp_path: Path) -> None:
+    set_sync_bn(run)
     other = write_images(tmp_path / "other", {"sun": 30}, 8, spread=160)
     options = ("--ood", f"sun={other}", "--retrieval", "train.eval_batch_size=5")
     alone = evaluate(run, *options)

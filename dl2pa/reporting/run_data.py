@@ -72,9 +72,15 @@ class RunData(FinishedRun):
         curve = self.points.get("val/top1", ())
         return math.ceil(best_point(curve)[0] / self.steps_per_epoch) if curve else 0
 
-    def values(self, name: str) -> list[float]:
-        """Finite values of a metric, ordered by step."""
-        return [value for _, value in self.points.get(name, ()) if math.isfinite(value)]
+    def values(self, name: str, after: int = 0) -> list[float]:
+        """Finite values of a metric after a step, ordered by step."""
+        return [value for step, value in self.points.get(name, ()) if step > after and math.isfinite(value)]
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps that trained the learned classifier of the warm-up, which has a loss of its own."""
+        is_dynamic = self.config.assignment == "dynamic"
+        return self.config.method.match.warmup_epochs * self.steps_per_epoch if is_dynamic else 0
 
 
 def load_run_data(finished: FinishedRun) -> RunData:
@@ -125,7 +131,10 @@ def check_run(run_data: RunData) -> list[Check]:
 
 
 def _check_learning(run_data: RunData) -> Iterator[Check]:
-    result, loss = run_data.result, run_data.values("train/loss")
+    warmup = run_data.warmup_steps
+    # A logged loss is the mean since the log point before.
+    after = warmup + run_data.config.train.log_every_steps - 1 if warmup else 0
+    result, loss = run_data.result, run_data.values("train/loss", after)
     top1 = result["top1_last"]
     if len(loss) > 1:
         level, verb = ("good", "fell") if loss[-1] < loss[0] else ("bad", "did not fall")

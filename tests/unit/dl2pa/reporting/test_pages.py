@@ -144,6 +144,23 @@ def test_only_an_accuracy_close_to_chance_level_is_a_bad_sign(
     assert any("chance level" in check.text for check in checks) == is_close
 
 
+def test_the_loss_of_the_warm_up_is_not_compared(
+    run_data: RunData, config_with: Callable[..., Config]
+) -> None:
+    points = {"train/loss": [(100, 4.0), (200, 3.0), (225, 2.0), (250, 0.2), (300, 0.3)]}
+    config = config_with({"method.match": {"warmup_epochs": 2}, "train.log_every_steps": 50})
+    texts = {
+        check.text
+        for settings in (run_data.config, config)
+        for check in check_run(replace(run_data, config=settings, points=points))
+        if "training loss" in check.text
+    }
+    assert texts == {
+        "The training loss fell: 4 first, 0.3 last.",
+        "The training loss did not fall: 0.2 first, 0.3 last.",
+    }
+
+
 def test_the_best_epoch_is_an_integer_also_in_a_cut_run(run_data: RunData) -> None:
     cut = replace(run_data, points={"val/top1": [(1000, 20.0), (1040, 30.0)]})
     assert (cut.best_epoch, run_data.best_epoch) == (11, 10)

@@ -75,11 +75,15 @@ def check_settings(args: argparse.Namespace) -> None:
         UserError: the first invalid one.
     """
     from dl2pa.rundir import find_model_file
+    from pipelines.datasets.named import names_a_list
 
     if args.batch_size is not None and args.batch_size < 1:
         raise UserError("--batch-size", args.batch_size, "must be at least 1", "Give 1 or more.")
     if args.root is not None and not args.root.is_dir():
         raise UserError("--root", str(args.root), "is not a folder", "Give the folder of the listed images.")
+    if args.root is not None and not names_a_list(map(str, args.images), args.list):
+        message, remedy = "has no effect without a list of images", "Leave it out, or add --list."
+        raise UserError("--root", str(args.root), message, remedy)
     if args.loader == "dali" and not _has_dali():
         raise UserError("--loader", "dali", "DALI is not installed", "Give --loader torchvision.")
     if args.checkpoint == "final":

@@ -103,6 +103,11 @@ def find_images(words: Iterable[str], root: Path | None = None, lists: bool = Fa
     return images
 
 
+def names_a_list(words: Iterable[str], lists: bool) -> bool:
+    """Whether a word is a list of images."""
+    return lists or any(map(_is_list, words))
+
+
 def names_only_files(words: Iterable[str], lists: bool) -> bool:
     """Whether all words are names of single files."""
     return not lists and all(Path(word).is_file() and not _is_list(word) for word in words)

@@ -403,4 +403,6 @@ def test_every_shipped_sweep_has_variants_that_are_valid_and_differ(path: Path) 
         config = load_config(path.parent / str(file or sweep.config), [*sweep.override_texts(), *overrides])
         check_method(config, 100)
         fingerprints.add(fingerprint(config))
+        if not any(text.startswith("method.loss=") for text in overrides):
+            assert not [text for text in warnings(config, 100) if text.startswith("method.scale is ignored")]
     assert len(fingerprints) == len(sweep.variants) > 1

@@ -229,6 +229,7 @@ class DataFacts:
 
     identity: Identity
     num_train: int
+    num_classes: int
     groups: frozenset[str] = frozenset()
 
 
@@ -237,7 +238,7 @@ def facts_of(data: DataSplits) -> DataFacts:
     from dl2pa.training.data import sizes_of
 
     identity = data_identity(data.fingerprint, data.classes)
-    return DataFacts(identity, sizes_of(data).num_train, frozenset(data.groups or ()))
+    return DataFacts(identity, sizes_of(data).num_train, len(data.classes), frozenset(data.groups or ()))
 
 
 def check_resume(plan: RunPlan, data: DataFacts | None = None) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from dl2pa.commands.options import add_overrides, add_slurm_request, nonempty_path, nonempty_text
 from dl2pa.commands.output import note, say, table
+from dl2pa.commands.setting_warnings import note_warnings
 from dl2pa.config import Config, fingerprint, flat_overrides
 from dl2pa.config.gather import Problems
 from dl2pa.config.paths import expand_path, literal_path
@@ -252,6 +253,7 @@ def _run_here(plan: SearchPlan, args: argparse.Namespace) -> int:
     facts = check_trainings([(end.config, end.nproc) for end in plan.ends])
     check_initial_weights(plan.ends)
     check_search(plan, facts[plan.config.data.model_dump_json()])
+    note_warnings(plan.ends, facts)
     if args.dry_run:
         return print_dry_run(plan, args.json)
 

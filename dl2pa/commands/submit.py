@@ -23,6 +23,7 @@ from dl2pa.commands.options import (
     nonempty_path,
 )
 from dl2pa.commands.output import note, say
+from dl2pa.commands.setting_warnings import note_warnings
 from dl2pa.config import dump_config, merge, parse_config
 from dl2pa.config.identity import RECIPE_TAG, run_title
 from dl2pa.config.places import finder, placed
@@ -166,7 +167,7 @@ def options_of(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def check_runs(plans: Sequence[RunPlan], request: Request) -> None:
-    """Check for every error that would end a job after it has queued.
+    """Check for every error that would end a job after it has queued; print warnings about settings.
 
     Raises:
         UserError: naming the invalid field.
@@ -185,6 +186,7 @@ def check_runs(plans: Sequence[RunPlan], request: Request) -> None:
     check_initial_weights(plans)
     _check_unused(plans)
     slurm.check_with_cluster(_script(plans, request, plans[0].label))
+    note_warnings(plans, data)
 
 
 def note_duration(run: RunDirectory, request: Request) -> None:

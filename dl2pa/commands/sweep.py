@@ -24,6 +24,7 @@ from dl2pa.commands.options import (
 )
 from dl2pa.commands.output import note, say
 from dl2pa.commands.published_runs import expand_results, select_results
+from dl2pa.commands.setting_warnings import note_warnings
 from dl2pa.commands.sweep_best import check_best, write_best
 from dl2pa.commands.sweep_outcomes import Outcome, damaged, print_outcomes, run_pool
 from dl2pa.config import Config, fingerprint
@@ -166,6 +167,7 @@ def _run(request: SweepRequest, args: argparse.Namespace) -> int:
     for plan in pending:
         check_resume(plan, data[plan.config.data.model_dump_json()])
     check_initial_weights(pending)
+    note_warnings(pending, data)
     tagged = [f"tracking.tags.sweep={json.dumps(tag)}"]
     tasks = [train_task(plan, parallel, tagged) for plan in pending]
     if args.dry_run and args.json:

@@ -207,10 +207,10 @@ def test_a_refused_override_of_resume_is_not_stored(override: str, run: RunDirec
 @pytest.mark.parametrize(
     ("facts", "field"),
     [
-        (DataFacts(data_identity("one", ["a", "b"]), 32), None),
-        (DataFacts(data_identity("other", ["a", "b"]), 32), "data.root"),
-        (DataFacts(data_identity("one", ["b", "a"]), 32), "data.classes"),
-        (DataFacts(data_identity("one", ["a", "b"]), 24), "train.epochs"),
+        (DataFacts(data_identity("one", ["a", "b"]), 32, 2), None),
+        (DataFacts(data_identity("other", ["a", "b"]), 32, 2), "data.root"),
+        (DataFacts(data_identity("one", ["b", "a"]), 32, 2), "data.classes"),
+        (DataFacts(data_identity("one", ["a", "b"]), 24, 2), "train.epochs"),
     ],
 )
 def test_other_data_is_refused_before_an_attempt(

@@ -100,6 +100,13 @@ def test_a_missing_optuna_is_refused_with_the_name_of_the_extra(
 
 
 @needs_optuna
+def test_warnings_about_settings_are_printed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("lr.yaml").write_text(yaml.safe_dump({"search": SEARCH}))
+    assert main(["search", "lr.yaml", "--dry-run", "method.loss=squared_cosine", "method.scale=9"]) == 0
+    assert capsys.readouterr().err.count("warning: method.scale is ignored: the loss is squared_cosine.") == 1
+
+
+@needs_optuna
 def test_a_dry_run_shows_the_command_of_the_first_trial(search: Command, folder: Path) -> None:
     code, output = search("--dry-run", "train.epochs=6")
     assert code == 0

@@ -241,6 +241,30 @@ def test_variants_of_a_sweep_file(plan: Callable[..., Planned], folder: Path) ->
     assert load_config(runs[4][0], texts).method.match.every_steps == 7
 
 
+def test_each_warning_is_printed_once_with_the_variants_that_it_concerns(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fixed = {"method.name": "dl2pa", "method.loss": "squared_cosine"}
+    variants: dict[str, Any] = {"learned": {"method.name": "psc"}}
+    for i in range(7):
+        variants[f"fixed {i}"] = {**fixed, "optim.lr": 0.1 + i}
+    tree = {"config": "tiny.yaml", "overrides": {"method.scale": 9, "optim.milestones": [1]}, "seeds": "0..1"}
+    (folder / "v.yaml").write_text(yaml.safe_dump({"sweep": {**tree, "variants": variants}}, sort_keys=False))
+    assert main(["sweep", "v.yaml", "--dry-run"]) == 0
+    assert [line for line in capsys.readouterr().err.splitlines() if "warning" in line] == [
+        "warning: optim.milestones is ignored: optim.schedule is cosine.",
+        "warning for 14 of 16 runs (fixed 0; fixed 1; fixed 2; fixed 3; fixed 4; 2 more): "
+        "method.scale is ignored: the loss is squared_cosine.",
+    ]
+    assert (
+        main(["sweep", "tiny.yaml", "--grid", "method.loss=squared_cosine,cross_entropy", "--dry-run"]) == 0
+    )
+    assert "warning" not in capsys.readouterr().err
+    words = ["--grid", "method.loss=squared_cosine,cross_entropy", "method.scale=9", "--dry-run"]
+    assert main(["sweep", "tiny.yaml", *words]) == 0
+    assert "warning for 1 of 2 runs: method.scale is ignored" in capsys.readouterr().err
+
+
 def test_published_results_are_run(plan: Callable[..., Planned], folder: Path) -> None:
     row = {"top1": [1.0, 2.0], "config": "tiny.yaml", "overrides": ["model.embedding_dim={column}"]}
     rows = {"dl2pa": row, "hpn": {**row, "overrides": [*row["overrides"], "method.name=hpn"]}}

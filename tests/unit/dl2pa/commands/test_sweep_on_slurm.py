@@ -177,3 +177,13 @@ def test_a_dry_run_prints_the_script_or_one_json_object(
     assert result["run_dirs"] == [str(folder / "run")]
     assert result["script_text"].strip() == script
     assert not (folder / "run").exists()
+
+
+@pytest.mark.parametrize(("command", "grid"), [("submit", "--array"), ("sweep", "--grid")])
+def test_warnings_about_settings_are_printed_before_a_job_is_queued(
+    command: str, grid: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ["--gpus-per-node", "0", *(["--slurm"] if command == "sweep" else [])]
+    words = [grid, "method.name=psc,dl2pa", "method.loss=null", "method.scale=9", "--dry-run"]
+    assert main([command, "tiny.yaml", *where, *words]) == 0
+    assert "warning for 1 of 2 runs: method.scale is ignored: the loss is" in capsys.readouterr().err

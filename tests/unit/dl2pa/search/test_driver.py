@@ -108,7 +108,7 @@ def planner(tmp_path: Path) -> Callable[[Trial], PlannedTrial]:
     def plan(trial: Trial) -> PlannedTrial:
         spec = RunSpec(config, tuple(overrides_of(SEARCH.space(), trial)))
         (run,) = plan_runs([spec], trial_folder(tmp_path / "search", trial.number))
-        return PlannedTrial(run, DataFacts({}, 80))
+        return PlannedTrial(run, DataFacts({}, 80, 10))
 
     return plan
 
